@@ -1,0 +1,60 @@
+# Everything on a fresh machine with Python >= 3.11 and a C++ compiler; nothing needs root.
+PYTHON ?= python3
+BIN := .venv/bin
+OUT ?= demo-out
+
+.PHONY: help demo test test-all check format simd clean
+
+SIMD := 12.1.1.post0
+
+help:
+	@echo "make demo      curate a small web with a known truth and train on it (under 5 minutes after set-up)"
+	@echo "make test      the fast tests (under 10 minutes)"
+	@echo "make test-all  all tests: servers, Ray, browser (needs Debian's chromium), kill suites, README commands"
+	@echo "make check     format, lint, types, import contract"
+	@echo "make simd      pillow-simd instead of pillow in .venv (docs/dependencies.md says when)"
+
+.venv/bin/uv:
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "headrace needs Python 3.11 or newer; run: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+# One stamp an extra, so that `make demo` installs only what it uses.
+.venv/installed-%: pyproject.toml constraints.txt | .venv/bin/uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[$*]'
+	@touch $@
+
+demo: .venv/installed-demo
+	$(BIN)/headrace demo --out $(OUT)
+
+test: .venv/installed-all
+	$(BIN)/python -m pytest -n 2 -m "not full"
+
+test-all: .venv/installed-all
+	$(BIN)/python -m pytest -n 2
+
+check: .venv/installed-all
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/installed-all
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# pillow-simd as PIL's provider: a wheel named pillow that holds nothing and requires pillow-simd keeps every resolver
+# content. --no-cache-dir, because pip's wheel cache does not look at CC and would hand out a build without AVX2.
+simd: .venv/installed-all
+	mkdir -p build/simd/shim
+	printf '%s\n' '[build-system]' 'requires = ["setuptools>=77"]' 'build-backend = "setuptools.build_meta"' \
+		'[project]' 'name = "pillow"' 'version = "$(SIMD)"' 'dependencies = ["pillow-simd==$(SIMD)"]' \
+		'[tool.setuptools]' 'packages = []' > build/simd/shim/pyproject.toml
+	$(BIN)/uv build --quiet --wheel build/simd/shim --out-dir build/simd
+	CC="cc -mavx2" $(BIN)/python -m pip wheel --quiet --no-cache-dir --no-deps --no-binary :all: \
+		pillow-simd==$(SIMD) --wheel-dir build/simd
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --find-links build/simd pillow==$(SIMD)
+	$(BIN)/python -c 'import PIL; print("PIL is now provided by pillow-simd", PIL.__version__)'
+
+clean:
+	rm -rf .venv $(OUT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

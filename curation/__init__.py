@@ -1,0 +1,1 @@
+"""URL list -> fetch -> annotate -> select -> build -> report. Stands on `headrace.shards` only."""

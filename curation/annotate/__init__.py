@@ -1,0 +1,123 @@
+"""Stage 2: raw shards -> columns.
+
+One folder an annotator and its settings, one table a raw shard, in raw order. So a new annotator, or one with other
+settings, never computes an old column again. The one thing a reader would get wrong: nothing is dropped here; an
+image that does not decode has a row, with `decode_error`.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from headrace import remote
+from headrace.config import canonical_json
+from headrace.curation.annotate.config import ANNOTATORS, AnnotateConfig, annotators
+from headrace.curation.annotate.protocol import digest, file_sha256, identity
+from headrace.curation.annotate.tables import annotation_digests, annotation_folders, read_annotations
+from headrace.curation.engine import OnProgress, no_progress, run_units
+from headrace.curation.job import Job
+from headrace.shards.commit import committed, read_commit
+
+if TYPE_CHECKING:
+    from headrace.curation.annotate.unit import AnnotateUnit
+    from headrace.curation.recipe import Recipe
+
+__all__ = [
+    "ANNOTATORS",
+    "AnnotateConfig",
+    "AnnotateSummary",
+    "annotation_digests",
+    "annotation_folders",
+    "plan_annotate",
+    "read_annotations",
+    "run_annotate",
+]
+
+NUM_RECORD_READERS = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnnotateSummary:
+    """What all finished shards hold, whichever run did them."""
+
+    shards: int
+    samples: int
+    tables_written: int
+    """Tables of this run; the others were there."""
+    decode_errors: dict[str, int]
+    """Images that do not decode, by class."""
+
+    def __str__(self) -> str:
+        failed = ", ".join(f"{kind} {count}" for kind, count in self.decode_errors.items())
+        return (
+            f"{self.samples} samples in {self.shards} shards, {self.tables_written} tables written; "
+            f"{sum(self.decode_errors.values())} images do not decode{f' ({failed})' if failed else ''}"
+        )
+
+
+def plan_annotate(recipe: "Recipe") -> list[str]:
+    """Return what `run_annotate` would do."""
+    from headrace.curation.raw import raw_shards
+
+    job, config = Job(recipe.job), recipe.annotate
+    shards = raw_shards(job)
+    lines = [] if shards else [f"{job.raw} has no raw shards yet; fetch comes first"]
+    for name, annotator in annotators(config).items():
+        folder = job.annotations(name, digest(annotator))
+        models = "".join(f", {role} {url} ({file_sha256(url)[:8]})" for role, url in annotator.files().items())
+        todo = len(set(shards) - set(committed(folder)))
+        lines.append(f"{name}: {todo} of {len(shards)} shards to do in {folder}{models}")
+    return lines
+
+
+def run_annotate(recipe: "Recipe", *, on_progress: OnProgress = no_progress) -> AnnotateSummary:
+    """Run every annotator of the recipe on every raw shard it has not done yet."""
+    from headrace.curation.annotate.unit import annotate_shard
+    from headrace.curation.raw import raw_shards
+
+    job, config = Job(recipe.job), recipe.annotate
+    shards = raw_shards(job)
+    if not shards:
+        raise ValueError(f"{job.raw} has no raw shards; run headrace fetch first")
+    # All model files are read before anything is written.
+    identities = {name: identity(annotator) for name, annotator in annotators(config).items()}
+    for name, folder in annotation_folders(config, job).items():
+        for written in (folder, remote.join(folder, "commits")):
+            remote.remove_leftovers(written)
+        text = canonical_json(identities[name]) + "\n"
+        remote.put_if_absent(remote.join(folder, "annotator.json"), text.encode())
+    units = _units(job, config, shards)
+    run_units(annotate_shard, units, recipe.engine, on_progress)
+    return _summary(job, config, shards, tables_written=sum(len(unit.digests) for unit in units))
+
+
+def _units(job: Job, config: AnnotateConfig, shards: Iterable[str]) -> "list[AnnotateUnit]":
+    from headrace.curation.annotate.unit import AnnotateUnit
+
+    digests = annotation_digests(config)
+    done = {name: set(committed(job.annotations(name, value))) for name, value in digests.items()}
+    units = []
+    for shard in shards:
+        todo = tuple((name, value) for name, value in digests.items() if shard not in done[name])
+        if todo:
+            units.append(AnnotateUnit(job, shard, todo, config))
+    return units
+
+
+def _summary(job: Job, config: AnnotateConfig, shards: list[str], *, tables_written: int) -> AnnotateSummary:
+    # Any annotator that needs pixels counted the images that have none.
+    chosen = sorted(annotators(config).values(), key=lambda annotator: not annotator.needs_pixels)[0]
+    folder = job.annotations(chosen.name, digest(chosen))
+    with ThreadPoolExecutor(NUM_RECORD_READERS) as readers:
+        records = list(readers.map(lambda shard: read_commit(folder, shard), shards))
+    errors: Counter[str] = Counter()
+    for record in records:
+        errors.update(record["errors"])
+    return AnnotateSummary(
+        shards=len(shards),
+        samples=sum(record["rows"] for record in records),
+        tables_written=tables_written,
+        decode_errors=dict(sorted(errors.items())),
+    )

@@ -1,0 +1,120 @@
+"""Rows of one raw shard -> batches of decoded images, a bounded number of bytes and pixels at a time.
+
+Where a batch ends depends on the shard alone, so outputs do not depend on workers. The one thing a reader would get
+wrong: a batch may be shorter than `batch_size` anywhere in a shard, where its images are large.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from headrace.curation.annotate.decode import Decoded, decode
+from headrace.curation.annotate.hashes import sha256_hex
+from headrace.curation.annotate.protocol import Batch
+from headrace.shards.group import MAX_IMAGE_BYTES, group_members
+from headrace.shards.image import MAX_PIXELS
+from headrace.shards.read import read_payloads
+from headrace.shards.tar import TarMember, scan_tar
+
+MAX_BATCH_BYTES = MAX_IMAGE_BYTES
+MAX_BATCH_PIXELS = MAX_PIXELS
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row whose fetch succeeded; `sha256` is null where the raw parquet has none."""
+
+    key: str
+    caption: str | None
+    sha256: str | None
+
+
+@dataclass(slots=True)
+class _Pending:
+    """The batch being filled."""
+
+    rows: list[Row] = field(default_factory=list)
+    decoded: list[Decoded] = field(default_factory=list)
+    pixels: int = 0
+
+    def add(self, row: Row, decoded: Decoded) -> None:
+        self.rows.append(row)
+        self.decoded.append(decoded)
+        self.pixels += _num_pixels(decoded)
+
+    def take(self) -> Batch:
+        batch = _batch(self.rows, self.decoded)
+        self.rows, self.decoded, self.pixels = [], [], 0
+        return batch
+
+
+def batches_without_images(rows: Sequence[Row], batch_size: int) -> Iterator[Batch]:
+    """Yield batches for annotators that need no pixels; the tar is not read."""
+    for start in range(0, len(rows), batch_size):
+        chosen = rows[start : start + batch_size]
+        yield _batch(chosen, [Decoded()] * len(chosen))
+
+
+def batches_with_images(rows: Sequence[Row], tar_url: str, batch_size: int) -> Iterator[Batch]:
+    """Yield batches of decoded images in the order of `rows`. Raises ShardError if the tar is damaged."""
+    members = {
+        sample.key: sample.image for sample in group_members(scan_tar(tar_url), tar_url) if sample.image is not None
+    }
+    pending = _Pending()
+    for group in _readable(rows, members, batch_size):
+        spans = [(member.offset, member.size) for _, member in group if member is not None and _fits(member)]
+        payloads = iter(read_payloads(tar_url, spans))
+        for row, member in group:
+            data = next(payloads) if _fits(member) else None
+            decoded = decode(data) if data is not None else Decoded(error=_not_read(member))
+            if data is not None and row.sha256 is None:
+                row = Row(row.key, row.caption, sha256_hex(data))
+            if pending.rows and pending.pixels + _num_pixels(decoded) > MAX_BATCH_PIXELS:
+                yield pending.take()
+            pending.add(row, decoded)
+            if len(pending.rows) == batch_size:
+                yield pending.take()
+    if pending.rows:
+        yield pending.take()
+
+
+def _readable(
+    rows: Sequence[Row], members: dict[str, TarMember], batch_size: int
+) -> Iterator[list[tuple[Row, TarMember | None]]]:
+    """Cut rows where `batch_size` or the bytes to read are reached."""
+    group: list[tuple[Row, TarMember | None]] = []
+    num_bytes = 0
+    for row in rows:
+        member = members.get(row.key)
+        size = member.size if member is not None and _fits(member) else 0
+        if group and (len(group) == batch_size or num_bytes + size > MAX_BATCH_BYTES):
+            yield group
+            group, num_bytes = [], 0
+        group.append((row, member))
+        num_bytes += size
+    if group:
+        yield group
+
+
+def _fits(member: TarMember | None) -> bool:
+    return member is not None and member.size <= MAX_IMAGE_BYTES
+
+
+def _not_read(member: TarMember | None) -> str:
+    if member is None:
+        return "missing: the tar holds no image of this key"
+    return f"too-large: {member.size} bytes, over {MAX_IMAGE_BYTES}"
+
+
+def _num_pixels(decoded: Decoded) -> int:
+    return 0 if decoded.pixels is None else decoded.pixels.shape[0] * decoded.pixels.shape[1]
+
+
+def _batch(rows: Sequence[Row], decoded: Sequence[Decoded]) -> Batch:
+    return Batch(
+        keys=[row.key for row in rows],
+        captions=[row.caption for row in rows],
+        sha256=[row.sha256 for row in rows],
+        headers=[item.header for item in decoded],
+        images=[item.pixels for item in decoded],
+        errors=[item.error for item in decoded],
+    )

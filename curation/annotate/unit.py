@@ -1,0 +1,101 @@
+"""The unit of work: one raw shard, all annotators that are not done for it.
+
+Each image is read and decoded once for all of them. The one thing a reader would get wrong: an annotator is done for
+a shard when its own commit record exists, so a unit killed between two of them leaves the first one done.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from headrace import remote
+from headrace.curation.annotate.batches import Row, batches_with_images, batches_without_images
+from headrace.curation.annotate.config import AnnotateConfig, annotators
+from headrace.curation.annotate.decode import error_class
+from headrace.curation.annotate.protocol import Annotator, Batch, digest
+from headrace.curation.job import Job
+from headrace.curation.raw import raw_tar_url, read_raw
+from headrace.shards.commit import commit
+from headrace.shards.index import parquet_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotateUnit:
+    """One raw shard and the annotators to run, each with the digest its folder is named by."""
+
+    job: Job
+    shard: str
+    digests: tuple[tuple[str, str], ...]
+    config: AnnotateConfig
+
+    @property
+    def name(self) -> str:
+        return f"annotate {self.shard}"
+
+
+def annotate_shard(unit: AnnotateUnit) -> None:
+    """Run the unit's annotators on its shard; write and commit each one's table."""
+    known = annotators(unit.config)
+    chosen = {name: known[name] for name, _ in unit.digests}
+    for name, expected in unit.digests:
+        _check_digest(chosen[name], expected)
+    rows = _rows(unit)
+    errors: Counter[str] = Counter()
+    parts: dict[str, list[pa.Table]] = {name: [] for name in chosen}
+    for batch in _batches(unit, rows, chosen):
+        errors.update(error_class(error) for error in batch.errors if error is not None)
+        for name, annotator in chosen.items():
+            parts[name].append(_table(annotator, batch))
+    for name, expected in unit.digests:
+        table = pa.concat_tables([_schema(chosen[name]).empty_table(), *parts[name]])
+        found = dict(sorted(errors.items())) if chosen[name].needs_pixels else {}
+        write_annotations(unit.job.annotations(name, expected), unit.shard, table, found)
+
+
+def write_annotations(folder: str, shard: str, table: pa.Table, errors: Mapping[str, int]) -> None:
+    """Write one annotator's table of one shard, then its commit record."""
+    data = parquet_bytes(table)
+    remote.write_atomic(remote.join(folder, f"{shard}.parquet"), data)
+    record = {
+        "bytes": len(data),
+        "errors": dict(errors),
+        "rows": len(table),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    commit(folder, shard, record)
+
+
+def _check_digest(annotator: Annotator, expected: str) -> None:
+    if digest(annotator) != expected:
+        files = ", ".join(annotator.files().values()) or "none"
+        raise ValueError(
+            f"annotator {annotator.name}: this worker has another version of it, or other model files ({files}), than "
+            "the run was planned with; do not change them during a run, and give every machine the same ones"
+        )
+
+
+def _rows(unit: AnnotateUnit) -> list[Row]:
+    table = read_raw(unit.job, unit.shard).select(["key", "caption", "sha256", "status"])
+    return [
+        Row(row["key"], row["caption"], row["sha256"] or None)
+        for row in table.to_pylist()
+        if row["status"] == "success"
+    ]
+
+
+def _batches(unit: AnnotateUnit, rows: list[Row], chosen: Mapping[str, Annotator]) -> Iterator[Batch]:
+    if not any(annotator.needs_pixels for annotator in chosen.values()):
+        return batches_without_images(rows, unit.config.batch_size)
+    return batches_with_images(rows, raw_tar_url(unit.job, unit.shard), unit.config.batch_size)
+
+
+def _table(annotator: Annotator, batch: Batch) -> pa.Table:
+    columns = {"key": batch.keys, **annotator.annotate(batch)}
+    return pa.Table.from_pydict(columns, schema=_schema(annotator))
+
+
+def _schema(annotator: Annotator) -> pa.Schema:
+    return pa.schema([pa.field("key", pa.string()), *annotator.columns])

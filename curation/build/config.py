@@ -1,0 +1,37 @@
+"""What a recipe says about the curated shards.
+
+The one thing a reader would get wrong: `samples_per_shard` and `shuffle_window` are used by select, which writes
+the place of each kept row into the ledger; build only follows the ledger. Change them and select must run again.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildConfig:
+    """How kept rows become the curated dataset."""
+
+    samples_per_shard: int = 10_000
+    """Samples in each output shard; only the last one is shorter."""
+    shuffle_window: int = 16
+    """Raw shards whose kept rows are shuffled together; the raw shards one output shard may read from."""
+    blur_faces: bool = True
+    """Blur the boxes of the annotator `faces`; without that annotator the recipe is refused."""
+    jpeg_quality: int = 95
+    """Quality of the images that must be encoded again: those with faces, and formats without a metadata cut."""
+    failure_budget: float = 0.1
+    """Share of an output shard's rows that may fail before the run stops; judged from 100 rows on."""
+    columns: tuple[str, ...] = ()
+    """Columns to carry into the index beside the standard ones (every scalar annotation), such as `clip_embedding`."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.samples_per_shard <= 1_000_000:
+            raise ValueError(f"samples_per_shard must be 1..1000000, got {self.samples_per_shard}")
+        if self.shuffle_window < 1:
+            raise ValueError(f"shuffle_window must be at least 1 raw shard, got {self.shuffle_window}")
+        if not 50 <= self.jpeg_quality <= 100:
+            raise ValueError(f"jpeg_quality must be 50..100, got {self.jpeg_quality}")
+        if not 0 <= self.failure_budget <= 1:
+            raise ValueError(f"failure_budget must be 0..1, got {self.failure_budget}")
+        if len(set(self.columns)) != len(self.columns):
+            raise ValueError(f"columns names one column twice: {', '.join(self.columns)}")

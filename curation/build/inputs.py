@@ -1,0 +1,171 @@
+"""What one output shard is made from: the ledger's kept rows, raw shards and the annotations of each.
+
+Everything read here is cached by process and raw shard, as neighbouring output shards share a window of raw shards.
+The one thing a reader would get wrong: a damaged raw tar is not an error here; what can still be addressed is, and
+every payload is checked against its sha256 later.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from headrace import remote
+from headrace.curation.job import Job
+from headrace.curation.raw import raw_tar_url, read_raw
+from headrace.shards.commit import is_committed
+from headrace.shards.errors import ShardError
+from headrace.shards.index import INDEX_SCHEMA
+from headrace.shards.read import read_payloads
+from headrace.shards.tar import iterate_members
+from headrace.shards.windows import Windows
+
+# Facts of the fetched image that the index measures again on the published one, or that are null for all that is kept.
+_NOT_CARRIED = {"image_width", "image_height", "aspect", "image_format", "orientation", "decode_error"}
+FACE_BOXES = "face_boxes"
+_NO_IMAGE = {"txt", "json", "cls"}
+# Two shuffle windows of the default size.
+CACHED_SHARDS = 32
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeptRow:
+    """One kept row of the ledger."""
+
+    uid: str
+    input_file: str | None
+    input_row: int | None
+    url: str | None
+    raw_shard: str
+    key: str
+    out_index: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RawShard:
+    """A raw shard's payload places and tables."""
+
+    name: str
+    tar_url: str
+    spans: Mapping[str, tuple[int, int]]
+    """Where each key's image is."""
+    as_fetched: bool
+    """True if the payloads are the fetched bytes, so that the tables' sha256 is theirs (img2dataset may resize)."""
+    damage: str
+    """What is wrong with the tar; empty if nothing."""
+    schemas: tuple[pa.Schema, ...]
+    """Of the files that `tables` are of; those hold more columns, large ones among them."""
+    tables: tuple[pa.Table, ...]
+    """Raw table first, then one an annotator, aligned with `rows`."""
+    rows: tuple[Mapping[str, int], ...]
+    """For each table: key -> row number."""
+
+    def size_of(self, key: str) -> int:
+        """Return the payload's size; 0 if there is none."""
+        return self.spans.get(key, (0, 0))[1]
+
+    def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Return the payloads; None for a key without one."""
+        found = [key for key in keys if key in self.spans]
+        payloads = dict(zip(found, read_payloads(self.tar_url, [self.spans[key] for key in found]), strict=True))
+        return [payloads.get(key) for key in keys]
+
+    def facts(self, key: str) -> dict[str, Any] | None:
+        """Return every column of a key, annotations over raw ones; None if a table lacks the key."""
+        result: dict[str, Any] = {}
+        for table, rows in zip(self.tables, self.rows, strict=True):
+            if key not in rows:
+                return None
+            values = table.slice(rows[key], 1).to_pylist()[0]
+            result.update({name: value for name, value in values.items() if value is not None or name not in result})
+        return result
+
+    def fields(self) -> dict[str, tuple[pa.Field, bool]]:
+        """Return the columns that may be carried, and whether they are carried without being asked for."""
+        result: dict[str, tuple[pa.Field, bool]] = {}
+        for number, schema in enumerate(self.schemas):
+            for field in schema:
+                if field.name not in INDEX_SCHEMA.names and field.name not in result:
+                    standard = number > 0 and not pa.types.is_nested(field.type) and field.name not in _NOT_CARRIED
+                    result[field.name] = (field, standard)
+        return result
+
+
+def read_kept(job: Job, out_shard: str) -> list[KeptRow]:
+    """Return the ledger's rows for one output shard, in the order of their places."""
+    names = [field.name for field in fields(KeptRow)]
+    table = read_ledger(job, names, filters=[("kept", "=", True), ("out_shard", "=", out_shard)])
+    rows = sorted((KeptRow(**row) for row in table.to_pylist()), key=lambda row: row.out_index)
+    for before, after in pairwise(rows):
+        if before.out_index == after.out_index:
+            raise ValueError(f"{job.ledger}: place {after.out_index} of output shard {out_shard} is given twice")
+    if not rows:
+        raise ValueError(f"{job.ledger}: no kept row for output shard {out_shard}")
+    return rows
+
+
+def read_ledger(job: Job, columns: list[str], *, filters: list[tuple[str, str, Any]] | None = None) -> pa.Table:
+    """Return columns of the ledger; row groups that cannot match are not read. Raises FileNotFoundError."""
+    fs, path = remote.open_fs(remote.join(job.ledger, "ledger.parquet"))
+    return pq.read_table(path, filesystem=fs, columns=columns, filters=filters)
+
+
+@lru_cache(maxsize=CACHED_SHARDS)
+def load_raw_shard(
+    job: Job, name: str, annotations: tuple[tuple[str, str], ...], columns: tuple[str, ...] = ()
+) -> RawShard:
+    """Read where a raw shard's images are, and its tables: scalar columns, face boxes and `columns`.
+
+    Raises FileNotFoundError. Clear the cache when a run begins, as the files may have changed.
+    """
+    tar_url = raw_tar_url(job, name)
+    spans, damage = _image_spans(tar_url)
+    raw = read_raw(job, name)
+    schemas, tables = [raw.schema], [raw]
+    for annotator, folder in annotations:
+        schema, table = _read_annotation(annotator, remote.join(folder, f"{name}.parquet"), columns)
+        schemas.append(schema)
+        tables.append(table)
+    return RawShard(
+        name=name,
+        tar_url=tar_url,
+        spans=spans,
+        as_fetched=is_committed(job.raw, name),
+        damage=damage,
+        schemas=tuple(schemas),
+        tables=tuple(tables),
+        rows=tuple({key: number for number, key in enumerate(table["key"].to_pylist())} for table in tables),
+    )
+
+
+def _read_annotation(annotator: str, url: str, columns: tuple[str, ...]) -> tuple[pa.Schema, pa.Table]:
+    fs, path = remote.open_fs(url)
+    try:
+        with fs.open(path, "rb") as stream:
+            file = pq.ParquetFile(stream)
+            schema = file.schema_arrow
+            wanted = {FACE_BOXES, *columns}
+            names = [item.name for item in schema if not pa.types.is_nested(item.type) or item.name in wanted]
+            return schema, file.read(columns=names)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{url} is missing (annotator {annotator}); run `headrace annotate` first") from error
+    except pa.ArrowException as error:
+        raise ValueError(f"{url} is not a parquet file: {error}") from error
+
+
+def _image_spans(tar_url: str) -> tuple[dict[str, tuple[int, int]], str]:
+    """Return where each key's image is, as far as the tar can be read, and what stopped that."""
+    spans: dict[str, tuple[int, int]] = {}
+    with Windows(tar_url) as windows:
+        try:
+            for member in iterate_members(windows):
+                key, _, extension = member.name.partition(".")
+                if extension.lower() not in _NO_IMAGE:
+                    spans.setdefault(key, (member.offset, member.size))
+        except ShardError as error:
+            return spans, str(error)
+    return spans, ""

@@ -1,0 +1,195 @@
+"""One output shard: what it is made of, and making it.
+
+A unit is a pure function of the ledger's rows for one output shard; it writes tar, index and failures, then commits.
+The one thing a reader would get wrong: a row that fails leaves a gap in the keys and a row in the failures table; the
+places of all others stay what the ledger says.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from headrace import remote
+from headrace.curation.build.clean import clean_image
+from headrace.curation.build.config import BuildConfig
+from headrace.curation.build.inputs import KeptRow, RawShard, load_raw_shard, read_kept
+from headrace.curation.job import Job
+from headrace.shards.commit import is_committed
+from headrace.shards.index import parquet_bytes
+from headrace.shards.write import Sample, commit_shard, write_shard_files
+
+FAILURES_SCHEMA = pa.schema(
+    [
+        ("uid", pa.string()),
+        ("input_file", pa.string()),
+        ("input_row", pa.int64()),
+        ("raw_shard", pa.string()),
+        ("key", pa.string()),
+        ("reason", pa.string()),
+        ("message", pa.string()),
+    ]
+)
+
+BUILT_FIELDS = (pa.field("faces_blurred", pa.int16()), pa.field("reencoded", pa.bool_()))
+
+# One read of payloads holds at most this much, so that memory does not grow with the shard.
+READ_BYTES = 64 << 20
+MIN_JUDGED_ROWS = 100
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildUnit:
+    """One output shard, described so that any process can make it."""
+
+    name: str
+    """The output shard."""
+    job: str
+    """URL of the job."""
+    annotations: tuple[tuple[str, str], ...]
+    """(annotator, folder of its tables)."""
+    config: BuildConfig
+    inputs_digest: str
+    """Of the ledger and the settings: shards of another digest must not stand beside this one."""
+
+
+class RowError(ValueError):
+    """One row cannot be built; `reason` is its class."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def build_unit(unit: BuildUnit) -> None:
+    """Write and commit one output shard, unless it is committed."""
+    job = Job(unit.job)
+    if is_committed(job.dataset, unit.name):
+        return
+    rows = read_kept(job, unit.name)
+    names = sorted({row.raw_shard for row in rows})
+    shards = {name: load_raw_shard(job, name, unit.annotations, unit.config.columns) for name in names}
+    fields = _carried_fields(unit, next(iter(shards.values())))
+    failures: list[dict[str, Any]] = []
+    samples = _samples(unit, rows, shards, fields, failures)
+    record = write_shard_files(job.dataset, unit.name, samples, pa.schema([*fields, *BUILT_FIELDS]))
+    _check_budget(unit, len(rows), failures)
+    table = parquet_bytes(pa.Table.from_pylist(failures, schema=FAILURES_SCHEMA))
+    remote.write_atomic(remote.join(job.build_failures, f"{unit.name}.parquet"), table)
+    facts = {
+        "inputs": unit.inputs_digest,
+        "num_failed": len(failures),
+        "failures_sha256": hashlib.sha256(table).hexdigest(),
+    }
+    commit_shard(job.dataset, unit.name, {**record, **facts})
+
+
+def _samples(
+    unit: BuildUnit,
+    rows: list[KeptRow],
+    shards: Mapping[str, RawShard],
+    fields: list[pa.Field],
+    failures: list[dict[str, Any]],
+) -> Iterator[Sample]:
+    """Yield the samples in order; rows that cannot be built go to `failures`."""
+    for batch in _batches(rows, shards):
+        payloads = _read_batch(batch, shards)
+        for row, payload in zip(batch, payloads, strict=True):
+            try:
+                yield _sample(unit, row, shards[row.raw_shard], payload, fields)
+            except RowError as error:
+                failures.append(_failure(row, error))
+
+
+def _batches(rows: list[KeptRow], shards: Mapping[str, RawShard]) -> Iterator[list[KeptRow]]:
+    batch: list[KeptRow] = []
+    num_bytes = 0
+    for row in rows:
+        size = shards[row.raw_shard].size_of(row.key)
+        if batch and num_bytes + size > READ_BYTES:
+            yield batch
+            batch, num_bytes = [], 0
+        batch.append(row)
+        num_bytes += size
+    if batch:
+        yield batch
+
+
+def _read_batch(batch: list[KeptRow], shards: Mapping[str, RawShard]) -> list[bytes | None]:
+    """Return the payload of each row, None where the raw shard has none for it."""
+    payloads: list[bytes | None] = [None] * len(batch)
+    for name in sorted({row.raw_shard for row in batch}):
+        numbers = [number for number, row in enumerate(batch) if row.raw_shard == name]
+        found = shards[name].read([batch[number].key for number in numbers])
+        for number, payload in zip(numbers, found, strict=True):
+            payloads[number] = payload
+    return payloads
+
+
+def _sample(unit: BuildUnit, row: KeptRow, shard: RawShard, payload: bytes | None, fields: list[pa.Field]) -> Sample:
+    """Return one sample. Raises RowError."""
+    if payload is None:
+        raise RowError("missing", shard.damage or f"the raw shard has no image for key {row.key}")
+    facts = shard.facts(row.key)
+    if facts is None:
+        raise RowError("missing", f"the tables of raw shard {row.raw_shard} have no row for key {row.key}")
+    sha256 = hashlib.sha256(payload).hexdigest()
+    expected = facts.get("sha256")
+    if shard.as_fetched and expected is not None and expected != sha256:
+        raise RowError("sha256", f"sha256 is {sha256}, the tables say {expected}")
+    boxes = (facts.get("face_boxes") or []) if unit.config.blur_faces else []
+    try:
+        image = clean_image(payload, face_boxes=boxes, quality=unit.config.jpeg_quality)
+    except ValueError as error:
+        raise RowError("image", str(error)) from error
+    columns = {
+        "uid": row.uid,
+        "caption": facts.get("caption"),
+        "url": row.url,
+        "label": facts.get("label"),
+        "sha256": expected or sha256,
+        "orientation": image.header.orientation,
+        **{field.name: _plain(facts.get(field.name), field.type) for field in fields},
+        "faces_blurred": len(boxes),
+        "reencoded": image.reencoded,
+    }
+    return Sample(f"{unit.name}{row.out_index:06d}", image.data, image.extension, columns)
+
+
+def _plain(value: Any, kind: pa.DataType) -> Any:
+    # The shortest decimal that is the same float32: 0.3, not 0.30000001192092896, in the samples' JSON.
+    if isinstance(value, float) and kind == pa.float32():
+        return float(str(np.float32(value)))
+    return value
+
+
+def _failure(row: KeptRow, error: RowError) -> dict[str, Any]:
+    place = {name: getattr(row, name) for name in ("uid", "input_file", "input_row", "raw_shard", "key")}
+    return {**place, "reason": error.reason, "message": str(error)[:500]}
+
+
+def _carried_fields(unit: BuildUnit, shard: RawShard) -> list[pa.Field]:
+    """Return the extra columns of the index: every scalar annotation, and what the recipe asks for by name."""
+    label = next((schema.field("label").type for schema in shard.schemas if "label" in schema.names), pa.int64())
+    if not pa.types.is_integer(label):
+        raise ValueError(
+            f"the carried column label is of type {label}; the index holds whole numbers: rename the column"
+        )
+    known = shard.fields()
+    unknown = [name for name in unit.config.columns if name not in known]
+    if unknown:
+        raise ValueError(f"build.columns: no column {', '.join(unknown)}; known columns: {', '.join(sorted(known))}")
+    return [field for name, (field, standard) in known.items() if standard or name in unit.config.columns]
+
+
+def _check_budget(unit: BuildUnit, num_rows: int, failures: list[dict[str, Any]]) -> None:
+    if num_rows >= MIN_JUDGED_ROWS and len(failures) > unit.config.failure_budget * num_rows:
+        first = failures[0]
+        raise ValueError(
+            f"output shard {unit.name}: {len(failures)} of {num_rows} rows failed, over build.failure_budget "
+            f"{unit.config.failure_budget}; the first: raw shard {first['raw_shard']}, key {first['key']}, "
+            f"{first['reason']}: {first['message']}"
+        )

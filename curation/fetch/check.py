@@ -1,0 +1,51 @@
+"""Is a body an image that the next stages may decode? Judged from headers and ends, without decoding.
+
+The pixel cap comes first of all, before any decoder sees the bytes. The one thing a reader would get wrong: size and
+shape are not judged here; that is for the rules of select, which say so in the ledger.
+"""
+
+import hashlib
+
+from headrace.curation.fetch.errors import FetchError
+from headrace.shards.image_complete import CHECKS
+from headrace.shards.image_header import ImageHeader, check_complete, read_header, sniff_format
+
+SNIFF_BYTES = 32
+
+
+def check_image(data: bytes, *, max_pixels: int) -> ImageHeader:
+    """Return the image's header. Raises FetchError: `empty`, `not-image`, `bomb` or `truncated`."""
+    check_start(data)
+    try:
+        header = read_header(data)
+    except ValueError as error:
+        kind = sniff_format(data) or ""
+        cut = kind in CHECKS and not CHECKS[kind](data)
+        raise FetchError("truncated" if cut else "not-image", _one_line(error)) from error
+    if header.width * header.height > max_pixels:
+        raise FetchError("bomb", f"{header.width} x {header.height} pixels, over the cap of {max_pixels}")
+    try:
+        check_complete(data, header)
+    except ValueError as error:
+        raise FetchError("truncated", _one_line(error)) from error
+    return header
+
+
+def check_start(data: bytes) -> None:
+    """Refuse what cannot be an image by its first bytes, so that the rest need not be read."""
+    if not data:
+        raise FetchError("empty", "the body is empty")
+    if sniff_format(data) is None:
+        raise FetchError("not-image", f"no known image format: starts with {data[:12].hex(' ')}")
+
+
+def check_sha256(data: bytes, expected: str | None) -> str:
+    """Return the sha256 of `data` (hex). Raises FetchError `sha256-mismatch` if it is not the expected one."""
+    found = hashlib.sha256(data).hexdigest()
+    if expected and found != expected.strip().lower():
+        raise FetchError("sha256-mismatch", f"sha256 is {found}, the list says {expected.strip().lower()[:64]}")
+    return found
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

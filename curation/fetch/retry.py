@@ -1,0 +1,91 @@
+"""Fetching failures again: which rows, and into which new raw shards.
+
+A generation is fixed on disk before its first request (the rows, then the record that says which shards they become),
+so a killed one goes on with the same names; the next one begins when every shard of it is committed. The one thing a
+reader would get wrong: a retry shard holds only the rows that succeeded now, and may be empty.
+"""
+
+import json
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from headrace import remote
+from headrace.config import canonical_json
+from headrace.curation.fetch.config import RAW_COLUMNS, FetchConfig
+from headrace.curation.fetch.spill import SpilledList, write_parquet
+from headrace.curation.job import Job
+from headrace.curation.raw import read_raw
+from headrace.shards.commit import committed
+
+IDENTITY = ("uid", "input_file", "input_row")
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One retry of everything that had failed by then."""
+
+    rows: SpilledList
+    first_shard: int
+    samples_per_shard: int
+
+    @property
+    def num_shards(self) -> int:
+        """New raw shards of this generation."""
+        return -(-self.rows.num_rows // self.samples_per_shard)
+
+
+def generations(job: Job) -> list[Generation]:
+    """Return the retries begun so far, in order."""
+    folder = _folder(job)
+    found = []
+    for name in remote.list_names(folder, ".json"):
+        record = json.loads(remote.read_bytes(remote.join(folder, name)))
+        rows = SpilledList(remote.join(folder, name.removesuffix(".json")), 1, record["rows"])
+        found.append(Generation(rows, record["first_shard"], record["samples_per_shard"]))
+    return found
+
+
+def begin(job: Job, config: FetchConfig, *, num_list_shards: int) -> Generation | None:
+    """Return the retry to work on: one that was cut short, or a new one; None if nothing can be tried again."""
+    begun = generations(job)
+    done = set(committed(job.raw))
+    if begun and not all(f"{begun[-1].first_shard + number:05d}" in done for number in range(begun[-1].num_shards)):
+        return begun[-1]
+    first = begun[-1].first_shard + begun[-1].num_shards if begun else num_list_shards
+    rows = failed_rows(job, config.retry_classes, num_list_shards=num_list_shards)
+    if rows.num_rows == 0:
+        return None
+    folder = remote.join(_folder(job), f"{len(begun):05d}")
+    spilled = SpilledList(folder, 1, rows.num_rows)
+    write_parquet(spilled.run_url(0), rows, row_group_size=config.samples_per_shard)
+    record = {"first_shard": first, "rows": rows.num_rows, "samples_per_shard": config.samples_per_shard}
+    remote.put_if_absent(f"{folder}.json", (canonical_json(record) + "\n").encode())
+    return Generation(spilled, first, config.samples_per_shard)
+
+
+def failed_rows(job: Job, classes: tuple[str, ...], *, num_list_shards: int) -> pa.Table:
+    """Return the rows that failed with one of `classes` and have not succeeded since, in raw order."""
+    succeeded: set[tuple[str, str, int]] = set()
+    names = committed(job.raw)
+    for name in names:
+        if int(name) >= num_list_shards:
+            identity = read_raw(job, name).select(IDENTITY)
+            succeeded.update(zip(*(column.to_pylist() for column in identity.columns), strict=True))
+    parts = []
+    for name in names:
+        if int(name) < num_list_shards:
+            table = read_raw(job, name)
+            table = table.filter(pc.is_in(table.column("error_class"), pa.array(classes, pa.string())))
+            identity = zip(*(table.column(column).to_pylist() for column in IDENTITY), strict=True)
+            parts.append(table.filter(pa.array([row not in succeeded for row in identity], pa.bool_())))
+    table = pa.concat_tables(parts)
+    carried = [name for name in table.column_names if name not in RAW_COLUMNS]
+    table = table.select(["url", "caption", "input_file", "input_row", *carried])
+    table = table.append_column("problem", pa.nulls(table.num_rows, pa.string()))
+    return table.add_column(0, "place", pa.array(range(table.num_rows), pa.int64()))
+
+
+def _folder(job: Job) -> str:
+    return remote.join(job.url, "input", "retries")

@@ -1,0 +1,120 @@
+"""One unit of work: the rows of one raw shard, fetched and committed.
+
+The loop lives and dies with the unit, so units may run in any process. Bodies go to a spool on disk as they arrive, in
+any order, and from there into the tar in the order of the rows: memory is what is in flight. The one thing a reader
+would get wrong: limits for a host hold within one process; N workers make N times as many requests.
+"""
+
+import asyncio
+import os
+import resource
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from headrace import remote
+from headrace.curation.fetch.check import check_image, check_sha256
+from headrace.curation.fetch.config import FetchConfig
+from headrace.curation.fetch.errors import FetchError
+from headrace.curation.fetch.fetcher import Fetcher
+from headrace.curation.fetch.raw_shard import Outcome, RawShard, write_raw_shard
+from headrace.curation.fetch.spill import SpilledList, read_places
+from headrace.shards.commit import is_committed
+
+TASKS_PER_SLOT = 32
+FILES_BESIDE_SOCKETS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class FetchUnit:
+    """The rows [start, stop) of a spilled list, and the raw shard they become."""
+
+    shard: RawShard
+    rows: SpilledList
+    start: int
+    stop: int
+    config: FetchConfig
+    only_successes: bool = False
+    """A retry: the failures are in an earlier shard already."""
+
+    @property
+    def name(self) -> str:
+        """Name for messages."""
+        return f"raw/{self.shard.name}"
+
+
+def fetch_shard(unit: FetchUnit) -> None:
+    """Fetch the rows of one raw shard and commit it; nothing happens if it is committed."""
+    if is_committed(unit.shard.folder, unit.shard.name):
+        return
+    rows = read_places(unit.rows, unit.start, unit.stop)
+    _raise_file_limit(unit.config)
+    # The spool has no name: the kernel drops it with the process, however that ends.
+    folder = remote.local_path(unit.shard.folder) if remote.is_local(unit.shard.folder) else None
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as spool:
+        outcomes = asyncio.run(_fetch_rows(rows, unit.config, spool))
+        spool.flush()
+        if unit.only_successes:
+            kept = [row for row, outcome in enumerate(outcomes) if outcome.header is not None]
+            rows, outcomes = rows.take(pa.array(kept, pa.int64())), [outcomes[row] for row in kept]
+        write_raw_shard(
+            unit.shard, rows, outcomes, lambda outcome: os.pread(spool.fileno(), outcome.size, outcome.offset)
+        )
+
+
+def _raise_file_limit(config: FetchConfig) -> None:
+    """Let this process open enough sockets: those in flight, and as many that wait to be used again."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = min(hard, 4 * config.concurrency + FILES_BESIDE_SOCKETS)
+    if resource.RLIM_INFINITY not in (soft, hard) and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+async def _fetch_rows(rows: pa.Table, config: FetchConfig, spool: Any) -> list[Outcome]:
+    outcomes: list[Outcome] = [Outcome()] * rows.num_rows
+    names = [name for name in ("url", "problem", "expected_sha256") if name in rows.column_names]
+    waiting = asyncio.Semaphore(config.concurrency * TASKS_PER_SLOT)
+
+    async def work(row: int, record: dict[str, str | None]) -> None:
+        try:
+            outcomes[row] = await fetch_row(fetcher, record, config, spool)
+        finally:
+            waiting.release()
+
+    try:
+        async with Fetcher(config) as fetcher, asyncio.TaskGroup() as tasks:
+            for row, record in enumerate(rows.select(names).to_pylist()):
+                await waiting.acquire()
+                tasks.create_task(work(row, record))
+    except* OSError as group:
+        # The group has one meaning for the user: this machine failed, not a URL.
+        raise _first(group) from None
+    return outcomes
+
+
+def _first(error: BaseException) -> BaseException:
+    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
+
+
+async def fetch_row(fetcher: Fetcher, record: dict[str, str | None], config: FetchConfig, spool: Any) -> Outcome:
+    """Fetch and check the image of one row; its bytes are appended to the spool."""
+    try:
+        if record["problem"] is not None:
+            raise FetchError("bad-url", record["problem"])
+        body = await fetcher.fetch(record["url"])
+        header = check_image(body, max_pixels=config.max_pixels)
+        sha256 = check_sha256(body, record.get("expected_sha256"))
+        original = header
+        if config.resize != "none":
+            from headrace.curation.fetch.resize import resize_image  # OpenCV, which few fetches need
+
+            body, header = await asyncio.to_thread(resize_image, body, header, config)
+    except FetchError as error:
+        return Outcome(error.error_class, error.message)
+    offset = spool.tell()
+    spool.write(body)
+    return Outcome(header=header, original=original, sha256=sha256, offset=offset, size=len(body))

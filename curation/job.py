@@ -1,0 +1,126 @@
+"""The folder of one curation job: where each stage's files are, and who may write them.
+
+`owner.json` exists only while a driver runs, so that finished jobs are the same bytes whoever made them. The one
+thing a reader would get wrong: ownership guards against two drivers, not against a kill; commits do that.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from headrace import remote
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """The URLs of a job's parts."""
+
+    url: str
+
+    @property
+    def raw(self) -> str:
+        """Raw shards in img2dataset's layout."""
+        return remote.join(self.url, "raw")
+
+    def annotations(self, name: str, digest: str) -> str:
+        """The tables of one annotator with one set of settings."""
+        return remote.join(self.url, "annotations", f"{name}-{digest[:8]}")
+
+    @property
+    def ledger(self) -> str:
+        """The decision on every row."""
+        return remote.join(self.url, "ledger")
+
+    @property
+    def dataset(self) -> str:
+        """The curated dataset."""
+        return remote.join(self.url, "dataset")
+
+    @property
+    def build_failures(self) -> str:
+        """What build could not write, by output shard."""
+        return remote.join(self.url, "build", "failures")
+
+    @property
+    def report(self) -> str:
+        """The report's two files."""
+        return remote.join(self.url, "report")
+
+
+@contextlib.contextmanager
+def own_job(job: Job, recipe_text: str, *, take_over: bool = False) -> Iterator[Job]:
+    """Hold the job for this process: one driver at a time. Writes `job.json` and `recipe.yaml`.
+
+    An owner that died on this host is replaced. Raises ValueError if another one is alive, or may be.
+    """
+    _check_schema(job)
+    _claim(job, take_over)
+    try:
+        remote.write_atomic(remote.join(job.url, "recipe.yaml"), recipe_text.encode())
+        yield job
+    finally:
+        remote.remove(_owner_url(job))
+
+
+def _check_schema(job: Job) -> None:
+    url = remote.join(job.url, "job.json")
+    text = json.dumps({"schema": SCHEMA_VERSION}) + "\n"
+    if remote.put_if_absent(url, text.encode()):
+        return
+    try:
+        schema = json.loads(remote.read_bytes(url))["schema"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{url} is not a job file of headrace; choose another job folder") from error
+    if schema != SCHEMA_VERSION:
+        raise ValueError(f"{url}: job of schema {schema}, this headrace reads schema {SCHEMA_VERSION}")
+
+
+def _owner_url(job: Job) -> str:
+    return remote.join(job.url, "owner.json")
+
+
+def _claim(job: Job, take_over: bool) -> None:
+    with _exclusive(job):
+        mine = json.dumps({"host": socket.gethostname(), "process": os.getpid(), "started": _started(os.getpid())})
+        if remote.put_if_absent(_owner_url(job), mine.encode()):
+            return
+        owner = json.loads(remote.read_bytes(_owner_url(job)) or b"{}")
+        same_host = owner.get("host") == socket.gethostname()
+        dead = same_host and _started(int(owner.get("process", 0))) != owner.get("started")
+        if not (dead or take_over):
+            raise ValueError(
+                f"{job.url} is owned by process {owner.get('process')} on {owner.get('host')}; "
+                "wait for it, or pass --take-over if you know that it is gone"
+            )
+        remote.write_atomic(_owner_url(job), mine.encode())
+
+
+@contextlib.contextmanager
+def _exclusive(job: Job) -> Iterator[None]:
+    """Serialise claims on a local folder, as two drivers may find the same dead owner at once."""
+    if not remote.is_local(job.url):
+        yield
+        return
+    handle = os.open(remote.local_path(job.url), os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _started(process: int) -> str:
+    """Return the kernel's start time of a process (its number may be reused); empty if it is gone."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return ""
+    fields = stat.rpartition(")")[2].split()
+    return "" if fields[0] == "Z" else fields[19]

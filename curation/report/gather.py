@@ -1,0 +1,217 @@
+"""Walk once through the ledger and the tables beside it, shard by shard: the numbers of the report.
+
+Memory stays that of one shard. The one thing a reader would get wrong: "before" counts what was fetched and decoded
+into annotations, "after" what the ledger keeps; build's failures are counted apart.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from headrace import remote
+from headrace.curation.job import Job
+from headrace.curation.raw import raw_shards, read_raw
+from headrace.curation.report.sketch import Distinct, Histogram, Ranges, Tally, hosts, is_numeric, numbers
+from headrace.curation.select.ledger import LedgerSummary, ledger_url
+from headrace.shards.dataset import Dataset
+
+TOP_HOSTS = 50
+MAX_FAILURES = 200
+
+_LEDGER_COLUMNS = ["uid", "url", "raw_shard", "key", "kept", "step", "reason", "value", "threshold", "duplicate_of"]
+
+
+@dataclass(kw_only=True, slots=True)
+class Numbers:
+    """What the walk counts."""
+
+    hosts: dict[str, Tally] = field(default_factory=lambda: {name: Tally() for name in ("rows", "failed", "kept")})
+    errors: Tally = field(default_factory=Tally)
+    """Fetch failures by class."""
+    decode_errors: Tally = field(default_factory=Tally)
+    duplicates: Tally = field(default_factory=Tally)
+    """Uid of the best of each group of near-duplicates -> rows dropped for it."""
+    distinct: dict[str, Distinct] = field(default_factory=dict)
+    host_images: dict[str, Distinct] = field(default_factory=dict)
+    """For each of the top hosts, the distinct images (sha256)."""
+    histograms: dict[str, Histogram] = field(default_factory=dict)
+
+
+def ledger_by_shard(job: Job, columns: list[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
+    """Yield (raw shard, its rows of the ledger) in order; row groups may cut a shard anywhere."""
+    fs, path = remote.open_fs(ledger_url(job))
+    with fs.open(path, "rb") as stream:
+        file = pq.ParquetFile(stream)
+        pending: list[pa.Table] = []
+        name: str | None = None
+        for batch in file.iter_batches(batch_size=1 << 16, columns=columns or _LEDGER_COLUMNS):
+            table = pa.Table.from_batches([batch])
+            while table.num_rows:
+                shards = table["raw_shard"]
+                first = shards[0].as_py()
+                last = pc.index(pc.equal(shards, first), False).as_py()
+                count = table.num_rows if last < 0 else last
+                if name is not None and first != name:
+                    yield name, pa.concat_tables(pending)
+                    pending = []
+                name = first
+                pending.append(table.slice(0, count))
+                table = table.slice(count)
+        if name is not None:
+            yield name, pa.concat_tables(pending)
+
+
+def annotation_folders(job: Job, summary: LedgerSummary) -> dict[str, str]:
+    """Return the folder of each annotator whose tables the ledger was made from."""
+    parent = remote.join(job.url, "annotations")
+    return {name: remote.join(parent, folder) for name, folder in sorted(summary.annotations.items())}
+
+
+def read_annotations(folders: Mapping[str, str], shard: str, *, nested: bool = False) -> pa.Table:
+    """Return the annotations of one raw shard side by side, `key` first; of two columns of one name the first."""
+    columns: dict[str, pa.ChunkedArray] = {}
+    for folder in folders.values():
+        fs, path = remote.open_fs(remote.join(folder, f"{shard}.parquet"))
+        with fs.open(path, "rb") as stream:
+            file = pq.ParquetFile(stream)
+            wanted = [item.name for item in file.schema_arrow if nested or not pa.types.is_nested(item.type)]
+            table = file.read(columns=wanted)
+        for name in table.column_names:
+            columns.setdefault(name, table[name])
+    return pa.table(columns)
+
+
+def gather_job(job: Job, summary: LedgerSummary) -> Numbers:
+    """Count everything of a job that has a ledger."""
+    result = Numbers(distinct={"hosts": Distinct(), "urls": Distinct(), "captions": Distinct(), "images": Distinct()})
+    folders, ranges = annotation_folders(job, summary), Ranges()
+    near_steps = [step.name for step in summary.steps if step.step == "near_duplicates"]
+    for _, rows in ledger_by_shard(job):
+        _count_ledger(result, rows, near_steps)
+    shards = raw_shards(job)
+    for shard in shards:
+        table = read_annotations(folders, shard)
+        ranges.add(table, _shown_columns(table.schema))
+    result.histograms = ranges.histograms()
+    result.host_images = {host: Distinct(10) for host, _ in result.hosts["rows"].top(TOP_HOSTS)}
+    ledger = ledger_by_shard(job, ["raw_shard", "key", "kept"])
+    rows_of_shard: dict[str, pa.Table] = {}
+    for shard in sorted(shards):
+        while shard not in rows_of_shard:
+            name, rows = next(ledger, (shard, None))
+            rows_of_shard[name] = rows
+        _count_shard(result, read_raw(job, shard), read_annotations(folders, shard), rows_of_shard.pop(shard))
+    return result
+
+
+def _count_ledger(result: Numbers, rows: pa.Table, near_steps: list[str]) -> None:
+    host = hosts(rows["url"])
+    failed = pc.fill_null(pc.equal(rows["step"], "fetch"), False).combine_chunks()
+    kept = pc.fill_null(rows["kept"], False).combine_chunks()
+    result.hosts["rows"].add(host)
+    result.hosts["failed"].add(host.filter(failed))
+    result.hosts["kept"].add(host.filter(kept))
+    result.distinct["hosts"].add(pc.unique(host).to_pylist())
+    result.errors.add(rows["reason"].filter(failed))
+    near = pc.is_in(pc.fill_null(rows["step"], ""), value_set=pa.array(near_steps, pa.string())).combine_chunks()
+    result.duplicates.add(rows["duplicate_of"].filter(near))
+
+
+def _count_shard(result: Numbers, raw: pa.Table, annotated: pa.Table, ledger: pa.Table | None) -> None:
+    for name, column in (("urls", "url"), ("captions", "caption"), ("images", "sha256")):
+        result.distinct[name].add(pc.unique(raw[column]).to_pylist())
+    _count_host_images(result, raw)
+    if "decode_error" in annotated.column_names:
+        errors = annotated["decode_error"]
+        # "class: message" -> class; messages hold sizes and offsets and would each be counted once.
+        classes = pc.replace_substring_regex(errors.filter(pc.is_valid(errors)), ":.*", "")
+        result.decode_errors.add(classes)
+    kept_keys = pa.array([], pa.string())
+    if ledger is not None:
+        kept_keys = ledger["key"].filter(pc.fill_null(ledger["kept"], False)).combine_chunks()
+    kept = pc.is_in(annotated["key"], value_set=kept_keys)
+    mask = np.asarray(kept.to_numpy(zero_copy_only=False), np.bool_)
+    for name, histogram in result.histograms.items():
+        if name in annotated.column_names:
+            histogram.add(numbers(annotated[name]), mask)
+
+
+def _count_host_images(result: Numbers, raw: pa.Table) -> None:
+    host = hosts(raw["url"])
+    grouped = pa.table({"host": host, "sha256": raw["sha256"]}).group_by("host").aggregate([("sha256", "distinct")])
+    for name, images in zip(grouped["host"].to_pylist(), grouped["sha256_distinct"].to_pylist(), strict=True):
+        if name in result.host_images:
+            result.host_images[name].add(images)
+
+
+def gather_dataset(dataset: Dataset) -> Numbers:
+    """Count everything of an indexed dataset that has no ledger: its histograms have no `after`."""
+    result = Numbers(distinct={"hosts": Distinct(), "urls": Distinct(), "captions": Distinct(), "images": Distinct()})
+    ranges = Ranges()
+    for number in range(len(dataset.shards)):
+        table = dataset.index(number)
+        ranges.add(table, _shown_columns(table.schema))
+    result.histograms = ranges.histograms()
+    for number in range(len(dataset.shards)):
+        table = dataset.index(number)
+        host = hosts(table["url"])
+        result.hosts["rows"].add(host)
+        result.distinct["hosts"].add(pc.unique(host.filter(pc.not_equal(host, ""))).to_pylist())
+        for name, column in (("urls", "url"), ("captions", "caption"), ("images", "sha256")):
+            result.distinct[name].add(pc.unique(table[column]).to_pylist())
+        for name, histogram in result.histograms.items():
+            if name in table.column_names:
+                histogram.add(numbers(table[name]), np.zeros(table.num_rows, np.bool_))
+    return result
+
+
+_NO_HISTOGRAM = {"offset", "crc32", "orientation", "label"}
+
+
+def _shown_columns(schema: pa.Schema) -> list[str]:
+    """Return the numeric columns whose values are amounts."""
+    return [item.name for item in schema if is_numeric(item.type) and item.name not in _NO_HISTOGRAM]
+
+
+def dataset_numbers(dataset: Dataset) -> dict[str, Any]:
+    """Return the totals of a dataset and its counts by format, label and so on."""
+    counts: dict[str, Tally] = {name: Tally() for name in ("format", "orientation", "label")}
+    flags = {"faces_blurred": 0, "images_with_faces": 0, "reencoded": 0, "without_caption": 0}
+    for number in range(len(dataset.shards)):
+        table = dataset.index(number)
+        for name, tally in counts.items():
+            tally.add(table[name].cast(pa.string()))
+        flags["without_caption"] += table["caption"].null_count
+        if "faces_blurred" in table.column_names:
+            flags["faces_blurred"] += pc.sum(table["faces_blurred"]).as_py() or 0
+            flags["images_with_faces"] += pc.sum(pc.greater(table["faces_blurred"], 0)).as_py() or 0
+        if "reencoded" in table.column_names:
+            flags["reencoded"] += pc.sum(table["reencoded"]).as_py() or 0
+    labels = counts.pop("label")
+    return {
+        "num_shards": len(dataset.shards),
+        "num_samples": dataset.num_samples,
+        "num_bytes": sum(shard.num_bytes for shard in dataset.shards),
+        "num_labels": len([label for label in labels.counts if label]),
+        **flags,
+        **{name: dict(tally.top(20)) for name, tally in counts.items()},
+    }
+
+
+def build_failures(job: Job) -> dict[str, Any]:
+    """Return build's failures: how many by reason, and the first of them."""
+    reasons = Tally()
+    rows: list[dict[str, Any]] = []
+    for name in remote.list_names(job.build_failures, ".parquet"):
+        fs, path = remote.open_fs(remote.join(job.build_failures, name))
+        with fs.open(path, "rb") as stream:
+            table = pq.ParquetFile(stream).read()
+        reasons.add(table["reason"])
+        if len(rows) < MAX_FAILURES:
+            rows.extend(table.slice(0, MAX_FAILURES - len(rows)).to_pylist())
+    return {"by_reason": dict(reasons.top(50)), "rows": rows}

@@ -1,0 +1,149 @@
+"""Thumbnails that may be shown: faces blurred, nothing unsafe.
+
+A kept row's picture comes from the curated dataset, a dropped row's from the raw shard with its face boxes blurred
+here. The one thing a reader would get wrong: where it is not known that a picture is harmless (no face boxes, no
+score where the recipe removes unsafe images), it is not shown.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+
+from headrace import remote
+from headrace.curation.build.blur import blur_boxes
+from headrace.curation.build.inputs import load_raw_shard
+from headrace.curation.job import Job
+from headrace.curation.select.ledger import LedgerSummary, StepSummary
+from headrace.shards.dataset import Dataset
+from headrace.shards.errors import ShardError
+from headrace.shards.image import decode_rgb
+from headrace.shards.image_header import ImageHeader
+from headrace.shards.read import check_crc, read_payloads
+
+THUMBNAIL_QUALITY = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Thumbnail:
+    """A picture that may be shown, and the caption and URL that came with it."""
+
+    data: bytes
+    caption: str
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnsafeLimits:
+    """Scores at which a picture is unsafe; None where the recipe does not look."""
+
+    image: float | None = None
+    text: float | None = None
+
+    def allow(self, facts: Mapping[str, Any]) -> bool:
+        """True if the scores are known and under the limits; a row without a caption needs no text score."""
+        image, text = facts.get("unsafe_image_score"), facts.get("unsafe_text_score")
+        # A comparison with NaN is false, so an unknown score is never allowed.
+        if self.image is not None and not (image is not None and image < self.image):
+            return False
+        return self.text is None or not facts.get("caption") or (text is not None and text < self.text)
+
+
+def unsafe_limits(steps: Sequence[StepSummary]) -> UnsafeLimits:
+    """Return the lowest limits of a recipe's `unsafe` steps."""
+    settings = [step.settings for step in steps if step.step == "unsafe"]
+
+    def lowest(name: str) -> float | None:
+        return min((float(item[name]) for item in settings if item.get(name) is not None), default=None)
+
+    return UnsafeLimits(lowest("image_threshold"), lowest("text_threshold"))
+
+
+def thumbnail(pixels: NDArray[np.uint8], pixels_per_side: int) -> bytes:
+    """Return a small JPEG of upright RGB pixels, its longer side at most `pixels_per_side`."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((pixels_per_side, pixels_per_side), Image.Resampling.LANCZOS)
+    output = io.BytesIO()
+    image.save(output, "JPEG", quality=THUMBNAIL_QUALITY)
+    return output.getvalue()
+
+
+class Pictures:
+    """Finds thumbnails of ledger rows and of dataset rows; None for what may not or cannot be shown."""
+
+    def __init__(self, job: Job, summary: LedgerSummary, dataset: Dataset | None, pixels_per_side: int) -> None:
+        load_raw_shard.cache_clear()
+        _index.cache_clear()
+        self._job = job
+        self._limits = unsafe_limits(summary.steps)
+        self._unsafe_steps = {step.name for step in summary.steps if step.step == "unsafe"}
+        parent = remote.join(job.url, "annotations")
+        self._annotations = tuple(
+            (name, remote.join(parent, folder)) for name, folder in sorted(summary.annotations.items())
+        )
+        self._dataset = dataset
+        self._pixels_per_side = pixels_per_side
+        self._shard_numbers = {shard.name: number for number, shard in enumerate(dataset.shards)} if dataset else {}
+
+    def of_ledger_row(self, row: Mapping[str, Any]) -> Thumbnail | None:
+        """Return the thumbnail of a ledger row: as published if it was, from the raw shard if it was dropped."""
+        if row["kept"]:
+            return self.of_sample(row["out_shard"], f"{row['out_shard']}{row['out_index']:06d}")
+        if row["step"] in self._unsafe_steps:
+            return None
+        return self._of_raw(row["raw_shard"], row["key"])
+
+    def of_sample(self, shard: str, key: str) -> Thumbnail | None:
+        """Return the thumbnail of one sample of the dataset."""
+        if self._dataset is None or shard not in self._shard_numbers:
+            return None
+        number = self._shard_numbers[shard]
+        table, places = _index(self._dataset, number)
+        if key not in places:
+            return None
+        row = table.slice(places[key], 1).to_pylist()[0]
+        # A dataset built without blurring, or without looking for faces, is published that way, but not shown here.
+        if row.get("num_faces") is None or row["num_faces"] > (row.get("faces_blurred") or 0):
+            return None
+        url = self._dataset.tar_url(number)
+        try:
+            (data,) = read_payloads(url, [(row["offset"], row["size"])])
+            check_crc(data, row["crc32"], url=url, key=key, offset=row["offset"])
+            pixels = decode_rgb(
+                data, header=ImageHeader(row["format"], row["width"], row["height"], row["orientation"])
+            )
+        except ValueError:
+            return None
+        return self._made(pixels, row)
+
+    def _of_raw(self, shard: str, key: str) -> Thumbnail | None:
+        try:
+            raw = load_raw_shard(self._job, shard, self._annotations)
+        except FileNotFoundError:
+            # Raw tars are often deleted once the dataset is built; the numbers need none of them.
+            return None
+        facts = raw.facts(key)
+        if facts is None or facts.get("face_boxes") is None or not self._limits.allow(facts):
+            return None
+        try:
+            (data,) = raw.read([key])
+            pixels = blur_boxes(decode_rgb(data or b""), facts["face_boxes"])
+        except (ValueError, ShardError):
+            return None
+        return self._made(pixels, facts)
+
+    def _made(self, pixels: NDArray[np.uint8], facts: Mapping[str, Any]) -> Thumbnail:
+        data = thumbnail(pixels, self._pixels_per_side)
+        return Thumbnail(data, facts.get("caption") or "", facts.get("url") or "")
+
+
+@lru_cache(maxsize=8)
+def _index(dataset: Dataset, number: int) -> tuple[pa.Table, dict[str, int]]:
+    table = dataset.index(number)
+    return table, {key: row for row, key in enumerate(table["key"].to_pylist())}

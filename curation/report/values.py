@@ -1,0 +1,74 @@
+"""The values that the steps with a threshold saw in the rows they let pass.
+
+The ledger holds a value for a row that was dropped only; for a kept one the step's expression is evaluated again, with
+select's own checks. The one thing a reader would get wrong: near-duplicates and decontamination cut at a distance
+that no column holds, so they have no kept side.
+"""
+
+from collections.abc import Iterator
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from headrace.curation.job import Job
+from headrace.curation.raw import read_raw
+from headrace.curation.report.gather import annotation_folders, ledger_by_shard, read_annotations
+from headrace.curation.select.expression import Checker
+from headrace.curation.select.ledger import LedgerSummary, StepSummary
+from headrace.curation.select.load import sql_types
+
+_LEDGER = ["uid", "raw_shard", "key", "kept", "step", "duplicate_of", "out_shard", "out_index"]
+
+
+def cut_expression(step: StepSummary) -> str:
+    """Return the SQL expression whose value a step cuts at; empty if there is none."""
+    return str(step.settings.get("score") or step.settings.get("value") or "")
+
+
+def kept_values(job: Job, summary: LedgerSummary, steps: list[StepSummary]) -> Iterator[tuple[str, pa.Table]]:
+    """Yield (step, kept rows of one raw shard with their `value`), shard by shard."""
+    steps = [step for step in steps if cut_expression(step)]
+    if not steps:
+        return
+    folders = annotation_folders(job, summary)
+    with duckdb.connect(config={"threads": 1, "autoload_known_extensions": "false"}) as connection:
+        connection.execute("SET enable_external_access = false")
+        for shard, rows in ledger_by_shard(job, _LEDGER):
+            kept = rows.filter(pc.fill_null(rows["kept"], False))
+            if not kept.num_rows:
+                continue
+            columns = _columns(read_raw(job, shard), read_annotations(folders, shard), kept["key"])
+            checker = Checker(connection, sql_types(connection, columns.schema))
+            for step in steps:
+                yield (
+                    step.name,
+                    kept.append_column("value", _values(connection, checker, columns, cut_expression(step))),
+                )
+
+
+def _columns(raw: pa.Table, annotated: pa.Table, keys: pa.ChunkedArray) -> pa.Table:
+    """Return the columns of the rows with these keys, in their order, annotations before raw ones."""
+    result: dict[str, pa.ChunkedArray] = {}
+    for table in (annotated, raw):
+        rows = table.take(pc.index_in(keys, value_set=table["key"].combine_chunks()))
+        for name in rows.column_names:
+            if name.lower() not in {known.lower() for known in result}:
+                result[name] = rows[name]
+    return pa.table(result)
+
+
+def _values(connection: duckdb.DuckDBPyConnection, checker: Checker, columns: pa.Table, text: str) -> pa.Array:
+    """Return the expression's value for each row; all null where the expression needs a column that is not scalar."""
+    try:
+        expression = checker.check_number(text, "summary.json")
+    except ValueError:
+        return pa.nulls(columns.num_rows, pa.float64())
+    connection.register("here", columns)
+    try:
+        # One thread and no ORDER BY: DuckDB keeps the order of an Arrow table it scans.
+        found = connection.execute(f"SELECT CAST({expression.sql} AS DOUBLE) AS value FROM here").fetchnumpy()["value"]
+    finally:
+        connection.unregister("here")
+    return pa.array(np.ma.filled(found, np.nan), pa.float64())

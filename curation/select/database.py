@@ -1,0 +1,106 @@
+"""The database of one run: a DuckDB file in a work folder, locked down before any text of a recipe reaches it.
+
+Tables enter as Arrow and leave as Arrow; the engine itself can open no file and no network. The one thing a reader
+would get wrong: DuckDB returns rows in any order, so whatever is written must come from a query that ends in a total
+ORDER BY.
+"""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from headrace import remote
+from headrace.curation.select.steps import Limits
+
+WORK_FOLDER = ".work"
+READ_ROWS = 100_000
+
+
+@contextlib.contextmanager
+def open_database(ledger_url: str, limits: Limits) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Yield a connection to an empty database in a work folder, which is removed at the end.
+
+    The folder lies beside the ledger (in the system's temporary folder if the job is remote).
+    """
+    if remote.is_local(ledger_url):
+        folder = remote.local_path(remote.join(ledger_url, WORK_FOLDER))
+        folder.mkdir(parents=True)
+    else:
+        folder = Path(tempfile.mkdtemp(prefix="headrace-select-"))
+    try:
+        connection = _connect(folder, limits)
+        try:
+            yield connection
+        finally:
+            connection.close()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers(ledger_url: str) -> None:
+    """Remove what a killed run left beside the ledger."""
+    remote.remove_leftovers(ledger_url)
+    if remote.is_local(ledger_url):
+        shutil.rmtree(remote.local_path(remote.join(ledger_url, WORK_FOLDER)), ignore_errors=True)
+
+
+def _connect(folder: Path, limits: Limits) -> duckdb.DuckDBPyConnection:
+    config = {
+        "threads": str(limits.threads or len(os.sched_getaffinity(0))),
+        "memory_limit": f"{limits.memory_bytes // 1024}KiB",
+        "temp_directory": str(folder / "spill"),
+        "autoinstall_known_extensions": "false",
+        "autoload_known_extensions": "false",
+        "allow_community_extensions": "false",
+        "python_enable_replacements": "false",
+        # Order comes from ORDER BY alone; keeping the order of insertion would cost memory.
+        "preserve_insertion_order": "false",
+    }
+    connection = duckdb.connect(str(folder / "select.duckdb"), config=config)
+    connection.execute("SET TimeZone = 'UTC'")
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
+    return connection
+
+
+def insert(connection: duckdb.DuckDBPyConnection, name: str, table: pa.Table) -> None:
+    """Append an Arrow table to a table of the database, which is created if it is not there."""
+    connection.register("arrow_rows", table)
+    try:
+        exists = connection.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = ?", [name]).fetchall()
+        if exists:
+            connection.execute(f"INSERT INTO {name} BY NAME SELECT * FROM arrow_rows")
+        else:
+            connection.execute(f"CREATE TABLE {name} AS SELECT * FROM arrow_rows")
+    finally:
+        connection.unregister("arrow_rows")
+
+
+def read_batches(connection: duckdb.DuckDBPyConnection, query: str, rows: int = READ_ROWS) -> Iterator[pa.Table]:
+    """Yield the result as tables of exactly `rows` rows, the last one shorter, whatever batches the engine makes."""
+    waiting: list[pa.RecordBatch] = []
+    num_waiting = 0
+    # A cursor of its own, so that the caller may run other queries between two tables.
+    with connection.cursor() as cursor:
+        reader = cursor.sql(query).to_arrow_reader(rows)
+        for batch in reader:
+            waiting.append(batch)
+            num_waiting += batch.num_rows
+            while num_waiting >= rows:
+                table = pa.Table.from_batches(waiting, reader.schema)
+                yield table.slice(0, rows).combine_chunks()
+                waiting = table.slice(rows).to_batches()
+                num_waiting -= rows
+        if num_waiting:
+            yield pa.Table.from_batches(waiting, reader.schema).combine_chunks()
+
+
+def count(connection: duckdb.DuckDBPyConnection, query: str) -> int:
+    """Return the one integer that a query gives."""
+    return int(connection.execute(query).fetchall()[0][0])

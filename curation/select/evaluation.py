@@ -1,0 +1,231 @@
+"""Evaluation sets as hashes: each image's sha256, and PDQ of it and of its mirror image, each with and without border.
+
+The images are read anew in every run, because only their bytes say whether the set is still the same; hashes of bytes
+seen before are taken from `ledger/evaluation/NAME/`. The one thing a reader would get wrong: an image that does not
+decode is still looked for by its sha256, and is counted.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from headrace import remote
+from headrace.curation.annotate.hashes import image_hashes
+from headrace.curation.engine import EngineConfig, OnProgress, no_progress, run_units
+from headrace.curation.select.steps import EvaluationSet
+from headrace.shards.group import IMAGE_EXTENSIONS, split_name
+from headrace.shards.image import decode_rgb
+from headrace.shards.read import read_payloads
+from headrace.shards.tar import scan_tar
+
+IMAGES_PER_UNIT = 500
+# Below this, starting worker processes takes longer than the hashing.
+INLINE_IMAGES = 200
+MAX_IMAGE_BYTES = 64 << 20
+MAX_UNREADABLE = 0.01
+
+VARIANTS = ("full", "trimmed", "full_flipped", "trimmed_flipped")
+SCHEMA = pa.schema(
+    [
+        ("name", pa.string()),
+        ("sha256", pa.string()),
+        ("quality", pa.int16()),
+        *((variant, pa.binary(32)) for variant in VARIANTS),
+        ("error", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some images of a file: a whole image file, members of a tar, or a row group of a parquet file."""
+
+    url: str
+    names: tuple[str, ...] = ()
+    spans: tuple[tuple[int, int], ...] = ()
+    row_group: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class HashUnit:
+    """A unit of work: hash these parts into one table."""
+
+    name: str
+    parts: tuple[Part, ...]
+    out: str
+
+
+def hash_evaluation_set(
+    evaluation: EvaluationSet, folder: str, engine: EngineConfig, on_progress: OnProgress = no_progress
+) -> pa.Table:
+    """Return the table of `SCHEMA`, one row an image in the order of names; it is also left under `folder`.
+
+    Raises ValueError if there is no image, or more than 1 % do not decode.
+    """
+    units = _units(evaluation, remote.join(folder, evaluation.name))
+    for name in remote.list_names(remote.join(folder, evaluation.name), ".parquet")[len(units) :]:
+        remote.remove(remote.join(folder, evaluation.name, name))
+    small = sum(len(unit.parts) for unit in units) <= INLINE_IMAGES and len(units) == 1
+    run_units(hash_unit, units, EngineConfig(executor="inline") if small else engine, on_progress)
+    table = pa.concat_tables([SCHEMA.empty_table(), *(_read(unit.out) for unit in units)]).combine_chunks()
+    _check(table, evaluation)
+    return table
+
+
+def _check(table: pa.Table, evaluation: EvaluationSet) -> None:
+    if not table.num_rows:
+        raise ValueError(f"evaluation set {evaluation.name!r}: no images at {evaluation.url}")
+    errors = table.filter(pc.is_valid(table["error"]))
+    if errors.num_rows > MAX_UNREADABLE * table.num_rows:
+        first = errors.slice(0, 1).to_pylist()[0]
+        raise ValueError(
+            f"evaluation set {evaluation.name!r}: {errors.num_rows} of {table.num_rows} images do not decode, so their "
+            f"copies would not be found; remove or repair them, first {first['name']}: {first['error']}"
+        )
+
+
+def hash_unit(unit: HashUnit) -> None:
+    """Hash the images of a unit and write its table; hashes of bytes in an older table of the unit are kept."""
+    known = {row["sha256"]: row for row in _read(unit.out).to_pylist()} if remote.exists(unit.out) else {}
+    rows = []
+    for part in unit.parts:
+        for name, data in read_part(part):
+            sha256 = hashlib.sha256(data).hexdigest()
+            rows.append({**(known.get(sha256) or _hash(data)), "name": name, "sha256": sha256})
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), sink, compression="zstd")
+    remote.write_atomic(unit.out, sink.getvalue())
+
+
+def _hash(data: bytes) -> dict[str, object]:
+    try:
+        if len(data) > MAX_IMAGE_BYTES:
+            raise ValueError(f"{len(data)} bytes, over {MAX_IMAGE_BYTES}")
+        pixels = decode_rgb(data)
+    except ValueError as error:
+        return {"error": " ".join(str(error).split())[:200]}
+    plain, flipped = image_hashes(pixels), image_hashes(np.ascontiguousarray(pixels[:, ::-1]))
+    hashes = (plain.pdq, plain.pdq_trimmed, flipped.pdq, flipped.pdq_trimmed)
+    return {"quality": plain.quality, **dict(zip(VARIANTS, hashes, strict=True))}
+
+
+def _read(url: str) -> pa.Table:
+    return pq.read_table(io.BytesIO(remote.read_bytes(url)), schema=SCHEMA)
+
+
+def _units(evaluation: EvaluationSet, folder: str) -> list[HashUnit]:
+    groups: list[list[Part]] = []
+    room = 0
+    for part in find_parts(evaluation.url):
+        size = max(1, len(part.names))
+        if part.row_group >= 0 or size > room:
+            groups.append([])
+            room = 0 if part.row_group >= 0 else IMAGES_PER_UNIT
+        groups[-1].append(part)
+        room -= size
+    return [
+        HashUnit(f"{evaluation.name}/{number:05d}", tuple(parts), remote.join(folder, f"{number:05d}.parquet"))
+        for number, parts in enumerate(groups)
+    ]
+
+
+def find_parts(url: str) -> Iterator[Part]:
+    """Yield the parts of an evaluation set in a fixed order.
+
+    `url` is a tar, a parquet file, or a folder: of a dataset (its `shards/`), of tars, of parquet files, or of images
+    at any depth. Raises ValueError if nothing is there.
+    """
+    if not remote.exists(url):
+        raise ValueError(f"evaluation set {url}: no such file or folder")
+    if url.endswith(".tar"):
+        yield from _tar_parts(url)
+    elif url.endswith(".parquet"):
+        yield from _parquet_parts(url)
+    elif remote.exists(remote.join(url, "dataset.json")) and remote.list_names(remote.join(url, "shards"), ".tar"):
+        for name in remote.list_names(remote.join(url, "shards"), ".tar"):
+            yield from _tar_parts(remote.join(url, "shards", name))
+    elif remote.list_names(url, ".tar"):
+        for name in remote.list_names(url, ".tar"):
+            yield from _tar_parts(remote.join(url, name))
+    elif remote.list_names(url, ".parquet"):
+        for name in remote.list_names(url, ".parquet"):
+            yield from _parquet_parts(remote.join(url, name))
+    else:
+        yield from _folder_parts(url)
+
+
+def _tar_parts(url: str) -> Iterator[Part]:
+    shard = remote.basename(url)
+    images = [member for member in scan_tar(url, allow_missing_end=True) if _is_image(member.name)]
+    for start in range(0, len(images), IMAGES_PER_UNIT):
+        some = images[start : start + IMAGES_PER_UNIT]
+        spans = tuple((member.offset, member.size) for member in some)
+        yield Part(url, tuple(f"{shard}/{member.name}" for member in some), spans)
+
+
+def _parquet_parts(url: str) -> Iterator[Part]:
+    fs, path = remote.open_fs(url)
+    try:
+        with fs.open(path, "rb") as file:
+            groups = pq.ParquetFile(file).num_row_groups
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{url} is not a parquet file: {error}") from error
+    for group in range(groups):
+        yield Part(url, row_group=group)
+
+
+def _folder_parts(url: str) -> Iterator[Part]:
+    fs, path = remote.open_fs(url)
+    root = path.rstrip("/") + "/"
+    for found in sorted(str(name) for name in fs.find(path)):
+        name = found.removeprefix(root)
+        if _is_image(name) and not any(piece.startswith(".") for piece in name.split("/")):
+            yield Part(fs.unstrip_protocol(found), (name,))
+
+
+def _is_image(name: str) -> bool:
+    parts = split_name(name)
+    return parts is not None and parts[1].rpartition(".")[2] in IMAGE_EXTENSIONS
+
+
+def read_part(part: Part) -> Iterator[tuple[str, bytes]]:
+    """Yield (name, bytes) of the images of a part."""
+    if part.row_group >= 0:
+        yield from _read_row_group(part)
+    elif part.spans:
+        yield from zip(part.names, read_payloads(part.url, part.spans), strict=True)
+    else:
+        yield part.names[0], remote.read_bytes(part.url)
+
+
+def _read_row_group(part: Part) -> Iterator[tuple[str, bytes]]:
+    fs, path = remote.open_fs(part.url)
+    with fs.open(path, "rb") as file:
+        parquet = pq.ParquetFile(file)
+        column = _image_column(parquet.schema_arrow, part.url)
+        values = parquet.read_row_group(part.row_group, columns=[column])[column]
+    name = remote.basename(part.url)
+    for row, value in enumerate(values.to_pylist()):
+        data = value.get("bytes") if isinstance(value, dict) else value
+        yield f"{name}/{part.row_group}/{row}", data or b""
+
+
+def _image_column(schema: pa.Schema, url: str) -> str:
+    """Return the column of image bytes: binary, or a struct with `bytes` as Hugging Face writes it."""
+    found: Sequence[str] = [field.name for field in schema if _holds_bytes(field.type)]
+    preferred = [name for name in ("image", "img", "jpg", "bytes") if name in found] or list(found)
+    if not preferred:
+        raise ValueError(f"{url}: no column of image bytes; columns: {', '.join(schema.names)}")
+    return preferred[0]
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return int(kind.get_field_index("bytes")) >= 0
+    return bool(pa.types.is_binary(kind)) or bool(pa.types.is_large_binary(kind))

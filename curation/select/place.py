@@ -1,0 +1,37 @@
+"""Where each kept row goes: raw order, shuffled within windows of raw shards, cut into output shards.
+
+A pure function of (seed, windows, which rows are kept). The one thing a reader would get wrong: output shards are cut
+across the ends of windows, so all but the last are full, and one output shard may read from the raw shards of two
+windows.
+"""
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from headrace.curation.select.database import insert, read_batches
+from headrace.curation.select.steps import Placement
+from headrace.shards.permutation import make_key, permute
+
+
+def place_rows(connection: duckdb.DuckDBPyConnection, placement: Placement) -> int:
+    """Create `placed` (`__row`, `place`) for the rows in `alive`; return the number of output shards."""
+    connection.execute("CREATE TABLE placed (__row BIGINT, place BIGINT)")
+    kept = f"SELECT __row, __shard // {placement.shuffle_window} AS number FROM rows SEMI JOIN alive USING (__row)"
+    sizes = connection.execute(f"SELECT number, count(*) FROM ({kept}) GROUP BY number ORDER BY number").fetchall()
+    starts, total = {}, 0
+    for number, size in sizes:
+        starts[number] = total
+        total += size
+    done = 0
+    for table in read_batches(connection, f"{kept} ORDER BY __row"):
+        numbers = table["number"].to_numpy()
+        order = np.arange(done, done + table.num_rows, dtype=np.int64)
+        places = np.empty(table.num_rows, np.int64)
+        for number in np.unique(numbers).tolist():
+            mine = numbers == number
+            key = make_key(placement.seed, "build", number)
+            places[mine] = permute(order[mine] - starts[number], dict(sizes)[number], key) + starts[number]
+        insert(connection, "placed", pa.table({"__row": table["__row"], "place": places}))
+        done += table.num_rows
+    return -(-total // placement.samples_per_shard)

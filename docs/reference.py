@@ -1,0 +1,122 @@
+"""Write docs/recipe.md: every key of a recipe, a mixture and a run, from the typed configs themselves.
+
+    python docs/reference.py           # writes docs/recipe.md
+    python docs/reference.py --check   # exit code 1 if it is not up to date
+
+A field's text is the string below it in the source, so the page cannot say anything but what the code says.
+"""
+
+import ast
+import dataclasses
+import inspect
+import sys
+import textwrap
+import typing
+from pathlib import Path
+from typing import Any
+
+from headrace.curation.recipe import Recipe
+from headrace.pipeline.mixture import Mixture
+from headrace.train.config import RunConfig
+
+TARGET = Path(__file__).with_name("recipe.md")
+
+PAGES = (
+    ("A recipe (`headrace curate RECIPE.yaml`)", Recipe),
+    ("A mixture (`headrace stream MIXTURE.yaml`)", Mixture),
+    ("A run (`headrace train RUN.yaml`)", RunConfig),
+)
+
+INTRODUCTION = """\
+# Every key of the files you write
+
+Made by `python docs/reference.py` from the typed configs. Unknown keys are refused; `key.path=value` on the command
+line overrides a key (`select.3.fraction=0.3`). A key without a default must be given.
+"""
+
+
+def main() -> None:
+    """Write the page, or with --check compare it."""
+    text = render()
+    if "--check" not in sys.argv[1:]:
+        TARGET.write_text(text)
+    elif TARGET.read_text() != text:
+        sys.exit("docs/recipe.md is not what the configs say: run python docs/reference.py")
+
+
+def render() -> str:
+    """Return the whole page."""
+    seen: set[type] = set()
+    parts = [INTRODUCTION]
+    for title, config in PAGES:
+        parts.append(f"## {title}\n")
+        parts.extend(_sections(config, seen))
+    return "\n".join(parts)
+
+
+def _sections(config: type, seen: set[type]) -> list[str]:
+    if config in seen:
+        return []
+    seen.add(config)
+    hints = typing.get_type_hints(config, include_extras=True)
+    texts = _field_texts(config)
+    lines = [
+        f"### {config.__name__}\n",
+        f"{inspect.getdoc(config)}\n",
+        "| key | type | default | |",
+        "| --- | --- | --- | --- |",
+    ]
+    for item in dataclasses.fields(config):
+        cells = (
+            f"`{item.name}`",
+            f"`{_type(hints[item.name])}`".replace("|", "\\|"),
+            _default(item),
+            texts.get(item.name, ""),
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    nested = [part for item in dataclasses.fields(config) for part in _dataclasses(hints[item.name])]
+    return ["\n".join(lines) + "\n", *(section for part in nested for section in _sections(part, seen))]
+
+
+def _field_texts(config: type) -> dict[str, str]:
+    body = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    texts = {}
+    for before, after in zip(body.body, body.body[1:], strict=False):
+        if isinstance(before, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            texts[ast.unparse(before.target)] = " ".join(str(after.value.value).split()).replace("|", "\\|")
+    return texts
+
+
+def _type(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _type(args[0])
+    if origin is typing.Literal:
+        return " | ".join(str(value) for value in args)
+    if origin is tuple:
+        return f"list of {_type(args[0])}" if args[-1] is Ellipsis else "[" + ", ".join(map(_type, args)) + "]"
+    if origin is dict:
+        return f"mapping of {_type(args[1])}"
+    if args:
+        return " | ".join(_type(arg) for arg in args)
+    return "null" if hint is type(None) else str(getattr(hint, "__name__", hint))
+
+
+def _default(item: "dataclasses.Field[Any]") -> str:
+    if item.default_factory is not dataclasses.MISSING:
+        value = item.default_factory()
+        return f"`{value!r}`" if not dataclasses.is_dataclass(value) else "its defaults"
+    if item.default is dataclasses.MISSING:
+        return "**required**"
+    return "null" if item.default is None else f"`{item.default!r}`".replace("|", "\\|")
+
+
+def _dataclasses(hint: Any) -> list[type]:
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return [hint]
+    return [found for arg in typing.get_args(hint) for found in _dataclasses(arg)]
+
+
+if __name__ == "__main__":
+    main()

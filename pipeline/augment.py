@@ -1,0 +1,64 @@
+"""Crop windows and flips as pure functions of (seed, position, view).
+
+The generator is Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) with the position as
+counter, so any decoder on any rank gets the same window. The one thing a reader would get wrong: windows are in
+upright coordinates, after EXIF orientation.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from headrace.pipeline.mixture import Augment
+
+TRIES = 10
+DRAWS = 1 + 4 * TRIES
+BLOCKS_PER_POSITION = 16  # Philox gives 4 numbers a block; 16 leaves room for later parameters
+
+
+class Window(NamedTuple):
+    """The part of an upright picture that is resized to the square, and whether it is then mirrored."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    flipped: bool
+
+
+def choose_window(augment: Augment, draws: list[float], height: int, width: int) -> Window:
+    """Return the window of one picture from its `draws`."""
+    flipped = augment.flip and draws[0] < 0.5
+    if augment.crop == "center":
+        side = min(height, width)
+        return Window((height - side) // 2, (width - side) // 2, side, side, flipped)
+    return _random_window(augment, draws, height, width)._replace(flipped=flipped)
+
+
+def position_draws(key: int, position: int) -> list[float]:
+    """Return the numbers in [0, 1) that belong to a position under `key`, which is made of seed and view."""
+    raw = np.random.Philox(key=key, counter=position * BLOCKS_PER_POSITION).random_raw(DRAWS)
+    draws: list[float] = ((raw >> np.uint64(11)) * 2.0**-53).tolist()
+    return draws
+
+
+def _random_window(augment: Augment, draws: list[float], height: int, width: int) -> Window:
+    """Torchvision's RandomResizedCrop: ten tries of area and log-uniform ratio, then the largest centre window."""
+    low, high = math.log(augment.ratio[0]), math.log(augment.ratio[1])
+    smallest, largest = augment.scale
+    for first in range(1, DRAWS, 4):
+        area, shape, down, across = draws[first : first + 4]
+        pixels = height * width * (smallest + area * (largest - smallest))
+        ratio = math.exp(low + shape * (high - low))
+        w, h = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return Window(int(down * (height - h + 1)), int(across * (width - w + 1)), h, w, False)
+    if width / height < augment.ratio[0]:
+        h, w = min(height, round(width / augment.ratio[0])), width
+    elif width / height > augment.ratio[1]:
+        h, w = height, min(width, round(height * augment.ratio[1]))
+    else:
+        h, w = height, width
+    h, w = max(1, h), max(1, w)
+    return Window((height - h) // 2, (width - w) // 2, h, w, False)

@@ -1,0 +1,124 @@
+"""The opened sources: their datasets, and the index of each shard as arrays, loaded when first needed.
+
+Opening reads the manifest only. The one thing a reader would get wrong: the cache of indexes is bounded, so hold on to
+the `ShardRows` you use and never to a promise that it is cached.
+"""
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from headrace.pipeline.mixture import Source
+from headrace.shards.dataset import Dataset, open_dataset
+
+CACHED_SAMPLES = 4_000_000
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRows:
+    """The index of one shard, as far as a stream needs it."""
+
+    url: str
+    key: pa.ChunkedArray
+    offset: IntArray
+    size: IntArray
+    crc32: IntArray
+    """-1 where the index has none (`--fast`)."""
+    orientation: IntArray
+    columns: dict[str, pa.ChunkedArray]
+
+
+class OpenedSource:
+    """One source of a mixture, its dataset opened. Raises ValueError for an empty dataset."""
+
+    def __init__(self, source: Source, columns: Sequence[str]) -> None:
+        self.config = source
+        self.dataset: Dataset = open_dataset(source.url, index_dir=source.index_dir or None)
+        self.starts: IntArray = np.cumsum([0, *(shard.num_samples for shard in self.dataset.shards)], dtype=np.int64)
+        if not self.num_samples:
+            raise ValueError(f"source {source.name!r}: {source.url} holds no samples")
+        self._columns = tuple(columns)
+        self._lock = threading.Lock()
+        self._cache: OrderedDict[int, ShardRows] = OrderedDict()
+        self._cached_samples = 0
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in the dataset."""
+        return int(self.starts[-1])
+
+    @property
+    def mean_bytes(self) -> int:
+        """Bytes of the shards per sample."""
+        return max(1, sum(shard.num_bytes for shard in self.dataset.shards) // self.num_samples)
+
+    def digest(self) -> str:
+        """Return what must be equal for the order to mean the same samples: shard names, counts and sums."""
+        text = "\n".join(f"{shard.name} {shard.num_samples} {shard.sha256}" for shard in self.dataset.shards)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def locate(self, sample: IntArray) -> tuple[IntArray, IntArray]:
+        """Return (shard, row) of numbers in the concatenated index."""
+        shard = np.searchsorted(self.starts, sample, side="right").astype(np.int64) - 1
+        return shard, sample - self.starts[shard]
+
+    def rows(self, shard: int) -> ShardRows:
+        """Return the index of one shard, from the cache if it is there; safe from any thread."""
+        with self._lock:
+            if shard in self._cache:
+                self._cache.move_to_end(shard)
+                return self._cache[shard]
+        rows = self._load(shard)
+        with self._lock:
+            if shard not in self._cache:
+                self._cache[shard] = rows
+                self._cached_samples += len(rows.offset)
+            while self._cached_samples > CACHED_SAMPLES and len(self._cache) > 1:
+                self._cached_samples -= len(self._cache.popitem(last=False)[1].offset)
+        return rows
+
+    def _load(self, shard: int) -> ShardRows:
+        table = self.dataset.index(shard)
+        missing = [name for name in self._columns if name not in table.column_names]
+        if missing:
+            raise ValueError(
+                f"source {self.config.name!r}: {self.dataset.index_url(shard)} has no column {', '.join(missing)}; "
+                f"it has {', '.join(table.column_names)}"
+            )
+        return ShardRows(
+            url=self.dataset.tar_url(shard),
+            key=table.column("key"),
+            offset=_integers(table, "offset", -1),
+            size=_integers(table, "size", -1),
+            crc32=_integers(table, "crc32", -1),
+            orientation=_integers(table, "orientation", 1),
+            columns={name: table.column(name) for name in self._columns},
+        )
+
+
+def _integers(table: pa.Table, name: str, missing: int) -> IntArray:
+    column = table.column(name).cast(pa.int64()).fill_null(missing)
+    return np.asarray(column.to_numpy(), dtype=np.int64)
+
+
+def collate(values: Sequence[Any], kind: pa.DataType) -> NDArray[np.generic] | list[Any]:
+    """Return one column of a batch: numbers as an array (missing: -1, or NaN), everything else as a list.
+
+    uint64 is a list too: beside a -1 for what is missing no array type holds it.
+    """
+    if pa.types.is_integer(kind) and not pa.types.is_uint64(kind):
+        return np.array([-1 if value is None else value for value in values], np.int64)
+    if pa.types.is_floating(kind):
+        return np.array([np.nan if value is None else value for value in values], np.float64)
+    if pa.types.is_boolean(kind):
+        return np.array([bool(value) for value in values], np.bool_)
+    return list(values)

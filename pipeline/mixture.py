@@ -1,0 +1,124 @@
+"""What the user chooses: sources, weights, order, augmentation, budgets.
+
+One YAML file read by `headrace.config.load_config`; frozen from there on. The one thing a reader would get wrong:
+`seed`, `lanes`, `image_size`, `augment` and the sources are the order and the pictures; the rest is how they are
+fetched and may change at every restart.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+MAX_LANES = 4096
+MAX_SOURCES = 1000
+MAX_IMAGE_SIZE = 4096
+
+
+def _check(good: bool, message: str) -> None:
+    if not good:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """One dataset in a mixture."""
+
+    name: str
+    """Short and unique; part of the order's key, so that a moved dataset keeps its order."""
+    url: str
+    """A dataset with an index, at any fsspec URL."""
+    weight: float = 1.0
+    """Share of the mixture, in proportion to the other weights."""
+    index_dir: str = ""
+    """Where the index lies, if not in the dataset."""
+    shuffle_window: int = 16384
+    """Samples, for the whole job; a lane gets its part of it, at least one chunk."""
+    chunk_samples: int = 64
+    """Consecutive samples that are read at once."""
+
+    def __post_init__(self) -> None:
+        _check(bool(self.name), "name must not be empty")
+        _check(bool(self.url), f"source {self.name!r}: url must not be empty")
+        _check(0 < self.weight < float("inf"), f"source {self.name!r}: weight must be over 0, got {self.weight}")
+        _check(self.shuffle_window >= 0, f"shuffle_window must be at least 0, got {self.shuffle_window}")
+        _check(self.chunk_samples >= 1, f"chunk_samples must be at least 1, got {self.chunk_samples}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Augment:
+    """How a picture becomes a square; all parameters are functions of (seed, position)."""
+
+    crop: Literal["random", "center"] = "random"
+    """`random` is torchvision's RandomResizedCrop; `center` resizes the short side and cuts the middle."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Range of a random crop's area, as a share of the picture's."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Range of a random crop's width over height, drawn evenly in its logarithm."""
+    flip: bool = True
+    """Mirror every second picture."""
+
+    def __post_init__(self) -> None:
+        low, high = self.scale
+        _check(0 < low <= high <= 1, f"scale must be a range within 0..1, got {low} and {high}")
+        low, high = self.ratio
+        _check(0.01 <= low <= high <= 100, f"ratio must be a range within 0.01..100, got {low} and {high}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mixture:
+    """Everything that decides which sample stands where, and how it is delivered."""
+
+    seed: int = 0
+    """Seed of the order and of every crop and flip."""
+    sources: tuple[Source, ...]
+    """The datasets, with their weights."""
+    lanes: int = 16
+    """The world size divides the lanes and the lanes divide the global batch."""
+    image_size: int = 224
+    """Side of the delivered square, pixels."""
+    augment: Augment = Augment()
+    """How a picture becomes the delivered square."""
+    memory_bytes: int = 4 << 30
+    """Most compressed bytes in flight, on one rank."""
+    max_bad_fraction: float = 0.01
+    """Stop when more of the samples than this were damaged; judged after 100."""
+    max_bad_consecutive: int = 100
+    """Stop after so many damaged samples in a row."""
+    quarantine: str = ""
+    """File (JSON lines) that names each damaged sample; rank N of several writes FILE.N. Empty = none."""
+    verify_crc: bool = True
+    """Check each image against the index before decoding; costs a few hundredths of decoding."""
+    max_pixels: int = 64 << 20
+    """Larger images are refused from their header."""
+    decode_threads: int = 0
+    """0 = as many as this process may use cores."""
+    io_threads: int = 8
+    """Reads in flight."""
+    prefetch_batches: int = 2
+    """Batches kept ready."""
+    read_timeout_seconds: float = 30.0
+    """A read that brings nothing for so long is tried again."""
+    read_retries: int = 5
+    """A read that fails so often after the first time stops the run."""
+
+    def __post_init__(self) -> None:
+        _check(0 < len(self.sources) <= MAX_SOURCES, f"sources must be 1..{MAX_SOURCES}, got {len(self.sources)}")
+        names = [source.name for source in self.sources]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        _check(not twice, f"two sources are named {', '.join(twice)}")
+        _check(1 <= self.lanes <= MAX_LANES, f"lanes must be 1..{MAX_LANES}, got {self.lanes}")
+        _check(1 <= self.image_size <= MAX_IMAGE_SIZE, f"image_size must be 1..{MAX_IMAGE_SIZE}, got {self.image_size}")
+        _check(0 <= self.max_bad_fraction <= 1, f"max_bad_fraction must be 0..1, got {self.max_bad_fraction}")
+        _check(self.read_timeout_seconds > 0, f"read_timeout_seconds must be over 0, got {self.read_timeout_seconds}")
+        for name, least in _LEAST.items():
+            _check(getattr(self, name) >= least, f"{name} must be at least {least}, got {getattr(self, name)}")
+
+
+_LEAST = {
+    "memory_bytes": 1,
+    "max_bad_consecutive": 1,
+    "max_pixels": 1,
+    "decode_threads": 0,
+    "io_threads": 1,
+    "prefetch_batches": 1,
+    "read_retries": 0,
+}

@@ -1,0 +1,130 @@
+"""Open a mixture: read the manifests, check every number against the others, and refuse before anything is read.
+
+The one thing a reader would get wrong: rank and world size are facts of the run, not of the mixture; the same mixture
+file serves every world size that divides its lanes.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from headrace.config import load_config
+from headrace.pipeline.catalog import OpenedSource
+from headrace.pipeline.epoch import SourceOrder
+from headrace.pipeline.mixture import Mixture
+from headrace.pipeline.order import build_order, lanes_of_rank, nearest_divisors
+from headrace.pipeline.plan import EndlessPlan, OncePlan, Plan
+from headrace.pipeline.state import identity_of
+from headrace.pipeline.stream import Opened, Stream
+
+
+def open_stream(
+    mixture: Mixture | str | Path,
+    *,
+    global_batch: int,
+    rank: int = 0,
+    world_size: int = 1,
+    columns: Sequence[str] = (),
+    once: bool = False,
+) -> Stream:
+    """Open a mixture, or the YAML file of one, as this rank's stream of batches.
+
+    `columns` are columns of the index to deliver. With `once` every sample comes exactly once, in the order of the
+    index, and the last batch is padded (`valid` is False). Raises ValueError naming the number to change.
+    """
+    if not isinstance(mixture, Mixture):
+        mixture = load_config(Mixture, mixture)
+    if isinstance(columns, str):
+        raise ValueError(f"columns is a list of names, got the text {columns!r}")
+    sources = tuple(OpenedSource(source, columns) for source in mixture.sources)
+    plan: Plan
+    if once:
+        plan = _once_plan(sources, global_batch, rank, world_size)
+    else:
+        plan = _endless_plan(
+            mixture, sources, global_batch, lanes_of_rank(mixture.lanes, rank=rank, world_size=world_size)
+        )
+    return Stream(
+        Opened(
+            mixture=mixture,
+            sources=sources,
+            plan=plan,
+            columns=_column_types(sources, columns),
+            identity=identity_of(mixture, sources, global_batch=global_batch, once=once),
+            quarantine=f"{mixture.quarantine}.{rank}" if mixture.quarantine and world_size > 1 else mixture.quarantine,
+        )
+    )
+
+
+def _endless_plan(mixture: Mixture, sources: Sequence[OpenedSource], global_batch: int, lanes: range) -> EndlessPlan:
+    if global_batch < 1 or global_batch % mixture.lanes:
+        below = global_batch // mixture.lanes * mixture.lanes
+        near = ", ".join(str(number) for number in (below, below + mixture.lanes) if number > 0)
+        raise ValueError(
+            f"global batch {global_batch} is not a multiple of the {mixture.lanes} lanes of the mixture; "
+            f"nearest that are: {near}; or set lanes to {nearest_divisors(max(1, global_batch), mixture.lanes)}"
+        )
+    orders = [
+        SourceOrder(
+            name=source.config.name,
+            num_samples=source.num_samples,
+            chunk_samples=source.config.chunk_samples,
+            shuffle_window=source.config.shuffle_window,
+            num_lanes=mixture.lanes,
+            seed=mixture.seed,
+        )
+        for source in sources
+    ]
+    _check_memory(mixture, sources, orders, len(lanes))
+    order = build_order(orders, [source.weight for source in mixture.sources], mixture.lanes)
+    return EndlessPlan(order, lanes, global_batch // mixture.lanes)
+
+
+def _once_plan(sources: Sequence[OpenedSource], global_batch: int, rank: int, world_size: int) -> OncePlan:
+    if world_size < 1 or not 0 <= rank < world_size:
+        raise ValueError(f"rank must be in 0..world_size-1, got rank {rank} of world size {world_size}")
+    if global_batch < 1 or global_batch % world_size:
+        raise ValueError(f"global batch {global_batch} is not a multiple of the world size {world_size}")
+    return OncePlan(
+        sizes=[source.num_samples for source in sources],
+        chunks=[source.config.chunk_samples for source in sources],
+        global_batch=global_batch,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def _column_types(sources: Sequence[OpenedSource], columns: Sequence[str]) -> dict[str, pa.DataType]:
+    """Return the type of each wanted column, from the first shard of each source."""
+    types: dict[str, pa.DataType] = {}
+    for source in sources if columns else ():
+        first = next(number for number, shard in enumerate(source.dataset.shards) if shard.num_samples)
+        for name, column in source.rows(first).columns.items():
+            if types.setdefault(name, column.type) != column.type:
+                raise ValueError(
+                    f"column {name} is {types[name]} in source {sources[0].config.name!r} "
+                    f"and {column.type} in source {source.config.name!r}"
+                )
+    return types
+
+
+def _check_memory(
+    mixture: Mixture, sources: Sequence[OpenedSource], orders: Sequence[SourceOrder], num_lanes: int
+) -> None:
+    """Refuse a mixture whose windows do not fit: lanes of the rank x window of a lane x mean size of a sample."""
+    needs = [
+        num_lanes * order.window_samples * source.mean_bytes for source, order in zip(sources, orders, strict=True)
+    ]
+    if sum(needs) <= mixture.memory_bytes:
+        return
+    largest = max(range(len(needs)), key=needs.__getitem__)
+    order = orders[largest]
+    if order.window_chunks > 1:
+        change = f"shuffle_window {order.shuffle_window}"
+    else:
+        change = f"chunk_samples {order.chunk_samples}"
+    raise ValueError(
+        f"the shuffle windows of {num_lanes} lanes hold {sum(needs)} bytes, memory_bytes is {mixture.memory_bytes}; "
+        f"lower {change} of source {order.name!r} (its part is {needs[largest]} bytes), or raise memory_bytes"
+    )

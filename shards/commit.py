@@ -1,0 +1,55 @@
+"""Commit records: a unit of work is done when `FOLDER/commits/NAME.json` exists.
+
+The record is put if absent, after everything it speaks of is in place, so a killed unit leaves nothing that counts.
+The one thing a reader would get wrong: a second commit of the same name changes nothing and is told so by False.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, cast
+
+from headrace import remote
+from headrace.config import canonical_json
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_SUFFIX = ".json"
+
+
+def check_name(name: str) -> str:
+    """Return `name` if it may name a file of ours. Raises ValueError."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"name {name!r} must be made of A-Z a-z 0-9 . _ - and start with a letter or digit")
+    return name
+
+
+def commit(folder: str, name: str, record: Mapping[str, Any]) -> bool:
+    """Record that the unit `name` is done; False if it was already."""
+    return remote.put_if_absent(_record_url(folder, name), (canonical_json(dict(record)) + "\n").encode())
+
+
+def committed(folder: str) -> list[str]:
+    """Return the sorted names of finished units."""
+    names = remote.list_names(remote.join(folder, "commits"), suffix=_SUFFIX)
+    return sorted(name.removesuffix(_SUFFIX) for name in names)
+
+
+def is_committed(folder: str, name: str) -> bool:
+    """True if the unit `name` is done."""
+    return remote.exists(_record_url(folder, name))
+
+
+def read_commit(folder: str, name: str) -> dict[str, Any]:
+    """Return the record of one finished unit. Raises FileNotFoundError, or ValueError if it is damaged."""
+    url = _record_url(folder, name)
+    try:
+        record = json.loads(remote.read_bytes(url))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{url}: not a commit record: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{url}: not a commit record: expected a mapping, got {type(record).__name__}")
+    return cast(dict[str, Any], record)
+
+
+def _record_url(folder: str, name: str) -> str:
+    return remote.join(folder, "commits", check_name(name) + _SUFFIX)

@@ -1,0 +1,25 @@
+"""The one error of this floor that callers catch: a damaged shard or sample.
+
+The message always says where (shard, key, byte offset) and then what. The one thing a reader would get wrong: the
+attributes may be None, as damage to a whole shard has no key.
+"""
+
+
+class ShardError(ValueError):
+    """A damaged shard or sample."""
+
+    def __init__(
+        self, message: str, *, shard: str | None = None, key: str | None = None, offset: int | None = None
+    ) -> None:
+        where = "".join(
+            (
+                f"{shard}: " if shard is not None else "",
+                f"sample {key!r} " if key is not None else "",
+                f"at byte {offset}: " if offset is not None else ": " if key is not None else "",
+            )
+        ).replace(" : ", ": ")
+        super().__init__(where + message)
+        self.shard = shard
+        self.key = key
+        self.offset = offset
+        self.detail = message

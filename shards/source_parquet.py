@@ -1,0 +1,191 @@
+"""Parquet files of image bytes as inputs: an image column (bytes, or a struct with `bytes`), a label, a caption.
+
+The one thing a reader would get wrong: rows are read by row group, so a file of one huge row group is decoded again
+for each unit of work that touches it.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from headrace import remote
+from headrace.shards.source import Input
+
+IMAGE_COLUMNS = ("jpg", "image", "jpeg", "png", "webp", "img", "bytes", "image_bytes")
+CAPTION_COLUMNS = ("caption", "text")
+CLASS_NAME_COLUMN = "class_name"
+_ROWS_PER_BATCH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetColumns:
+    """Which columns are read; None = there is none."""
+
+    image: str
+    label: str | None
+    caption: str | None
+    url: str | None
+
+    def names(self) -> list[str]:
+        """Return the names to read."""
+        return [name for name in (self.image, self.label, self.caption, self.url) if name is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetUnit:
+    """A run of rows, by file: (URL, first row, row after the last)."""
+
+    parts: tuple[tuple[str, int, int], ...]
+    columns: ParquetColumns
+    classes: tuple[str, ...]
+
+    def read(self) -> Iterator[Input]:
+        """Yield the rows in order."""
+        for url, start, stop in self.parts:
+            row = start
+            for batch in _rows(url, start, stop, self.columns.names()):
+                for record in batch.to_pylist():
+                    yield self._input(f"{remote.basename(url)}:{row}", record)
+                    row += 1
+
+    def _input(self, name: str, record: dict[str, Any]) -> Input:
+        image = record[self.columns.image]
+        label = record[self.columns.label] if self.columns.label else None
+        if isinstance(label, str):
+            label = self.classes.index(label)
+        return Input(
+            name=name,
+            image=image.get("bytes") if isinstance(image, dict) else image,
+            label=label,
+            caption=record[self.columns.caption] if self.columns.caption else None,
+            url=record[self.columns.url] if self.columns.url else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetSource:
+    """Rows of several files, one after the other; `files` are (URL, rows, bytes)."""
+
+    files: tuple[tuple[str, int, int], ...]
+    columns: ParquetColumns
+    left_out: tuple[str, ...]
+    classes: tuple[str, ...]
+    kind: str = "parquet"
+
+    @property
+    def num_inputs(self) -> int:
+        """Rows of all files."""
+        return sum(num_rows for _, num_rows, _ in self.files)
+
+    def identity(self) -> Iterator[Any]:
+        """Yield name, rows and bytes of each file, and the columns that are read."""
+        yield from ([remote.basename(url), num_rows, num_bytes] for url, num_rows, num_bytes in self.files)
+        yield self.columns.names()
+
+    def unit(self, start: int, stop: int) -> ParquetUnit:
+        """Return rows start..stop-1."""
+        parts, base = [], 0
+        for url, num_rows, _ in self.files:
+            first, last = max(0, start - base), min(num_rows, stop - base)
+            if first < last:
+                parts.append((url, first, last))
+            base += num_rows
+        return ParquetUnit(tuple(parts), self.columns, self.classes)
+
+
+def open_parquet(urls: Sequence[str], *, image_column: str | None, label_column: str) -> ParquetSource:
+    """Read the footers. Raises ValueError if a file is no parquet or lacks the image column."""
+    files, schema = [], None
+    for url in urls:
+        with _open(url) as file:
+            if schema is not None and not file.schema_arrow.equals(schema):
+                raise ValueError(f"{url}: its columns differ from those of {urls[0]}")
+            schema = file.schema_arrow
+            files.append((url, file.metadata.num_rows, remote.size_of(url)))
+    assert schema is not None, "callers pass at least one file"
+    columns = _choose(schema, urls[0], image_column, label_column)
+    left_out = tuple(name for name in schema.names if name not in (*columns.names(), CLASS_NAME_COLUMN))
+    return ParquetSource(tuple(files), columns, left_out, _class_names(urls, schema, columns))
+
+
+def _choose(schema: pa.Schema, url: str, image_column: str | None, label_column: str) -> ParquetColumns:
+    known = ", ".join(f"{field.name} ({field.type})" for field in schema)
+    image = image_column or next((name for name in IMAGE_COLUMNS if name in schema.names), None)
+    if image is None or image not in schema.names:
+        raise ValueError(f"{url}: no column {image or 'of images'}; name one by --image-column; it has {known}")
+    kind = schema.field(image).type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        raise ValueError(f"{url}: column {image} is {kind}, expected bytes")
+    label = label_column if label_column in schema.names else None
+    if label is not None and not _is_string(schema, label) and not pa.types.is_integer(schema.field(label).type):
+        raise ValueError(f"{url}: column {label} is {schema.field(label).type}, expected integers or class names")
+    caption = next((name for name in CAPTION_COLUMNS if name in schema.names and _is_string(schema, name)), None)
+    return ParquetColumns(image, label, caption, "url" if "url" in schema.names and _is_string(schema, "url") else None)
+
+
+def _is_string(schema: pa.Schema, name: str) -> bool:
+    kind = schema.field(name).type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _class_names(urls: Sequence[str], schema: pa.Schema, columns: ParquetColumns) -> tuple[str, ...]:
+    """Return the class names: the label's own strings sorted, or `class_name` by label if each label has one."""
+    if columns.label is None:
+        return ()
+    named = CLASS_NAME_COLUMN in schema.names and _is_string(schema, CLASS_NAME_COLUMN)
+    wanted = [columns.label, *([CLASS_NAME_COLUMN] if named else [])]
+    if _is_string(schema, columns.label):
+        found = {value for url in urls for value in _distinct(url, [columns.label])}
+        return tuple(sorted(name for (name,) in found if name is not None))
+    if not named:
+        return ()
+    pairs = {value for url in urls for value in _distinct(url, wanted) if None not in value}
+    names = dict(sorted(pairs))
+    consecutive = sorted(names) == list(range(len(names))) and len(names) == len(pairs)
+    return tuple(names[label] for label in sorted(names)) if consecutive else ()
+
+
+def _distinct(url: str, names: Sequence[str]) -> set[tuple[Any, ...]]:
+    found: set[tuple[Any, ...]] = set()
+    with _open(url) as file:
+        for batch in file.iter_batches(columns=list(names), batch_size=1 << 16):
+            table = pa.Table.from_batches([batch]).group_by(list(names)).aggregate([])
+            found.update(zip(*(table[name].to_pylist() for name in names), strict=True))
+    return found
+
+
+def _rows(url: str, start: int, stop: int, names: list[str]) -> Iterator[pa.RecordBatch]:
+    """Yield rows start..stop-1, decoding only the row groups that hold them."""
+    with _open(url) as file:
+        groups, first, base = [], None, 0
+        for number in range(file.metadata.num_row_groups):
+            num_rows = file.metadata.row_group(number).num_rows
+            if base < stop and base + num_rows > start:
+                groups.append(number)
+                first = base if first is None else first
+            base += num_rows
+        position = first or 0
+        for batch in file.iter_batches(batch_size=_ROWS_PER_BATCH, row_groups=groups, columns=names):
+            low, high = max(0, start - position), min(batch.num_rows, stop - position)
+            position += batch.num_rows
+            if low < high:
+                yield batch.slice(low, high - low)
+            if position >= stop:
+                return
+
+
+@contextlib.contextmanager
+def _open(url: str) -> Iterator[pq.ParquetFile]:
+    fs, path = remote.open_fs(url)
+    with fs.open(path, "rb") as stream:
+        try:
+            file = pq.ParquetFile(stream)
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{url}: not a parquet file: {error}") from error
+        yield file

@@ -1,0 +1,83 @@
+"""Read a file at any URL forwards, by windows, without holding it in memory.
+
+Positions only grow in normal use; a read behind the window is allowed and starts a new one. The one thing a reader
+would get wrong: a server that ignores `Range` sends the whole file, so every answer's length is checked.
+"""
+
+import hashlib
+from typing import IO, Any
+
+from headrace import remote
+from headrace.shards.errors import ShardError
+
+LOCAL_WINDOW_BYTES = 256 * 1024
+REMOTE_WINDOW_BYTES = 8 * 1024 * 1024
+
+
+class Windows:
+    """Forward reads over one file; with `hashing`, every byte is read and `sha256()` is of the whole file."""
+
+    def __init__(self, url: str, *, hashing: bool = False) -> None:
+        self.url = url
+        self.size = remote.size_of(url)
+        self._file: IO[bytes] | None = remote.local_path(url).open("rb") if remote.is_local(url) else None
+        self._window_bytes = LOCAL_WINDOW_BYTES if self._file else REMOTE_WINDOW_BYTES
+        self._start = 0
+        self._window = b""
+        self._hash: Any = hashlib.sha256() if hashing else None
+        self._hashed = 0
+
+    def __enter__(self) -> "Windows":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return `size` bytes from `offset`, fewer only where the file ends first."""
+        size = min(size, max(0, self.size - offset))
+        parts = []
+        while size > 0:
+            if not self._start <= offset < self._start + len(self._window):
+                self._move(offset)
+            inside = offset - self._start
+            part = self._window[inside : inside + size]
+            parts.append(part)
+            offset, size = offset + len(part), size - len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def sha256(self) -> str:
+        """Read what is left and return the hash of the whole file."""
+        while self._hashed < self.size:
+            self._fetch(self._hashed)
+        return str(self._hash.hexdigest())
+
+    def _move(self, offset: int) -> None:
+        while self._hash is not None and self._hashed < offset:
+            self._fetch(self._hashed)
+            if offset < self._start + len(self._window):
+                return
+        self._fetch(offset)
+
+    def _fetch(self, offset: int) -> None:
+        size = min(self._window_bytes, self.size - offset)
+        if self._file is not None:
+            self._file.seek(offset)
+            data = self._file.read(size)
+        else:
+            data = remote.read_range(self.url, offset, size)
+        if len(data) != size:
+            raise ShardError(
+                f"asked for {size} bytes, got {len(data)}: the file changed, or its server ignores ranges",
+                shard=self.url,
+                offset=offset,
+            )
+        self._start, self._window = offset, data
+        if self._hash is not None and offset == self._hashed:
+            self._hash.update(data)
+            self._hashed += size

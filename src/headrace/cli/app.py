@@ -1,0 +1,88 @@
+"""The `headrace` command: every subcommand in one visible place, and the one rule for a user's mistake.
+
+A `ValueError` or `OSError` that reaches this file is a mistake the user can mend (style guide, rule 16): one line on
+stderr, exit code 1. Anything else is ours and keeps its traceback.
+"""
+
+import importlib
+import logging
+import sys
+
+import typer
+
+# Each module holds NAME_command and imports what is heavy inside it, so that `--help` answers at once.
+COMMANDS = {
+    "fetch": "fetch",
+    "annotate": "annotate",
+    "select": "select",
+    "build": "build",
+    "curate": "curate",
+    "import": "import_",
+    "index": "index",
+    "verify": "verify",
+    "report": "report",
+    "why": "why",
+    "stream": "stream",
+    "train": "train",
+    "probe": "probe",
+    "demo": "demo",
+}
+
+# What to install when a module is missing: top-level module -> extra.
+EXTRAS = {
+    "torch": "train",
+    "safetensors": "train",
+    "open_clip": "clip",
+    "onnxruntime": "onnx",
+    "ray": "ray",
+    "img2dataset": "img2dataset",
+    "nvidia": "dali",
+    "onnx": "demo",
+    "skimage": "demo",
+    "s3fs": "s3",
+}
+
+# Libraries under remote file systems whose errors are not OSError: an HTTP 503, missing credentials.
+BACKENDS = ("aiohttp", "aiobotocore", "botocore", "gcsfs")
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+
+@app.callback(epilog="Start with: headrace demo")
+def _root(verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what is done.")) -> None:
+    """Curate image shards from URL lists, stream mixtures of them, pretrain without waiting for data."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
+
+
+for _name, _module in COMMANDS.items():
+    _command = getattr(importlib.import_module(f"headrace.cli.{_module}"), f"{_module.rstrip('_')}_command")
+    app.command(_name)(_command)
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        sys.exit(f"headrace: {_one_line(str(error) + notes) or type(error).__name__}")
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None:
+            raise
+        sys.exit(f"headrace: this needs the package {error.name}: pip install 'headrace[{extra}]'")
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in BACKENDS:
+            raise
+        sys.exit(f"headrace: {type(error).__name__}: {_one_line(str(error))}")
+
+
+def _one_line(text: str) -> str:
+    """Return text on one line, without the control characters of data it quotes, which a terminal would obey."""
+    return "".join(letter if letter.isprintable() else " " for letter in " ".join(text.split()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""`headrace index`: give existing WebDataset tars an index."""
+
+import os
+
+import typer
+
+
+def index_command(
+    urls: list[str] = typer.Argument(..., help="Folders, globs or tars; any fsspec URL.", metavar="URL..."),
+    index_dir: str = typer.Option("", "--index-dir", help="Write the index there (for data that is read-only)."),
+    fast: bool = typer.Option(False, "--fast", help="Read tar headers only: no crc32, size, label, caption."),
+    rebuild: bool = typer.Option(False, "--rebuild", help="Index again what has an index."),
+    workers: int = typer.Option(os.cpu_count() or 1, "--workers", min=1, help="Processes."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Only say what would be indexed."),
+) -> None:
+    """Index existing WebDataset tars, so that they can be streamed and verified. The tars are not touched.
+
+    Writes index/NAME.parquet, shards.parquet and dataset.json beside the tars or into --index-dir.
+
+    Example: headrace index /data/laion/*.tar --index-dir /scratch/laion-index
+    """
+    from headrace.cli.shard_progress import shard_progress
+    from headrace.shards.find import find_tars
+    from headrace.shards.foreign_index import IndexConfig, index_folder
+
+    folders = find_tars(urls)
+    if index_dir and len(folders) > 1:
+        raise ValueError(f"--index-dir holds the index of one folder, got {len(folders)}: {', '.join(folders)}")
+    config = IndexConfig(index_dir=index_dir or None, fast=fast, rebuild=rebuild, workers=workers)
+    for folder, tars in folders.items():
+        if dry_run:
+            print(f"would index {len(tars)} tars of {folder} ({tars[0]} .. {tars[-1]}) into {index_dir or folder}")
+            continue
+        with shard_progress("index", len(tars)) as on_progress:
+            summary = index_folder(folder, tars, config, on_progress)
+        for shard, key, offset, message in summary.faults[:20]:
+            print(f"{shard} sample {key!r} at byte {offset}: {message}")
+        if len(summary.faults) > 20:
+            print(f"... and {len(summary.faults) - 20} more samples with faults")
+        skipped = f", {summary.without_image} samples without an image left out" if summary.without_image else ""
+        counts = f"{summary.num_shards} shards, {summary.num_samples} samples, {len(summary.faults)} faults"
+        print(f"{folder}: {counts}{skipped}")

@@ -1,0 +1,54 @@
+"""`headrace report`: a job or a dataset as one HTML file and as JSON."""
+
+from typing import Annotated
+
+import typer
+
+
+def report_command(
+    target: Annotated[str, typer.Argument(metavar="JOB|DATASET|RECIPE.yaml", help="Folder of a job or dataset.")],
+    out: Annotated[
+        str | None, typer.Option("--out", help="Folder to write to; default: report/ in the target.")
+    ] = None,
+    index_dir: Annotated[
+        str | None, typer.Option("--index-dir", help="Where a read-only dataset's index lies.")
+    ] = None,
+    title: Annotated[str | None, typer.Option("--title", help="Heading of the page.")] = None,
+    samples: Annotated[int | None, typer.Option("--samples", help="Pictures in each gallery.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
+) -> None:
+    """Write report.html (one file, opens offline) and report.json.
+
+    A job gives funnel, scores around each cut, failures and pictures; a dataset gives statistics only.
+
+    Example: headrace report jobs/pool --out report-of-pool
+    """
+    from dataclasses import replace
+
+    from headrace import remote
+    from headrace.curation.job import Job
+    from headrace.curation.report import ReportConfig, report_dataset, report_job
+
+    config = ReportConfig()
+    if target.endswith((".yaml", ".yml")):
+        from headrace.curation.recipe import load_recipe
+
+        recipe = load_recipe(target)
+        target, config = recipe.job, recipe.report
+    config = replace(config, title=config.title if title is None else title)
+    config = replace(config, samples=config.samples if samples is None else samples)
+    folder = out or remote.join(target, "report")
+    is_job = remote.exists(remote.join(target, "job.json")) or remote.exists(remote.join(target, "ledger"))
+    if not is_job and not remote.exists(remote.join(index_dir or target, "dataset.json")):
+        raise ValueError(
+            f"{target} is neither a job (no job.json) nor an indexed dataset (no dataset.json); "
+            "for tars without an index run `headrace index` first"
+        )
+    if dry_run:
+        typer.echo(f"report: write {remote.join(folder, 'report.html')} and report.json")
+        return
+    if is_job:
+        summary = report_job(Job(target), config, folder)
+    else:
+        summary = report_dataset(target, config, folder, index_dir=index_dir)
+    typer.echo(f"report: {summary}")

@@ -1,0 +1,68 @@
+"""What the five curation commands share: read the recipe, show the plan or own the job and run, show progress."""
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE.yaml", help="The recipe file.")]
+OverridesArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="key=value", help="Overrides, for example select.3.fraction=0.3")
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")]
+TakeOverOption = Annotated[
+    bool, typer.Option("--take-over", help="Take the job from an owner on another machine that you know is gone.")
+]
+StartOverOption = Annotated[
+    bool, typer.Option("--start-over", help="Remove a dataset that was built from another ledger, then build.")
+]
+
+STAGES = ("fetch", "annotate", "select", "build", "report")
+
+
+def run_stages(
+    names: tuple[str, ...],
+    recipe_path: str,
+    overrides: list[str] | None,
+    *,
+    dry_run: bool,
+    take_over: bool,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Run stages of the recipe in order, or with `dry_run` print what each would do.
+
+    `options` are further arguments of the run functions, by stage.
+    """
+    from headrace.curation.job import Job, own_job
+    from headrace.curation.recipe import load_recipe, recipe_text
+    from headrace.curation.select import check_recipe
+
+    recipe = load_recipe(recipe_path, overrides or ())
+    check_recipe(recipe)
+    modules = {name: importlib.import_module(f"headrace.curation.{name}") for name in names}
+    console = Console()
+    if dry_run:
+        for name in names:
+            for line in getattr(modules[name], f"plan_{name}")(recipe):
+                console.print(f"{name}: {line}", markup=False, highlight=False, soft_wrap=True)
+        return
+    with own_job(Job(recipe.job), recipe_text(recipe), take_over=take_over):
+        for name in names:
+            further = (options or {}).get(name, {})
+            with progress_bar(name) as on_progress:
+                summary = getattr(modules[name], f"run_{name}")(recipe, on_progress=on_progress, **further)
+            console.print(f"{name}: {summary}", markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def progress_bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function of (done, total) that draws a bar on stderr; nothing is drawn where stderr is no terminal."""
+    columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(name, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -1,0 +1,68 @@
+"""`headrace train`: run, or continue, a training run."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+def train_command(
+    run: Annotated[str, typer.Argument(metavar="RUN.yaml", help="The run file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="key=value", help="Overrides, for example optimizer.lr=0.0005")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done (parameters, FLOPs, epochs); write nothing.")
+    ] = False,
+) -> None:
+    """Train; a run that was stopped or killed goes on from its newest checkpoint.
+
+    Example: headrace train examples/aim-cifar10.yaml out=runs/a seed=1
+
+    Several processes: torchrun --standalone --nproc-per-node 2 --no-python headrace train RUN.yaml
+    """
+    from headrace.train.config import load_run
+    from headrace.train.loop import train
+    from headrace.train.plan import plan_run
+
+    config = load_run(run, overrides or ())
+    if dry_run:
+        for line in plan_run(config):
+            typer.echo(line)
+        return
+    with _progress(config.steps) as on_metrics:
+        result = train(config, on_metrics=on_metrics)
+    if result.is_first and result.finished:
+        typer.echo(
+            f"{result.out}: {result.step} steps done; metrics.jsonl, model.safetensors and checkpoints are there"
+        )
+    elif result.is_first:
+        typer.echo(f"{result.out}: stopped and saved at step {result.step}; the same command continues")
+
+
+@contextmanager
+def _progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yield a function that shows lines of metrics: a bar on a terminal, validation losses on stdout."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("train", total=steps)
+
+        def show(line: dict[str, Any]) -> None:
+            if line["event"] == "validation":
+                typer.echo(f"step {line['step']}: validation loss {line['loss']:.4f}")
+                return
+            rate, wait = line["images_per_second"], line["data_wait_percent"]
+            text = f"loss {line['loss']:.4f}, {rate:.0f} images/s, {wait:.0f}% waiting"
+            progress.update(task, completed=line["step"], description=text)
+
+        yield show

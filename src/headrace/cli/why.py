@@ -1,0 +1,94 @@
+"""`headrace why`: what became of one row of the input, and why."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from headrace.curation.select.why import RowStory
+
+COLOURS = {"passed": "green", "dropped": "red", "not reached": "dim"}
+
+
+def why_command(
+    job: Annotated[str, typer.Argument(help="Folder or URL of the job.")],
+    uid: Annotated[str, typer.Argument(help="A uid, an unambiguous start of one, or a URL of the list.")],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON: one list with an object a row.")] = False,
+) -> None:
+    """Show every row of a uid: how it was fetched, what each step decided, where it stands in the dataset.
+
+    Example: headrace why /data/job 0f3a9c
+    """
+    import dataclasses
+    import json as json_module
+
+    from rich.console import Console
+
+    from headrace.curation.job import Job
+    from headrace.curation.select.why import explain
+
+    stories = explain(Job(job), uid)
+    if json:
+        print(json_module.dumps([dataclasses.asdict(story) for story in stories], indent=1))
+        return
+    console = Console()
+    for number, story in enumerate(stories):
+        if number:
+            console.rule()
+        _show(console, story)
+
+
+def _show(console: "Console", story: "RowStory") -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    facts = Table.grid(padding=(0, 2))
+    for name, value in _facts(story):
+        facts.add_row(Text(name, style="bold"), Text(value))
+    console.print(facts)
+    steps = Table("step", "outcome", "reason", "value", "threshold")
+    for step in story.steps:
+        cells = (step.name, step.outcome, step.reason or "", _number(step.value), _number(step.threshold))
+        steps.add_row(*(Text(cell) for cell in cells), style=COLOURS[step.outcome])
+    console.print(steps)
+    shown = {name: value for name, value in story.columns.items() if value is not None and not isinstance(value, list)}
+    columns = ", ".join(f"{name} {_number(value)}" for name, value in shown.items())
+    if columns:
+        console.print(Text(columns, style="dim"))
+
+
+def _facts(story: "RowStory") -> list[tuple[str, str]]:
+    fetched = story.status or "unknown"
+    if story.error_class:
+        fetched += f": {story.error_class}" + (f" ({story.error_message})" if story.error_message else "")
+    facts = [
+        ("uid", story.uid),
+        ("url", _one_line(story.url)),
+        ("caption", _one_line(story.caption)),
+        ("input", f"row {story.input_row} of {story.input_file}"),
+        ("raw", f"shard {story.raw_shard}, key {story.key}: {_one_line(fetched)}"),
+    ]
+    if story.kept:
+        built = story.build + (f": {story.build_reason}: {story.build_message}" if story.build_reason else "")
+        place = f"kept: shard {story.out_shard}, index {story.out_index}, key {story.dataset_key} ({built})"
+    else:
+        drop = next(step for step in story.steps if step.outcome == "dropped")
+        place = f"dropped by {drop.name}: {drop.reason}"
+        if drop.duplicate_of is not None:
+            place += f"; a copy of {_one_line(drop.duplicate_of)}"
+    return [*facts, ("verdict", place)]
+
+
+def _one_line(text: str | None) -> str:
+    """Return text from the web without control characters, which a terminal would obey."""
+    if text is None:
+        return "none"
+    return "".join(letter if letter.isprintable() else " " for letter in text)[:500]
+
+
+def _number(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else _one_line(str(value))

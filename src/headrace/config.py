@@ -1,0 +1,224 @@
+"""Strict YAML -> frozen dataclasses, with dotted overrides.
+
+A user writes one YAML file; it becomes typed, frozen dataclasses once, here. Unknown keys, wrong types, duplicate
+keys and YAML aliases are refused with the path of the offending key. `1e-3` is a number and `off` is a string (YAML
+1.2 core schema), unlike PyYAML's default.
+"""
+
+import dataclasses
+import json
+import re
+import typing
+from collections.abc import Hashable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
+
+MAX_CONFIG_BYTES = 1 << 20
+
+T = TypeVar("T")
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2 scalars, no aliases (they can expand without bound) and no duplicate keys."""
+
+    # PyYAML keeps this table on the class; types-PyYAML says instance.
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [
+            (tag, regexp)
+            for tag, regexp in pairs
+            if tag.rsplit(":", 1)[-1] not in ("bool", "float", "int", "timestamp")
+        ]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            mark = self.current_event.start_mark if self.current_event else parent.start_mark
+            raise ValueError(f"line {mark.line + 1}: YAML aliases are not accepted; write the value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise ValueError(f"line {key_node.start_mark.line + 1}: keys must be strings, got {key!r}")
+            if key in seen:
+                raise ValueError(f"line {key_node.start_mark.line + 1}: key {key!r} is given twice")
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$", re.IGNORECASE), list("tTfF"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|nan)$", re.IGNORECASE),
+    list("-+.0123456789"),
+)
+# PyYAML reads 010 as octal 8; YAML 1.2 and every reader of a config mean ten.
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse one YAML document. Raises ValueError with the line of the fault."""
+    if len(text.encode()) > MAX_CONFIG_BYTES:
+        raise ValueError(f"config is over {MAX_CONFIG_BYTES} bytes")
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ValueError(f"{where}not valid YAML: {getattr(error, 'problem', None) or error}") from error
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read the YAML mapping in a file. Raises ValueError naming the file."""
+    try:
+        data = parse_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: expected a mapping at the top, got {type(data).__name__}")
+    return data
+
+
+def load_config(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
+    """Read the YAML file at `path` as a `cls`, with `key.path=value` overrides applied first.
+
+    Raises ValueError naming file, key path, what was expected and the known keys.
+    """
+    path = Path(path)
+    data = read_mapping(path)
+    try:
+        return build_config(cls, apply_overrides(data, overrides))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return a copy of `data` with each `a.b.0.c=value` set; the value is a YAML scalar or flow collection."""
+    result = json.loads(json.dumps(data))
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals or not name:
+            raise ValueError(f"override {override!r} is not of the form key.path=value")
+        parts = name.split(".")
+        target: Any = result
+        for depth, part in enumerate(parts[:-1]):
+            target = _descend(target, part, ".".join(parts[: depth + 1]))
+        value = parse_yaml(text) if text else ""
+        if isinstance(target, list):
+            target[_list_index(target, parts[-1], name)] = value
+        else:
+            target[parts[-1]] = value
+    return typing.cast(dict[str, Any], result)
+
+
+def _descend(target: Any, part: str, where: str) -> Any:
+    if isinstance(target, list):
+        return target[_list_index(target, part, where)]
+    if target.get(part) is None:
+        target[part] = {}
+    if not isinstance(target[part], dict | list):
+        raise ValueError(f"override: {where} is a single value, it has no keys")
+    return target[part]
+
+
+def _list_index(target: list[Any], part: str, where: str) -> int:
+    if not part.isdecimal() or int(part) >= len(target):
+        raise ValueError(
+            f"override: {where}: the list has {len(target)} items, {part!r} is not one of 0..{len(target) - 1}"
+        )
+    return int(part)
+
+
+def build_config(cls: type[T], data: Mapping[str, Any]) -> T:
+    """Turn plain data into a `cls`, a frozen dataclass. No coercion but int -> float and list -> tuple."""
+    try:
+        text = json.dumps({"root": data}, allow_nan=True)
+        return typing.cast(T, _model(typing.cast(Hashable, cls)).model_validate_json(text).root)
+    except ValidationError as error:
+        raise ValueError("; ".join(_explain(cls, item) for item in error.errors())) from None
+
+
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """Return `config` as plain JSON-able data; `build_config` reads it back."""
+    return typing.cast(dict[str, Any], TypeAdapter(type(config)).dump_python(config, mode="json"))
+
+
+def canonical_json(data: Any) -> str:
+    """Return `data` as JSON with sorted keys and no spaces: the text that digests are taken of."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+@cache
+def _model(cls: Hashable) -> Any:
+    return create_model("Config", __config__=ConfigDict(extra="forbid", strict=True), root=(typing.cast(Any, cls), ...))
+
+
+def _explain(cls: type[Any], item: Mapping[str, Any]) -> str:
+    location = [part for part in item["loc"] if part != "root"]
+    owner, shown = _walk(cls, location)
+    where = ".".join(shown) or "top level"
+    if item["type"] == "unexpected_keyword_argument" and owner is not None:
+        known = ", ".join(field.name for field in dataclasses.fields(owner))
+        return f"unknown key {where!r}; known keys here: {known}"
+    if item["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return f"missing key {where!r}"
+    if item["type"] == "value_error":
+        return f"{where}: {item['ctx']['error']}"
+    got = "" if isinstance(item["input"], dict | list) else f", got {item['input']!r}"
+    return f"{where}: {item['msg'][:1].lower() + item['msg'][1:]}{got}"
+
+
+def _walk(cls: Any, location: Sequence[Any]) -> tuple[Any, list[str]]:
+    """Follow an error's location through the types: (the innermost dataclass, the keys a user wrote).
+
+    Pydantic puts a union's tag into the location; a user never wrote it, so it is not shown.
+    """
+    owner, shown, annotation = (cls if dataclasses.is_dataclass(cls) else None), [], cls
+    for part in location:
+        choices = _dataclasses_in(annotation)
+        tagged = [choice for choice in choices if part in _tags(choice)]
+        if isinstance(part, str) and tagged and len(choices) > 1:
+            owner = annotation = tagged[0]
+            continue
+        shown.append(str(part))
+        if isinstance(part, int):
+            annotation = next((arg for arg in typing.get_args(_bare(annotation)) if arg is not Ellipsis), None)
+            continue
+        owner = choices[0] if len(choices) == 1 else owner
+        hints = typing.get_type_hints(owner, include_extras=True) if owner is not None else {}
+        annotation = hints.get(part)
+    return owner, shown
+
+
+def _bare(annotation: Any) -> Any:
+    while typing.get_origin(annotation) is typing.Annotated:
+        annotation = typing.get_args(annotation)[0]
+    return annotation
+
+
+def _dataclasses_in(annotation: Any) -> list[Any]:
+    annotation = _bare(annotation)
+    if dataclasses.is_dataclass(annotation):
+        return [annotation]
+    if typing.get_origin(annotation) in (tuple, list, dict):
+        return []
+    return [found for arg in typing.get_args(annotation) for found in _dataclasses_in(arg)]
+
+
+def _tags(choice: Any) -> set[Any]:
+    hints = typing.get_type_hints(choice)
+    return {
+        value for hint in hints.values() if typing.get_origin(hint) is typing.Literal for value in typing.get_args(hint)
+    }

@@ -1,0 +1,164 @@
+"""Files at any fsspec URL: atomic writes, put-if-absent, ranged reads.
+
+Local paths and URLs are both plain strings. The one thing a reader would get wrong: `write_atomic` may replace, while
+`put_if_absent` never does, and only the latter decides who finished a unit of work.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+
+def open_fs(url: str) -> tuple[Any, str]:
+    """Return (filesystem, path inside it). A string without a scheme is a local path."""
+    fs, path = fsspec.core.url_to_fs(url)
+    return fs, str(path)
+
+
+def is_local(url: str) -> bool:
+    """True if `url` is on this machine's file system."""
+    return "://" not in url or url.startswith(("file://", "local://"))
+
+
+def local_path(url: str) -> Path:
+    """Return the path of a local URL. Raises ValueError for a remote one."""
+    if not is_local(url):
+        raise ValueError(f"{url} is not a local path")
+    return Path(open_fs(url)[1])
+
+
+def join(url: str, *names: str) -> str:
+    """Append path names to a URL or path."""
+    return "/".join((url.rstrip("/") or "/", *names)) if names else url
+
+
+def basename(url: str) -> str:
+    """Return the last name of a URL or path."""
+    return url.rstrip("/").rsplit("/", 1)[-1]
+
+
+def exists(url: str) -> bool:
+    """True if something is at `url`; never cached, as another process may just have written it."""
+    fs, path = open_fs(url)
+    fs.invalidate_cache()
+    return bool(fs.exists(path))
+
+
+def list_names(url: str, suffix: str = "") -> list[str]:
+    """Return the sorted names directly under a folder that end in `suffix`; empty if the folder does not exist."""
+    fs, path = open_fs(url)
+    fs.invalidate_cache()
+    try:
+        names = [basename(str(name)) for name in fs.ls(path, detail=False)]
+    except FileNotFoundError:
+        return []
+    return sorted(name for name in names if name.endswith(suffix) and not name.startswith("."))
+
+
+def size_of(url: str) -> int:
+    """Return the size in bytes. Raises FileNotFoundError, and ValueError if the server does not tell the size."""
+    fs, path = open_fs(url)
+    size = fs.size(path)
+    if size is None:
+        raise ValueError(f"{url}: the server does not tell its size")
+    return int(size)
+
+
+def read_bytes(url: str) -> bytes:
+    """Return the whole file. Raises FileNotFoundError."""
+    fs, path = open_fs(url)
+    return bytes(fs.cat_file(path))
+
+
+def read_range(url: str, offset: int, size: int) -> bytes:
+    """Return up to `size` bytes from `offset`; fewer only where the file ends first."""
+    if is_local(url):
+        with local_path(url).open("rb") as file:
+            return os.pread(file.fileno(), size, offset)
+    fs, path = open_fs(url)
+    return bytes(fs.cat_file(path, start=offset, end=offset + size))
+
+
+def write_atomic(url: str, data: bytes) -> None:
+    """Write `data` so that a reader sees the old file or the whole new one, never a part."""
+    with atomic_file(url) as path:
+        path.write_bytes(data)
+
+
+@contextlib.contextmanager
+def atomic_file(url: str) -> Iterator[Path]:
+    """Yield a local path to write; on a clean exit it becomes `url` at once, on an exception it is removed.
+
+    A killed process leaves only a hidden `.NAME.*.tmp` beside the target; `remove_leftovers` clears those.
+    """
+    local = is_local(url)
+    folder = local_path(url).parent if local else Path(tempfile.gettempdir())
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=folder, prefix=f".{basename(url)}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        if local:
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(local_path(url))
+        else:
+            fs, path = open_fs(url)
+            fs.put_file(str(temporary), path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def put_if_absent(url: str, data: bytes) -> bool:
+    """Create `url` with `data` in one step; False if it already exists (its content stays)."""
+    if is_local(url):
+        target = local_path(url)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).chmod(0o666 & ~_umask())
+            # link() fails if the target exists and shows the whole content at once; O_EXCL + write would show a part.
+            os.link(name, target)
+        except FileExistsError:
+            return False
+        finally:
+            Path(name).unlink(missing_ok=True)
+        return True
+    fs, path = open_fs(url)
+    try:
+        fs.pipe_file(path, data, mode="create")
+    except FileExistsError:
+        return False
+    return True
+
+
+def remove(url: str) -> None:
+    """Remove a file; nothing happens if there is none."""
+    fs, path = open_fs(url)
+    with contextlib.suppress(FileNotFoundError):
+        fs.rm_file(path)
+
+
+def remove_leftovers(folder: str) -> None:
+    """Remove the hidden temporary files that a killed writer left in a local folder."""
+    if is_local(folder):
+        for path in local_path(folder).glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    # os.umask can only be read by setting it; mkstemp's 0600 must become what open() would have given.
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,93 @@
+"""`headrace import`: what a user sees."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from headrace.shards.dataset import open_dataset
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number, name in enumerate(("cat/1.png", "cat/2.png", "dog/1.png")):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(path)
+    (tmp_path / "in" / "dog" / "notes.txt").write_text("woof")
+    return tmp_path / "in"
+
+
+def test_import_says_what_it_did(run: Run, folder: Path, tmp_path: Path) -> None:
+    code, text = run("import", folder, tmp_path / "out", "--workers", 1)
+    assert code == 0
+    assert f"{tmp_path}/out: 3 of 4 inputs in 1 shards, 2 classes" in text
+    assert "rejected 1: not-image" in text
+    assert f"listed in {tmp_path}/out/rejects.parquet" in text
+    assert open_dataset(str(tmp_path / "out")).classes == ("cat", "dog")
+    assert run("verify", tmp_path / "out", "--decode") == (0, "whole: 1 shards, 3 samples\n")
+
+
+def test_a_dry_run_writes_nothing(run: Run, folder: Path, tmp_path: Path) -> None:
+    code, text = run("import", folder, tmp_path / "out", "--dry-run", "--samples-per-shard", 3)
+    assert (code, text.split("(")[0]) == (0, "would import 4 inputs ")
+    assert "into 2 shards" in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_columns_are_chosen_by_name(run: Run, folder: Path, tmp_path: Path) -> None:
+    image = (folder / "cat/1.png").read_bytes()
+    pq.write_table(pa.table({"payload": [image] * 2, "kind": [4, 2], "junk": [0, 0]}), tmp_path / "a.parquet")
+    arguments = ("import", tmp_path / "a.parquet", tmp_path / "out", "--workers", 1)
+    code, text = run(*arguments)
+    assert code == 1
+    assert "name one by --image-column" in text
+    code, text = run(*arguments, "--image-column", "payload", "--label-column", "kind")
+    assert code == 0
+    assert "columns not imported: junk" in text
+    assert open_dataset(str(tmp_path / "out")).index(0)["label"].to_pylist() == [4, 2]
+
+
+@pytest.mark.parametrize("case", ["missing", "other settings", "none decodes", "no shards"])
+def test_a_mistake_is_one_line_and_exit_code_1(run: Run, folder: Path, tmp_path: Path, case: str) -> None:
+    if case == "missing":
+        code, text = run("import", tmp_path / "nix", tmp_path / "out")
+        assert "nothing there" in text
+    elif case == "other settings":
+        run("import", folder, tmp_path / "out", "--workers", 1)
+        code, text = run("import", folder, tmp_path / "out", "--workers", 1, "--samples-per-shard", 2)
+        assert "begun from other inputs or with other settings" in text
+    elif case == "none decodes":
+        (tmp_path / "texts").mkdir()
+        (tmp_path / "texts" / "a.txt").write_text("a")
+        code, text = run("import", tmp_path / "texts", tmp_path / "out")
+        assert "none of 1 inputs is an image that decodes" in text
+    else:
+        code, text = run("import", folder, tmp_path / "out", "--samples-per-shard", 0)
+        assert "samples_per_shard must be 1 to 1000000, got 0" in text
+    assert code == 1
+    assert "Traceback" not in text
+    assert len([line for line in text.splitlines() if line.startswith("headrace: ")]) == 1
+
+
+def test_help_has_an_example(run: Run) -> None:
+    for command in ("import", "index", "verify"):
+        code, text = run(command, "--help")
+        assert code == 0
+        assert f"Example: headrace {command}" in " ".join(text.split())
+
+
+def test_imported_bytes_are_the_files_bytes(run: Run, folder: Path, tmp_path: Path) -> None:
+    run("import", folder, tmp_path / "out", "--workers", 1)
+    dataset = open_dataset(str(tmp_path / "out"))
+    row = dataset.index(0).to_pylist()[2]
+    tar = Path(dataset.tar_url(0)).read_bytes()
+    with Image.open(io.BytesIO(tar[row["offset"] : row["offset"] + row["size"]])) as image:
+        assert image.getpixel((0, 0)) == (2, 2, 2)

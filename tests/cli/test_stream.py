@@ -1,0 +1,95 @@
+"""`headrace stream` shows a mixture, and says in one line what a user got wrong."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from headrace.cli.stream import _deliver
+from headrace.pipeline import Batch
+from headrace.shards.write import Sample, finish_dataset, write_shard
+
+
+@pytest.fixture
+def mixture_file(tmp_path: Path) -> Path:
+    """A mixture over one dataset of twelve pictures."""
+    samples = []
+    for number in range(12):
+        sink = io.BytesIO()
+        Image.fromarray(np.full((20, 20, 3), number * 20, np.uint8)).save(sink, "JPEG")
+        samples.append(Sample(f"{number:03d}", sink.getvalue(), "jpg", {"label": number}))
+    write_shard(str(tmp_path / "data"), "00000", samples)
+    finish_dataset(str(tmp_path / "data"), recipe_digest="test")
+    path = tmp_path / "mixture.yaml"
+    path.write_text(f"lanes: 4\nimage_size: 16\nsources:\n  - {{name: dots, url: {tmp_path / 'data'}}}\n")
+    return path
+
+
+def headrace(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line."""
+    command = [sys.executable, "-c", "from headrace.cli.app import main; main()", "stream", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100)
+
+
+def test_it_shows_sources_batches_speed_and_waiting(mixture_file: Path) -> None:
+    done = headrace(str(mixture_file), "--batches", "3", "--global-batch", "8")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[1].split()[:3] == ["dots", "12", "1.0000"]
+    assert [line.split(":")[0] for line in lines[2:5]] == [f"batch {n} at position {8 * n}" for n in range(3)]
+    assert lines[5].startswith("24 images in ")
+    assert lines[6].startswith("waited ")
+    assert lines[7] == "views dots 2.0000"
+
+
+def test_bench_measures_without_keys(mixture_file: Path) -> None:
+    done = headrace(str(mixture_file), "--batches", "2", "--bench")
+    assert done.returncode == 0, done.stderr
+    assert "batch 0" not in done.stdout
+    assert "128 images in " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["lanes=16"], "source 'dots' has 12 samples for 16 lanes; set lanes to 12 or less"),
+        (["--global-batch", "6"], "global batch 6 is not a multiple of the 4 lanes"),
+        (["lans=3"], "unknown key 'lans'"),
+        (["sources.0.url=/nowhere"], "/nowhere is not a dataset"),
+        (["memory_bytes=5"], "raise memory_bytes"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_1(mixture_file: Path, arguments: list[str], message: str) -> None:
+    done = headrace(str(mixture_file), *arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_keys_cannot_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    batch = Batch(
+        images=np.zeros((1, 1, 1, 3), np.uint8),
+        columns={},
+        position=np.zeros(1, np.int64),
+        source=np.zeros(1, np.int32),
+        key=["a\x1b[2Jb\n"],
+        valid=np.ones(1, np.bool_),
+    )
+
+    class OneBatch:
+        views: ClassVar[dict[str, float]] = {}
+        bad_samples: ClassVar[dict[str, int]] = {}
+        num_retries = 0
+
+        def __next__(self) -> Batch:
+            return batch
+
+    _deliver(OneBatch(), 1, show_keys=True)  # type: ignore[arg-type]
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert out.startswith("batch 0 at position 0: a [2Jb")

@@ -1,0 +1,98 @@
+"""`headrace train` says what it will do, does it, and answers a mistake with one line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+import yaml
+
+from headrace.shards.write import Sample, finish_dataset, write_shard
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def run_file(tmp_path: Path) -> Path:
+    """A run file of a tiny AIM over 40 small pictures."""
+    rng = np.random.default_rng(0)
+    images = [simplejpeg.encode_jpeg(rng.integers(0, 256, (16, 16, 3), np.uint8)) for _ in range(40)]
+    samples = [Sample(f"{i:04d}", image, "jpg", {"label": i % 2}) for i, image in enumerate(images)]
+    write_shard(str(tmp_path / "data"), "00000", samples)
+    finish_dataset(str(tmp_path / "data"), recipe_digest="test")
+    data = {
+        "out": str(tmp_path / "run"),
+        "seed": 0,
+        "steps": 3,
+        "global_batch": 8,
+        "mixture": {"lanes": 2, "image_size": 16, "sources": [{"name": "data", "url": str(tmp_path / "data")}]},
+        "objective": {"kind": "aim", "model": "tiny", "patch": 4, "width": 16, "depth": 1, "heads": 2, "head_width": 8},
+        "validation": {"dataset": str(tmp_path / "data"), "every": 3, "samples": 10},
+        "device": "cpu",
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+def test_a_run_and_its_probe(run: Run, run_file: Path, tmp_path: Path) -> None:
+    code, out = run("train", str(run_file), "steps=4")
+    assert code == 0
+    assert "step 0: validation loss" in out
+    assert out.splitlines()[-1].startswith(f"{tmp_path / 'run'}: 4 steps done")
+    data = str(tmp_path / "data")
+    for flags, name in (((), "trained"), (("--untrained",), "untrained")):
+        code, out = run("probe", str(tmp_path / "run"), "--train", data, "--test", data, "--epochs", "1", *flags)
+        assert code == 0
+        assert json.loads(out) == json.loads((tmp_path / "run" / f"probe-{name}.json").read_text())
+        assert json.loads(out)["protocol"]["untrained"] == (name == "untrained")
+
+
+def test_a_dry_run_tells_size_cost_and_epochs_and_writes_nothing(run: Run, run_file: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    code, out = run("train", str(run_file), "steps=10", "--dry-run")
+    assert code == 0
+    assert "steps: 10 of 8 images = 80 images" in out
+    assert "source data: 80 of 40 samples = 2.00 epochs" in out
+    assert "validation: 10 of 40 samples, every 3 steps" in out
+    assert "parameters: " in out
+    assert "FLOPs per image: " in out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("objective.patchh=4", "unknown key 'objective.patchh'; known keys here: kind, model, patch"),
+        ("objective.patch=5", "patch 5 does not divide image_size 16"),
+        ("global_batch=9", "global batch 9 is not a multiple of the 2 lanes"),
+        ("steps", "override 'steps' is not of the form key.path=value"),
+        ("mixture.sources.0.url=/nowhere/at/all", "/nowhere/at/all is not a dataset"),
+        ("validation.dataset=/nowhere/at/all", "/nowhere/at/all is not a dataset"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_one(run: Run, run_file: Path, override: str, message: str) -> None:
+    for more in ((), ("--dry-run",)):
+        code, error = run("train", str(run_file), override, *more)
+        assert code == 1
+        assert error.count("headrace: ") == 1
+        assert message in error
+        assert "\n" not in error
+
+
+def test_a_changed_run_is_refused_in_one_line(run: Run, run_file: Path) -> None:
+    assert run("train", str(run_file))[0] == 0
+    code, error = run("train", str(run_file), "optimizer.lr=0.1")
+    assert code == 1
+    assert "optimizer.lr: was 0.001, is 0.1" in error
+    code, out = run("train", str(run_file))  # the finished run is left as it is
+    assert (code, out.count("validation")) == (0, 0)
+
+
+def test_help_has_an_example(run: Run) -> None:
+    for command in ("train", "probe"):
+        code, out = run(command, "--help")
+        assert code == 0
+        assert f"headrace {command}" in out

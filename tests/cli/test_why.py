@@ -1,0 +1,170 @@
+"""`headrace why`: every row of a uid, each step's verdict, the place in the dataset, and what build made of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from headrace.cli.app import app
+from headrace.curation.annotate.config import AnnotateConfig
+from headrace.curation.annotate.tables import annotation_folders
+from headrace.curation.engine import EngineConfig
+from headrace.curation.fetch.raw_shard import OWN_SCHEMA
+from headrace.curation.job import Job
+from headrace.curation.select.load import Annotation, find_inputs
+from headrace.curation.select.run import Plan, select_rows
+from headrace.curation.select.steps import ExactDuplicates, Limits, Placement, Rule, TopFraction
+from headrace.shards.commit import commit
+
+# uid, status, width, score in thousandths
+ROWS = [
+    ("aaaa0001", "success", 300, 900),
+    ("aaaa0002", "success", 50, 800),
+    ("bbbb0003", "failed_to_download", None, None),
+    ("cccc0004", "success", 300, 100),
+    ("dddd0005", "success", 300, 700),
+    ("dddd0005", "success", 300, 600),
+]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """A job after select: six rows, two of one uid."""
+    records = []
+    for number, (uid, status, width, score) in enumerate(ROWS):
+        failed = status != "success"
+        records.append(
+            {
+                "key": f"00000{number:04d}",
+                "uid": uid,
+                "url": f"http://host/{number}",
+                "caption": "a \x1b[31mred\x1b[0m [bold]house[/bold]",
+                "status": status,
+                "error_class": "http-4xx" if failed else None,
+                "error_message": "HTTP 404" if failed else None,
+                "width": width,
+                "height": width,
+                "original_width": score,
+                "sha256": None if failed else f"{min(number, 4):064x}",
+                "input_file": "list.csv",
+                "input_row": number,
+            }
+        )
+    columns = {field.name: pa.array([record.get(field.name) for record in records], field.type) for field in OWN_SCHEMA}
+    job = Job(str(tmp_path))
+    (tmp_path / "raw").mkdir()
+    pq.write_table(pa.table(columns, schema=OWN_SCHEMA), tmp_path / "raw" / "00000.parquet")
+    commit(job.raw, "00000", {})
+    folder = annotation_folders(AnnotateConfig(), job)["caption"]
+    Path(folder).mkdir(parents=True)
+    keys = [record["key"] for record in records if record["status"] == "success"]
+    pq.write_table(pa.table({"key": keys, "caption_chars": pa.array([9] * 5, pa.int32())}), f"{folder}/00000.parquet")
+    plan = Plan(
+        steps=(
+            Rule(name="size", keep="width >= 100", value="width", threshold=100.0),
+            TopFraction(score="original_width / 1000", fraction=0.75),
+            ExactDuplicates(order=("original_width desc",)),
+        ),
+        placement=Placement(seed=0, shuffle_window=1, samples_per_shard=10),
+    )
+    inputs = find_inputs(job, [Annotation("caption", folder)])
+    select_rows(inputs, plan, limits=Limits(threads=1), engine=EngineConfig(executor="inline"))
+    return job
+
+
+def why(job: Job, *arguments: str) -> Any:
+    return CliRunner().invoke(app, ["why", job.url, *arguments], env={"COLUMNS": "200"})
+
+
+def rows_of(job: Job, query: str) -> list[dict[str, Any]]:
+    result = why(job, query, "--json")
+    assert result.exit_code == 0, result.output
+    found: list[dict[str, Any]] = json.loads(result.stdout)
+    return found
+
+
+def test_a_dropped_row_names_step_value_and_threshold(job: Job) -> None:
+    (row,) = rows_of(job, "aaaa0002")
+    outcomes = [(step["name"], step["outcome"]) for step in row["steps"]]
+    assert outcomes == [
+        ("fetch", "passed"),
+        ("decode", "passed"),
+        ("size", "dropped"),
+        ("top_fraction", "not reached"),
+        ("exact_duplicates", "not reached"),
+    ]
+    drop = row["steps"][2]
+    assert (drop["reason"], drop["value"], drop["threshold"]) == ("false", 50.0, 100.0)
+    assert (row["kept"], row["build"], row["dataset_key"]) == (False, "dropped", None)
+    assert row["columns"] == {"caption_chars": 9}
+
+
+def test_a_failed_fetch_says_how(job: Job) -> None:
+    (row,) = rows_of(job, "bbbb0003")
+    assert (row["status"], row["error_class"], row["error_message"]) == ("failed_to_download", "http-4xx", "HTTP 404")
+    assert (row["steps"][0]["outcome"], row["steps"][0]["reason"]) == ("dropped", "http-4xx")
+    shown = why(job, "bbbb0003").output
+    assert "http-4xx (HTTP 404)" in shown
+    assert "dropped by fetch: http-4xx" in shown
+
+
+def test_every_row_of_a_uid_is_shown(job: Job) -> None:
+    kept, dropped = rows_of(job, "dddd0005")
+    assert (kept["kept"], dropped["kept"]) == (True, False)
+    assert kept["steps"][3]["value"] == 0.7
+    assert kept["steps"][3]["threshold"] == 0.6
+    assert (dropped["steps"][4]["reason"], dropped["steps"][4]["duplicate_of"]) == ("same-bytes", "dddd0005")
+    assert "a copy of dddd0005" in why(job, "dddd0005").output
+
+
+def test_a_prefix_and_a_url_find_the_row(job: Job) -> None:
+    assert [row["uid"] for row in rows_of(job, "cccc")] == ["cccc0004"]
+    assert [row["uid"] for row in rows_of(job, "http://host/3")] == ["cccc0004"]
+    assert len(rows_of(job, "dddd00")) == 2
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("aaaa", "'aaaa' is the start of 2 uids: aaaa0001, aaaa0002; give more of it"),
+        ("ffff0000", "no row with the uid or URL 'ffff0000'; the ledger has 6 rows"),
+        ("ccc", "no row with the uid or URL 'ccc'"),
+        ("http://host/99", "no row with the uid or URL"),
+    ],
+)
+def test_what_is_not_there_is_one_line(job: Job, query: str, message: str) -> None:
+    result = why(job, query)
+    assert result.exit_code == 1
+    assert isinstance(result.exception, ValueError)
+    assert message in str(result.exception)
+
+
+def test_without_a_ledger_it_says_what_to_run(tmp_path: Path) -> None:
+    result = why(Job(str(tmp_path / "empty")), "aaaa0001")
+    assert result.exit_code == 1
+    assert "run `headrace select` first" in str(result.exception)
+
+
+def test_what_build_made_of_a_kept_row(job: Job) -> None:
+    (row,) = rows_of(job, "aaaa0001")
+    assert row["build"] == "not built yet"
+    commit(job.dataset, row["out_shard"], {})
+    (row,) = rows_of(job, "aaaa0001")
+    assert row["build"] == "built"
+    assert row["dataset_key"] == f"{row['out_shard']}{row['out_index']:06d}"
+    failure = {"raw_shard": "00000", "key": "000000000", "reason": "sha256", "message": "sha256 is 1, not 2"}
+    Path(job.build_failures).mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist([failure]), f"{job.build_failures}/{row['out_shard']}.parquet")
+    (row,) = rows_of(job, "aaaa0001")
+    assert (row["build"], row["build_reason"], row["build_message"]) == ("failed", "sha256", "sha256 is 1, not 2")
+    assert "failed: sha256: sha256 is 1, not 2" in why(job, "aaaa0001").output
+
+
+def test_text_from_the_web_cannot_speak_to_the_terminal(job: Job) -> None:
+    shown = why(job, "aaaa0001").output
+    assert "\x1b[31m" not in shown
+    assert "[bold]house[/bold]" in shown

@@ -1,0 +1,161 @@
+"""Drawn pictures, batches made of them, and a small job whose fetch is done."""
+
+import hashlib
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from headrace.curation.annotate.config import AnnotateConfig
+from headrace.curation.annotate.decode import decode
+from headrace.curation.annotate.protocol import Batch
+from headrace.curation.build.config import BuildConfig
+from headrace.curation.engine import EngineConfig
+from headrace.curation.fetch.config import InputConfig
+from headrace.curation.fetch.raw_shard import OWN_SCHEMA
+from headrace.curation.job import Job
+from headrace.curation.recipe import Recipe
+from headrace.shards.commit import commit, committed
+from headrace.shards.tar import ShardWriter
+
+Pixels = NDArray[np.uint8]
+
+
+def draw_scene(seed: int, width: int = 320, height: int = 240) -> Pixels:
+    """Return overlapping coloured shapes on a shaded background, with fine texture."""
+    rng = np.random.default_rng([seed, 77])
+    ramp = np.linspace(0, 90, width)[None, :, None] + np.linspace(0, 60, height)[:, None, None]
+    image = Image.fromarray((rng.integers(0, 100, 3) + ramp).clip(0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(image)
+    for _ in range(12):
+        x, y = rng.integers(0, width), rng.integers(0, height)
+        w, h = rng.integers(width // 10, width // 2), rng.integers(height // 10, height // 2)
+        colour = tuple(int(value) for value in rng.integers(0, 256, 3))
+        shape = draw.ellipse if rng.random() < 0.5 else draw.rectangle
+        shape((int(x - w), int(y - h), int(x + w // 2), int(y + h // 2)), fill=colour)
+    texture = rng.integers(-8, 9, (height, width, 1))
+    return np.asarray(np.asarray(image) + texture).clip(0, 255).astype(np.uint8)
+
+
+def encode_image(pixels: Pixels, image_format: str = "JPEG", **options: object) -> bytes:
+    """Return the file of an image."""
+    output = io.BytesIO()
+    Image.fromarray(pixels).save(output, image_format, **options)
+    return output.getvalue()
+
+
+@pytest.fixture
+def scene() -> Callable[..., Pixels]:
+    """Return `draw_scene`."""
+    return draw_scene
+
+
+@pytest.fixture
+def encode() -> Callable[..., bytes]:
+    """Return `encode_image`."""
+    return encode_image
+
+
+@pytest.fixture
+def batch_of() -> Callable[..., Batch]:
+    """Return a function that makes a batch of pixels (None: does not decode) and captions."""
+
+    def make(images: Sequence[Pixels | None], captions: Sequence[str | None] | None = None) -> Batch:
+        decoded = [None if pixels is None else decode(encode_image(pixels, "PNG")) for pixels in images]
+        return Batch(
+            keys=[f"{number:09d}" for number in range(len(images))],
+            captions=list(captions) if captions is not None else [None] * len(images),
+            sha256=["0" * 64] * len(images),
+            headers=[item and item.header for item in decoded],
+            images=list(images),
+            errors=[None if item else "damaged: test" for item in decoded],
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def picture_files() -> dict[str, bytes]:
+    """The same small picture in each format."""
+    pixels = draw_scene(9, 40, 30)
+    return {name: encode_image(pixels, name) for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")}
+
+
+ROWS_PER_SHARD = 10
+
+
+def row_data(number: int) -> bytes | None:
+    """Return the bytes of one input row; None where the fetch failed. Rows 3, 4 and 5 of each shard do not decode."""
+    place = number % ROWS_PER_SHARD
+    if place == 2:
+        return None
+    data = encode_image(draw_scene(number, 96 + 8 * place, 80), "PNG" if place == 6 else "JPEG")
+    bomb = encode_image(draw_scene(number), "PNG")
+    bad = {3: data[:-40], 4: b"<html>not found</html>", 5: bomb[:16] + (60000).to_bytes(4, "big") * 2 + bomb[24:]}
+    return bad.get(place, data)
+
+
+def write_raw(job: Job, shard: int) -> None:
+    """Write one raw shard as fetch does."""
+    folder = Path(job.raw)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    with ShardWriter(folder / f"{shard:05d}.tar") as writer:
+        for place in range(ROWS_PER_SHARD):
+            number = shard * ROWS_PER_SHARD + place
+            data, key = row_data(number), f"{shard:05d}{place:04d}"
+            if data is not None:
+                writer.write(key, {"png" if place == 6 else "jpg": data, "txt": b"x"})
+            row: dict[str, Any] = dict.fromkeys(OWN_SCHEMA.names)
+            row |= {
+                "key": key,
+                "uid": hashlib.md5(str(number).encode()).hexdigest(),
+                "caption": None if place == 7 else f"scene number {number}",
+                "status": "success" if data is not None else "failed_to_download",
+                "sha256": None if data is None or place == 8 else hashlib.sha256(data).hexdigest(),
+                "input_row": number,
+            }
+            rows.append(row)
+    pq.write_table(pa.Table.from_pylist(rows, schema=OWN_SCHEMA), folder / f"{shard:05d}.parquet")
+    commit(job.raw, f"{shard:05d}", {"count": len(rows)})
+
+
+@pytest.fixture
+def make_recipe(tmp_path: Path) -> Callable[..., Recipe]:
+    """Return a function that makes a job of raw shards (once) and a recipe over it."""
+
+    def make(name: str = "job", *, shards: int = 3, workers: int = 0, **annotate: Any) -> Recipe:
+        job = Job(str(tmp_path / name))
+        for shard in range(shards):
+            if f"{shard:05d}" not in committed(job.raw):
+                write_raw(job, shard)
+        return Recipe(
+            job=job.url,
+            unsafe_images="off",
+            input=InputConfig(urls=("urls.parquet",)),
+            # Looking for faces is slow, so only where a test asks for it.
+            annotate=AnnotateConfig(**{"faces": None, **annotate}),
+            build=BuildConfig(blur_faces=False),
+            engine=EngineConfig(executor="local" if workers else "inline", workers=workers),
+        )
+
+    return make
+
+
+def folder_bytes(folder: str) -> dict[str, bytes]:
+    """Return every file under a folder."""
+    root = Path(folder)
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def annotation_files() -> Callable[[Recipe], dict[str, bytes]]:
+    """Return a function that reads all that annotate wrote."""
+    return lambda recipe: folder_bytes(f"{recipe.job}/annotations")

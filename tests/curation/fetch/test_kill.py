@@ -1,0 +1,100 @@
+"""Kill -9 at random moments of a fetch, run again: every file as an uninterrupted run wrote it."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+NUM_ROWS = 120
+SHARD_ROWS = 10
+
+DRIVER = """
+import json, sys
+from types import SimpleNamespace
+from headrace.config import build_config
+from headrace.curation.engine import EngineConfig
+from headrace.curation.fetch import FetchConfig, InputConfig, run_fetch
+if __name__ == "__main__":
+    job, urls, settings = sys.argv[1:]
+    run_fetch(SimpleNamespace(
+        job=job, seed=1, input=InputConfig(urls=(urls,)), fetch=build_config(FetchConfig, json.loads(settings)),
+        engine=EngineConfig(executor="local", workers=2),
+    ))
+"""
+
+
+def start(tmp_path: Path, job: str, settings: dict[str, Any]) -> subprocess.Popen[bytes]:
+    (tmp_path / "driver.py").write_text(DRIVER)
+    arguments = [tmp_path / "driver.py", tmp_path / job, tmp_path / "list.txt", json.dumps(settings)]
+    return subprocess.Popen([sys.executable, *arguments], start_new_session=True)
+
+
+def finish(process: subprocess.Popen[bytes]) -> None:
+    assert process.wait(120) == 0
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def committed(job: Path) -> int:
+    return len(list((job / "raw" / "commits").glob("[0-9]*.json")))
+
+
+@pytest.mark.full
+def test_a_killed_fetch_goes_on_to_the_same_bytes(server: Any, web: Any, tmp_path: Path) -> None:
+    for number in range(NUM_ROWS):
+        server.answers[f"/{number}.jpg"] = web.reply(web.jpeg(number))
+    server.answers["/5.jpg"] = web.reply(status="404 Not Found")
+    (tmp_path / "list.txt").write_text("".join(server.url(f"/{number}.jpg") + "\n" for number in range(NUM_ROWS)))
+    settings = {
+        "allow_private": [server.pair],
+        "samples_per_shard": SHARD_ROWS,
+        "retries": 2,
+        "attempt_seconds": 30.0,
+    }
+    finish(start(tmp_path, "whole", settings))
+    whole = files_of(tmp_path / "whole")
+    assert committed(tmp_path / "whole") == NUM_ROWS // SHARD_ROWS
+
+    for number, answer in list(server.answers.items()):
+        server.answers[number] = slowly(answer)
+    seed = int(os.environ.get("HEADRACE_KILL_SEED", time.time_ns() % 100_000))
+    print(f"HEADRACE_KILL_SEED={seed}")  # noqa: T201
+    moments = random.Random(seed)
+    for target in sorted(moments.sample(range(NUM_ROWS // SHARD_ROWS - 2), 3)):
+        process = start(tmp_path, "killed", settings)
+        deadline = time.monotonic() + 60
+        while committed(tmp_path / "killed") <= target and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, 0.1))
+        assert process.poll() is None, "the driver ended before it could be killed"
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(30)
+        left = NUM_ROWS // SHARD_ROWS - committed(tmp_path / "killed")
+        assert left > 0, "nothing was left to do at the kill, so this proved nothing"
+        print(f"killed with {left} of {NUM_ROWS // SHARD_ROWS} shards uncommitted")  # noqa: T201
+    finish(start(tmp_path, "killed", settings))
+    assert files_of(tmp_path / "killed") == whole
+
+
+def slowly(answer: bytes) -> Any:
+    import asyncio
+
+    async def send(_: Any, writer: Any) -> None:
+        await asyncio.sleep(0.05)
+        writer.write(answer)
+
+    return send

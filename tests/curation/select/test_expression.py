@@ -1,0 +1,161 @@
+"""SQL of a recipe: what passes, what is refused, and that nothing but one row's columns can be reached."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import pytest
+from select_jobs import make_row, run, write_job
+
+from headrace.curation.annotate.config import ANNOTATORS
+from headrace.curation.select.database import open_database
+from headrace.curation.select.expression import Checker
+from headrace.curation.select.load import ANNOTATOR_OF
+from headrace.curation.select.steps import Limits, Rule, TopFraction
+
+COLUMNS = {
+    "width": "INTEGER",
+    "caption": "VARCHAR",
+    "clip_score": "FLOAT",
+    "face_boxes": "FLOAT[][]",
+    "facts": "STRUCT(year INTEGER)",
+}
+
+
+@pytest.fixture
+def checker() -> Iterator[Checker]:
+    with duckdb.connect() as connection:
+        yield Checker(connection, COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        ("width >= 200 and clip_score > 0.3", ("clip_score", "width")),
+        ("WIDTH between 1 and 3", ("width",)),
+        ('"width" is not null -- wide enough', ("width",)),
+        ("len(face_boxes) = 0 or list_max(face_boxes[1]) < 1", ("face_boxes",)),
+        ("len(list_filter(face_boxes, lambda caption: caption[1] > width)) = 0", ("face_boxes", "width")),
+        ("regexp_matches(caption, '^a ; -- b')", ("caption",)),
+        ("facts.year > 2000", ("facts",)),
+        ("case when width > 1 then caption in ('a', 'b') else true end", ("caption", "width")),
+        ("true", ()),
+    ],
+)
+def test_expressions_over_one_row_pass(checker: Checker, text: str, columns: tuple[str, ...]) -> None:
+    assert checker.check_boolean(text, "rule").columns == columns
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "true; drop table probe",
+        "true); drop table probe; select (true",
+        "true) as value from probe; --",
+        "true) as value from probe --",
+        "true) as value from probe union select (true",
+        "true) from probe where (true",
+        "true), (false",
+        "true) + (",
+        "true /*",
+        "exists (select 1)",
+        "width in (select 1)",
+        "width = (select max(width) from rows)",
+        "width = any([1, 2])",
+        "max(width) > 1",
+        "count(*) > 1",
+        "row_number() over () > 1",
+        "random() < 0.5",
+        "uuid() = caption",
+        "now() > '2020-01-01'",
+        "current_date > '2020-01-01'",
+        "today() > '2020-01-01'",
+        "age('2020-01-01'::timestamp) > interval 1 day",
+        "list_max(list_transform(face_boxes, lambda box: random())) > 0.5",
+        "getenv('HOME') = caption",
+        "read_text('/etc/passwd') = caption",
+        "current_setting('threads') = caption",
+        "getvariable('x') = caption",
+        "error('stop') is null",
+        "unnest(face_boxes)[1] > 1",
+        "columns('w.*') > 1",
+        "* > 1",
+        "#1 > 1",
+        "? > 1",
+        "$1 > 1",
+        "rowid > 1",
+        "probe.width > 1",
+        "__row > 1",
+        "__shard > 1",
+        "json_serialize_sql('select 1') is null",
+        "default",
+        "",
+        "  ",
+        "width >",
+        "width 'a'",
+        "nonsense(width)",
+    ],
+)
+def test_anything_else_is_refused_with_the_rule_named(checker: Checker, text: str) -> None:
+    with pytest.raises(ValueError, match=r"^rule 'x'") as caught:
+        checker.check_boolean(text, "rule 'x'")
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_column_lists_the_known_ones(checker: Checker) -> None:
+    with pytest.raises(ValueError, match="unknown column 'widht'; known columns: caption, clip_score, face_boxes"):
+        checker.check_boolean("widht > 1", "rule 'x'")
+
+
+def test_a_rule_must_be_true_or_false_and_a_score_a_number(checker: Checker) -> None:
+    with pytest.raises(ValueError, match="must be true or false, but it is of type INTEGER"):
+        checker.check_boolean("width", "rule 'x'")
+    with pytest.raises(ValueError, match="must be a number, but it is of type VARCHAR"):
+        checker.check_number("caption", "step 'x'")
+    with pytest.raises(ValueError, match="type BOOLEAN"):
+        checker.check_number("width > 1", "step 'x'")
+
+
+def test_the_database_opens_no_file_and_no_setting(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.csv"
+    secret.write_text("a\n1\n")
+    with open_database(str(tmp_path / "ledger"), Limits(threads=1)) as connection:
+        for query in (
+            f"SELECT * FROM read_csv('{secret}')",
+            f"SELECT * FROM '{secret}'",
+            f"COPY (SELECT 1) TO '{tmp_path / 'out.csv'}'",
+            f"ATTACH '{tmp_path / 'other.db'}'",
+            "SET enable_external_access = true",
+            "SET threads = 8",
+            "INSTALL httpfs",
+            "LOAD httpfs",
+            "SELECT * FROM secret_frame",
+        ):
+            with pytest.raises(duckdb.Error):
+                connection.execute(query)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "ledger"] == ["secret.csv"]
+    assert not list((tmp_path / "ledger").iterdir())
+
+
+def test_an_error_on_a_row_names_the_rule(tmp_path: Path) -> None:
+    job = write_job(tmp_path, [[make_row(0, caption="no number")]])
+    with pytest.raises(ValueError, match=r"^rule 'year'.*Conversion Error"):
+        run(job, [Rule(name="year", keep="caption::INTEGER > 2000")])
+    with pytest.raises(ValueError, match=r"^step 'top_fraction'.*Conversion Error"):
+        run(job, [TopFraction(score="caption::INTEGER", fraction=0.5)])
+
+
+def test_a_rule_sees_only_rows_that_earlier_steps_kept(tmp_path: Path) -> None:
+    rows = [make_row(number, caption=text) for number, text in enumerate(["1999", "2001", "no number"])]
+    job = write_job(tmp_path, [rows])
+    steps = [
+        Rule(name="digits", keep="regexp_full_match(caption, '[0-9]+')"),
+        Rule(name="year", keep="caption::INTEGER > 2000"),
+    ]
+    assert run(job, steps).kept == 1
+
+
+def test_every_annotator_column_has_its_hint() -> None:
+    schemas = {name: getattr(kind, "columns") for name, kind in ANNOTATORS.items()}  # noqa: B009
+    made = {column: name for name, schema in schemas.items() for column in schema.names}
+    assert made == ANNOTATOR_OF

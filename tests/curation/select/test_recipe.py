@@ -1,0 +1,81 @@
+"""Select as a recipe asks for it: the plan, and the check of the steps before anything is fetched."""
+
+from pathlib import Path
+
+import pytest
+from select_jobs import make_row, write_job
+
+from headrace.curation.annotate.tables import annotation_folders
+from headrace.curation.job import Job
+from headrace.curation.recipe import Recipe, load_recipe
+from headrace.curation.select import check_recipe, plan_select, run_select
+
+RECIPE = """
+job: {job}
+unsafe_images: off
+input: {{urls: [list.csv], columns: [year]}}
+build: {{blur_faces: false, samples_per_shard: 4}}
+annotate: {{caption: null, faces: null}}
+select:
+  - {{step: rule, name: size, keep: "least(image_width, image_height) >= 60"}}
+  - {{step: exact_duplicates}}
+"""
+
+
+def recipe(folder: Path, *overrides: str) -> Recipe:
+    path = folder / "recipe.yaml"
+    path.write_text(RECIPE.format(job=folder / "job"))
+    return load_recipe(path, overrides)
+
+
+def test_the_steps_are_checked_before_anything_is_fetched(tmp_path: Path) -> None:
+    check_recipe(recipe(tmp_path))
+    check_recipe(recipe(tmp_path, "select.0.keep=year > 2000 and image_width > 3"))
+    with pytest.raises(ValueError, match="rule 'size': unknown column 'yaer'"):
+        check_recipe(recipe(tmp_path, "select.0.keep=yaer > 2000"))
+    with pytest.raises(ValueError, match=r"rule 'size'.*must be true or false"):
+        check_recipe(recipe(tmp_path, "select.0.keep=image_width"))
+    with pytest.raises(ValueError, match=r"unknown column 'caption_words'; add annotate.caption and run"):
+        check_recipe(recipe(tmp_path, "select.0.keep=caption_words > 2"))
+    with pytest.raises(ValueError, match="subquery is not accepted"):
+        check_recipe(recipe(tmp_path, "select.0.keep=year > (select 1)"))
+    check_recipe(recipe(tmp_path, "input={raw: somewhere}", "select.0.keep=anything > 2000"))
+
+
+def test_the_plan_names_steps_and_says_what_is_missing(tmp_path: Path) -> None:
+    lines = plan_select(recipe(tmp_path))
+    assert "size (rule): keep='least(image_width, image_height) >= 60'" in lines[1]
+    assert "no raw shards; run `headrace fetch` first" in lines[-1]
+    assert not (tmp_path / "job").exists()
+
+
+def test_run_select_reads_the_recipes_own_annotations(tmp_path: Path) -> None:
+    asked = recipe(tmp_path)
+    rows = [make_row(number, image_width=50 if number < 3 else 100) for number in range(9)]
+    job = write_job(tmp_path / "job", [rows], annotators=["image", "hashes"])
+    with pytest.raises(ValueError, match="is missing; run `headrace annotate` first"):
+        run_select(recipe(tmp_path, "input.columns=[]"))
+    for name, url in annotation_folders(asked.annotate, job).items():
+        (tmp_path / "job" / "annotations" / f"{name}-00000000").rename(url)
+    asked = recipe(tmp_path, "input.columns=[]")
+    seen: list[tuple[int, int]] = []
+    summary = run_select(asked, on_progress=lambda done, total: seen.append((done, total)))
+    assert str(summary) == "kept 6 of 9 rows (66.7 %) in 2 shards; dropped: size 3"
+    assert seen[-1] == (6, 6)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert "from 1 raw shards with the columns aspect" in plan_select(asked)[-1]
+    assert Job(asked.job).ledger == job.ledger
+
+
+def test_a_carried_column_that_is_empty_at_first_takes_its_later_type(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    asked = recipe(tmp_path, "select.0.keep=year is null or year > 2000")
+    job = write_job(tmp_path / "job", [[make_row(0)], [make_row(1), make_row(2)]], annotators=["image", "hashes"])
+    for name, url in annotation_folders(asked.annotate, job).items():
+        (tmp_path / "job" / "annotations" / f"{name}-00000000").rename(url)
+    for shard, values in (("00000", pa.nulls(1)), ("00001", pa.array([1999, 2001]))):
+        path = tmp_path / "job" / "raw" / f"{shard}.parquet"
+        pq.write_table(pq.read_table(path).append_column("year", values), path)
+    assert run_select(asked).kept == 2

@@ -1,0 +1,59 @@
+"""Promises of a job's ownership."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from headrace.curation.job import Job, own_job
+
+
+def test_a_finished_job_shows_no_owner(tmp_path: Path) -> None:
+    with own_job(Job(str(tmp_path / "job")), "seed: 0\n"):
+        assert (tmp_path / "job" / "owner.json").exists()
+    assert sorted(path.name for path in (tmp_path / "job").iterdir()) == ["job.json", "recipe.yaml"]
+
+
+def test_a_second_driver_is_refused_and_may_take_over(tmp_path: Path) -> None:
+    job = Job(str(tmp_path))
+    with own_job(job, ""):
+        with pytest.raises(ValueError, match=f"owned by process {os.getpid()}.*--take-over"), own_job(job, ""):
+            pass
+        with own_job(job, "", take_over=True):
+            pass
+
+
+def test_an_owner_on_another_host_is_never_thought_dead(tmp_path: Path) -> None:
+    (tmp_path / "owner.json").write_text(json.dumps({"host": "elsewhere", "process": 1, "started": "1"}))
+    with pytest.raises(ValueError, match="on elsewhere"), own_job(Job(str(tmp_path)), ""):
+        pass
+
+
+def _hold(folder: str) -> None:
+    with own_job(Job(folder), ""):
+        time.sleep(60)
+
+
+def test_an_owner_killed_on_this_host_is_replaced(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=_hold, args=(str(tmp_path),))
+    process.start()
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "owner.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert json.loads((tmp_path / "owner.json").read_text())["host"] == socket.gethostname()
+    with own_job(Job(str(tmp_path)), ""):
+        pass
+
+
+def test_a_folder_of_another_schema_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text('{"schema": 99}')
+    with pytest.raises(ValueError, match="job of schema 99"), own_job(Job(str(tmp_path)), ""):
+        pass

@@ -1,0 +1,72 @@
+"""`headrace demo` end to end on a seed nobody chose."""
+
+import json
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FETCH_KINDS = (
+    "bad_url",
+    "bomb",
+    "empty",
+    "file_scheme",
+    "html_as_jpeg",
+    "http_error",
+    "opted_out",
+    "private_address",
+    "private_redirect",
+    "redirect_loop",
+    "refused_port",
+    "slow_host",
+    "too_large",
+    "truncated",
+    "unresolvable",
+)
+RULE_KINDS = ("aspect", "copy_exact", "short_caption", "tiny", "unsafe_text")
+EVALUATION_KINDS = tuple(f"evaluation_{name}" for name in ("flipped", "padded", "reencoded", "resized"))
+HEADRACE = (sys.executable, "-c", "from headrace.cli.app import main; main()")
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1500)
+def test_the_demo_finds_what_was_planted(tmp_path: Path) -> None:
+    seed = secrets.randbelow(1_000_000)
+    print(f"seed {seed}")  # noqa: T201 - to draw the same web again after a failure
+    out = tmp_path / "demo"
+    done = subprocess.run(
+        [*HEADRACE, "demo", "--out", str(out), "--seed", str(seed)],
+        capture_output=True,
+        text=True,
+        timeout=1400,
+        check=False,
+    )
+    assert done.returncode == 0, f"seed {seed}: {done.stdout}\n{done.stderr}"
+    data = json.loads((out / "demo.json").read_text())
+    rows = {row["kind"]: row for row in data["rows"]}
+    assert all(data["promises"].values())
+    assert data["private_connections"] == 0
+    assert all(row["planted"] == row["found"] + row["missed"] for row in data["rows"])
+    assert sum(row["planted"] + row["near_misses"] for row in data["rows"]) == data["num_rows"]
+    missed = {kind: (rows[kind]["missed"], rows[kind]["wrongly_dropped"]) for kind in rows}
+    for kind in (*FETCH_KINDS, *RULE_KINDS, *EVALUATION_KINDS):
+        assert rows[kind]["missed"] == 0, f"seed {seed}: {kind} in {missed}; {data['not_as_planted']}"
+    assert rows["true_pair"]["missed"] <= 0.1 * rows["true_pair"]["planted"]
+    assert rows["wrong_caption"]["found"] >= 0.9 * rows["wrong_caption"]["planted"]
+    assert rows["unsafe_image"]["found"] >= 0.75 * rows["unsafe_image"]["planted"]
+    assert rows["face"]["found"] >= 0.5 * rows["face"]["planted"]
+    assert sum(row["wrongly_dropped"] for row in data["rows"]) <= 0.1 * data["num_kept"]
+    for name in ("report", "dataset", "checkpoint"):
+        assert Path(data[name]).exists()
+
+
+def test_a_folder_that_is_not_an_earlier_demo_is_left_alone(tmp_path: Path) -> None:
+    from headrace.demo.run import run_demo
+
+    precious = tmp_path / "precious.txt"
+    precious.write_text("mine")
+    with pytest.raises(ValueError, match="not the folder of an earlier demo"):
+        run_demo(tmp_path, seed=1, on_step=lambda _: None)
+    assert precious.read_text() == "mine"

@@ -1,0 +1,184 @@
+"""Tars of others: read through webdataset behind the truncation check, and indexed without touching them."""
+
+import contextlib
+import io
+import json
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headrace.shards.dataset import open_dataset
+from headrace.shards.errors import ShardError
+from headrace.shards.find import find_tars
+from headrace.shards.foreign import iterate_webdataset
+from headrace.shards.foreign_index import IndexConfig, index_folder
+from headrace.shards.read import read_sample
+from headrace.shards.verify import verify_dataset
+
+Encode = Callable[..., bytes]
+
+
+@pytest.fixture
+def tars(tmp_path: Path, encode_image: Encode) -> str:
+    """A folder as img2dataset leaves it: two tars, each with its own parquet beside it."""
+    folder = tmp_path / "foreign"
+    folder.mkdir()
+    for shard in range(2):
+        with tarfile.open(folder / f"{shard:05d}.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+            for number in range(3):
+                key = f"{shard:05d}{number:04d}"
+                facts = json.dumps({"caption": f"c{key}", "url": f"u{key}", "key": key}).encode()
+                for extension, data in (
+                    ("jpg", encode_image(seed=number)),
+                    ("json", facts),
+                    ("txt", f"c{key}".encode()),
+                ):
+                    info = tarfile.TarInfo(f"{key}.{extension}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+        (folder / f"{shard:05d}.parquet").write_bytes(b"theirs")
+    return str(folder)
+
+
+def test_samples_are_webdatasets(tars: str, encode_image: Encode) -> None:
+    read = list(iterate_webdataset(f"{tars}/00001.tar"))
+    assert [sample["__key__"] for sample in read] == ["000010000", "000010001", "000010002"]
+    assert read[2]["jpg"] == encode_image(seed=2)
+    assert read[2]["txt"] == b"c000010002"
+
+
+def test_a_truncated_tar_gives_no_sample(tars: str) -> None:
+    path = Path(tars, "00000.tar")
+    path.write_bytes(path.read_bytes()[:4096])
+    with pytest.raises(ShardError, match="truncated"):
+        next(iterate_webdataset(str(path)))
+
+
+def test_an_index_makes_a_dataset_and_touches_nothing(tars: str, encode_image: Encode) -> None:
+    before = {path: path.read_bytes() for path in Path(tars).iterdir()}
+    summary = index_folder(tars, ["00000.tar", "00001.tar"], IndexConfig())
+    assert (summary.num_shards, summary.num_samples, summary.faults) == (2, 6, ())
+    assert {path: path.read_bytes() for path in before} == before
+    dataset = open_dataset(tars)
+    assert dataset.index(1)["caption"].to_pylist() == ["c000010000", "c000010001", "c000010002"]
+    assert read_sample(dataset, 1, 2) == encode_image(seed=2)
+    assert list(verify_dataset(tars, decode=True)) == []
+
+
+def test_the_index_may_lie_elsewhere(tars: str, tmp_path: Path) -> None:
+    before = sorted(Path(tars).rglob("*"))
+    index_dir = f"memory://{tmp_path}/index"
+    index_folder(tars, ["00000.tar", "00001.tar"], IndexConfig(index_dir=index_dir))
+    assert sorted(Path(tars).rglob("*")) == before
+    dataset = open_dataset(tars, index_dir=index_dir)
+    assert dataset.num_samples == 6
+    assert list(verify_dataset(tars, index_dir=index_dir)) == []
+    with pytest.raises(ValueError, match="run: headrace index"):
+        open_dataset(tars)
+
+
+def test_tars_on_a_server_get_an_index_here(tars: str, tmp_path: Path, folder_server: Any) -> None:
+    url = f"{folder_server.url}/foreign"
+    folders = find_tars([f"{url}/00000.tar", f"{url}/00001.tar"])
+    assert folders == {url: ["00000.tar", "00001.tar"]}
+    index_folder(url, folders[url], IndexConfig(index_dir=str(tmp_path / "index")))
+    index_folder(tars, folders[url], IndexConfig())
+    here, there = open_dataset(tars), open_dataset(url, index_dir=str(tmp_path / "index"))
+    assert here.shards == there.shards
+    assert read_sample(there, 1, 1) == read_sample(here, 1, 1)
+
+
+def test_a_finished_index_is_kept_and_a_changed_tar_is_seen(tars: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from headrace.shards import foreign_index
+
+    index_folder(tars, ["00000.tar", "00001.tar"], IndexConfig())
+    first = open_dataset(tars)
+    built: list[str] = []
+    real = foreign_index.build_index
+    monkeypatch.setattr(
+        foreign_index, "build_index", lambda url, *, fast: (built.append(Path(url).name), real(url, fast=fast))[1]
+    )
+    index_folder(tars, ["00000.tar", "00001.tar"], IndexConfig())
+    assert built == []
+    Path(tars, "00001.tar").write_bytes(Path(tars, "00000.tar").read_bytes() + bytes(10240))
+    index_folder(tars, ["00000.tar", "00001.tar"], IndexConfig())
+    assert built == ["00001.tar"]
+    assert open_dataset(tars).index(1)["key"].to_pylist() == first.index(0)["key"].to_pylist()
+    index_folder(tars, ["00000.tar", "00001.tar"], IndexConfig(rebuild=True))
+    assert len(built) == 3
+
+
+def test_fast_is_not_enough_for_a_full_index(tars: str) -> None:
+    index_folder(tars, ["00000.tar"], IndexConfig(fast=True))
+    assert open_dataset(tars).index(0)["crc32"].null_count == 3
+    assert list(verify_dataset(tars)) == []
+    index_folder(tars, ["00000.tar"], IndexConfig())
+    assert open_dataset(tars).index(0)["crc32"].null_count == 0
+    index_folder(tars, ["00000.tar"], IndexConfig(fast=True))
+    assert open_dataset(tars).index(0)["crc32"].null_count == 0
+
+
+def test_many_processes_write_what_one_writes(tars: str, tmp_path: Path) -> None:
+    names = ["00000.tar", "00001.tar"]
+    for workers in (1, 2):
+        index_folder(tars, names, IndexConfig(index_dir=str(tmp_path / f"{workers}"), workers=workers))
+    for path in sorted((tmp_path / "1").rglob("*")):
+        if path.is_file():
+            assert (tmp_path / "2" / path.relative_to(tmp_path / "1")).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("place", ["", "/shards"])
+def test_our_own_dataset_is_not_indexed_again(dataset_url: str, place: str) -> None:
+    with pytest.raises(ValueError, match="with an index already; nothing to do"):
+        index_folder(dataset_url + place, ["00000.tar"], IndexConfig())
+
+
+def test_folders_globs_and_tars_are_found(tars: str) -> None:
+    names = ["00000.tar", "00001.tar"]
+    assert (
+        find_tars([tars]) == find_tars([f"{tars}/*.tar"]) == find_tars([f"{tars}/{n}" for n in names]) == {tars: names}
+    )
+    assert find_tars([f"{tars}/*1.tar", f"{tars}/00001.tar"]) == {tars: ["00001.tar"]}
+    for nothing in (f"{tars}/9.tar", f"{tars}/*.zip", f"{tars}/index"):
+        with pytest.raises(ValueError, match=r"no \.tar there"):
+            find_tars([nothing])
+
+
+@pytest.mark.full
+def test_kill_index_at_any_moment_then_rerun_gives_the_same_bytes(tars: str, tmp_path: Path) -> None:
+    whole_tar = Path(tars, "00000.tar").read_bytes()
+    for number in range(2, 60):
+        Path(tars, f"{number:05d}.tar").write_bytes(whole_tar)
+    program = "from headrace.cli.app import main; main()"
+    command = [sys.executable, "-c", program, "index", tars, "--workers", "1", "--index-dir"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True, timeout=120)
+    whole = _tree(tmp_path / "whole")
+    out = tmp_path / "killed"
+    for number in range(3):
+        process = subprocess.Popen([*command, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        target = len(_tree(out)) + 5 + 9 * number
+        deadline = time.monotonic() + 60
+        while len(_tree(out)) < target and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+        process.kill()
+        assert process.wait(30) == -signal.SIGKILL, "the run ended before it was killed"
+        assert len(_tree(out)) < len(whole)
+        assert not (out / "dataset.json").exists()
+    subprocess.run([*command, str(out)], check=True, capture_output=True, timeout=120)
+    assert _tree(out) == whole
+
+
+def _tree(folder: Path) -> dict[str, bytes]:
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        # A run beside us renames its temporary files.
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+            found[str(path.relative_to(folder))] = path.read_bytes()
+    return found

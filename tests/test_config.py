@@ -1,0 +1,112 @@
+"""Promises of the strict config reader."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import Discriminator
+
+from headrace.config import apply_overrides, build_config, config_to_dict, load_config, parse_yaml
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Keep:
+    step: Literal["keep"]
+    fraction: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction must be in (0, 1], got {self.fraction}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rule:
+    step: Literal["rule"]
+    sql: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Optimizer:
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    name: str
+    unsafe: Literal["remove", "off"] = "remove"
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    steps: tuple[Annotated[Keep | Rule, Discriminator("step")], ...] = ()
+    extra: Optimizer | None = None
+
+
+def _load(tmp_path: Path, text: str, *overrides: str) -> Run:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return load_config(Run, path, overrides)
+
+
+def test_yaml_becomes_typed_and_frozen(tmp_path: Path) -> None:
+    run = _load(tmp_path, "name: a\nunsafe: off\noptimizer: {lr: 1e-4}\nsteps: [{step: keep, fraction: 0.15}]\n")
+    assert run == Run(name="a", unsafe="off", optimizer=Optimizer(lr=1e-4), steps=(Keep(step="keep", fraction=0.15),))
+    with pytest.raises(AttributeError):
+        run.name = "b"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nam: a", "unknown key 'nam'; known keys here: name, unsafe, optimizer, steps, extra"),
+        ("name: a\noptimizer: {rate: 1}", "unknown key 'optimizer.rate'; known keys here: lr, betas"),
+        ("name: a\nextra: {rate: 1}", "unknown key 'extra.rate'; known keys here: lr, betas"),
+        ("name: a\nsteps: [{step: keep, q: 1}]", "unknown key 'steps.0.q'; known keys here: step, fraction"),
+        ("name: a\nsteps: [{step: drop}]", "steps.0: "),
+        ("name: a\nsteps: [{step: keep, fraction: 2}]", "fraction must be in"),
+        ("name: 3", "name: input should be a valid string, got 3"),
+        ("name: a\noptimizer: {lr: '1e-3'}", "optimizer.lr: input should be a valid number"),
+        ("unsafe: off", "missing key 'name'"),
+        ("name: a\nname: b", "line 2: key 'name' is given twice"),
+        ("name: &a b\nunsafe: *a", "YAML aliases are not accepted"),
+        ("name: [", "not valid YAML"),
+        ("- a", "expected a mapping"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=r"run\.yaml") as caught:
+        _load(tmp_path, text)
+    assert message in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such file"):
+        load_config(Run, tmp_path / "none.yaml")
+
+
+def test_scalars_follow_yaml_1_2() -> None:
+    assert parse_yaml("[off, no, 1e-3, 010, 1.5, true, null, 12:30]") == [
+        "off",
+        "no",
+        1e-3,
+        10,
+        1.5,
+        True,
+        None,
+        "12:30",
+    ]
+
+
+def test_overrides_reach_into_mappings_and_lists(tmp_path: Path) -> None:
+    run = _load(tmp_path, "name: a\nsteps: [{step: keep}]\n", "optimizer.lr=1e-2", "steps.0.fraction=0.25", "name=b")
+    assert (run.optimizer.lr, run.steps[0].fraction, run.name) == (1e-2, 0.25, "b")
+
+
+@pytest.mark.parametrize("override", ["lr", "=3", "steps.7.x=1", "name.deep=1"])
+def test_a_bad_override_is_refused(override: str) -> None:
+    with pytest.raises(ValueError, match="override"):
+        apply_overrides({"name": "a", "steps": []}, [override])
+
+
+def test_a_config_survives_the_way_to_plain_data_and_back() -> None:
+    run = build_config(Run, {"name": "a", "steps": [{"step": "rule", "sql": "x > 1"}], "extra": {"lr": 3}})
+    assert build_config(Run, config_to_dict(run)) == run

@@ -1,0 +1,81 @@
+"""The documents tell the truth: keys, commands, links, and every README command runs."""
+
+import dataclasses
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from headrace.cli.app import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_key_reference_is_what_the_configs_say(reference: ModuleType) -> None:
+    assert (ROOT / "docs" / "recipe.md").read_text() == reference.render(), "run: python docs/reference.py"
+
+
+def test_every_config_key_has_a_text(reference: ModuleType) -> None:
+    pending, seen = [config for _, config in reference.PAGES], set()
+    without = []
+    while pending:
+        config = pending.pop()
+        if config in seen:
+            continue
+        seen.add(config)
+        texts = reference._field_texts(config)
+        without += [f"{config.__name__}.{item.name}" for item in dataclasses.fields(config) if item.name not in texts]
+        hints = reference.typing.get_type_hints(config, include_extras=True)
+        pending += [part for hint in hints.values() for part in reference._dataclasses(hint)]
+    assert without == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_documented_and_has_help_with_an_example(command: str) -> None:
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")]
+    assert any(f"headrace {command}" in text for text in [README, *texts])
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "headrace"), command, "--help"],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert "Example: headrace" in " ".join(done.stdout.split())
+
+
+def test_every_link_to_a_file_leads_somewhere() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))]
+    broken = [f"{page.name}: {link}" for page, link in links if "://" not in link and not (page.parent / link).exists()]
+    assert broken == []
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1200)
+def test_the_readme_commands_run(tmp_path: Path) -> None:
+    """`make demo`'s own command, then each command of the README's bash blocks, in a folder of their own."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    commands = [line.split("  #")[0] for block in blocks for line in block.splitlines() if line.strip()]
+    assert len(commands) >= 3
+    binaries = Path(sys.executable).parent
+    for command in ["headrace demo --out demo-out", *commands]:
+        name, *arguments = shlex.split(command)
+        assert name == "headrace"
+        done = subprocess.run(
+            [str(binaries / name), *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"

@@ -1,0 +1,84 @@
+"""Promises of the package as a whole: what the wheel holds, what importing costs, who may import whom."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLOORS = ("shards", "curation", "pipeline", "train")
+
+
+def _run(*command: str, cwd: Path = ROOT, timeout: float = 280) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def _tree() -> list[str]:
+    return _run("git", "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of the working tree, built in a copy so that no build folder appears here."""
+    copy = tmp_path_factory.mktemp("tree")
+    for name in _tree():
+        target = copy / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_symlink():
+            target.symlink_to((ROOT / name).readlink())
+        elif (ROOT / name).exists():
+            target.write_bytes((ROOT / name).read_bytes())
+    out = tmp_path_factory.mktemp("wheel")
+    _run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), cwd=copy)
+    return next(out.glob("*.whl"))
+
+
+def test_the_wheel_holds_the_tree_and_nothing_else(wheel: Path) -> None:
+    expected = set()
+    for name in _tree():
+        top, _, rest = name.partition("/")
+        path = f"headrace/{name}" if top in FLOORS else name.removeprefix("src/") if name.startswith("src/") else ""
+        if path and rest and not (ROOT / name).is_symlink() and (ROOT / name).exists():
+            expected.add(path)
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert held == expected
+
+
+def test_help_answers_without_heavy_imports() -> None:
+    program = (
+        "import sys, headrace.cli.app\n"
+        "heavy = {'torch', 'duckdb', 'pyarrow', 'cv2', 'numpy', 'aiohttp', 'webdataset', 'open_clip', 'ray'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    assert _run(sys.executable, "-c", program).strip() == "[]"
+
+
+def test_training_imports_no_torchvision_timm_or_open_clip() -> None:
+    program = (
+        "import sys, pkgutil, importlib, headrace.train\n"
+        "for module in pkgutil.walk_packages(headrace.train.__path__, 'headrace.train.'):\n"
+        "    importlib.import_module(module.name)\n"
+        "print(sorted({'torchvision', 'timm', 'open_clip'} & set(sys.modules)))"
+    )
+    assert _run(sys.executable, "-c", program).strip() == "[]"
+
+
+def test_imports_point_down_only() -> None:
+    _run(str(Path(sys.executable).parent / "lint-imports"))
+
+
+def test_no_committed_file_names_a_registry_or_this_machine() -> None:
+    needles = ("pypi" + ".org", "python" + "hosted", "npm" + "js", "debian" + ".org", "/work" + "/", "/ro" + "ot/")
+    found = [
+        f"{name}: {needle}"
+        for name in _tree()
+        if (ROOT / name).is_file()
+        for needle in needles
+        if needle.encode() in (ROOT / name).read_bytes()
+    ]
+    assert found == []

@@ -1,0 +1,79 @@
+"""Promises of files at any URL, on the local disk and on a remote file system."""
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+
+from headrace import remote
+
+
+@pytest.fixture(params=["local", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path) if request.param == "local" else f"memory://{tmp_path}"
+
+
+def test_what_is_written_is_read(folder: str) -> None:
+    url = remote.join(folder, "a", "b.bin")
+    remote.write_atomic(url, b"0123456789")
+    assert remote.read_bytes(url) == b"0123456789"
+    assert remote.read_range(url, 3, 4) == b"3456"
+    assert remote.read_range(url, 8, 10) == b"89"
+    assert remote.size_of(url) == 10
+    assert remote.list_names(remote.join(folder, "a")) == ["b.bin"]
+    remote.remove(url)
+    remote.remove(url)
+    assert not remote.exists(url)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(folder: str) -> None:
+    url = remote.join(folder, "x")
+    remote.write_atomic(url, b"old")
+
+    def fail() -> None:
+        with remote.atomic_file(url) as path:
+            path.write_bytes(b"half")
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert remote.read_bytes(url) == b"old"
+    assert remote.list_names(folder) == ["x"]
+
+
+def test_put_if_absent_never_replaces(folder: str) -> None:
+    url = remote.join(folder, "record")
+    assert remote.put_if_absent(url, b"first")
+    assert not remote.put_if_absent(url, b"second")
+    assert remote.read_bytes(url) == b"first"
+
+
+def _put(url: str, number: int, results: "multiprocessing.Queue[tuple[int, bool]]") -> None:
+    results.put((number, remote.put_if_absent(url, str(number).encode())))
+
+
+def test_of_two_processes_one_puts(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    url = str(tmp_path / "record")
+    processes = [context.Process(target=_put, args=(url, number, results)) for number in range(2)]
+    for process in processes:
+        process.start()
+    outcome = dict(results.get(timeout=60) for _ in processes)
+    for process in processes:
+        process.join()
+    winners = [number for number, won in outcome.items() if won]
+    assert [str(number) for number in winners] == [Path(url).read_text()]
+
+
+def test_a_killed_writer_leaves_only_a_hidden_file_that_can_be_cleared(tmp_path: Path) -> None:
+    if (child := os.fork()) == 0:
+        with remote.atomic_file(str(tmp_path / "x")) as path:
+            path.write_bytes(b"half")
+            os._exit(9)
+    os.waitpid(child, 0)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert remote.list_names(str(tmp_path)) == []
+    remote.remove_leftovers(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []

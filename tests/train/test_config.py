@@ -1,0 +1,84 @@
+"""A run file is read strictly, and a changed run is told apart."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from headrace.config import config_to_dict
+from headrace.train.config import RunConfig, first_difference, load_run
+
+
+def test_a_mixture_may_stand_in_its_own_file(run_file: Callable[..., Path]) -> None:
+    path = run_file()
+    inline = load_run(path)
+    data = yaml.safe_load(path.read_text())
+    (path.parent / "mix.yaml").write_text(yaml.safe_dump(data["mixture"]))
+    path.write_text(yaml.safe_dump({**data, "mixture": "mix.yaml"}))
+    assert load_run(path) == inline
+    assert load_run(path, ["mixture.seed=9", "steps=3"]).mixture.seed == 9
+    assert load_run(path, ["mixture.seed=9", "steps=3"]).steps == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.learning_rate=1", "unknown key 'optimizer.learning_rate'; known keys here: lr, betas"),
+        ("objective.widht=8", "unknown key 'objective.widht'; known keys here: kind, model, patch"),
+        ("mixture.lane=8", "unknown key 'mixture.lane'"),
+        ("validation.evry=8", "unknown key 'validation.evry'"),
+        ("stepz=8", "unknown key 'stepz'"),
+        ("steps=0", "steps must be at least 1, got 0"),
+        ("steps=many", "steps"),
+        ("objective.kind=gpt", "objective"),
+        ("objective.model=9B", "unknown model '9B'; known models: tiny"),
+        ("optimizer.betas=[0.9, 1.0]", r"betas must be in \[0, 1\)"),
+        ("schedule.warmup_fraction=1", r"warmup_fraction must be in \[0, 1\)"),
+        ("out=s3://bucket/run", "out must be a local folder"),
+        ("mixture=missing.yaml", "missing.yaml: no such file"),
+    ],
+)
+def test_a_mistake_is_named_with_its_key(run_file: Callable[..., Path], override: str, message: str) -> None:
+    path = run_file()
+    with pytest.raises(ValueError, match=message) as caught:
+        load_run(path, [override])
+    assert str(path) in str(caught.value)
+
+
+def test_free_fields_may_change_and_others_are_named(run_file: Callable[..., Path]) -> None:
+    path = run_file()
+    old = config_to_dict(load_run(path))
+
+    def difference(*overrides: str) -> str | None:
+        return first_difference(old, config_to_dict(load_run(path, overrides)))
+
+    assert difference() is None
+    assert difference("out=elsewhere", "checkpoint.every=7", "log_every=2", "images_per_micro_batch=4") is None
+    assert difference("optimizer.lr=0.5") == "optimizer.lr: was 0.001, is 0.5"
+    assert difference("optimizer.betas=[0.9, 0.5]") == "optimizer.betas.1: was 0.95, is 0.5"
+    assert difference("objective.depth=3") == "objective.depth: was 2, is 3"
+
+
+def test_what_a_run_records_reads_back_as_itself(run_file: Callable[..., Path], tmp_path: Path) -> None:
+    config = load_run(run_file(), ["optimizer.eps=1e-08", "schedule.warmup_lr=1e-6"])
+    again = tmp_path / "again.yaml"
+    again.write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False))
+    assert load_run(again) == config
+
+
+def test_every_field_is_explained() -> None:
+    import dataclasses
+    import inspect
+
+    from headrace.train import config
+    from headrace.train.objectives import aim, clip
+
+    for module in (config, aim, clip):
+        for cls in vars(module).values():
+            if dataclasses.is_dataclass(cls) and cls.__name__.endswith("Config") and cls.__module__ == module.__name__:
+                lines = inspect.getsource(cls).splitlines()
+                for field in dataclasses.fields(cls):
+                    place = next(i for i, line in enumerate(lines) if line.strip().startswith(f"{field.name}:"))
+                    assert lines[place + 1].strip().startswith('"""'), f"{cls.__name__}.{field.name} has no docstring"
+    assert RunConfig.__doc__

@@ -1,0 +1,1 @@
+"""Models, objectives, the loop, checkpoints and probes. Stands on `headrace.pipeline`."""

@@ -1,0 +1,40 @@
+"""Parts of a batch, and batches that count only some of their rows.
+
+Invariant: a part keeps each sample's global position, so its crop, prefix and place in the loss do not depend on how a
+batch is cut. The one thing a reader would get wrong: parts are views; nothing is copied.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from headrace.pipeline import Batch
+
+
+def micro_batches(batch: Batch, images: int | None) -> Sequence[Batch]:
+    """Cut `batch` into parts of at most `images` rows; None = one part."""
+    size = len(batch.position)
+    if images is None or images >= size:
+        return [batch]
+    return [rows(batch, slice(start, start + images)) for start in range(0, size, images)]
+
+
+def rows(batch: Batch, part: slice) -> Batch:
+    """Return the batch that holds only the rows of `part`."""
+    return dataclasses.replace(
+        batch,
+        images=batch.images[part],
+        columns={name: column[part] for name, column in batch.columns.items()},
+        position=batch.position[part],
+        source=batch.source[part],
+        key=batch.key[part],
+        valid=batch.valid[part],
+    )
+
+
+def first_samples(batch: Batch, samples: int) -> Batch:
+    """Return the batch with every row at position `samples` or later marked as not valid; 0 = leave all."""
+    if not samples:
+        return batch
+    return dataclasses.replace(batch, valid=np.logical_and(batch.valid, batch.position < samples))

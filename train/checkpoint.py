@@ -1,0 +1,241 @@
+"""Checkpoints: weights, moments and the position of the stream, written whole or not at all.
+
+`checkpoints/00001000/` holds `model.safetensors`, `optimizer.safetensors` and `state.json` (step, stream state, config,
+and sha256 of the other two). Invariant: a folder without a dot in front of its name is complete, as it is renamed last.
+The one thing a reader would get wrong: nothing is pickled; a file that holds a pickle is refused as damaged, and never
+run.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from headrace.config import config_to_dict
+from headrace.train.config import RunConfig, first_difference, run_digest
+
+VERSION = 1
+MAX_STATE_BYTES = 16 << 20
+FILES = ("model.safetensors", "optimizer.safetensors")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """How far a run is."""
+
+    step: int
+    """Optimizer steps done."""
+    stream: dict[str, Any]
+    """State of the stream: what the next step reads."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """What one folder holds, verified."""
+
+    path: Path
+    progress: Progress
+    config: dict[str, Any]
+    """The run's config as plain data."""
+    arithmetic: dict[str, Any]
+    """What decided the rounding of its steps."""
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    """`PARAMETER/exp_avg` and so on."""
+
+
+def save_checkpoint(
+    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, *, progress: Progress, config: RunConfig
+) -> Path:
+    """Write a checkpoint under `folder` and return its path; an older one of the same step is replaced."""
+    step = progress.step
+    final, temporary = folder / f"{step:08d}", folder / f".{step:08d}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_file(host_tensors(module.state_dict()), str(temporary / FILES[0]))
+    save_file(host_tensors(optimizer_tensors(module, optimizer)), str(temporary / FILES[1]))
+    state = {
+        "version": VERSION,
+        "step": step,
+        "stream": progress.stream,
+        "config": config_to_dict(config),
+        "config_digest": run_digest(config),
+        "arithmetic": arithmetic(),
+        "files": {name: _facts(temporary / name) for name in FILES},
+    }
+    (temporary / "state.json").write_text(json.dumps(state, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    for path in (*temporary.iterdir(), temporary):
+        _sync(path)
+    if final.exists():
+        shutil.rmtree(final)
+    temporary.rename(final)
+    _sync(folder)
+    return final
+
+
+def remove_old(folder: Path, *, keep: int, step: int) -> None:
+    """Remove all but the newest `keep` checkpoints up to `step`, and what killed writers left.
+
+    Those of later steps were found damaged when the run went on from an earlier one: they count for nothing, or they
+    would push the whole ones out.
+    """
+    for path in folder.glob(".*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in [path for path in list_checkpoints(folder) if int(path.name) <= step][:-keep]:
+        shutil.rmtree(path)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the complete checkpoints, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = (path for path in folder.iterdir() if path.name.isdecimal() and path.is_dir())
+    return sorted(found, key=lambda path: int(path.name))
+
+
+def newest_checkpoint(folder: Path) -> Checkpoint | None:
+    """Return the newest checkpoint that is whole, warning of damaged ones; None if there is none at all.
+
+    Raises ValueError if there are checkpoints and none of them is whole: starting afresh must be the user's decision.
+    """
+    paths = list_checkpoints(folder)
+    for path in reversed(paths):
+        try:
+            return load_checkpoint(path)
+        except ValueError as error:
+            log.warning("%s; trying the one before", error)
+    if paths:
+        raise ValueError(f"{folder}: all {len(paths)} checkpoints are damaged; remove the folder to start from step 0")
+    return None
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read and verify one checkpoint. Raises ValueError naming the file that is damaged."""
+    state = _read_state(path / "state.json")
+    tensors = [_read_tensors(path / name, state["files"].get(name)) for name in FILES]
+    return Checkpoint(
+        path=path,
+        progress=Progress(step=state["step"], stream=state["stream"]),
+        config=state["config"],
+        arithmetic=state["arithmetic"],
+        model=tensors[0],
+        optimizer=tensors[1],
+    )
+
+
+def refuse_other_config(checkpoint: Checkpoint, config: RunConfig) -> None:
+    """Raise ValueError naming the first field in which `config` differs from the checkpoint's, free fields aside."""
+    difference = first_difference(checkpoint.config, config_to_dict(config))
+    if difference is not None:
+        raise ValueError(
+            f"{checkpoint.path} was written by another config: {difference}; use another `out` or the old value"
+        )
+
+
+def arithmetic() -> dict[str, Any]:
+    """Return what decides rounding beside the config: equal on resume = equal losses to the last bit, on a CPU."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    return {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "world_size": world_size}
+
+
+def warn_of_other_arithmetic(checkpoint: Checkpoint) -> None:
+    """Warn where the steps to come round differently from those of the checkpoint."""
+    now = arithmetic()
+    for name in sorted(now):
+        if checkpoint.arithmetic.get(name) != now[name]:
+            was = checkpoint.arithmetic.get(name)
+            log.warning(
+                "%s: %s was %s, is %s: losses go on equal up to rounding only", checkpoint.path, name, was, now[name]
+            )
+
+
+def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put the checkpoint's weights and moments into place. Raises ValueError if shapes or names differ."""
+    try:
+        module.load_state_dict(checkpoint.model)
+    except RuntimeError as error:
+        raise ValueError(f"{checkpoint.path}: the weights do not fit the model: {str(error)[:300]}") from error
+    names = _parameter_names(module, optimizer)
+    shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
+    moments: dict[int, dict[str, Tensor]] = {index: {} for index in range(len(names))}
+    place = {name: index for index, name in enumerate(names)}
+    for key, tensor in checkpoint.optimizer.items():
+        name, _, kind = key.rpartition("/")
+        if name not in place:
+            raise ValueError(f"{checkpoint.path}: optimizer state of an unknown parameter {name!r}")
+        if tensor.shape != (torch.Size() if kind == "step" else shapes[name]):
+            raise ValueError(f"{checkpoint.path}: optimizer state {key!r} has the shape {list(tensor.shape)}")
+        moments[place[name]][kind] = tensor
+    known = {index: state for index, state in moments.items() if state}
+    optimizer.load_state_dict({"state": known, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimizer's state as flat tensors named `PARAMETER/KIND`."""
+    state = optimizer.state_dict()["state"]
+    names = _parameter_names(module, optimizer)
+    return {f"{names[index]}/{kind}": tensor for index, kinds in state.items() for kind, tensor in kinds.items()}
+
+
+def host_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies in host memory that share no storage, as safetensors wants them."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+def _parameter_names(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    wanted = {"step": int, "stream": dict, "config": dict, "arithmetic": dict, "files": dict}
+    try:
+        if path.stat().st_size > MAX_STATE_BYTES:
+            raise ValueError(f"it is over {MAX_STATE_BYTES} bytes")
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged checkpoint: {error}") from error
+    if not isinstance(state, dict) or state.get("version") != VERSION:
+        raise ValueError(f"{path}: not a checkpoint of version {VERSION}")
+    for name, kind in wanted.items():
+        if not isinstance(state.get(name), kind):
+            raise ValueError(f"{path}: damaged checkpoint: {name} is missing or of the wrong type")
+    return state
+
+
+def _read_tensors(path: Path, facts: Any) -> dict[str, Tensor]:
+    try:
+        found = _facts(path)
+    except OSError as error:
+        raise ValueError(f"{path}: damaged checkpoint: {error}") from error
+    if found != facts:
+        raise ValueError(f"{path}: damaged checkpoint: expected {facts}, found {found}")
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: damaged checkpoint: not a safetensors file: {error}") from error
+    return tensors
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

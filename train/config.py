@@ -1,0 +1,179 @@
+"""One YAML file = one run.
+
+Invariant: a `RunConfig` is all that decides what is computed; ranks, devices and paths of other files are runtime
+facts. The one thing a reader would get wrong: `mixture: path.yaml` is replaced by that file's content when the run file
+is read (relative to the run file), so the config in a checkpoint is complete.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from headrace.config import apply_overrides, build_config, canonical_json, config_to_dict, read_mapping
+from headrace.pipeline import Mixture
+from headrace.train.objectives.aim import AimConfig
+from headrace.train.objectives.clip import ClipConfig
+
+ObjectiveConfig = Annotated[AimConfig | ClipConfig, Field(discriminator="kind")]
+
+# A resumed run may have other values of these: they change no step but by rounding. A mixture is the stream's to judge.
+FREE_FIELDS = frozenset({"out", "log_every", "checkpoint", "validation", "device", "images_per_micro_batch", "mixture"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """AdamW. The defaults are AIM's: arXiv:2401.08541, section 4.2, and the training code's config."""
+
+    lr: float = 1e-3
+    """Highest learning rate, reached at the end of the warm-up."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the first and second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.05
+    """Decoupled; never on biases, norms, scales and positions."""
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0 or not self.eps > 0 or not self.weight_decay >= 0:
+            raise ValueError("lr and eps must be above 0, weight_decay at least 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be in [0, 1), got {self.betas}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduleConfig:
+    """Linear warm-up, then a cosine."""
+
+    warmup_fraction: float = 0.025
+    """Part of the steps that warm up."""
+    warmup_lr: float = 1e-6
+    """Learning rate of step 0."""
+    final_lr: float = 0.0
+    """Learning rate that the cosine reaches after the last step."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup_fraction < 1:
+            raise ValueError(f"warmup_fraction must be in [0, 1), got {self.warmup_fraction}")
+        if not (self.warmup_lr >= 0 and self.final_lr >= 0):
+            raise ValueError("warmup_lr and final_lr must be at least 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ValidationConfig:
+    """The loss on images that are not trained on, with prefixes that never change."""
+
+    dataset: str
+    """URL of a dataset; read once in full or up to `samples`, centre-cropped, not augmented."""
+    every: int
+    """Steps between two validations; there is one before the first step and one after the last."""
+    samples: int = 0
+    """Samples that are read, the first of the pass; 0 = all."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.samples < 0:
+            raise ValueError("every must be at least 1, samples at least 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointConfig:
+    """When the state of the run is written. It always is at the end and on SIGTERM."""
+
+    every: int = 1000
+    """Steps between two checkpoints."""
+    keep: int = 3
+    """The newest that stay; older ones are removed."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.keep < 1:
+            raise ValueError("every and keep must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """One training run."""
+
+    out: str
+    """Local folder of the run; an existing run there is continued."""
+    seed: int
+    """Decides initial weights and prefixes; the mixture has its own for order and crops."""
+    steps: int
+    """Optimizer steps in all."""
+    global_batch: int
+    """Images of one step, over all processes."""
+    mixture: Mixture
+    """What is streamed: the content of a mixture file, or its path."""
+    objective: ObjectiveConfig
+    """What is minimised."""
+    images_per_micro_batch: int | None = None
+    """Images that one process runs at once; gradients accumulate. null = its whole share of the batch."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """How weights move."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """How the learning rate moves."""
+    clip_grad_norm: float = 1.0
+    """Gradients with a larger global L2 norm are scaled down to it."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """auto = bf16 autocast where the accelerator has it, else fp32."""
+    validation: ValidationConfig | None = None
+    """Validation during the run; null = none."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """When the state is written."""
+    log_every: int = 10
+    """Steps between two lines of metrics.jsonl."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto = CUDA if there is one."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "global_batch", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.clip_grad_norm > 0:
+            raise ValueError(f"clip_grad_norm must be above 0, got {self.clip_grad_norm}")
+        if self.images_per_micro_batch is not None and self.images_per_micro_batch < 1:
+            raise ValueError(f"images_per_micro_batch must be at least 1, got {self.images_per_micro_batch}")
+        if "://" in self.out:
+            raise ValueError(f"out must be a local folder, got {self.out}")
+
+
+def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run file, its mixture file if it names one, and `key.path=value` overrides (of the mixture too).
+
+    Raises ValueError naming file, key path, what was expected and the known keys.
+    """
+    path = Path(path)
+    data = read_mapping(path)
+    try:
+        data = apply_overrides(data, [text for text in overrides if not text.startswith("mixture.")])
+        if isinstance(data.get("mixture"), str):
+            data["mixture"] = read_mapping(path.parent / data["mixture"])
+        return build_config(
+            RunConfig, apply_overrides(data, [text for text in overrides if text.startswith("mixture.")])
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def run_digest(config: RunConfig) -> str:
+    """Return the sha256 of all that must stay the same when a run is continued."""
+    data = {name: value for name, value in config_to_dict(config).items() if name not in FREE_FIELDS}
+    return hashlib.sha256(canonical_json(data).encode()).hexdigest()
+
+
+def first_difference(old: Any, new: Any, where: str = "") -> str | None:
+    """Return the path of the first value that differs and both values; None if only free fields do."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = sorted(old.keys() | new.keys())
+        found = (
+            first_difference(old.get(name), new.get(name), f"{where}.{name}" if where else name)
+            for name in names
+            if where or name not in FREE_FIELDS
+        )
+        return next((text for text in found if text), None)
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True))
+        return next((text for i, (a, b) in pairs if (text := first_difference(a, b, f"{where}.{i}"))), None)
+    return None if old == new else f"{where}: was {old!r}, is {new!r}"

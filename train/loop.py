@@ -1,0 +1,165 @@
+"""The training loop, read from top to bottom.
+
+Invariant: what step t computes is a function of (config, t): weights of step t, the stream's batch t, prefixes of its
+positions. So a killed run, started again, goes on as if nothing had happened. The one thing a reader would get wrong:
+the loss is divided by the number of terms of the *global* batch before backward; averaging means per rank or
+micro-batch would weigh patches unequally.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from headrace.pipeline import Batch
+from headrace.shards.permutation import make_key
+from headrace.train.batches import micro_batches
+from headrace.train.config import RunConfig
+from headrace.train.export import export_model
+from headrace.train.metrics import Meter, Metrics, MetricsFile, batch_digest, memory_bytes
+from headrace.train.optimizer import learning_rate
+from headrace.train.precision import autocast
+from headrace.train.ranks import Ranks, join_ranks
+from headrace.train.run_folder import NonFiniteError, own_run, watch_signals, write_config, write_non_finite
+from headrace.train.state import TrainState, open_state, save_state
+from headrace.train.validation import validation_loss
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainResult:
+    """How a run ended."""
+
+    out: Path
+    step: int
+    """Optimizer steps done."""
+    finished: bool
+    """False if a signal stopped the run before its last step; the same command continues it."""
+    is_first: bool
+    """True in the one process that speaks to the user."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """What one optimizer step gave, the same on all ranks."""
+
+    loss: float
+    grad_norm: float
+    lr: float
+    stop: bool
+    """True if any rank was asked to stop."""
+    report: Mapping[str, Tensor]
+    """Scalars of this rank's last micro-batch, not losses; still on the device."""
+
+
+def train(config: RunConfig, *, on_metrics: Callable[[Metrics], None] = lambda _: None) -> TrainResult:
+    """Run, or continue, the run in `config.out`; under torchrun, as one of its processes.
+
+    `on_metrics` is called on rank 0 with each line of metrics. Raises ValueError for a config that cannot run or
+    differs from the checkpoint's, and NonFiniteError (a ValueError) before a step that would spoil the weights.
+    """
+    out = Path(config.out)
+    with contextlib.ExitStack() as stack:
+        ranks = stack.enter_context(join_ranks(config.device))
+        stack.enter_context(own_run(config, ranks))
+        state = stack.enter_context(open_state(config, ranks))
+        metrics = stack.enter_context(contextlib.closing(_open_metrics(config, state, ranks)))
+        stopping = stack.enter_context(watch_signals())
+        meter, saved_step, stop = Meter(), state.step, False
+        flops = state.objective.train_flops_per_image
+
+        def log(line: Metrics) -> None:
+            if ranks.is_first:
+                metrics.write(line)
+                on_metrics(line)
+
+        while True:
+            last = state.step == config.steps
+
+            validates = config.validation is not None and (last or state.step % config.validation.every == 0)
+            if validates and not ranks.from_first(metrics.has_validation(state.step)):
+                with meter.paused():
+                    loss = validation_loss(state.objective, config, ranks)
+                log({"event": "validation", "step": state.step, "loss": loss})
+
+            if state.step > saved_step and (last or stop or state.step % config.checkpoint.every == 0):
+                if ranks.is_first:
+                    with meter.paused():
+                        save_state(config, state)
+                saved_step = state.step
+
+            if last or stop:
+                break
+
+            batch = next(state.stream)
+            step = take_step(config, state, batch, ranks=ranks, stopping=stopping.is_set())
+            stop = step.stop
+            meter.add(images=config.global_batch, waited=batch.waited_seconds)
+
+            if state.step % config.log_every == 0 or state.step == config.steps:
+                line = {"event": "train", "step": state.step, "samples": state.step * config.global_batch}
+                line |= {"loss": step.loss, "lr": step.lr, "grad_norm": step.grad_norm}
+                line |= {name: float(value) for name, value in step.report.items()}
+                line |= meter.read(flops, ranks) | {"memory_bytes": memory_bytes(ranks.device)}
+                log(line | {"batch_digest": int(ranks.sum([batch_digest(batch)])[0])})
+
+        if last and ranks.is_first:
+            export_model(out, config, state.objective)
+        ranks.wait()
+        return TrainResult(out=out, step=state.step, finished=last, is_first=ranks.is_first)
+
+
+def take_step(config: RunConfig, state: TrainState, batch: Batch, *, ranks: Ranks, stopping: bool) -> Step:
+    """Do one optimizer step on this rank's share of the global batch. Raises NonFiniteError before the weights move."""
+    # No objective here draws from torch's generator; one that did (dropout) would still resume exactly.
+    torch.manual_seed(make_key(config.seed, "step", state.step, ranks.rank))
+    lr = learning_rate(state.step, config)
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+
+    terms = ranks.sum([state.objective.num_terms(batch)])[0]
+    total, report = torch.zeros((), device=ranks.device), {}
+    parts = micro_batches(batch, config.images_per_micro_batch)
+    for part in parts:
+        with _reducing(state.model, part is parts[-1]):
+            with autocast(config.precision, ranks.device):
+                loss, report = state.model(part)
+            # DistributedDataParallel averages gradients over ranks; times their number, that is the sum.
+            (loss * (ranks.size / terms)).backward()
+        total += loss.detach()
+    norm = torch.nn.utils.clip_grad_norm_(state.objective.parameters(), config.clip_grad_norm)
+
+    # The one place of a step that waits for the device: the verdict must be known before the weights move.
+    own_loss, grad_norm = torch.stack([total / terms, norm]).tolist()
+    loss_value, norms, stops = ranks.sum([own_loss, grad_norm, stopping])
+    if not math.isfinite(loss_value + norms):
+        path = write_non_finite(
+            config, batch, ranks, step=state.step, values={"loss": own_loss, "grad_norm": grad_norm}
+        )
+        raise NonFiniteError(
+            f"step {state.step}: loss {loss_value}, gradient norm {grad_norm}; the weights were not changed; "
+            f"the samples of this step are in {path}; look at them, or start again with a lower optimizer.lr"
+        )
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.objective.after_step()
+    state.step += 1
+    return Step(loss=loss_value, grad_norm=grad_norm, lr=lr, stop=stops > 0, report=report)
+
+
+def _reducing(model: torch.nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
+    """Return the context in which gradients are summed over ranks only in the last micro-batch."""
+    if isinstance(model, DistributedDataParallel) and not last:
+        return model.no_sync()
+    return contextlib.nullcontext()
+
+
+def _open_metrics(config: RunConfig, state: TrainState, ranks: Ranks) -> MetricsFile:
+    if not ranks.is_first:
+        return MetricsFile(None, step=-1)
+    write_config(config)
+    return MetricsFile(Path(config.out) / "metrics.jsonl", step=state.step if state.resumed else -1)

@@ -1,0 +1,206 @@
+"""The vision transformer of AIM: what the prefix objective trains and what probes read.
+
+Names of parameters are those of AIM's released trunk, so a state dict can be compared key by key. The one thing a
+reader would get wrong: there is a LayerNorm directly after the patch projection, before the positions are added; the
+paper's text omits it. Source: AIM, arXiv:2401.08541, section 4, and the released inference code as described in the
+owner's reference.
+"""
+
+# B batch, L patches, D width, H image side in pixels, K keys (= L)
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+# 1e-6 as in the released inference code; the training code uses 1e-5, which moves outputs by 2e-5.
+NORM_EPS = 1e-6
+MLP_RATIO = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VitConfig:
+    """The shape of one trunk."""
+
+    image_size: int
+    """Side of the square input in pixels."""
+    patch: int
+    """Side of a patch in pixels; divides image_size."""
+    width: int
+    """Channels of a token; a multiple of 4 (positions) and of heads."""
+    depth: int
+    """Number of blocks."""
+    heads: int
+    """Attention heads."""
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "patch", "width", "depth", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.image_size % self.patch:
+            raise ValueError(f"patch {self.patch} does not divide image_size {self.image_size}")
+        if self.width % 4 or self.width % self.heads:
+            raise ValueError(f"width {self.width} must be a multiple of 4 and of heads ({self.heads})")
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of one image."""
+        return (self.image_size // self.patch) ** 2
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers in one patch: patch * patch * 3."""
+        return self.patch * self.patch * 3
+
+
+class Vit(nn.Module):
+    """Patches -> pre-norm blocks -> LayerNorm; no class token, no bias in the blocks' linear layers."""
+
+    def __init__(self, config: VitConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.preprocessor = Preprocessor(config)
+        self.trunk = Trunk(config)
+        initialise(self)
+
+    def forward(self, images_B3HH: Tensor, attend_BLK: Tensor | None = None) -> Tensor:
+        """Return tokens [B, L, D] after the last norm.
+
+        `attend_BLK` is True where row may look at column; None = everywhere.
+        """
+        x_BLD = self.preprocessor(images_B3HH)
+        mask = None if attend_BLK is None else attend_BLK[:, None]
+        for block in self.trunk.blocks:
+            x_BLD = block(x_BLD, mask)
+        out: Tensor = self.trunk.post_trunk_norm(x_BLD)
+        return out
+
+    def block_outputs(self, images_B3HH: Tensor) -> Iterator[Tensor]:
+        """Yield each block's output [B, L, D], before the last norm, with attention everywhere (as at evaluation)."""
+        x_BLD = self.preprocessor(images_B3HH)
+        for block in self.trunk.blocks:
+            x_BLD = block(x_BLD, None)
+            yield x_BLD
+
+
+class Preprocessor(nn.Module):
+    """Image -> patch tokens with their fixed positions."""
+
+    positions_LD: Tensor
+
+    def __init__(self, config: VitConfig) -> None:
+        super().__init__()
+        self.patchifier = Patchifier(config)
+        side = config.image_size // config.patch
+        self.register_buffer("positions_LD", sincos_positions(side, side, config.width), persistent=False)
+
+    def forward(self, images_B3HH: Tensor) -> Tensor:
+        tokens: Tensor = self.patchifier(images_B3HH)
+        return tokens + self.positions_LD
+
+
+class Patchifier(nn.Module):
+    """Convolution with bias, then LayerNorm."""
+
+    def __init__(self, config: VitConfig) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, config.width, config.patch, stride=config.patch)
+        self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
+
+    def forward(self, images_B3HH: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.proj(images_B3HH).flatten(2).transpose(1, 2))
+        return out
+
+
+class Trunk(nn.Module):
+    """Holds the blocks and the last norm under the released names."""
+
+    def __init__(self, config: VitConfig) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
+        self.post_trunk_norm = nn.LayerNorm(config.width, eps=NORM_EPS)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm_1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attn = SelfAttention(width, heads)
+        self.norm_2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp = Mlp(width)
+
+    def forward(self, x_BLD: Tensor, mask: Tensor | None) -> Tensor:
+        x_BLD = x_BLD + self.attn(self.norm_1(x_BLD), mask)
+        out: Tensor = x_BLD + self.mlp(self.norm_2(x_BLD))
+        return out
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention without biases; q, k and v in one matrix, in this order."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.proj = nn.Linear(width, width, bias=False)
+
+    def forward(self, x_BLD: Tensor, mask: Tensor | None) -> Tensor:
+        batch, length, width = x_BLD.shape
+        qkv = self.qkv(x_BLD).reshape(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], attn_mask=mask)
+        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, length, width))
+        return out
+
+
+class Mlp(nn.Module):
+    """Two linear layers without biases around an exact (erf) GELU."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, MLP_RATIO * width, bias=False)
+        self.fc2 = nn.Linear(MLP_RATIO * width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(functional.gelu(self.fc1(x)))
+        return out
+
+
+def sincos_positions(rows: int, columns: int, width: int) -> Tensor:
+    """Return [rows * columns, width]: the first half encodes the column as (sin, cos), the second half the row."""
+    quarter = width // 4
+    omega = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+    column = torch.arange(columns, dtype=torch.float64).repeat(rows)
+    row = torch.arange(rows, dtype=torch.float64).repeat_interleave(columns)
+    halves = []
+    for place in (column, row):
+        angle = place[:, None] * omega[None, :]
+        halves += [angle.sin(), angle.cos()]
+    return torch.cat(halves, dim=1).float()
+
+
+def prefix_attention(prefix_B: Tensor, length: int) -> Tensor:
+    """Return [B, L, K], True where patch i may look at patch j: j is in the prefix, or not after i."""
+    place = torch.arange(length, device=prefix_B.device)
+    return (place[None, None, :] < prefix_B[:, None, None]) | (place[None, None, :] <= place[None, :, None])
+
+
+def initialise(module: nn.Module) -> None:
+    """Xavier-uniform for every linear layer (q, k and v each for itself) and for the patch convolution as a matrix.
+
+    Norms start at 1 and 0, linear biases at 0; the convolution's bias keeps PyTorch's default. Draws from torch's
+    generator.
+    """
+    for child in module.modules():
+        if isinstance(child, SelfAttention):
+            for part in child.qkv.weight.chunk(3):
+                nn.init.xavier_uniform_(part)
+            nn.init.xavier_uniform_(child.proj.weight)
+        elif isinstance(child, Mlp):
+            nn.init.xavier_uniform_(child.fc1.weight)
+            nn.init.xavier_uniform_(child.fc2.weight)
+        elif isinstance(child, Patchifier):
+            nn.init.xavier_uniform_(child.proj.weight.view(child.proj.out_channels, -1))

@@ -1,0 +1,115 @@
+"""What one process holds during a run, and how it comes to hold it.
+
+Invariant: after `open_state`, weights, moments and stream stand at the same step. The one thing a reader would get
+wrong: a checkpoint of other settings is refused, not adapted, except for the free fields that change no result.
+"""
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from headrace.pipeline import Stream, open_stream
+from headrace.train.checkpoint import (
+    Progress,
+    newest_checkpoint,
+    refuse_other_config,
+    remove_old,
+    restore,
+    save_checkpoint,
+    warn_of_other_arithmetic,
+)
+from headrace.train.config import RunConfig
+from headrace.train.objectives.aim import Aim
+from headrace.train.objectives.build import build_objective
+from headrace.train.objectives.clip import Clip
+from headrace.train.optimizer import build_optimizer
+from headrace.train.ranks import Ranks
+
+
+@dataclass(slots=True)
+class TrainState:
+    """Weights, moments, `step` and the stream's state go into a checkpoint; `model` is runtime."""
+
+    objective: Aim | Clip
+    model: Aim | Clip | DistributedDataParallel
+    """What forward is called on: the objective, or its wrapper that reduces gradients over ranks."""
+    optimizer: torch.optim.Optimizer
+    stream: Stream
+    step: int
+    """Optimizer steps done."""
+    resumed: bool
+    """True if a checkpoint was found."""
+
+
+@contextlib.contextmanager
+def open_state(config: RunConfig, ranks: Ranks) -> Iterator[TrainState]:
+    """Build model, optimizer and stream, and bring them to the newest whole checkpoint if there is one."""
+    objective = build_objective(config.objective, image_size=config.mixture.image_size, seed=config.seed)
+    refuse_splitting(objective, config, world_size=ranks.size)
+    objective.to(ranks.device)
+    optimizer = build_optimizer(objective, config.optimizer)
+    checkpoint = newest_checkpoint(checkpoints_of(config))
+    step = 0 if checkpoint is None else checkpoint.progress.step
+    if ranks.from_first(step) != step:
+        raise ValueError(
+            f"rank {ranks.rank} finds a checkpoint of step {step}, rank 0 another: `out` must be one shared folder"
+        )
+    if checkpoint is not None:
+        refuse_other_config(checkpoint, config)
+        if ranks.is_first:
+            warn_of_other_arithmetic(checkpoint)
+        if step > config.steps:
+            raise ValueError(f"{checkpoint.path} holds step {step}, beyond the {config.steps} steps of its own config")
+        restore(checkpoint, objective, optimizer)
+    stream = open_stream(
+        config.mixture,
+        global_batch=config.global_batch,
+        rank=ranks.rank,
+        world_size=ranks.size,
+        columns=objective.columns,
+    )
+    with contextlib.closing(stream):
+        if checkpoint is not None:
+            stream.load_state_dict(checkpoint.progress.stream)
+        if stream.position != step * config.global_batch:
+            raise ValueError(
+                f"{checkpoints_of(config)}: step {step} does not belong to position {stream.position} of the stream"
+            )
+        yield TrainState(objective, _reducing(objective, ranks), optimizer, stream, step, checkpoint is not None)
+
+
+def refuse_splitting(objective: Aim | Clip, config: RunConfig, *, world_size: int) -> None:
+    """Raise ValueError if the run would cut a batch whose loss is not the sum over its parts."""
+    if not objective.splits and (world_size > 1 or config.images_per_micro_batch is not None):
+        raise ValueError(
+            f"objective {config.objective.kind} needs the whole batch: one process, no images_per_micro_batch"
+        )
+
+
+def _reducing(objective: Aim | Clip, ranks: Ranks) -> Aim | Clip | DistributedDataParallel:
+    if ranks.size == 1:
+        return objective
+    # Buffers are constants here and need no exchange at every step; torch 2.15 renamed the argument that says so.
+    names = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+    options: dict[str, Any] = {name: False}
+    return DistributedDataParallel(objective, **options)
+
+
+def save_state(config: RunConfig, state: TrainState) -> None:
+    """Write the checkpoint of this step and remove old ones."""
+    folder = checkpoints_of(config)
+    progress = Progress(step=state.step, stream=state.stream.state_dict())
+    save_checkpoint(folder, state.objective, state.optimizer, progress=progress, config=config)
+    remove_old(folder, keep=config.checkpoint.keep, step=state.step)
+
+
+def checkpoints_of(config: RunConfig) -> Path:
+    """Return the folder of a run's checkpoints."""
+    return Path(config.out) / "checkpoints"
