@@ -12,13 +12,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from headrace import remote
 from headrace.config import canonical_json
 from headrace.curation.fetch.raw_shard import OWN_SCHEMA, uid_of
 from headrace.curation.job import Job
 from headrace.shards.commit import committed
+from headrace.shards.parquet import read_table
 
 FOREIGN = "foreign.json"
 """In `JOB/raw`: where the raw shards of others are, and which of them are used."""
@@ -53,7 +53,7 @@ def read_raw(job: Job, shard: str) -> pa.Table:
     """Return one raw parquet with the columns of the contract. Raises ValueError if it is not a raw parquet."""
     foreign = _foreign(job)
     url = remote.join(job.raw if foreign is None else foreign["url"], f"{shard}.parquet")
-    table = _read_parquet(url)
+    table = read_table(url)
     if foreign is not None:
         return foreign_table(table, url)
     if table.schema.names[: len(OWN_SCHEMA)] != OWN_SCHEMA.names:
@@ -158,12 +158,3 @@ def _foreign(job: Job) -> dict[str, Any] | None:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{url}: damaged: {error}") from error
-
-
-def _read_parquet(url: str) -> pa.Table:
-    fs, path = remote.open_fs(url)
-    try:
-        with fs.open(path, "rb") as stream:
-            return pq.ParquetFile(stream).read()
-    except pa.ArrowException as error:
-        raise ValueError(f"{url}: not a parquet file: {error}") from error

@@ -4,17 +4,16 @@ Immutable and small: nothing is held open. The one thing a reader would get wron
 than the tars (`index_dir`, for data that is read-only), so always ask `tar_url` and `index`.
 """
 
-import io
 import json
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from headrace import remote
 from headrace.shards.errors import ShardError
 from headrace.shards.index import read_index
+from headrace.shards.parquet import read_table
 
 SCHEMA_VERSION = 1
 SUMMARY_NAME = "dataset.json"
@@ -116,11 +115,11 @@ def open_dataset(url: str, *, index_dir: str | None = None) -> Dataset:
 
 def _read_manifest(url: str) -> tuple[ShardEntry, ...]:
     try:
-        table = pq.read_table(io.BytesIO(remote.read_bytes(url)))
+        table = read_table(url)
         rows: list[dict[str, Any]] = table.select(MANIFEST_SCHEMA.names).cast(MANIFEST_SCHEMA).to_pylist()
     except FileNotFoundError:
         raise ShardError("missing; finish the dataset or run `headrace index` again", shard=url) from None
-    except (pa.ArrowException, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError) as error:
         raise ShardError(f"not a manifest of shards: {error}", shard=url) from error
     for row in rows:
         name = row["name"] or ""

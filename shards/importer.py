@@ -22,7 +22,7 @@ from headrace.shards.image_header import check_complete, read_header
 from headrace.shards.index import parquet_bytes
 from headrace.shards.source import Input, Source, SourceUnit
 from headrace.shards.source_folder import FolderSource, open_folder
-from headrace.shards.source_parquet import open_parquet
+from headrace.shards.source_parquet import open_parquet_files
 from headrace.shards.source_tar import open_tars
 from headrace.shards.units import run_in_processes
 from headrace.shards.write import Sample, commit_shard, finish_dataset, write_shard_files
@@ -101,7 +101,7 @@ def open_source(source: str, config: ImportConfig) -> Source:
         if files and suffix == ".tar":
             return open_tars(files)
         if files:
-            return open_parquet(files, image_column=config.image_column, label_column=config.label_column)
+            return open_parquet_files(files, image_column=config.image_column, label_column=config.label_column)
     if not remote.exists(source):
         raise ValueError(f"{source}: nothing there; expected an image folder, a .tar or a .parquet")
     fs, path = remote.open_fs(source)

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from headrace import remote
 from headrace.shards.errors import ShardError
 from headrace.shards.group import SampleMembers, group_members, read_columns
+from headrace.shards.parquet import ParquetReader
 from headrace.shards.tar import TarMember, iterate_members
 from headrace.shards.windows import Windows
 
@@ -130,9 +131,9 @@ def read_index(url: str) -> pa.Table:
     """Read an index and check its columns. Raises ShardError if it is not one, FileNotFoundError if it is missing."""
     data = remote.read_bytes(url)
     try:
-        table = pq.read_table(io.BytesIO(data))
-    except (pa.ArrowException, OSError) as error:
-        raise ShardError(f"not a parquet file: {error}", shard=url) from error
+        table = ParquetReader(data, url).read()
+    except ValueError as error:
+        raise ShardError(str(error).removeprefix(f"{url}: "), shard=url) from error
     missing = [name for name in INDEX_SCHEMA.names if name not in table.column_names]
     if missing:
         raise ShardError(f"not a shard index: it lacks the columns {', '.join(missing)}", shard=url)

@@ -4,15 +4,14 @@ The one thing a reader would get wrong: rows are read by row group, so a file of
 for each unit of work that touches it.
 """
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from headrace import remote
+from headrace.shards.parquet import open_parquet
 from headrace.shards.source import Input
 
 IMAGE_COLUMNS = ("jpg", "image", "jpeg", "png", "webp", "img", "bytes", "image_bytes")
@@ -97,15 +96,15 @@ class ParquetSource:
         return ParquetUnit(tuple(parts), self.columns, self.classes)
 
 
-def open_parquet(urls: Sequence[str], *, image_column: str | None, label_column: str) -> ParquetSource:
+def open_parquet_files(urls: Sequence[str], *, image_column: str | None, label_column: str) -> ParquetSource:
     """Read the footers. Raises ValueError if a file is no parquet or lacks the image column."""
     files, schema = [], None
     for url in urls:
-        with _open(url) as file:
-            if schema is not None and not file.schema_arrow.equals(schema):
+        with open_parquet(url) as file:
+            if schema is not None and not file.schema.equals(schema):
                 raise ValueError(f"{url}: its columns differ from those of {urls[0]}")
-            schema = file.schema_arrow
-            files.append((url, file.metadata.num_rows, remote.size_of(url)))
+            schema = file.schema
+            files.append((url, file.num_rows, remote.size_of(url)))
     assert schema is not None, "callers pass at least one file"
     columns = _choose(schema, urls[0], image_column, label_column)
     left_out = tuple(name for name in schema.names if name not in (*columns.names(), CLASS_NAME_COLUMN))
@@ -153,8 +152,8 @@ def _class_names(urls: Sequence[str], schema: pa.Schema, columns: ParquetColumns
 
 def _distinct(url: str, names: Sequence[str]) -> set[tuple[Any, ...]]:
     found: set[tuple[Any, ...]] = set()
-    with _open(url) as file:
-        for batch in file.iter_batches(columns=list(names), batch_size=1 << 16):
+    with open_parquet(url) as file:
+        for batch in file.batches(1 << 16, names):
             table = pa.Table.from_batches([batch]).group_by(list(names)).aggregate([])
             found.update(zip(*(table[name].to_pylist() for name in names), strict=True))
     return found
@@ -162,30 +161,18 @@ def _distinct(url: str, names: Sequence[str]) -> set[tuple[Any, ...]]:
 
 def _rows(url: str, start: int, stop: int, names: list[str]) -> Iterator[pa.RecordBatch]:
     """Yield rows start..stop-1, decoding only the row groups that hold them."""
-    with _open(url) as file:
+    with open_parquet(url) as file:
         groups, first, base = [], None, 0
-        for number in range(file.metadata.num_row_groups):
-            num_rows = file.metadata.row_group(number).num_rows
+        for number, num_rows in enumerate(file.group_rows):
             if base < stop and base + num_rows > start:
                 groups.append(number)
                 first = base if first is None else first
             base += num_rows
         position = first or 0
-        for batch in file.iter_batches(batch_size=_ROWS_PER_BATCH, row_groups=groups, columns=names):
+        for batch in file.batches(_ROWS_PER_BATCH, names, groups=groups):
             low, high = max(0, start - position), min(batch.num_rows, stop - position)
             position += batch.num_rows
             if low < high:
                 yield batch.slice(low, high - low)
             if position >= stop:
                 return
-
-
-@contextlib.contextmanager
-def _open(url: str) -> Iterator[pq.ParquetFile]:
-    fs, path = remote.open_fs(url)
-    with fs.open(path, "rb") as stream:
-        try:
-            file = pq.ParquetFile(stream)
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{url}: not a parquet file: {error}") from error
-        yield file

@@ -6,11 +6,9 @@ nor a model in memory.
 """
 
 import hashlib
-import io
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from headrace import remote
 from headrace.curation.annotate.config import AnnotateConfig, annotators
@@ -18,6 +16,7 @@ from headrace.curation.annotate.protocol import digest
 from headrace.curation.job import Job
 from headrace.shards.commit import read_commit
 from headrace.shards.errors import ShardError
+from headrace.shards.parquet import ParquetReader
 
 
 def annotation_digests(config: AnnotateConfig) -> dict[str, str]:
@@ -61,4 +60,4 @@ def _read_one(name: str, folder: str, shard: str) -> pa.Table:
         raise ShardError(
             f"its sha256 is not the one of its commit record; remove {folder} and annotate again", shard=url
         )
-    return pq.read_table(io.BytesIO(data))
+    return ParquetReader(data, url).read()

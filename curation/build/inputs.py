@@ -12,14 +12,15 @@ from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from headrace import remote
 from headrace.curation.job import Job
 from headrace.curation.raw import raw_tar_url, read_raw
+from headrace.curation.select.ledger import ledger_url
 from headrace.shards.commit import is_committed
 from headrace.shards.errors import ShardError
 from headrace.shards.index import INDEX_SCHEMA
+from headrace.shards.parquet import open_parquet, read_equal
 from headrace.shards.read import read_payloads
 from headrace.shards.tar import iterate_members
 from headrace.shards.windows import Windows
@@ -98,7 +99,7 @@ class RawShard:
 def read_kept(job: Job, out_shard: str) -> list[KeptRow]:
     """Return the ledger's rows for one output shard, in the order of their places."""
     names = [field.name for field in fields(KeptRow)]
-    table = read_ledger(job, names, filters=[("kept", "=", True), ("out_shard", "=", out_shard)])
+    table = read_equal(ledger_url(job), {"kept": True, "out_shard": out_shard}, names)
     rows = sorted((KeptRow(**row) for row in table.to_pylist()), key=lambda row: row.out_index)
     for before, after in pairwise(rows):
         if before.out_index == after.out_index:
@@ -106,12 +107,6 @@ def read_kept(job: Job, out_shard: str) -> list[KeptRow]:
     if not rows:
         raise ValueError(f"{job.ledger}: no kept row for output shard {out_shard}")
     return rows
-
-
-def read_ledger(job: Job, columns: list[str], *, filters: list[tuple[str, str, Any]] | None = None) -> pa.Table:
-    """Return columns of the ledger; row groups that cannot match are not read. Raises FileNotFoundError."""
-    fs, path = remote.open_fs(remote.join(job.ledger, "ledger.parquet"))
-    return pq.read_table(path, filesystem=fs, columns=columns, filters=filters)
 
 
 @lru_cache(maxsize=CACHED_SHARDS)
@@ -143,18 +138,13 @@ def load_raw_shard(
 
 
 def _read_annotation(annotator: str, url: str, columns: tuple[str, ...]) -> tuple[pa.Schema, pa.Table]:
-    fs, path = remote.open_fs(url)
     try:
-        with fs.open(path, "rb") as stream:
-            file = pq.ParquetFile(stream)
-            schema = file.schema_arrow
+        with open_parquet(url) as file:
             wanted = {FACE_BOXES, *columns}
-            names = [item.name for item in schema if not pa.types.is_nested(item.type) or item.name in wanted]
-            return schema, file.read(columns=names)
+            names = [item.name for item in file.schema if not pa.types.is_nested(item.type) or item.name in wanted]
+            return file.schema, file.read(names)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{url} is missing (annotator {annotator}); run `headrace annotate` first") from error
-    except pa.ArrowException as error:
-        raise ValueError(f"{url} is not a parquet file: {error}") from error
 
 
 def _image_spans(tar_url: str) -> tuple[dict[str, tuple[int, int]], str]:

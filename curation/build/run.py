@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 
 from headrace import remote
 from headrace.config import config_to_dict
-from headrace.curation.build.inputs import load_raw_shard, read_ledger
+from headrace.curation.build.inputs import load_raw_shard
 from headrace.curation.build.unit import BuildUnit, build_unit
 from headrace.curation.engine import OnProgress, no_progress, run_units
 from headrace.curation.job import Job
 from headrace.curation.select import decided_by
-from headrace.curation.select.ledger import LedgerSummary, digest_of, read_summary
+from headrace.curation.select.ledger import LedgerSummary, digest_of, ledger_url, read_summary
 from headrace.shards.commit import committed, read_commit
 from headrace.shards.dataset import MANIFEST_NAME, SUMMARY_NAME
+from headrace.shards.parquet import read_equal
 from headrace.shards.write import finish_dataset
 
 if TYPE_CHECKING:  # the recipe imports this stage's config
@@ -108,7 +109,7 @@ def _check_decided(job: Job, recipe: "Recipe", summary: LedgerSummary) -> None:
 
 def out_shards(job: Job) -> list[str]:
     """Return the names of the output shards that the ledger asks for, sorted."""
-    column = read_ledger(job, ["out_shard"], filters=[("kept", "=", True)])["out_shard"]
+    column = read_equal(ledger_url(job), {"kept": True}, ["out_shard"])["out_shard"]
     return sorted(name for name in column.unique().to_pylist() if name is not None)
 
 

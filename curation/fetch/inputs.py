@@ -18,11 +18,11 @@ from typing import Any, BinaryIO
 
 import fsspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from headrace import remote
 from headrace.config import canonical_json
 from headrace.curation.fetch.config import InputConfig
+from headrace.shards.parquet import ParquetReader
 
 FORMATS = ("txt", "csv", "tsv", "json", "jsonl", "parquet")
 BLOCK_ROWS = 8192
@@ -260,9 +260,9 @@ def check_columns(file: ListFile, known: Iterable[str], config: InputConfig) -> 
             )
 
 
-def open_parquet(stream: BinaryIO, file: ListFile, config: InputConfig) -> pq.ParquetFile:
+def open_parquet_list(stream: BinaryIO, file: ListFile, config: InputConfig) -> ParquetReader:
     """Open a parquet list and check its columns."""
     # Buffered: a list is often one row group, whose columns would be read whole.
-    parquet = pq.ParquetFile(stream, buffer_size=1 << 20)
-    check_columns(file, parquet.schema_arrow.names, config)
+    parquet = ParquetReader(stream, file.url, buffer_bytes=1 << 20)
+    check_columns(file, parquet.schema.names, config)
     return parquet

@@ -21,6 +21,7 @@ from headrace.config import canonical_json, config_to_dict
 from headrace.curation.fetch.config import InputConfig
 from headrace.curation.fetch.inputs import ListFile, fingerprint, list_files
 from headrace.curation.fetch.table import scan, tables
+from headrace.shards.parquet import ParquetReader, open_parquet
 from headrace.shards.permutation import make_key, permute
 
 RUN_ROWS = 1 << 17
@@ -124,9 +125,8 @@ def read_places(spilled: SpilledList, start: int, stop: int) -> pa.Table:
     """Return the rows of places [start, stop), sorted by place. Raises ValueError if one is missing."""
     parts = []
     for number in range(spilled.num_runs):
-        fs, path = remote.open_fs(spilled.run_url(number))
-        with fs.open(path, "rb") as stream:
-            parts.append(_read_run(pq.ParquetFile(stream), start, stop))
+        with open_parquet(spilled.run_url(number)) as run:
+            parts.append(_read_run(run, start, stop))
     table = pa.concat_tables(parts).sort_by("place")
     place = table.column("place").to_numpy()
     if not np.array_equal(place, np.arange(start, stop)):
@@ -136,12 +136,9 @@ def read_places(spilled: SpilledList, start: int, stop: int) -> pa.Table:
     return table
 
 
-def _read_run(run: pq.ParquetFile, start: int, stop: int) -> pa.Table:
-    groups = []
-    for group in range(run.num_row_groups):
-        statistics = run.metadata.row_group(group).column(0).statistics
-        if statistics.min < stop and statistics.max >= start:
-            groups.append(group)
-    table = run.read_row_groups(groups)
+def _read_run(run: ParquetReader, start: int, stop: int) -> pa.Table:
+    bounds = [run.bounds(group, "place") or (start, start) for group in range(len(run.group_rows))]
+    groups = [group for group, (least, greatest) in enumerate(bounds) if least < stop and greatest >= start]
+    table = run.read(groups=groups)
     place = table.column("place")
     return table.filter(pc.and_(pc.greater_equal(place, start), pc.less(place, stop)))

@@ -20,7 +20,7 @@ from headrace.curation.fetch.inputs import (
     Row,
     check_columns,
     clean,
-    open_parquet,
+    open_parquet_list,
     opened,
     text_rows,
 )
@@ -59,10 +59,10 @@ def scan(files: Sequence[ListFile], config: InputConfig) -> Scan:
 
 def _scan_parquet(file: ListFile, config: InputConfig) -> tuple[int, pa.Schema]:
     with opened(file) as stream:
-        parquet = open_parquet(stream, file, config)
-        schema = parquet.schema_arrow
+        parquet = open_parquet_list(stream, file, config)
+        schema = parquet.schema
         fields = [schema.field(name) for name in config.columns]
-        return parquet.metadata.num_rows, pa.schema([_plain(field) for field in fields])
+        return parquet.num_rows, pa.schema([_plain(field) for field in fields])
 
 
 def _plain(field: pa.Field) -> pa.Field:
@@ -126,9 +126,9 @@ def _parquet_blocks(file: ListFile, config: InputConfig) -> Iterator[dict[str, A
     sources = {"url": config.url_column, "caption": config.caption_column, "expected_sha256": config.sha256_column}
     sources |= {name: name for name in config.columns}
     with opened(file) as stream:
-        parquet = open_parquet(stream, file, config)
+        parquet = open_parquet_list(stream, file, config)
         wanted = sorted({name for name in sources.values() if name is not None})
-        for batch in parquet.iter_batches(batch_size=BLOCK_ROWS, columns=wanted):
+        for batch in parquet.batches(BLOCK_ROWS, wanted):
             block = {name: None if source is None else batch.column(source) for name, source in sources.items()}
             yield {**block, "problem": None}
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from headrace import remote
 from headrace.curation.job import Job
@@ -19,6 +18,7 @@ from headrace.curation.raw import raw_shards, read_raw
 from headrace.curation.report.sketch import Distinct, Histogram, Ranges, Tally, hosts, is_numeric, numbers
 from headrace.curation.select.ledger import LedgerSummary, ledger_url
 from headrace.shards.dataset import Dataset
+from headrace.shards.parquet import open_parquet, read_table
 
 TOP_HOSTS = 50
 MAX_FAILURES = 200
@@ -44,12 +44,10 @@ class Numbers:
 
 def ledger_by_shard(job: Job, columns: list[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
     """Yield (raw shard, its rows of the ledger) in order; row groups may cut a shard anywhere."""
-    fs, path = remote.open_fs(ledger_url(job))
-    with fs.open(path, "rb") as stream:
-        file = pq.ParquetFile(stream)
+    with open_parquet(ledger_url(job)) as file:
         pending: list[pa.Table] = []
         name: str | None = None
-        for batch in file.iter_batches(batch_size=1 << 16, columns=columns or _LEDGER_COLUMNS):
+        for batch in file.batches(1 << 16, columns or _LEDGER_COLUMNS):
             table = pa.Table.from_batches([batch])
             while table.num_rows:
                 shards = table["raw_shard"]
@@ -76,11 +74,8 @@ def read_annotations(folders: Mapping[str, str], shard: str, *, nested: bool = F
     """Return the annotations of one raw shard side by side, `key` first; of two columns of one name the first."""
     columns: dict[str, pa.ChunkedArray] = {}
     for folder in folders.values():
-        fs, path = remote.open_fs(remote.join(folder, f"{shard}.parquet"))
-        with fs.open(path, "rb") as stream:
-            file = pq.ParquetFile(stream)
-            wanted = [item.name for item in file.schema_arrow if nested or not pa.types.is_nested(item.type)]
-            table = file.read(columns=wanted)
+        with open_parquet(remote.join(folder, f"{shard}.parquet")) as file:
+            table = file.read([item.name for item in file.schema if nested or not pa.types.is_nested(item.type)])
         for name in table.column_names:
             columns.setdefault(name, table[name])
     return pa.table(columns)
@@ -208,9 +203,7 @@ def build_failures(job: Job) -> dict[str, Any]:
     reasons = Tally()
     rows: list[dict[str, Any]] = []
     for name in remote.list_names(job.build_failures, ".parquet"):
-        fs, path = remote.open_fs(remote.join(job.build_failures, name))
-        with fs.open(path, "rb") as stream:
-            table = pq.ParquetFile(stream).read()
+        table = read_table(remote.join(job.build_failures, name))
         reasons.add(table["reason"])
         if len(rows) < MAX_FAILURES:
             rows.extend(table.slice(0, MAX_FAILURES - len(rows)).to_pylist())

@@ -21,6 +21,7 @@ from headrace.curation.engine import EngineConfig, OnProgress, no_progress, run_
 from headrace.curation.select.steps import EvaluationSet
 from headrace.shards.group import IMAGE_EXTENSIONS, split_name
 from headrace.shards.image import decode_rgb
+from headrace.shards.parquet import open_parquet, read_table
 from headrace.shards.read import read_payloads
 from headrace.shards.tar import scan_tar
 
@@ -116,7 +117,7 @@ def _hash(data: bytes) -> dict[str, object]:
 
 
 def _read(url: str) -> pa.Table:
-    return pq.read_table(io.BytesIO(remote.read_bytes(url)), schema=SCHEMA)
+    return read_table(url).cast(SCHEMA)
 
 
 def _units(evaluation: EvaluationSet, folder: str) -> list[HashUnit]:
@@ -170,12 +171,8 @@ def _tar_parts(url: str) -> Iterator[Part]:
 
 
 def _parquet_parts(url: str) -> Iterator[Part]:
-    fs, path = remote.open_fs(url)
-    try:
-        with fs.open(path, "rb") as file:
-            groups = pq.ParquetFile(file).num_row_groups
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{url} is not a parquet file: {error}") from error
+    with open_parquet(url) as file:
+        groups = len(file.group_rows)
     for group in range(groups):
         yield Part(url, row_group=group)
 
@@ -205,11 +202,9 @@ def read_part(part: Part) -> Iterator[tuple[str, bytes]]:
 
 
 def _read_row_group(part: Part) -> Iterator[tuple[str, bytes]]:
-    fs, path = remote.open_fs(part.url)
-    with fs.open(path, "rb") as file:
-        parquet = pq.ParquetFile(file)
-        column = _image_column(parquet.schema_arrow, part.url)
-        values = parquet.read_row_group(part.row_group, columns=[column])[column]
+    with open_parquet(part.url) as file:
+        column = _image_column(file.schema, part.url)
+        values = file.read([column], groups=[part.row_group])[column]
     name = remote.basename(part.url)
     for row, value in enumerate(values.to_pylist()):
         data = value.get("bytes") if isinstance(value, dict) else value

@@ -12,13 +12,13 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from headrace import remote
 from headrace.curation.job import Job
 from headrace.curation.raw import raw_shards, raw_tar_url, read_raw
 from headrace.curation.select.database import insert
 from headrace.curation.select.expression import quoted
+from headrace.shards.parquet import ParquetReader
 
 IDENTITY = ("uid", "input_file", "input_row")
 LEDGER_COLUMNS = (*IDENTITY, "url", "key", "status", "error_class")
@@ -137,16 +137,13 @@ def visible_columns(schemas: Iterable[pa.Schema]) -> pa.Schema:
 
 
 def _annotation_schema(inputs: Inputs, annotation: Annotation) -> pa.Schema:
-    with _open(annotation, inputs.shards[0]) as file:
-        return pa.schema([field for field in file.schema_arrow if field.name != "key"])
+    file = _open(annotation, inputs.shards[0])
+    return pa.schema([field for field in file.schema if field.name != "key"])
 
 
-def _open(annotation: Annotation, shard: str) -> pq.ParquetFile:
+def _open(annotation: Annotation, shard: str) -> ParquetReader:
     url = _annotation_url(annotation, shard)
-    try:
-        return pq.ParquetFile(pa.BufferReader(_read_table(url, annotation.name)))
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{url} is not a parquet file: {error}") from error
+    return ParquetReader(_read_table(url, annotation.name), url)
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
@@ -213,9 +210,9 @@ def _joined(inputs: Inputs, shard: str, wanted: pa.Schema) -> pa.Table:
     succeeded = pc.fill_null(pc.equal(raw["status"], "success"), False).combine_chunks().to_numpy(zero_copy_only=False)
     place = pa.array(np.cumsum(succeeded) - 1, mask=~succeeded)
     for annotation in inputs.annotations:
-        with _open(annotation, shard) as file:
-            names = [name for name in file.schema_arrow.names if name in wanted.names and name != "key"]
-            annotated = file.read(columns=["key", *names])
+        file = _open(annotation, shard)
+        names = [name for name in file.schema.names if name in wanted.names and name != "key"]
+        annotated = file.read(["key", *names])
         keys = raw["key"].filter(pa.array(succeeded)).combine_chunks()
         if not annotated["key"].combine_chunks().cast(keys.type).equals(keys):
             raise ValueError(

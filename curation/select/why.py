@@ -5,7 +5,6 @@ by the same SQL. The one thing a reader would get wrong: a uid may stand in the 
 own, and of several fetches of one row the ledger knows only the one that counts.
 """
 
-import io
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +12,6 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 
 from headrace import remote
 from headrace.curation.job import Job
@@ -23,6 +20,7 @@ from headrace.curation.select.expression import Checker
 from headrace.curation.select.ledger import LedgerSummary, StepSummary, ledger_url, read_summary
 from headrace.curation.select.load import Annotation, Inputs, row_columns, sql_types
 from headrace.shards.commit import is_committed
+from headrace.shards.parquet import open_parquet, read_equal, read_table
 
 MIN_PREFIX = 4
 MAX_TEXT = 200
@@ -76,23 +74,29 @@ def explain(job: Job, query: str) -> list[RowStory]:
 
 
 def _find(job: Job, query: str) -> list[dict[str, Any]]:
-    fs, path = remote.open_fs(ledger_url(job))
-    ledger = ds.dataset(path, filesystem=fs, format="parquet")
-    uid = pc.field("uid")
-    rows = ledger.to_table(filter=uid == query).to_pylist()
+    ledger = ledger_url(job)
+    rows = read_equal(ledger, {"uid": query}).to_pylist()
     if not rows and "://" in query:
-        rows = ledger.to_table(filter=pc.field("url") == query).to_pylist()
+        rows = read_equal(ledger, {"url": query}).to_pylist()
     if not rows and len(query) >= MIN_PREFIX:
-        rows = ledger.to_table(filter=pc.starts_with(uid, query)).to_pylist()
+        rows = _starting_with(ledger, query)
         found = sorted({row["uid"] for row in rows})
         if len(found) > 1:
             some = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
             raise ValueError(f"{query!r} is the start of {len(found)} uids: {some}; give more of it")
     if not rows:
-        raise ValueError(
-            f"{job.ledger}: no row with the uid or URL {query!r}; the ledger has {ledger.count_rows()} rows"
-        )
+        with open_parquet(ledger) as file:
+            num_rows = file.num_rows
+        raise ValueError(f"{job.ledger}: no row with the uid or URL {query!r}; the ledger has {num_rows} rows")
     return sorted(rows, key=lambda row: (row["raw_shard"], row["key"]))
+
+
+def _starting_with(ledger: str, prefix: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    with open_parquet(ledger) as file:
+        for batch in file.batches(1 << 16):
+            rows.extend(batch.filter(pc.starts_with(batch["uid"], prefix)).to_pylist())
+    return rows
 
 
 def _story(job: Job, summary: LedgerSummary, row: dict[str, Any]) -> RowStory:
@@ -185,7 +189,7 @@ def _build(job: Job, row: dict[str, Any]) -> tuple[str, str | None, str | None]:
         return "not built yet", None, None
     url = remote.join(job.build_failures, f"{row['out_shard']}.parquet")
     if remote.exists(url):
-        for failure in pq.read_table(io.BytesIO(remote.read_bytes(url))).to_pylist():
+        for failure in read_table(url).to_pylist():
             if (failure["raw_shard"], failure["key"]) == (row["raw_shard"], row["key"]):
                 return "failed", failure["reason"], failure["message"]
     return "built", None, None

@@ -10,14 +10,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image
 
-from headrace import remote
 from headrace.demo.encode import QUARTER_TURNS
 from headrace.demo.scenes import Pixels
 from headrace.demo.web import BLURRED, CLEANED, Entry
 from headrace.shards.dataset import Dataset, open_dataset
+from headrace.shards.parquet import read_table
 from headrace.shards.read import read_sample
 
 DUPLICATE_STEPS = ("exact_duplicates", "near_duplicates")
@@ -63,7 +62,7 @@ def read_ledger(url: str) -> dict[str, tuple[bool, str]]:
     """Return (kept, by) of every URL. Raises ValueError if one has two rows."""
     columns = ["url", "kept", "step", "reason"]
     result: dict[str, tuple[bool, str]] = {}
-    for row in pq.read_table(io.BytesIO(remote.read_bytes(url)), columns=columns).to_pylist():
+    for row in read_table(url, columns).to_pylist():
         if row["url"] in result:
             raise ValueError(f"{url}: {row['url']} has two rows; expected one row for every input row")
         by = "" if row["kept"] else f"fetch:{row['reason']}" if row["step"] == "fetch" else str(row["step"])

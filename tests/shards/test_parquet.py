@@ -1,0 +1,112 @@
+"""Parquet is read whole or in part, damage is named, and no thread of Arrow's ever holds a Python object."""
+
+import io
+import sys
+import threading
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace import remote
+from headrace.shards.parquet import ParquetReader, open_parquet, read_equal, read_table
+
+TABLE = pa.table(
+    {"number": list(range(100)), "name": [f"{n % 7}" for n in range(100)], "pair": [[n, n] for n in range(100)]}
+)
+
+
+def parquet(table: pa.Table = TABLE, row_group_size: int = 30) -> bytes:
+    """Return a table as the bytes of a file."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, row_group_size=row_group_size)
+    return sink.getvalue()
+
+
+class Watched(io.BytesIO):
+    """A file that notes which threads read it."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.threads: set[int] = set()
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.threads.add(threading.get_ident())
+        return super().read(size)
+
+
+def test_a_python_file_is_read_by_the_calling_thread_alone() -> None:
+    file = Watched(parquet())
+    reader = ParquetReader(file, "watched")
+    assert reader.read().equals(TABLE)
+    assert pa.Table.from_batches(reader.batches(7)).equals(TABLE)
+    assert reader.read(["number"], groups=[3]).num_rows == 10
+    assert file.threads == {threading.get_ident()}
+
+
+def test_bytes_are_not_held() -> None:
+    data = parquet()
+    before = sys.getrefcount(data)
+    reader = ParquetReader(data, "bytes")
+    assert reader.read().equals(TABLE)
+    assert sys.getrefcount(data) == before
+
+
+@pytest.mark.parametrize("whole_bytes", [0, 1 << 20])
+@pytest.mark.parametrize("scheme", ["", "file://", "memory://"])
+def test_any_place_is_read_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, whole_bytes: int
+) -> None:
+    monkeypatch.setattr("headrace.shards.parquet.WHOLE_BYTES", whole_bytes)
+    url = f"{scheme}{tmp_path}/table.parquet"
+    remote.write_atomic(url, parquet())
+    assert read_table(url).equals(TABLE)
+    assert read_table(url, ["name"]).column_names == ["name"]
+    with open_parquet(url) as file:
+        assert (file.num_rows, file.group_rows, file.schema) == (100, [30, 30, 30, 10], TABLE.schema)
+        assert (file.bounds(1, "number"), file.bounds(3, "name")) == ((30, 59), ("0", "6"))
+        assert file.bounds(0, "pair") is None
+        assert next(file.batches(8, ["number"], groups=[2]))["number"].to_pylist() == list(range(60, 68))
+
+
+@given(
+    rows=st.lists(st.tuples(st.sampled_from("abc"), st.one_of(st.none(), st.integers(0, 3))), max_size=40),
+    group=st.integers(1, 9),
+    name=st.sampled_from("abcd"),
+    number=st.integers(0, 4),
+)
+def test_read_equal_is_a_filter(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, int | None]], group: int, name: str, number: int
+) -> None:
+    table = pa.table(
+        {"a": pa.array([r[0] for r in rows], pa.string()), "b": pa.array([r[1] for r in rows], pa.int64())}
+    )
+    table = table.append_column("row", pa.array(range(len(rows)), pa.int64()))
+    url = str(tmp_path_factory.mktemp("equal") / "t.parquet")
+    Path(url).write_bytes(parquet(table, group))
+    wanted = table.filter(pc.and_(pc.equal(table["a"], name), pc.equal(table["b"], number)))
+    assert read_equal(url, {"a": name, "b": number}, ["row"])["row"].to_pylist() == wanted["row"].to_pylist()
+    assert read_equal(url, {"a": name, "b": number}).column_names == ["a", "b", "row"]
+
+
+def test_what_is_damaged_is_named(tmp_path: Path) -> None:
+    whole = parquet()
+    broken = bytearray(whole)
+    broken[4:2000] = bytes(1996)  # the pages, not the footer
+    for data in (b"", b"PAR1", whole[:-20], b"<html></html>", bytes(broken)):
+        (tmp_path / "bad.parquet").write_bytes(data)
+        for url in (str(tmp_path / "bad.parquet"), "memory://bad.parquet"):
+            remote.write_atomic(url, data)
+            with pytest.raises(ValueError, match=r"bad\.parquet: (not a parquet file|damaged parquet): "):
+                read_table(url)
+
+
+def test_what_is_missing_is_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_table(str(tmp_path / "none.parquet"))
+    with pytest.raises(FileNotFoundError):
+        read_table("memory://none.parquet")
