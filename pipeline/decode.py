@@ -48,14 +48,20 @@ class Decoder:
         _resize_into(Image.fromarray(cut).convert("RGBX"), window.flipped, out)
 
     def _jpeg_into(self, data: bytes, choose: ChooseWindow, out: Pixels) -> bool:
-        """Decode an upright JPEG; False if its colours need Pillow (CMYK, YCCK)."""
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        """Decode an upright JPEG; False if `decode_rgb` must judge it: a fault, or other colours (CMYK, YCCK)."""
+        try:
+            height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        except ValueError:
+            return False
         if colorspace in ("CMYK", "YCCK"):
             return False
         if height * width > self._max_pixels:
             raise ValueError(f"{width} x {height} pixels are over the cap of {self._max_pixels}")
         scratch = self._scratch(4 * (height + 1) * width)
-        simplejpeg.decode_jpeg(data, colorspace="RGBX", buffer=scratch)
+        try:
+            simplejpeg.decode_jpeg(data, colorspace="RGBX", buffer=scratch)
+        except ValueError:
+            return False
         window = choose(height, width)
         # The window of the buffer, row by row; the bytes behind the last row exist because the buffer is longer.
         first = 4 * (window.top * width + window.left)

@@ -47,18 +47,22 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
 
 
 def _decode_jpeg(data: bytes, header: ImageHeader) -> Pixels | None:
-    """Decode by libjpeg-turbo; None if its colours need Pillow (CMYK, YCCK)."""
+    """Decode by libjpeg-turbo; None if Pillow must: other colours (CMYK, YCCK), or a fault that it tolerates.
+
+    So whatever Pillow decodes is decoded (bytes too many, odd markers), but for a picture whose data ends early:
+    Pillow fills what is missing with gray, and no one would notice.
+    """
     import simplejpeg
 
     check_complete(data, header)
     try:
-        _, _, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-        if colorspace in ("CMYK", "YCCK"):
-            return None
-        pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB")
+        in_cmyk = simplejpeg.decode_jpeg_header(data)[2] in ("CMYK", "YCCK")
+        pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace="CMYK" if in_cmyk else "RGB")
     except ValueError as error:
-        raise ValueError(f"jpeg: {error}") from error
-    return pixels
+        if "premature end" in str(error).lower():
+            raise ValueError(f"jpeg: truncated: {error}") from error
+        return None
+    return None if in_cmyk else pixels
 
 
 def _decode_by_pillow(data: bytes, header: ImageHeader, max_pixels: int) -> Pixels:

@@ -9,21 +9,31 @@ import struct
 from collections.abc import Callable
 
 MAX_STEPS = 1 << 20
+MAX_JPEG_SCANS = 100  # as many as cjpeg writes; each of a million empty ones would cost a pass over all pixels
+
+
+class BombError(ValueError):
+    """Decoding would cost out of all proportion to the image."""
+
 
 # A marker inside or after entropy-coded data: not a stuffed zero, a restart or a fill byte (ITU T.81, B.1.1.5).
 _SCAN_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
 
 def _jpeg(data: bytes) -> bool:
-    position = 2
+    position, scans = 2, 0
     for _ in range(MAX_STEPS):
         found = _SCAN_MARKER.search(data, position)
         if found is None:
             return False
-        if data[found.end() - 1] == 0xD9:
+        marker, position = data[found.end() - 1], found.end()
+        if marker == 0xD9:
             return True
-        position = found.end()
-        if data[found.end() - 1] != 0x01 and position + 2 <= len(data):
+        if marker == 0xDA:
+            scans += 1
+            if scans > MAX_JPEG_SCANS:
+                raise BombError(f"jpeg: over {MAX_JPEG_SCANS} scans")
+        if marker != 0x01 and position + 2 <= len(data):
             position += int.from_bytes(data[position : position + 2], "big")
     return False
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from headrace.curation.annotate.protocol import Pixels
 from headrace.shards.image import MAX_PIXELS, decode_rgb
+from headrace.shards.image_complete import BombError
 from headrace.shards.image_header import ImageHeader, check_complete, read_header
 
 MAX_MESSAGE_CHARS = 160
@@ -35,6 +36,8 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Decoded:
         return Decoded(error=f"bomb: {header.width} x {header.height} pixels, over {max_pixels}")
     try:
         check_complete(data, header)
+    except BombError as error:
+        return Decoded(error=failure("bomb", error))
     except ValueError as error:
         return Decoded(error=failure("truncated", error))
     try:

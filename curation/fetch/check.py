@@ -7,7 +7,7 @@ shape are not judged here; that is for the rules of select, which say so in the 
 import hashlib
 
 from headrace.curation.fetch.errors import FetchError
-from headrace.shards.image_complete import CHECKS
+from headrace.shards.image_complete import CHECKS, BombError
 from headrace.shards.image_header import ImageHeader, check_complete, read_header, sniff_format
 
 SNIFF_BYTES = 32
@@ -19,16 +19,24 @@ def check_image(data: bytes, *, max_pixels: int) -> ImageHeader:
     try:
         header = read_header(data)
     except ValueError as error:
-        kind = sniff_format(data) or ""
-        cut = kind in CHECKS and not CHECKS[kind](data)
-        raise FetchError("truncated" if cut else "not-image", _one_line(error)) from error
+        raise FetchError("truncated" if _is_cut(data) else "not-image", _one_line(error)) from error
     if header.width * header.height > max_pixels:
         raise FetchError("bomb", f"{header.width} x {header.height} pixels, over the cap of {max_pixels}")
     try:
         check_complete(data, header)
+    except BombError as error:
+        raise FetchError("bomb", _one_line(error)) from error
     except ValueError as error:
         raise FetchError("truncated", _one_line(error)) from error
     return header
+
+
+def _is_cut(data: bytes) -> bool:
+    check = CHECKS.get(sniff_format(data) or "")
+    try:
+        return check is not None and not check(data)
+    except BombError:
+        return False
 
 
 def check_start(data: bytes) -> None:

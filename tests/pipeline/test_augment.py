@@ -197,6 +197,17 @@ def test_what_cannot_be_decoded_is_a_fault_of_the_sample(picture: NDArray[np.uin
         assert caught.value.reason == "decode"
 
 
+def test_a_jpeg_fault_that_decode_rgb_tolerates_is_no_fault_of_the_sample(picture: NDArray[np.uint8]) -> None:
+    whole = encode("JPEG", picture)
+    out = np.zeros((3, 16, 16, 3), np.uint8)
+    for number, data in enumerate((whole, whole[:-2] + b"abc" + whole[-2:], whole[:11] + b"\7" + whole[12:])):
+        Decoder(max_pixels=1 << 20).decode_into(data, 1, lambda h, w: Window(0, 0, h, w, False), out[number])
+    assert (out[1:] == out[0]).all()
+    closed = whole[: len(whole) * 3 // 4] + b"\xff\xd9"
+    with pytest.raises(SampleError, match="truncated"):
+        Decoder(max_pixels=1 << 20).decode_into(closed, 1, lambda h, w: Window(0, 0, h, w, False), out[0])
+
+
 def test_a_bomb_is_refused_from_its_header(picture: NDArray[np.uint8]) -> None:
     out = np.empty((16, 16, 3), np.uint8)
     for image_format in ("JPEG", "PNG"):

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from headrace.shards.image import apply_orientation, decode_rgb
-from headrace.shards.image_header import read_header
+from headrace.shards.image_complete import BombError
+from headrace.shards.image_header import check_complete, read_header
 from headrace.shards.image_plugins import without_metadata
 
 FORMATS = ("jpeg", "png", "webp", "gif", "bmp", "tiff", "avif")
@@ -107,6 +108,52 @@ def test_a_truncated_image_is_refused(encode_image: Encode, image_format: str) -
     for share in (0.4, 0.6, 0.8, 0.95):
         with pytest.raises(ValueError, match=image_format):
             decode_rgb(data[: int(len(data) * share)])
+
+
+def _faulty_jpegs(data: bytes) -> dict[str, bytes]:
+    """Faults that libjpeg warns of, with the whole picture still there."""
+    return {
+        "bytes before the end": data[:-2] + b"abc" + data[-2:],
+        "unknown JFIF revision": data[:11] + b"\7" + data[12:],
+        "bytes after the end": data + b"<html>",
+    }
+
+
+@pytest.mark.parametrize(
+    ("mode", "fault"),
+    [
+        ("RGB", "bytes before the end"),
+        ("RGB", "unknown JFIF revision"),
+        ("RGB", "bytes after the end"),
+        ("L", "bytes before the end"),
+        ("L", "unknown JFIF revision"),
+        ("CMYK", "bytes before the end"),  # Pillow writes no JFIF there
+    ],
+)
+def test_a_jpeg_fault_that_pillow_tolerates_loses_no_picture(mode: str, fault: str) -> None:
+    data = _save(Image.effect_noise((40, 24), 60).convert(mode), "JPEG", quality=90)
+    faulty = _faulty_jpegs(data)[fault]
+    np.testing.assert_array_equal(decode_rgb(faulty), decode_rgb(data))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+def test_a_cut_jpeg_is_refused_even_if_someone_closed_it(mode: str) -> None:
+    data = _save(Image.effect_noise((40, 24), 60).convert(mode), "JPEG", quality=90)
+    closed = data[: len(data) * 3 // 4] + b"\xff\xd9"
+    with Image.open(io.BytesIO(closed)) as image:
+        image.load()  # Pillow fills the rest with gray and says nothing
+    with pytest.raises(ValueError, match="truncated"):
+        decode_rgb(closed)
+
+
+def test_a_jpeg_of_too_many_scans_is_refused_before_decoding() -> None:
+    """Each scan of 16 bytes costs a pass over all pixels: 20 MB of them would take days."""
+    data = _save(Image.new("L", (64, 64), 99), "JPEG", progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    assert decode_rgb(data[:-2] + b"\xff\xd9").shape == (64, 64, 3)
+    for decode in (lambda data: decode_rgb(data), lambda data: check_complete(data, read_header(data))):
+        with pytest.raises(BombError, match="over 100 scans"):
+            decode(data[:-2] + 100 * last + b"\xff\xd9")
 
 
 def test_the_pixel_cap_is_checked_before_decoding(encode_image: Encode) -> None:
