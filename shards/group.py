@@ -8,7 +8,7 @@ without a dot and `__meta__` members are skipped here exactly as there.
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,10 @@ _META = re.compile(r"__[^/]*__($|/)")
 
 # json keys that become columns, with the type each must have.
 _JSON_COLUMNS = {"caption": str, "label": int, "uid": str, "url": str, "sha256": str}
+
+# What a KEY.json of ours says of its image; another's `orientation` may mean anything.
+_OWN_JSON = ("uid", "sha256", "width", "height", "format", "orientation")
+_OWN_IMAGE = ("width", "height", "format")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,16 @@ class SampleColumns:
 
     values: dict[str, Any] = field(default_factory=dict)
     faults: list[tuple[int, str]] = field(default_factory=list)
+    stated: dict[str, Any] = field(default_factory=dict)
+    """Size, format and orientation in a `.json` of ours; empty where there is none."""
+
+    def orientation_of(self, header: Mapping[str, Any]) -> int | None:
+        """Return the orientation that the `.json` states for an image of this header, or None.
+
+        Curation cuts the EXIF, so of its images only the `.json` and the index still know.
+        """
+        agrees = self.stated and all(self.stated[name] == header.get(name) for name in _OWN_IMAGE)
+        return int(self.stated["orientation"]) if agrees else None
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -98,11 +112,14 @@ def read_columns(windows: Windows, sample: SampleMembers, *, with_image: bool = 
                 found.values.update(_read_image(windows, member, found.faults))
         elif extension in _READERS:
             try:
-                by_extension[extension] = _READERS[extension](_read_text(windows, member), member, found.faults)
+                by_extension[extension] = _READERS[extension](_read_text(windows, member), member, found)
             except ValueError as error:
                 found.faults.append((member.offset, f".{extension}: {error}"))
     for extension in ("json", "cls", "txt"):
         found.values.update(by_extension.get(extension, {}))
+    orientation = found.orientation_of(found.values)
+    if orientation is not None:
+        found.values["orientation"] = orientation
     return found
 
 
@@ -139,15 +156,15 @@ def _read_text(windows: Windows, member: TarMember) -> str:
     return windows.read(member.offset, member.size).decode("utf-8")
 
 
-def _caption(text: str, _member: TarMember, _faults: list[tuple[int, str]]) -> dict[str, Any]:
+def _caption(text: str, _member: TarMember, _found: SampleColumns) -> dict[str, Any]:
     return {"caption": text}
 
 
-def _label(text: str, _member: TarMember, _faults: list[tuple[int, str]]) -> dict[str, Any]:
+def _label(text: str, _member: TarMember, _found: SampleColumns) -> dict[str, Any]:
     return {"label": _int64(int(text[:32]))}
 
 
-def _json(text: str, member: TarMember, faults: list[tuple[int, str]]) -> dict[str, Any]:
+def _json(text: str, member: TarMember, found: SampleColumns) -> dict[str, Any]:
     try:
         record = json.loads(text)
     except RecursionError as error:
@@ -162,7 +179,9 @@ def _json(text: str, member: TarMember, faults: list[tuple[int, str]]) -> dict[s
         try:
             values[name] = _typed(value, kind)
         except ValueError as error:
-            faults.append((member.offset, f".json: {name}: {error}"))
+            found.faults.append((member.offset, f".json: {name}: {error}"))
+    if all(name in record for name in _OWN_JSON) and record["orientation"] in range(1, 9):
+        found.stated = {name: record[name] for name in (*_OWN_IMAGE, "orientation")}
     return values
 
 

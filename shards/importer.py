@@ -180,6 +180,8 @@ def _samples(unit: _Unit, rejects: list[list[Any]]) -> Iterator[Sample]:
         if item.note is not None:
             rejects.append([position, item.name, "bad-text", item.note[:200], True])
         columns = {"label": item.label, "caption": item.caption, "url": item.url, "source": item.name}
+        if item.orientation is not None:
+            columns["orientation"] = item.orientation
         assert item.image is not None
         yield Sample(f"{position:09d}", item.image, extension, columns)
 

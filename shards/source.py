@@ -25,6 +25,8 @@ class Input:
     label: int | None = None
     caption: str | None = None
     url: str | None = None
+    orientation: int | None = None
+    """What a decoder must apply, where the image itself no longer says it."""
     note: str | None = None
     missing: str = "no-image"
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headrace import remote
-from headrace.shards.group import SampleMembers, group_members, read_columns
+from headrace.shards.group import SampleColumns, SampleMembers, group_members, header_columns, read_columns
 from headrace.shards.source import Input, too_large
 from headrace.shards.tar import TarMember, scan_tar
 from headrace.shards.windows import Windows
@@ -120,11 +120,20 @@ def _read(windows: Windows, item: TarInput) -> Input:
         return reject
     # Loose images have one member; there is nothing else to read.
     columns = read_columns(windows, item.sample, with_image=False)
+    data = windows.read(image.offset, image.size)
     return Input(
         name=item.name,
-        image=windows.read(image.offset, image.size),
+        image=data,
         label=columns.values.get("label", item.label),
         caption=columns.values.get("caption"),
         url=columns.values.get("url"),
+        orientation=_orientation(columns, data),
         note="; ".join(message for _, message in columns.faults) or None,
     )
+
+
+def _orientation(columns: SampleColumns, data: bytes) -> int | None:
+    try:
+        return columns.orientation_of(header_columns(data)) if columns.stated else None
+    except ValueError:
+        return None

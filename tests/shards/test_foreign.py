@@ -19,8 +19,11 @@ from headrace.shards.errors import ShardError
 from headrace.shards.find import find_tars
 from headrace.shards.foreign import iterate_webdataset
 from headrace.shards.foreign_index import IndexConfig, index_folder
+from headrace.shards.importer import ImportConfig, import_images, open_source
+from headrace.shards.index import index_shard
 from headrace.shards.read import read_sample
 from headrace.shards.verify import verify_dataset
+from headrace.shards.write import Sample, write_shard
 
 Encode = Callable[..., bytes]
 
@@ -70,6 +73,33 @@ def test_an_index_makes_a_dataset_and_touches_nothing(tars: str, encode_image: E
     assert dataset.index(1)["caption"].to_pylist() == ["c000010000", "c000010001", "c000010002"]
     assert read_sample(dataset, 1, 2) == encode_image(seed=2)
     assert list(verify_dataset(tars, decode=True)) == []
+
+
+def test_our_own_tars_alone_are_indexed_and_imported_upright(tmp_path: Path, encode_image: Encode) -> None:
+    """Curation cuts the EXIF; without the index, only KEY.json still knows how an image stands."""
+    curated, alone = tmp_path / "curated", tmp_path / "alone"
+    samples = [Sample(f"k{turn}", encode_image(seed=turn), "jpg", {"orientation": turn}) for turn in range(1, 9)]
+    samples.append(Sample("k9", encode_image("jpeg", orientation=6), "jpg"))
+    write_shard(str(curated), "00000", samples)
+    alone.mkdir()
+    (curated / "shards" / "00000.tar").rename(alone / "00000.tar")
+    index_folder(str(alone), ["00000.tar"], IndexConfig())
+    config = ImportConfig()
+    import_images(open_source(str(alone / "00000.tar"), config), str(tmp_path / "imported"), config)
+    for url in (str(alone), str(tmp_path / "imported")):
+        assert open_dataset(url).index(0)["orientation"].to_pylist() == [1, 2, 3, 4, 5, 6, 7, 8, 6]
+
+
+def test_an_orientation_in_the_json_of_others_means_nothing(tmp_path: Path, encode_image: Encode) -> None:
+    ours = {"uid": "u", "sha256": "s", "width": 24, "height": 16, "format": "jpeg", "orientation": 6}
+    stranger = [{"orientation": 6}, {**ours, "width": 16, "height": 24}, {**ours, "orientation": "6"}]
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for number, facts in enumerate([ours, *stranger, {**ours, "orientation": 0}]):
+            for extension, data in (("jpg", encode_image()), ("json", json.dumps(facts).encode())):
+                info = tarfile.TarInfo(f"{number}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    assert index_shard(str(tmp_path / "a.tar"))["orientation"].to_pylist() == [6, 1, 1, 1, 1]
 
 
 def test_the_index_may_lie_elsewhere(tars: str, tmp_path: Path) -> None:
