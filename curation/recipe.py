@@ -11,6 +11,7 @@ from typing import Literal
 
 import yaml
 
+from headrace import remote
 from headrace.config import config_to_dict, load_config
 from headrace.curation.annotate.config import AnnotateConfig
 from headrace.curation.build.config import BuildConfig
@@ -50,6 +51,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.job.strip(" /"):
             raise ValueError(f"job must name a folder, got {self.job!r}")
+        if self.engine.executor != "inline":
+            remote.check_shared(self.job, self.input.raw or "")
         check_steps(self.select)
         if self.unsafe_images == "remove":
             self._check_unsafe_promise()

@@ -50,10 +50,13 @@ def index_folder(
     """Index the named tars of one folder and write its manifest. Raises ShardError if a tar is damaged."""
     _check_not_ours(folder)
     base = config.index_dir or folder
+    if config.workers > 1:
+        remote.check_shared(folder, base)
     work = [(remote.join(folder, tar), base, config.fast, config.rebuild) for tar in tars]
-    records = run_in_processes(_index_one, work, workers=config.workers, on_progress=on_progress)
-    clear_leftovers(base, INDEX_FOLDER, f"{INDEX_FOLDER}/commits")
-    write_manifest(base, records, {"recipe_digest": None, "layout": FOREIGN_LAYOUT})
+    with remote.only_writer(base):
+        records = run_in_processes(_index_one, work, workers=config.workers, on_progress=on_progress)
+        clear_leftovers(base, INDEX_FOLDER, f"{INDEX_FOLDER}/commits")
+        write_manifest(base, records, {"recipe_digest": None, "layout": FOREIGN_LAYOUT})
     return IndexSummary(
         num_shards=len(records),
         num_samples=sum(record["num_samples"] for record in records),

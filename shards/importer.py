@@ -124,23 +124,29 @@ def import_images(
     """
     if isinstance(source, FolderSource) and remote.join(out, "").startswith(remote.join(source.url, "")):
         raise ValueError(f"{out} lies inside {source.url}, which is read; choose a folder outside")
-    digest = _own(source, out, config)
-    done = set(committed(out))
-    step = config.samples_per_shard
-    num_units = -(-source.num_inputs // step)
-    units = [
-        _Unit(out, number, number * step, source.unit(number * step, (number + 1) * step), config.decode)
-        for number in range(num_units)
+    if workers > 1:
+        remote.check_shared(out, source.url)
+    with remote.only_writer(out):
+        digest = _own(source, out, config)
+        num_units = -(-source.num_inputs // config.samples_per_shard)
+        units = _units_to_do(source, out, config)
+        skipped = num_units - len(units)
+
+        def report(finished: int, _total: int) -> None:
+            if on_progress is not None:
+                on_progress(skipped + finished, num_units)
+
+        run_in_processes(_import_unit, units, workers=workers, on_progress=report)
+        return _finish(source, out, digest)
+
+
+def _units_to_do(source: Source, out: str, config: ImportConfig) -> list[_Unit]:
+    done, step = set(committed(out)), config.samples_per_shard
+    return [
+        _Unit(out, number, start, source.unit(start, start + step), config.decode)
+        for number, start in enumerate(range(0, source.num_inputs, step))
         if f"{number:05d}" not in done
     ]
-    skipped = num_units - len(units)
-
-    def report(finished: int, _total: int) -> None:
-        if on_progress is not None:
-            on_progress(skipped + finished, num_units)
-
-    run_in_processes(_import_unit, units, workers=workers, on_progress=report)
-    return _finish(source, out, digest)
 
 
 def _own(source: Source, out: str, config: ImportConfig) -> str:

@@ -53,6 +53,10 @@ class Source(Protocol):
         """`folder`, `tar` or `parquet`."""
 
     @property
+    def url(self) -> str:
+        """Where it lies; of several files, the first."""
+
+    @property
     def num_inputs(self) -> int:
         """Images and what else is there."""
 

@@ -76,6 +76,11 @@ class ParquetSource:
     kind: str = "parquet"
 
     @property
+    def url(self) -> str:
+        """The first file."""
+        return self.files[0][0]
+
+    @property
     def num_inputs(self) -> int:
         """Rows of all files."""
         return sum(num_rows for _, num_rows, _ in self.files)

@@ -52,6 +52,11 @@ class TarSource:
     kind: str = "tar"
 
     @property
+    def url(self) -> str:
+        """The first file."""
+        return self.tars[0][0]
+
+    @property
     def num_inputs(self) -> int:
         """Inputs of all tars."""
         return sum(len(inputs) for _, inputs in self.tars)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,26 @@ def test_a_killed_writer_leaves_only_a_hidden_file_that_can_be_cleared(tmp_path:
     assert remote.list_names(str(tmp_path)) == []
     remote.remove_leftovers(str(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_has_one_writer_and_a_killed_one_leaves_nothing_behind(tmp_path: Path) -> None:
+    folder = str(tmp_path / "out")
+    ready, told = os.pipe()
+    if (child := os.fork()) == 0:
+        with remote.only_writer(folder):
+            os.write(told, b"x")
+            signal.pause()
+    assert os.read(ready, 1) == b"x"
+    with pytest.raises(ValueError, match="out is being written by another process"), remote.only_writer(folder):
+        pass
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with remote.only_writer(folder):
+        assert list(Path(folder).iterdir()) == []
+
+
+def test_what_only_this_process_sees_is_told_from_what_all_see() -> None:
+    remote.check_shared("/data", "file:///data", "s3://bucket/memory:x", "zip://a.csv::s3://bucket/x.zip")
+    for url in ("memory://job", "memory:job", "simplecache::memory://job"):
+        with pytest.raises(ValueError, match="seen by one process only"):
+            remote.check_shared("/data", url)

@@ -5,6 +5,8 @@ Local paths and URLs are both plain strings. The one thing a reader would get wr
 """
 
 import contextlib
+import fcntl
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+
+log = logging.getLogger(__name__)
 
 
 def open_fs(url: str) -> tuple[Any, str]:
@@ -23,6 +27,13 @@ def open_fs(url: str) -> tuple[Any, str]:
 def is_local(url: str) -> bool:
     """True if `url` is on this machine's file system."""
     return "://" not in url or url.startswith(("file://", "local://"))
+
+
+def check_shared(*urls: str) -> None:
+    """Check that other processes see what is at `urls`. Raises ValueError for `memory://`, also inside a chain."""
+    for url in urls:
+        if any(part.startswith("memory:") for part in url.split("::")):
+            raise ValueError(f"{url} is seen by one process only; name a folder or URL that worker processes reach too")
 
 
 def local_path(url: str) -> Path:
@@ -141,6 +152,30 @@ def put_if_absent(url: str, data: bytes) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def only_writer(folder: str) -> Iterator[None]:
+    """Be the one process that writes a local folder; whoever comes second gets a ValueError.
+
+    The kernel holds the lock, so it ends with the process however that ends. Remote folders have none: there, two
+    runs of one command write the same bytes twice.
+    """
+    if not is_local(folder):
+        yield
+        return
+    local_path(folder).mkdir(parents=True, exist_ok=True)
+    handle = os.open(local_path(folder), os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder} is being written by another process; wait until that ends") from None
+        except OSError as error:
+            log.info("%s: cannot be locked (%s); take care that one process writes it", folder, error)
+        yield
+    finally:
+        os.close(handle)
 
 
 def remove(url: str) -> None:

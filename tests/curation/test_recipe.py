@@ -53,6 +53,13 @@ def test_a_recipe_with_model_and_step_may_promise() -> None:
     assert _recipe(unsafe_images="remove", **changes).unsafe_images == "remove"
 
 
+@pytest.mark.parametrize("threshold", [float("nan"), float("inf"), 1.01, -0.1])
+def test_a_threshold_that_no_score_can_reach_is_refused(threshold: float) -> None:
+    for name in ("image_threshold", "text_threshold"):
+        with pytest.raises(ValueError, match=rf"unsafe: {name} must be 0 to 1"):
+            _recipe(select=[{"step": "unsafe", name: threshold}])
+
+
 def test_blurring_without_finding_faces_is_refused() -> None:
     with pytest.raises(ValueError, match="no faces would be found"):
         _recipe(annotate={"faces": None})
@@ -73,3 +80,9 @@ def test_a_job_that_would_be_the_root_of_the_machine_is_refused(job: str) -> Non
 def test_steps_with_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match="'unsafe' is empty or taken"):
         _recipe(select=[{"step": "unsafe"}, {"step": "unsafe"}])
+
+
+def test_a_job_that_worker_processes_cannot_see_is_refused() -> None:
+    with pytest.raises(ValueError, match="memory://job is seen by one process only"):
+        _recipe(job="memory://job")
+    assert _recipe(job="memory://job", engine={"executor": "inline"}).job == "memory://job"

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from headrace import remote
 from headrace.shards.dataset import open_dataset
 from headrace.shards.errors import ShardError
 from headrace.shards.find import find_tars
@@ -162,6 +163,13 @@ def test_many_processes_write_what_one_writes(tars: str, tmp_path: Path) -> None
     for path in sorted((tmp_path / "1").rglob("*")):
         if path.is_file():
             assert (tmp_path / "2" / path.relative_to(tmp_path / "1")).read_bytes() == path.read_bytes()
+
+
+def test_of_two_runs_over_one_folder_the_second_is_refused(tars: str) -> None:
+    with remote.only_writer(tars), pytest.raises(ValueError, match="another process"):
+        index_folder(tars, ["00000.tar"], IndexConfig())
+    with pytest.raises(ValueError, match="seen by one process only"):
+        index_folder(tars, ["00000.tar"], IndexConfig(index_dir="memory://index", workers=2))
 
 
 @pytest.mark.parametrize("place", ["", "/shards"])

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from headrace import remote
 from headrace.shards.commit import committed
 from headrace.shards.dataset import open_dataset
 from headrace.shards.errors import ShardError
@@ -319,6 +320,17 @@ def test_another_source_or_setting_is_refused(folder: Path, tmp_path: Path, data
         _import(folder, tmp_path / "out")
     with pytest.raises(ValueError, match="already a dataset that was not imported"):
         _import(folder, dataset_url)
+
+
+def test_of_two_imports_into_one_folder_the_second_is_refused(folder: Path, tmp_path: Path) -> None:
+    with remote.only_writer(str(tmp_path / "out")), pytest.raises(ValueError, match="another process"):
+        _import(folder, tmp_path / "out")
+    _import(folder, tmp_path / "out")
+
+
+def test_worker_processes_need_files_that_they_can_see(folder: Path) -> None:
+    with pytest.raises(ValueError, match="memory://out is seen by one process only"):
+        _import(folder, "memory://out", workers=2)
 
 
 def test_import_to_and_from_any_url(folder: Path, tmp_path: Path) -> None:
