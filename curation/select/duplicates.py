@@ -43,8 +43,8 @@ def prepare_exact_duplicates(step: ExactDuplicates, checker: Checker) -> Prepare
             FROM ranked WHERE place > 1
             """
         )
-        groups = "SELECT count(*), max(size) FROM (SELECT count(*) AS size FROM here GROUP BY sha256 HAVING size > 1)"
-        number, largest = bench.connection.execute(groups).fetchall()[0]
+        sizes = "SELECT count(*) AS members FROM here GROUP BY sha256 HAVING count(*) > 1"
+        number, largest = bench.connection.execute(f"SELECT count(*), max(members) FROM ({sizes})").fetchall()[0]
         return Outcome(None, {"groups": int(number), "largest_group": int(largest or 1)})
 
     return Prepared(("sha256", *columns_of(order)), run)

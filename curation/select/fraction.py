@@ -10,7 +10,7 @@ from decimal import ROUND_HALF_UP, Decimal
 import duckdb
 
 from headrace.curation.select.database import count
-from headrace.curation.select.expression import Checker, first_line
+from headrace.curation.select.expression import Checker
 from headrace.curation.select.judge import Bench, Outcome, Prepared
 from headrace.curation.select.load import IDENTITY
 from headrace.curation.select.steps import TopFraction
@@ -23,17 +23,14 @@ def prepare_top_fraction(step: TopFraction, checker: Checker) -> Prepared:
 
     def run(bench: Bench) -> Outcome:
         connection = bench.connection
-        try:
-            connection.execute(
-                f"""
-                CREATE TABLE scored AS
-                SELECT __row, {", ".join(IDENTITY)}, CASE WHEN isnan(__score) THEN NULL ELSE __score END AS score
-                FROM (SELECT __row, {", ".join(IDENTITY)}, __number::DOUBLE AS __score
-                      FROM (SELECT __row, {", ".join(IDENTITY)}, {score.sql} AS __number FROM here))
-                """
-            )
-        except duckdb.Error as error:
-            raise ValueError(f"{where}: score {step.score!r}: {first_line(error)}") from None
+        connection.execute(
+            f"""
+            CREATE TABLE scored AS
+            SELECT __row, {", ".join(IDENTITY)}, CASE WHEN isnan(__score) THEN NULL ELSE __score END AS score
+            FROM (SELECT __row, {", ".join(IDENTITY)}, __number::DOUBLE AS __score
+                  FROM (SELECT __row, {", ".join(IDENTITY)}, {score.sql} AS __number FROM here))
+            """
+        )
         base = bench.num_input if step.of == "input" else bench.num_here
         asked = exact_count(step.fraction, base)
         scored = count(connection, "SELECT count(score) FROM scored")

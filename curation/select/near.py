@@ -156,8 +156,8 @@ def _write_verdict(connection: duckdb.DuckDBPyConnection, step: NearDuplicates, 
             WINDOW best_first AS (PARTITION BY label ORDER BY {order})),
         measured AS (
             SELECT ranked.__row AS __row, best.uid AS uid, least({distances}) AS distance
-            FROM ranked JOIN here AS mine ON mine.__row = ranked.__row JOIN here AS best ON best.__row = best_row
-            WHERE place > 1)
+            FROM ranked JOIN here AS mine ON mine.__row = ranked.__row JOIN here AS best ON best.__row = ranked.best_row
+            WHERE ranked.place > 1)
         SELECT __row, CASE WHEN distance <= {step.distance} THEN 'near-duplicate' ELSE 'near-duplicate-chain' END
             AS reason, distance::DOUBLE AS value, {step.distance}::DOUBLE AS threshold, uid AS duplicate_of
         FROM measured

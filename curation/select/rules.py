@@ -4,9 +4,7 @@ The one thing a reader would get wrong: no answer (NULL, NaN) is never a yes; su
 their own.
 """
 
-import duckdb
-
-from headrace.curation.select.expression import Checker, first_line, literal
+from headrace.curation.select.expression import Checker, literal
 from headrace.curation.select.judge import Bench, Outcome, Prepared, require
 from headrace.curation.select.steps import Rule, Unsafe
 
@@ -55,17 +53,14 @@ def prepare_rule(step: Rule, checker: Checker) -> Prepared:
 
     def run(bench: Bench) -> Outcome:
         recorded = f"{value.sql} AS __value" if value else "NULL AS __value"
-        try:
-            _write(
-                bench,
-                f"""
-                SELECT __row, CASE WHEN __keep IS NULL THEN 'null' ELSE 'false' END AS reason,
-                    __value::DOUBLE AS value, {literal(step.threshold)} AS threshold, NULL::VARCHAR AS duplicate_of
-                FROM (SELECT __row, {keep.sql} AS __keep, {recorded} FROM here) WHERE __keep IS NOT TRUE
-                """,
-            )
-        except duckdb.Error as error:
-            raise ValueError(f"{where}: {step.keep!r}: {first_line(error)}") from None
+        _write(
+            bench,
+            f"""
+            SELECT __row, CASE WHEN __keep IS NULL THEN 'null' ELSE 'false' END AS reason,
+                __value::DOUBLE AS value, {literal(step.threshold)} AS threshold, NULL::VARCHAR AS duplicate_of
+            FROM (SELECT __row, {keep.sql} AS __keep, {recorded} FROM here) WHERE __keep IS NOT TRUE
+            """,
+        )
         return Outcome(step.threshold)
 
     return Prepared((*keep.columns, *(value.columns if value else ())), run)

@@ -20,7 +20,7 @@ from headrace.curation.select.database import count, insert, open_database, read
 from headrace.curation.select.decontaminate import prepare_decontaminate
 from headrace.curation.select.duplicates import prepare_exact_duplicates
 from headrace.curation.select.evaluation import hash_evaluation_set
-from headrace.curation.select.expression import UNKNOWN, Checker, quoted
+from headrace.curation.select.expression import UNKNOWN, Checker, first_line, quoted
 from headrace.curation.select.fraction import prepare_top_fraction
 from headrace.curation.select.judge import Bench, Outcome, Prepared, stored_columns
 from headrace.curation.select.ledger import (
@@ -188,7 +188,11 @@ def _run_steps(
         connection.execute(
             f"CREATE TABLE here AS SELECT __row{columns and ', ' + columns} FROM rows SEMI JOIN alive USING (__row)"
         )
-        outcome = prepared.run(Bench(connection, limits, num_input, num_here))
+        try:
+            outcome = prepared.run(Bench(connection, limits, num_input, num_here))
+        except (duckdb.DataError, duckdb.InvalidInputException) as error:
+            name = step if isinstance(step, str) else step.name
+            raise ValueError(f"step {name!r}: an expression has no value for a row: {first_line(error)}") from None
         line = _settle(connection, step, outcome, num_here)
         num_here = line.rows_out
         yield line
@@ -232,9 +236,10 @@ def _write(
     shards = pa.table({"__shard": pa.array(range(len(inputs.shards)), pa.int32()), "raw_shard": list(inputs.shards)})
     insert(connection, "shards", shards)
     query = f"""
-        SELECT uid, input_file, input_row, url, raw_shard, key, placed.__row IS NOT NULL AS kept, step, reason, value,
-            threshold, duplicate_of, format('{{:05d}}', place // {placement.samples_per_shard}) AS out_shard,
-            (place % {placement.samples_per_shard})::INTEGER AS out_index
+        SELECT rows.uid, rows.input_file, rows.input_row, rows.url, shards.raw_shard, rows.key,
+            placed.__row IS NOT NULL AS kept, dropped.step, dropped.reason, dropped.value, dropped.threshold,
+            dropped.duplicate_of, format('{{:05d}}', placed.place // {placement.samples_per_shard}) AS out_shard,
+            (placed.place % {placement.samples_per_shard})::INTEGER AS out_index
         FROM rows JOIN shards USING (__shard) LEFT JOIN dropped USING (__row) LEFT JOIN placed USING (__row)
         ORDER BY __row
         """

@@ -49,6 +49,11 @@ class Unsafe:
     def __post_init__(self) -> None:
         if self.image_threshold is None and self.text_threshold is None:
             raise ValueError("unsafe: image_threshold and text_threshold are both null, so the step would do nothing")
+        for name in ("image_threshold", "text_threshold"):
+            value = getattr(self, name)
+            # Scores are 0 to 1: over 1, or at NaN, nothing would ever be dropped.
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"unsafe: {name} must be 0 to 1, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,7 +11,7 @@ from headrace.curation.annotate.config import ANNOTATORS
 from headrace.curation.select.database import open_database
 from headrace.curation.select.expression import Checker
 from headrace.curation.select.load import ANNOTATOR_OF
-from headrace.curation.select.steps import Limits, Rule, TopFraction
+from headrace.curation.select.steps import ExactDuplicates, Limits, NearDuplicates, Rule, SelectStep, TopFraction
 
 COLUMNS = {
     "width": "INTEGER",
@@ -137,12 +137,21 @@ def test_the_database_opens_no_file_and_no_setting(tmp_path: Path) -> None:
     assert not list((tmp_path / "ledger").iterdir())
 
 
-def test_an_error_on_a_row_names_the_rule(tmp_path: Path) -> None:
-    job = write_job(tmp_path, [[make_row(0, caption="no number")]])
-    with pytest.raises(ValueError, match=r"^rule 'year'.*Conversion Error"):
-        run(job, [Rule(name="year", keep="caption::INTEGER > 2000")])
-    with pytest.raises(ValueError, match=r"^step 'top_fraction'.*Conversion Error"):
-        run(job, [TopFraction(score="caption::INTEGER", fraction=0.5)])
+@pytest.mark.parametrize(
+    "step",
+    [
+        Rule(name="fails", keep="caption::INTEGER > 2000"),
+        Rule(name="fails", keep="false", value="caption::INTEGER"),
+        Rule(name="fails", keep="regexp_matches('a', caption)"),
+        TopFraction(name="fails", score="caption::INTEGER", fraction=0.5),
+        ExactDuplicates(name="fails", order=("caption::INTEGER desc",)),
+        NearDuplicates(name="fails", order=("caption::INTEGER desc",)),
+    ],
+)
+def test_an_error_on_a_row_names_the_step(tmp_path: Path, step: SelectStep) -> None:
+    job = write_job(tmp_path, [[make_row(number, caption="no number (", sha256="0" * 64) for number in range(2)]])
+    with pytest.raises(ValueError, match=r"^step 'fails': an expression has no value for a row: .* Error"):
+        run(job, [step])
 
 
 def test_a_rule_sees_only_rows_that_earlier_steps_kept(tmp_path: Path) -> None:

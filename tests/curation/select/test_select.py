@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from select_jobs import flip_bits, hash_bytes, ledger, make_row, run, write_job, write_large_job
@@ -117,6 +118,23 @@ def test_a_retried_row_counts_once_by_its_success(tmp_path: Path) -> None:
     assert summary.rows == len(ledger(job)) == 3
     assert (found[0]["kept"], found[0]["raw_shard"]) == (True, "00001")
     assert (found[1]["step"], found[1]["reason"], found[1]["raw_shard"]) == ("fetch", "timeout", "00000")
+
+
+def test_carried_columns_may_have_any_name_that_the_ledger_uses(tmp_path: Path) -> None:
+    names = ["value", "threshold", "reason", "step", "kept", "duplicate_of", "raw_shard", "size", "members", "place"]
+    carried = [pa.field(name, pa.float64()) for name in [*names, "node", "label", "best", "distance", "out_shard"]]
+    values = {field.name: 7.0 for field in carried}
+    rows = [make_row(number, sha256="0" * 64, **values) for number in range(3)] + [make_row(3, **values)]
+    job = write_job(tmp_path, [rows], carried=carried)
+    every = tuple(f"{field.name} desc" for field in carried)
+    steps = [
+        Rule(name="sum", keep=" + ".join(f'"{name}"' for name in values) + " > 0", value="value", threshold=0),
+        ExactDuplicates(order=every),
+        TopFraction(score="value", fraction=1.0),
+        NearDuplicates(order=every),
+    ]
+    assert run(job, steps).kept == 1
+    assert [row["reason"] for row in ledger(job)] == [None, "same-bytes", "same-bytes", "near-duplicate"]
 
 
 def test_a_uid_listed_twice_is_two_rows(tmp_path: Path) -> None:
