@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -135,7 +135,7 @@ def opened(file: ListFile) -> Iterator[BinaryIO]:
         raise ValueError(f"{file.url}: cannot be read as {file.format}: {' '.join(str(error).split())}") from error
 
 
-def text_rows(file: ListFile, config: InputConfig) -> Iterator[Row]:
+def text_rows(file: ListFile, config: InputConfig) -> Generator[Row, None, None]:
     """Yield the rows of a list that is not parquet."""
     with opened(file) as stream:
         if file.format == "txt":
@@ -243,17 +243,22 @@ def clean(value: Any) -> str | None:
     return text.encode("utf-8", "replace").decode()
 
 
-def check_columns(file: ListFile, known: Iterable[str], config: InputConfig) -> None:
-    """Raise ValueError if a column the config names is not among those the list has."""
-    names = list(known)
-    wanted = {
+def wanted_columns(config: InputConfig) -> dict[str, str]:
+    """Return the columns that the config names, by setting."""
+    own = {
         "url_column": config.url_column,
         "caption_column": config.caption_column,
         "sha256_column": config.sha256_column,
-        **{f"columns ({name})": name for name in config.columns},
     }
-    for setting, name in wanted.items():
-        if name is not None and name not in names:
+    wanted = {setting: name for setting, name in own.items() if name is not None}
+    return wanted | {f"columns ({name})": name for name in config.columns}
+
+
+def check_columns(file: ListFile, known: Iterable[str], config: InputConfig) -> None:
+    """Raise ValueError if a column the config names is not among those the list has."""
+    names = list(known)
+    for setting, name in wanted_columns(config).items():
+        if name not in names:
             hint = ", or to null if the list has none" if setting == "caption_column" else ""
             raise ValueError(
                 f"{file.url}: no column {name!r}; its columns: {', '.join(names[:50])}; set input.{setting}{hint}"

@@ -14,6 +14,7 @@ from headrace.curation.fetch import retry
 from headrace.curation.fetch.inputs import list_files
 from headrace.curation.fetch.raw_shard import RawShard
 from headrace.curation.fetch.spill import SpilledList, spill
+from headrace.curation.fetch.table import check_list
 from headrace.curation.fetch.unit import FetchUnit, fetch_shard
 from headrace.curation.job import Job
 from headrace.curation.raw import adopt_raw, foreign_shards, raw_shards, read_raw
@@ -50,6 +51,8 @@ def plan(recipe: "Recipe") -> list[str]:
     if recipe.input.raw is not None:
         return [f"use the {len(foreign_shards(recipe.input.raw))} finished raw shards in {recipe.input.raw}"]
     files = list_files(recipe.input)
+    for file in files:
+        check_list(file, recipe.input)
     lines = [f"read {len(files)} list(s), {sum(remote.size_of(file.url) for file in files)} bytes: {files[0].url}"]
     lines += [f"read {file.url}" for file in files[1:10]]
     config = recipe.fetch

@@ -4,6 +4,7 @@ Two passes: `scan` counts rows and finds the types of carried columns, `tables` 
 would get wrong: the same row number means the same row in both, so nothing may be skipped in either.
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -23,6 +24,7 @@ from headrace.curation.fetch.inputs import (
     open_parquet_list,
     opened,
     text_rows,
+    wanted_columns,
 )
 
 _OWN = (("url", pa.string()), ("caption", pa.string()), ("problem", pa.string()))
@@ -81,11 +83,34 @@ def _scan_text(file: ListFile, config: InputConfig) -> tuple[int, pa.Schema]:
         if len(known) < MAX_KNOWN_COLUMNS:
             known.update(dict.fromkeys(row.known))
     if file.format == "txt":
-        if config.sha256_column or config.columns:
-            raise ValueError(f"{file.url}: a txt list has no columns, but the input names some to carry")
+        _check_txt(file, config)
     elif count:
         check_columns(file, known, config)
     return count, pa.schema([(name, _arrow_type(found)) for name, found in kinds.items() if found])
+
+
+def _check_txt(file: ListFile, config: InputConfig) -> None:
+    if config.sha256_column or config.columns:
+        raise ValueError(f"{file.url}: a txt list has no columns, but the input names some to carry")
+
+
+def check_list(file: ListFile, config: InputConfig) -> None:
+    """Raise ValueError if a list lacks a column that the config names; no more of it is read than that takes."""
+    if file.format == "parquet":
+        with opened(file) as stream:
+            open_parquet_list(stream, file, config)
+        return
+    if file.format == "txt":
+        _check_txt(file, config)
+    wanted, known = set(wanted_columns(config).values()), dict[str, None]()
+    with contextlib.closing(text_rows(file, config)) as rows:
+        row = None
+        for row in rows:
+            known.update(dict.fromkeys(row.known))
+            if file.format not in ("json", "jsonl") or wanted <= known.keys():
+                return
+    if row is not None:
+        check_columns(file, known, config)
 
 
 def _kind(value: Any) -> str:

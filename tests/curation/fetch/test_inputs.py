@@ -15,7 +15,7 @@ import pytest
 from headrace.config import build_config
 from headrace.curation.fetch.config import FetchConfig, InputConfig
 from headrace.curation.fetch.inputs import list_files
-from headrace.curation.fetch.table import scan, tables
+from headrace.curation.fetch.table import check_list, scan, tables
 
 RECORDS = [
     {"url": "http://a.example/1.jpg", "caption": "one, two", "score": 0.5, "tags": ["x", "y"]},
@@ -121,6 +121,18 @@ def test_a_missing_column_is_an_error_that_names_the_known_ones(tmp_path: Path, 
         with pytest.raises(ValueError, match=wanted) as caught:
             read(path, **settings)
         assert "url, caption, score" in str(caught.value)
+        config = InputConfig(urls=(str(path),), **settings)
+        with pytest.raises(ValueError, match=wanted):
+            check_list(list_files(config)[0], config)
+
+
+def test_a_list_is_checked_without_reading_it_to_its_end(tmp_path: Path) -> None:
+    whole = b'{"url": "http://a/"}\nno JSON\n{"caption": "a later one"}\n' + 200_000 * b'{"url": "http://b/"}\n'
+    (tmp_path / "l.jsonl.gz").write_bytes(gzip.compress(whole)[:-30])
+    (tmp_path / "l.csv").write_bytes(b"url,caption\nhttp://a/,x\n" + b"\n" * 100)
+    for name in ("l.jsonl.gz", "l.csv"):
+        config = InputConfig(urls=(str(tmp_path / name),))
+        check_list(list_files(config)[0], config)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +143,7 @@ def test_a_missing_column_is_an_error_that_names_the_known_ones(tmp_path: Path, 
         ("l.json", b"{"),
         ("l.json", b'{"url": "x"}'),
         ("l.csv.gz", b"not gzip"),
-        ("l.csv.gz", gzip.compress(b"url,caption\n" + b"http://a/,b\n" * 1000)[:-30]),
+        ("l.csv.gz", gzip.compress(b"url,caption\n" + b"http://a/,b\n" * 1000, mtime=0)[:-30]),
     ],
 )
 def test_an_unreadable_list_is_a_clear_error(tmp_path: Path, name: str, data: bytes) -> None:

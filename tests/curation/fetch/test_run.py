@@ -254,6 +254,14 @@ def test_a_plan_requests_and_writes_nothing(server, web, tmp_path: Path) -> None
     assert not (tmp_path / "job").exists()
 
 
+def test_a_plan_refuses_a_list_without_the_columns_that_the_recipe_names(server, web, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("url,alt\nhttp://127.0.0.1/,x\n")
+    recipe = web.recipe_for(tmp_path / "job", tmp_path / "list.csv", web.config_for(server))
+    with pytest.raises(ValueError, match=r"list\.csv: no column 'caption'; its columns: url, alt"):
+        plan_fetch(recipe)
+    assert not (tmp_path / "job").exists()
+
+
 def test_a_full_disk_ends_the_run_and_costs_no_row(server, web, tmp_path: Path, monkeypatch) -> None:
     write_list(tmp_path / "list.jsonl", server, web)
     recipe = web.recipe_for(tmp_path / "job", tmp_path / "list.jsonl", web.config_for(server, samples_per_shard=10))
