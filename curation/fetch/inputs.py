@@ -263,6 +263,8 @@ def check_columns(file: ListFile, known: Iterable[str], config: InputConfig) -> 
             raise ValueError(
                 f"{file.url}: no column {name!r}; its columns: {', '.join(names[:50])}; set input.{setting}{hint}"
             )
+        if names.count(name) > 1:
+            raise ValueError(f"{file.url}: {names.count(name)} columns are named {name!r}; rename all but one")
 
 
 def open_parquet_list(stream: BinaryIO, file: ListFile, config: InputConfig) -> ParquetReader:
@@ -270,4 +272,8 @@ def open_parquet_list(stream: BinaryIO, file: ListFile, config: InputConfig) -> 
     # Buffered: a list is often one row group, whose columns would be read whole.
     parquet = ParquetReader(stream, file.url, buffer_bytes=1 << 20)
     check_columns(file, parquet.schema.names, config)
+    for name in (config.url_column, config.caption_column, config.sha256_column):
+        kind = parquet.schema.field(name).type if name is not None else pa.string()
+        if pa.types.is_nested(kind):
+            raise ValueError(f"{file.url}: column {name!r} is {kind}, expected text")
     return parquet

@@ -144,7 +144,21 @@ def tables(files: Sequence[ListFile], config: InputConfig, schema: pa.Schema) ->
 
 
 def _cast(column: Any, field: pa.Field, rows: int) -> Any:
-    return pa.nulls(rows, field.type) if column is None else pc.cast(column, field.type)
+    if column is None:
+        return pa.nulls(rows, field.type)
+    if not pa.types.is_string(field.type):
+        return pc.cast(column, field.type)
+    # Parquet holds any bytes as text; only a cast from binary looks at them.
+    raw = pc.cast(column if _is_bytes(column.type) else pc.cast(column, field.type), pa.binary())
+    try:
+        return pc.cast(raw, field.type)
+    except pa.ArrowInvalid:
+        texts = [None if value is None else value.decode("utf-8", "replace") for value in raw.to_pylist()]
+        return pa.array(texts, field.type)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
 
 
 def _parquet_blocks(file: ListFile, config: InputConfig) -> Iterator[dict[str, Any]]:

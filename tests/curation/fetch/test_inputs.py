@@ -135,6 +135,30 @@ def test_a_list_is_checked_without_reading_it_to_its_end(tmp_path: Path) -> None
         check_list(list_files(config)[0], config)
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), "dictionary"])
+def test_text_of_a_parquet_list_is_text_whatever_its_type_and_bytes(tmp_path: Path, kind: Any) -> None:
+    """Arrow reads bytes that are no UTF-8 as text, and fails where they become Python's."""
+    raw = pa.array([b"http://a/", b"caf\xe9", None])
+    text = pa.Array.from_buffers(pa.string(), 3, raw.buffers())
+    if kind == "dictionary":
+        text = pa.array(["http://a/", "caf\ufffd", None]).dictionary_encode()
+    column = text if kind == "dictionary" else raw.cast(kind) if "binary" in str(kind) else text.cast(kind)
+    pq.write_table(pa.table({"url": column, "caption": column, "page": text}), tmp_path / "l.parquet")
+    rows = read(tmp_path / "l.parquet", columns=("page",))
+    for name in ("url", "caption", "page"):
+        assert [row[name] for row in rows] == ["http://a/", "caf\ufffd", None]
+
+
+def test_a_parquet_list_whose_columns_cannot_be_text_or_told_apart_is_refused(tmp_path: Path) -> None:
+    urls = pa.array(["http://a/"])
+    pq.write_table(pa.table({"url": urls, "caption": pa.array([["a", "b"]])}), tmp_path / "list.parquet")
+    with pytest.raises(ValueError, match=r"column 'caption' is list<.*>, expected text"):
+        read(tmp_path / "list.parquet")
+    pq.write_table(pa.table([urls, urls, urls], names=["url", "url", "caption"]), tmp_path / "twice.parquet")
+    with pytest.raises(ValueError, match="2 columns are named 'url'"):
+        read(tmp_path / "twice.parquet")
+
+
 @pytest.mark.parametrize(
     ("name", "data"),
     [
