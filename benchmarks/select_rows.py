@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from headrace.curation.annotate.unit import write_annotations
 from headrace.curation.engine import EngineConfig
 from headrace.curation.job import Job
 from headrace.curation.select.ledger import ledger_url
@@ -167,7 +168,9 @@ def write_tables(folder: Path, hashes: NDArray[np.uint8]) -> None:
             "clip-0": {"clip_score": rng.normal(0.25, 0.05, rows.size).astype(np.float32)},
         }
         for name, columns in tables.items():
-            write(folder / "annotations" / name / f"{number:05d}.parquet", {"key": keys, **columns})
+            write_annotations(
+                str(folder / "annotations" / name), f"{number:05d}", pa.table({"key": keys, **columns}), {}
+            )
 
 
 def write(path: Path, columns: dict[str, object]) -> None:

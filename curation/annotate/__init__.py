@@ -15,7 +15,12 @@ from headrace import remote
 from headrace.config import canonical_json
 from headrace.curation.annotate.config import ANNOTATORS, AnnotateConfig, annotators
 from headrace.curation.annotate.protocol import digest, file_sha256, identity
-from headrace.curation.annotate.tables import annotation_digests, annotation_folders, read_annotations
+from headrace.curation.annotate.tables import (
+    annotated_shards,
+    annotation_digests,
+    annotation_folders,
+    read_annotations,
+)
 from headrace.curation.engine import OnProgress, no_progress, run_units
 from headrace.curation.job import Job
 from headrace.shards.commit import committed, read_commit
@@ -67,7 +72,7 @@ def plan_annotate(recipe: "Recipe") -> list[str]:
     for name, annotator in annotators(config).items():
         folder = job.annotations(name, digest(annotator))
         models = "".join(f", {role} {url} ({file_sha256(url)[:8]})" for role, url in annotator.files().items())
-        todo = len(set(shards) - set(committed(folder)))
+        todo = len(set(shards) - annotated_shards(folder))
         lines.append(f"{name}: {todo} of {len(shards)} shards to do in {folder}{models}")
     return lines
 
@@ -86,6 +91,9 @@ def run_annotate(recipe: "Recipe", *, on_progress: OnProgress = no_progress) -> 
     for name, folder in annotation_folders(config, job).items():
         for written in (folder, remote.join(folder, "commits")):
             remote.remove_leftovers(written)
+        # A commit record whose table is gone speaks of nothing: without it the table is made again.
+        for shard in set(committed(folder)) - annotated_shards(folder):
+            remote.remove(remote.join(folder, "commits", f"{shard}.json"))
         text = canonical_json(identities[name]) + "\n"
         remote.put_if_absent(remote.join(folder, "annotator.json"), text.encode())
     units = _units(job, config, shards)

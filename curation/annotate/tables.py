@@ -1,12 +1,11 @@
-"""Where annotations are, and reading them back joined.
+"""Where annotations are, and reading them back.
 
-Folders are named by annotator and digest, so tables of other settings are never mixed in. The one thing a reader
-would get wrong: finding the folders needs the model files (their content is part of the digest), but neither torch
-nor a model in memory.
+Folders are named by annotator and digest, so tables of other settings are never mixed in; a table counts when its
+commit record does, and only with the bytes that the record names. The one thing a reader would get wrong: finding the
+folders needs the model files (their content is part of the digest), but neither torch nor a model in memory.
 """
 
 import hashlib
-from typing import Any
 
 import pyarrow as pa
 
@@ -14,7 +13,7 @@ from headrace import remote
 from headrace.curation.annotate.config import AnnotateConfig, annotators
 from headrace.curation.annotate.protocol import digest
 from headrace.curation.job import Job
-from headrace.shards.commit import read_commit
+from headrace.shards.commit import committed, read_commit
 from headrace.shards.errors import ShardError
 from headrace.shards.parquet import ParquetReader
 
@@ -29,6 +28,34 @@ def annotation_folders(config: AnnotateConfig, job: Job) -> dict[str, str]:
     return {name: job.annotations(name, value) for name, value in annotation_digests(config).items()}
 
 
+def annotated_shards(folder: str) -> set[str]:
+    """Return the raw shards whose table is finished: committed, and still there."""
+    return set(committed(folder)).intersection(
+        name.removesuffix(".parquet") for name in remote.list_names(folder, ".parquet")
+    )
+
+
+def open_annotation(folder: str, shard: str) -> ParquetReader:
+    """Open one annotator's table of one raw shard.
+
+    Raises FileNotFoundError if it is not finished, ShardError if it is not the bytes that were committed.
+    """
+    url = remote.join(folder, f"{shard}.parquet")
+    expected = annotation_sha256(folder, shard)
+    data = remote.read_bytes(url)
+    if hashlib.sha256(data).hexdigest() != expected:
+        raise ShardError(
+            "its sha256 is not the one of its commit record; remove this file and run `headrace annotate` again",
+            shard=url,
+        )
+    return ParquetReader(data, url)
+
+
+def annotation_sha256(folder: str, shard: str) -> str:
+    """Return the sha256 that a finished table has. Raises FileNotFoundError if it is not finished."""
+    return str(read_commit(folder, shard).get("sha256"))
+
+
 def read_annotations(job: Job, config: AnnotateConfig, shard: str) -> pa.Table:
     """Return `key` and the columns of every annotator for one raw shard, in raw order.
 
@@ -36,7 +63,10 @@ def read_annotations(job: Job, config: AnnotateConfig, shard: str) -> pa.Table:
     """
     joined: pa.Table | None = None
     for name, folder in annotation_folders(config, job).items():
-        table = _read_one(name, folder, shard)
+        try:
+            table = open_annotation(folder, shard).read()
+        except FileNotFoundError as error:
+            raise ValueError(f"raw shard {shard} is not annotated by {name} yet; run headrace annotate") from error
         if joined is None:
             joined = table
             continue
@@ -47,17 +77,3 @@ def read_annotations(job: Job, config: AnnotateConfig, shard: str) -> pa.Table:
                 joined = joined.append_column(field, table.column(field.name))
     assert joined is not None, "AnnotateConfig asks for at least one annotator"
     return joined
-
-
-def _read_one(name: str, folder: str, shard: str) -> pa.Table:
-    url = remote.join(folder, f"{shard}.parquet")
-    try:
-        record: dict[str, Any] = read_commit(folder, shard)
-        data = remote.read_bytes(url)
-    except FileNotFoundError as error:
-        raise ValueError(f"raw shard {shard} is not annotated by {name} yet; run headrace annotate") from error
-    if hashlib.sha256(data).hexdigest() != record.get("sha256"):
-        raise ShardError(
-            f"its sha256 is not the one of its commit record; remove {folder} and annotate again", shard=url
-        )
-    return ParquetReader(data, url).read()

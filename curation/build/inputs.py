@@ -13,14 +13,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from headrace import remote
+from headrace.curation.annotate.tables import open_annotation
 from headrace.curation.job import Job
 from headrace.curation.raw import raw_tar_url, read_raw
 from headrace.curation.select.ledger import ledger_url
 from headrace.shards.commit import is_committed
 from headrace.shards.errors import ShardError
 from headrace.shards.index import INDEX_SCHEMA
-from headrace.shards.parquet import open_parquet, read_equal
+from headrace.shards.parquet import read_equal
 from headrace.shards.read import read_payloads
 from headrace.shards.tar import iterate_members
 from headrace.shards.windows import Windows
@@ -122,7 +122,7 @@ def load_raw_shard(
     raw = read_raw(job, name)
     schemas, tables = [raw.schema], [raw]
     for annotator, folder in annotations:
-        schema, table = _read_annotation(annotator, remote.join(folder, f"{name}.parquet"), columns)
+        schema, table = _read_annotation(annotator, folder, name, columns)
         schemas.append(schema)
         tables.append(table)
     return RawShard(
@@ -137,14 +137,16 @@ def load_raw_shard(
     )
 
 
-def _read_annotation(annotator: str, url: str, columns: tuple[str, ...]) -> tuple[pa.Schema, pa.Table]:
+def _read_annotation(annotator: str, folder: str, shard: str, columns: tuple[str, ...]) -> tuple[pa.Schema, pa.Table]:
     try:
-        with open_parquet(url) as file:
-            wanted = {FACE_BOXES, *columns}
-            names = [item.name for item in file.schema if not pa.types.is_nested(item.type) or item.name in wanted]
-            return file.schema, file.read(names)
+        file = open_annotation(folder, shard)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{url} is missing (annotator {annotator}); run `headrace annotate` first") from error
+        raise FileNotFoundError(
+            f"raw shard {shard} is not annotated by {annotator}, or no longer; run `headrace annotate` first"
+        ) from error
+    wanted = {FACE_BOXES, *columns}
+    names = [item.name for item in file.schema if not pa.types.is_nested(item.type) or item.name in wanted]
+    return file.schema, file.read(names)
 
 
 def _image_spans(tar_url: str) -> tuple[dict[str, tuple[int, int]], str]:

@@ -16,7 +16,7 @@ from headrace.curation.build.unit import BuildUnit, build_unit
 from headrace.curation.engine import OnProgress, no_progress, run_units
 from headrace.curation.job import Job
 from headrace.curation.select import decided_by
-from headrace.curation.select.ledger import LedgerSummary, digest_of, ledger_url, read_summary
+from headrace.curation.select.ledger import LedgerSummary, check_ledger, digest_of, ledger_url, read_summary
 from headrace.shards.commit import committed, read_commit
 from headrace.shards.dataset import MANIFEST_NAME, SUMMARY_NAME
 from headrace.shards.parquet import read_equal
@@ -72,6 +72,7 @@ def run_build(recipe: "Recipe", *, on_progress: OnProgress = no_progress, start_
     summary = read_summary(job)
     if not summary.kept:
         raise ValueError(f"{job.ledger}: the recipe keeps none of {summary.rows} rows; see the funnel: headrace report")
+    check_ledger(job, summary)
     _check_decided(job, recipe, summary)
     if start_over:
         remove_dataset(job)

@@ -140,7 +140,9 @@ def _sample(unit: BuildUnit, row: KeptRow, shard: RawShard, payload: bytes | Non
     expected = facts.get("sha256")
     if shard.as_fetched and expected is not None and expected != sha256:
         raise RowError("sha256", f"sha256 is {sha256}, the tables say {expected}")
-    boxes = (facts.get("face_boxes") or []) if unit.config.blur_faces else []
+    boxes = facts.get("face_boxes") if unit.config.blur_faces else []
+    if boxes is None:
+        raise RowError("image", "no faces were looked for in it, as it did not decode")
     try:
         image = clean_image(payload, face_boxes=boxes, quality=unit.config.jpeg_quality)
     except ValueError as error:

@@ -18,6 +18,7 @@ from headrace.config import canonical_json
 from headrace.curation.job import Job
 
 SCHEMA_VERSION = 1
+READ_BYTES = 16 << 20
 
 LEDGER_SCHEMA = pa.schema(
     [
@@ -115,7 +116,13 @@ def find_summary(job: Job, inputs: str) -> LedgerSummary | None:
     summary = read_summary(job)
     if summary.inputs != inputs or not remote.exists(ledger_url(job)):
         return None
-    return summary if _sha256(remote.read_bytes(ledger_url(job))) == summary.ledger_sha256 else None
+    return summary if _file_sha256(ledger_url(job)) == summary.ledger_sha256 else None
+
+
+def check_ledger(job: Job, summary: LedgerSummary) -> None:
+    """Raise ValueError if the table is not the bytes that its summary speaks of."""
+    if not remote.exists(ledger_url(job)) or _file_sha256(ledger_url(job)) != summary.ledger_sha256:
+        raise ValueError(f"{ledger_url(job)} is damaged or missing; run `headrace select` to write it again")
 
 
 def write_ledger(job: Job, tables: Iterable[pa.Table]) -> str:
@@ -145,6 +152,15 @@ def ledger_digest(inputs: str, ledger_sha256: str) -> str:
 def digest_of(parts: Mapping[str, Any]) -> str:
     """Return the digest of plain data."""
     return _sha256(canonical_json(parts).encode())
+
+
+def _file_sha256(url: str) -> str:
+    digest = hashlib.sha256()
+    fs, path = remote.open_fs(url)
+    with fs.open(path, "rb") as file:
+        while block := file.read(READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _sha256(data: bytes) -> str:

@@ -4,6 +4,7 @@ Rows are numbered (`__row`) by raw shard, then key: the order of the ledger. The
 after a retry one input row has several raw rows; the first successful one counts, and the others are in no ledger.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headrace import remote
+from headrace.curation.annotate.tables import annotation_sha256, open_annotation
 from headrace.curation.job import Job
 from headrace.curation.raw import raw_shards, raw_tar_url, read_raw
 from headrace.curation.select.database import insert
@@ -75,11 +77,12 @@ class Inputs:
 
     def digests(self) -> dict[str, str]:
         """Return the sha256 of every table, by its place in the job."""
-        urls = {f"raw/{shard}": raw_tar_url(self.job, shard).removesuffix(".tar") + ".parquet" for shard in self.shards}
+        found = {f"raw/{shard}": _raw_sha256(self.job, shard) for shard in self.shards}
         for annotation in self.annotations:
             folder = remote.basename(annotation.url)
-            urls |= {f"{folder}/{shard}": _annotation_url(annotation, shard) for shard in self.shards}
-        return {name: hashlib.sha256(_read_table(url, name)).hexdigest() for name, url in urls.items()}
+            with _naming_the_stage("annotate"):
+                found |= {f"{folder}/{shard}": annotation_sha256(annotation.url, shard) for shard in self.shards}
+        return found
 
 
 def find_inputs(job: Job, annotations: Iterable[Annotation]) -> Inputs:
@@ -90,16 +93,17 @@ def find_inputs(job: Job, annotations: Iterable[Annotation]) -> Inputs:
     return Inputs(job=job, shards=shards, annotations=tuple(annotations))
 
 
-def _annotation_url(annotation: Annotation, shard: str) -> str:
-    return remote.join(annotation.url, f"{shard}.parquet")
+def _raw_sha256(job: Job, shard: str) -> str:
+    with _naming_the_stage("fetch"):
+        return hashlib.sha256(remote.read_bytes(raw_tar_url(job, shard).removesuffix(".tar") + ".parquet")).hexdigest()
 
 
-def _read_table(url: str, name: str) -> bytes:
+@contextlib.contextmanager
+def _naming_the_stage(command: str) -> Iterator[None]:
     try:
-        return remote.read_bytes(url)
+        yield
     except FileNotFoundError as error:
-        command = "fetch" if name.startswith("raw/") else "annotate"
-        raise NotReadyError(f"{url} is missing; run `headrace {command}` first") from error
+        raise NotReadyError(f"{error.filename or error} is missing; run `headrace {command}` first") from error
 
 
 def known_columns(inputs: Inputs) -> pa.Schema:
@@ -142,8 +146,8 @@ def _annotation_schema(inputs: Inputs, annotation: Annotation) -> pa.Schema:
 
 
 def _open(annotation: Annotation, shard: str) -> ParquetReader:
-    url = _annotation_url(annotation, shard)
-    return ParquetReader(_read_table(url, annotation.name), url)
+    with _naming_the_stage("annotate"):
+        return open_annotation(annotation.url, shard)
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
@@ -216,8 +220,8 @@ def _joined(inputs: Inputs, shard: str, wanted: pa.Schema) -> pa.Table:
         keys = raw["key"].filter(pa.array(succeeded)).combine_chunks()
         if not annotated["key"].combine_chunks().cast(keys.type).equals(keys):
             raise ValueError(
-                f"{_annotation_url(annotation, shard)} does not hold the rows of raw shard {shard}; "
-                f"remove that file and its commit and run `headrace annotate` again"
+                f"{remote.join(annotation.url, shard)}.parquet does not hold the rows of raw shard {shard}; "
+                "remove that file and run `headrace annotate` again"
             )
         columns |= {name: annotated[name].combine_chunks().take(place) for name in names}
     absent = [name for name in wanted.names if name not in columns]

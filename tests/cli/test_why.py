@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from headrace.cli.app import app
 from headrace.curation.annotate.config import AnnotateConfig
 from headrace.curation.annotate.tables import annotation_folders
+from headrace.curation.annotate.unit import write_annotations
 from headrace.curation.engine import EngineConfig
 from headrace.curation.fetch.raw_shard import OWN_SCHEMA
 from headrace.curation.job import Job
@@ -60,9 +61,9 @@ def job(tmp_path: Path) -> Job:
     pq.write_table(pa.table(columns, schema=OWN_SCHEMA), tmp_path / "raw" / "00000.parquet")
     commit(job.raw, "00000", {})
     folder = annotation_folders(AnnotateConfig(), job)["caption"]
-    Path(folder).mkdir(parents=True)
     keys = [record["key"] for record in records if record["status"] == "success"]
-    pq.write_table(pa.table({"key": keys, "caption_chars": pa.array([9] * 5, pa.int32())}), f"{folder}/00000.parquet")
+    table = pa.table({"key": keys, "caption_chars": pa.array([9] * 5, pa.int32())})
+    write_annotations(folder, "00000", table, {})
     plan = Plan(
         steps=(
             Rule(name="size", keep="width >= 100", value="width", threshold=100.0),

@@ -17,6 +17,7 @@ from PIL import Image
 from headrace.config import canonical_json
 from headrace.curation.annotate.config import AnnotateConfig
 from headrace.curation.annotate.faces import FacesConfig
+from headrace.curation.annotate.unit import write_annotations
 from headrace.curation.build.config import BuildConfig
 from headrace.curation.engine import EngineConfig
 from headrace.curation.fetch.config import InputConfig
@@ -130,11 +131,9 @@ def _write_raw(job: Job, shard: int, rows: list[dict[str, Any]]) -> None:
     (folder / f"{shard:05d}_stats.json").write_text(json.dumps({"count": len(rows), "successes": len(rows)}))
     commit(job.raw, f"{shard:05d}", {"rows": len(rows)})
     for name, types in ANNOTATION_TYPES.items():
-        target = Path(job.annotations(name, "0123456789abcdef"))
-        target.mkdir(parents=True, exist_ok=True)
+        target = job.annotations(name, "0123456789abcdef")
         succeeded = [row for row in rows if row["status"] == "success"]
-        pq.write_table(_table(succeeded, {"key": pa.string(), **types}), target / f"{shard:05d}.parquet")
-        commit(str(target), f"{shard:05d}", {"rows": len(succeeded)})
+        write_annotations(target, f"{shard:05d}", _table(succeeded, {"key": pa.string(), **types}), {})
 
 
 def _decision(row: dict[str, Any], number: int) -> dict[str, Any]:

@@ -229,6 +229,20 @@ def test_a_changed_table_is_found_when_it_is_read(make_recipe):
         read_annotations(Job(recipe.job), recipe.annotate, "00000")
 
 
+def test_a_table_that_is_gone_is_made_again(make_recipe):
+    recipe = make_recipe(shards=2)
+    run_annotate(recipe)
+    folder = Path(annotation_folders(recipe.annotate, Job(recipe.job))["caption"])
+    before = {path.name: path.read_bytes() for path in folder.rglob("*.*")}
+    (folder / "00001.parquet").unlink()
+    # A device that differs in the last bits would write other bytes than the old record names.
+    (folder / "commits" / "00001.json").unlink()
+    (folder / "commits" / "00001.json").write_text('{"sha256": "of other bytes"}')
+    assert any("caption: 1 of 2 shards to do" in line for line in plan_annotate(recipe))
+    assert run_annotate(recipe).tables_written == 1
+    assert {path.name: path.read_bytes() for path in folder.rglob("*.*")} == before
+
+
 def test_an_empty_shard_has_empty_tables_of_the_same_columns(make_recipe):
     import pyarrow.parquet as pq
 

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
 from PIL import Image
 
 from headrace.curation.annotate.faces import FacesConfig
+from headrace.curation.annotate.unit import write_annotations
 from headrace.curation.build import plan_build, run_build
 from headrace.curation.engine import EngineConfig
 from headrace.curation.job import Job
@@ -289,6 +291,30 @@ def test_without_a_ledger_the_user_is_told_to_select(make_job: MakeJob) -> None:
     with pytest.raises(ValueError, match="headrace select"):
         run_build(recipe)
     assert "cannot start yet" in plan_build(recipe)[-1]
+
+
+def test_a_damaged_ledger_is_not_built(make_job: MakeJob) -> None:
+    recipe = make_job()
+    table = Path(Job(recipe.job).ledger, "ledger.parquet")
+    data = table.read_bytes()
+    for damaged in (data[:-1], data.replace(b"urls.parquet", b"urls.parquex"), b""):
+        table.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"ledger.parquet is damaged or missing; run `headrace select`"):
+            run_build(recipe)
+    assert not Path(Job(recipe.job).dataset).exists()
+
+
+def test_an_image_that_no_one_searched_for_faces_is_not_published(make_job: MakeJob) -> None:
+    recipe = make_job()
+    for path in Path(recipe.job, "annotations").glob("faces-*/00000.parquet"):
+        table = pq.read_table(path)
+        (path.parent / "commits" / "00000.json").unlink()
+        unknown = pa.nulls(table.num_rows, table["face_boxes"].type)
+        write_annotations(str(path.parent), "00000", table.set_column(2, "face_boxes", unknown), {})
+    summary = run_build(recipe)
+    kept = [row["uid"] for row in ledger_rows(recipe) if row["kept"] and row["raw_shard"] == "00000"]
+    assert summary.num_failed == len(kept) > 0
+    assert not {row["uid"] for row in index_rows(recipe)} & set(kept)
 
 
 def test_faces_stay_when_the_recipe_says_so(make_job: MakeJob) -> None:

@@ -1,5 +1,7 @@
 """Jobs made of tables alone: raw shards and annotations with the contract's columns, no images."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,7 +107,15 @@ def write_job(
         for name in annotators:
             path = folder / "annotations" / f"{name}-00000000" / f"{number:05d}.parquet"
             _write(path, succeeded, pa.schema([("key", pa.string()), *ANNOTATIONS[name]]))
+            commit_table(path)
     return Job(str(folder))
+
+
+def commit_table(path: Path) -> None:
+    """Write the commit record of an annotator's table, or one for its changed bytes."""
+    (path.parent / "commits").mkdir(exist_ok=True)
+    record = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    (path.parent / "commits" / f"{path.stem}.json").write_text(json.dumps(record))
 
 
 def _write(path: Path, rows: Sequence[Row], schema: pa.Schema) -> None:
@@ -168,6 +178,7 @@ def write_large_job(folder: Path, num_rows: int) -> Job:
         for name in ("image", "hashes", "clip"):
             path = folder / "annotations" / f"{name}-00000000" / f"{number:05d}.parquet"
             _write_columns(path, columns, pa.schema([("key", pa.string()), *ANNOTATIONS[name]]), rows.size)
+            commit_table(path)
     return Job(str(folder))
 
 

@@ -14,13 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from select_jobs import flip_bits, hash_bytes, ledger, make_row, run, write_job, write_large_job
+from select_jobs import commit_table, flip_bits, hash_bytes, ledger, make_row, run, write_job, write_large_job
 
 from headrace import remote
 from headrace.curation.job import Job
 from headrace.curation.select.fraction import exact_count
 from headrace.curation.select.ledger import LEDGER_SCHEMA, ledger_url, read_summary, summary_url
-from headrace.curation.select.load import find_inputs
+from headrace.curation.select.load import NotReadyError, find_inputs
 from headrace.curation.select.steps import (
     ExactDuplicates,
     Limits,
@@ -31,6 +31,7 @@ from headrace.curation.select.steps import (
     TopFraction,
     Unsafe,
 )
+from headrace.shards.errors import ShardError
 from headrace.shards.permutation import make_key, permute
 
 STEPS: tuple[SelectStep, ...] = (
@@ -178,6 +179,7 @@ def test_missing_or_foreign_annotations_are_refused(tmp_path: Path) -> None:
     job = write_job(tmp_path, [[make_row(0)], [make_row(1), make_row(2)]])
     clip = tmp_path / "annotations" / "clip-00000000"
     (clip / "00001.parquet").write_bytes((clip / "00000.parquet").read_bytes())
+    commit_table(clip / "00001.parquet")
     with pytest.raises(ValueError, match="does not hold the rows of raw shard 00001"):
         run(job, STEPS)
     (clip / "00001.parquet").unlink()
@@ -185,6 +187,20 @@ def test_missing_or_foreign_annotations_are_refused(tmp_path: Path) -> None:
         run(job, STEPS)
     with pytest.raises(ValueError, match="no raw shards; run `headrace fetch` first"):
         find_inputs(Job(str(tmp_path / "other")), [])
+
+
+def test_an_annotation_that_was_not_committed_or_is_damaged_is_refused(tmp_path: Path) -> None:
+    job = write_job(tmp_path, [[make_row(0)], [make_row(1), make_row(2)]])
+    table = tmp_path / "annotations" / "clip-00000000" / "00001.parquet"
+    data = table.read_bytes()
+    # The score's bytes: parquet itself has no checksum that would tell.
+    table.write_bytes(data.replace(np.float32(0.5).tobytes(), np.float32(0.7).tobytes()))
+    with pytest.raises(ShardError, match=r"00001.parquet: its sha256 is not.*remove this file and run `headrace anno"):
+        run(job, STEPS)
+    table.write_bytes(data)
+    (table.parent / "commits" / "00001.json").unlink()
+    with pytest.raises(NotReadyError, match=r"00001.json is missing; run `headrace annotate` first"):
+        run(job, STEPS)
 
 
 def test_sha256_of_the_hashes_annotator_is_used(tmp_path: Path) -> None:
