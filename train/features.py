@@ -7,7 +7,6 @@ norm, with attention everywhere, although training masked it.
 
 # B batch, L patches, D width, N samples
 
-import contextlib
 import logging
 from dataclasses import dataclass
 
@@ -16,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headrace.pipeline import open_stream
+from headrace.pipeline import Stream, open_stream
 from headrace.shards.dataset import open_dataset
-from headrace.train.models.vit import Vit
+from headrace.train.models.vit import Vit, VitConfig
 from headrace.train.pixels import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from headrace.train.precision import autocast
 from headrace.train.sources import plain_mixture
@@ -57,21 +56,13 @@ def dataset_features(encoder: Vit, url: str, *, config: FeaturesConfig) -> Featu
     Damaged samples are left out with a warning. Raises ValueError for a sample without label, and where the features
     would not fit into `memory_bytes`.
     """
-    total = open_dataset(url).num_samples
-    wanted = min(config.samples, total) if config.samples else total
-    shape = (wanted, encoder.config.num_patches, encoder.config.width)
-    if 2 * int(np.prod(shape)) > config.memory_bytes:
-        need = 2 * int(np.prod(shape))
-        raise ValueError(
-            f"{url}: features of {wanted} samples take {need} bytes, over memory_bytes {config.memory_bytes}; use fewer"
-        )
+    shape = check_features(encoder.config, url, config)
+    wanted = shape[0]
     tokens_NLD, label_N = torch.empty(shape, dtype=torch.float16), torch.full((wanted,), -1)
     device = encoder.trunk.post_trunk_norm.weight.device
     normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD).to(device)
     encoder.eval()
-    mixture = plain_mixture(url, encoder.config.image_size)
-    stream = open_stream(mixture, global_batch=IMAGES_PER_BATCH, columns=("label",), once=True)
-    with contextlib.closing(stream), torch.no_grad(), autocast("auto", device):
+    with _open(url, encoder.config) as stream, torch.no_grad(), autocast("auto", device):
         for batch in stream:
             chosen = batch.valid & (batch.position < wanted)
             if chosen.any():
@@ -90,6 +81,27 @@ def dataset_features(encoder: Vit, url: str, *, config: FeaturesConfig) -> Featu
     if not bool(torch.isfinite(tokens_NLD).all()):
         raise ValueError(f"{url}: features are not finite in float16; the checkpoint has diverged")
     return Features(tokens_NLD=tokens_NLD, label_N=label_N)
+
+
+def check_features(trunk: VitConfig, url: str, config: FeaturesConfig) -> tuple[int, int, int]:
+    """Return [N, L, D] of a dataset's features, from its manifest and one index.
+
+    Raises ValueError if it is not there, has no column of labels, or its features would not fit into `memory_bytes`.
+    """
+    _open(url, trunk).close()
+    total = open_dataset(url).num_samples
+    wanted = min(config.samples, total) if config.samples else total
+    need = 2 * wanted * trunk.num_patches * trunk.width
+    if need > config.memory_bytes:
+        raise ValueError(
+            f"{url}: features of {wanted} samples take {need} bytes, over memory_bytes {config.memory_bytes}; use fewer"
+        )
+    return wanted, trunk.num_patches, trunk.width
+
+
+def _open(url: str, trunk: VitConfig) -> Stream:
+    mixture = plain_mixture(url, trunk.image_size)
+    return open_stream(mixture, global_batch=IMAGES_PER_BATCH, columns=("label",), once=True)
 
 
 def mean_of_blocks(encoder: Vit, images_B3HH: Tensor, layers: tuple[int, ...]) -> Tensor:

@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from headrace.shards.permutation import make_key, permute
-from headrace.train.features import Features, FeaturesConfig, dataset_features, parse_layers
+from headrace.train.features import Features, FeaturesConfig, check_features, dataset_features, parse_layers
 from headrace.train.models.probe import AttentiveProbes
 from headrace.train.objectives.aim import Aim
 from headrace.train.ranks import join_ranks
-from headrace.train.weights import read_weights
+from headrace.train.weights import Weights, read_weights
 
 HOLDOUT = 0.1
 MIN_LR = 1e-5
@@ -80,18 +80,17 @@ def probe(checkpoint: Path, config: ProbeConfig, *, device: str = "auto") -> dic
     """
     weights = read_weights(checkpoint)
     with join_ranks(device) as ranks:
-        objective = weights.model.build()
-        if not isinstance(objective, Aim):
-            raise ValueError(
-                f"{checkpoint}: probes read the trunk of an aim run, this one is {weights.model.objective.kind}"
-            )
+        objective = trunk_of(weights)
         if not config.untrained:
             weights.load_into(objective)
         layers = parse_layers(config.layers, objective.encoder.config.depth)
         encoder = objective.encoder.to(ranks.device)
         wanted = FeaturesConfig(layers=layers, samples=config.samples, memory_bytes=config.memory_bytes)
+        wanted_test = dataclasses.replace(wanted, samples=0)
+        # A mistake in the test set must not be found after an hour over the training set.
+        check_features(encoder.config, config.test, wanted_test)
         train = dataset_features(encoder, config.train, config=wanted)
-        test = dataset_features(encoder, config.test, config=dataclasses.replace(wanted, samples=0))
+        test = dataset_features(encoder, config.test, config=wanted_test)
         classes = int(train.label_N.max()) + 1
         if int(test.label_N.max()) >= classes:
             raise ValueError(f"{config.test} has label {int(test.label_N.max())}, {config.train} only 0..{classes - 1}")
@@ -111,6 +110,33 @@ def probe(checkpoint: Path, config: ProbeConfig, *, device: str = "auto") -> dic
         "blocks": list(layers),
         "protocol": asdict(config),
     }
+
+
+def plan_probe(checkpoint: Path, config: ProbeConfig) -> list[str]:
+    """Return what `probe` would do, one fact a line. Raises ValueError for what it would refuse before it begins."""
+    weights = read_weights(checkpoint)
+    with torch.device("meta"):
+        trunk = trunk_of(weights).encoder.config
+    layers = parse_layers(config.layers, trunk.depth)
+    what = f"fresh weights of seed {weights.model.seed}" if config.untrained else f"step {weights.step}"
+    lines = [f"probe {weights.path}, {what}: mean of blocks {', '.join(map(str, layers))} of width {trunk.width}"]
+    for use, url, samples in (("fit on", config.train, config.samples), ("judge on", config.test, 0)):
+        wanted = FeaturesConfig(layers=layers, samples=samples, memory_bytes=config.memory_bytes)
+        shape = check_features(trunk, url, wanted)
+        lines.append(f"{use} {url}: {shape[0]:,} samples, {2 * math.prod(shape):,} bytes of features")
+    rates = ", ".join(f"{lr:g}" for lr in config.lrs)
+    lines.append(f"{config.epochs} epochs of batches of {config.images_per_batch}, learning rates {rates}")
+    return lines
+
+
+def trunk_of(weights: Weights) -> Aim:
+    """Return the objective whose trunk is probed, with the weights of step 0. Raises ValueError if it has none."""
+    objective = weights.model.build()
+    if not isinstance(objective, Aim):
+        raise ValueError(
+            f"{weights.path}: probes read the trunk of an aim run, this one is {weights.model.objective.kind}"
+        )
+    return objective
 
 
 def fit_probes(

@@ -28,8 +28,7 @@ def test_a_mistake_is_one_line_and_exit_code_one(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_writes_nothing(run: Run, tmp_path: Path) -> None:
-    code, text = run("probe", tmp_path, "--train", "a", "--test", "b", "--untrained", "--dry-run")
-    assert code == 0
-    assert f"would probe {tmp_path} and write {tmp_path / 'probe-untrained.json'}" in text
-    assert list(tmp_path.iterdir()) == []
+def test_a_dry_run_says_what_is_missing(run: Run, tmp_path: Path) -> None:
+    code, text = run("probe", tmp_path / "nothing", "--train", "a", "--test", "b", "--dry-run")
+    assert code == 1
+    assert "neither a run folder with checkpoints" in text

@@ -50,6 +50,26 @@ def test_a_run_and_its_probe(run: Run, run_file: Path, tmp_path: Path) -> None:
         assert json.loads(out)["protocol"]["untrained"] == (name == "untrained")
 
 
+def test_a_dry_run_of_a_probe_checks_its_inputs_and_writes_nothing(run: Run, run_file: Path, tmp_path: Path) -> None:
+    assert run("train", str(run_file), "steps=1")[0] == 0
+    before = sorted(tmp_path.rglob("*"))
+    data, probed = str(tmp_path / "data"), str(tmp_path / "run")
+    code, out = run("probe", probed, "--train", data, "--test", data, "--samples", "20", "--dry-run")
+    assert code == 0
+    assert "step 1: mean of blocks 0 of width 16" in out
+    assert f"fit on {data}: 20 samples, 10,240 bytes of features" in out
+    assert f"judge on {data}: 40 samples, 20,480 bytes of features" in out
+    assert f"write {tmp_path / 'run' / 'probe-trained.json'}" in out
+    for flags in (("--dry-run",), ()):
+        code, out = run("probe", probed, "--train", data, "--test", str(tmp_path / "none"), *flags)
+        assert code == 1
+        assert f"{tmp_path / 'none'} is not a dataset" in out
+    code, out = run("probe", probed, "--train", data, "--test", data, "--layers", "7", "--dry-run")
+    assert code == 1
+    assert "layers '7': expected" in out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_dry_run_tells_size_cost_and_epochs_and_writes_nothing(run: Run, run_file: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     code, out = run("train", str(run_file), "steps=10", "--dry-run")

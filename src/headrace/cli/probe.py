@@ -31,7 +31,7 @@ def probe_command(
     The trunk without training: headrace probe runs/a --train ... --test ... --untrained
     """
     from headrace.remote import write_atomic
-    from headrace.train.probe import ProbeConfig, probe
+    from headrace.train.probe import ProbeConfig, plan_probe, probe
 
     try:
         rates = tuple(float(text) for text in lrs.split(","))
@@ -43,7 +43,9 @@ def probe_command(
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     target = out or folder / f"probe-{'untrained' if untrained else 'trained'}.json"
     if dry_run:
-        typer.echo(f"would probe {checkpoint} and write {target}: {config}")
+        for line in plan_probe(checkpoint, config):
+            typer.echo(line)
+        typer.echo(f"write {target}")
         return
     text = json.dumps(probe(checkpoint, config), indent=1) + "\n"
     write_atomic(str(target), text.encode())
