@@ -17,6 +17,9 @@ from headrace import remote
 
 SCHEMA_VERSION = 1
 
+# What a job writes into its folder.
+PARTS = ("recipe.yaml", "input", "raw", "retries", "annotations", "ledger", "dataset", "build", "report")
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -58,7 +61,8 @@ class Job:
 def own_job(job: Job, recipe_text: str, *, take_over: bool = False) -> Iterator[Job]:
     """Hold the job for this process: one driver at a time. Writes `job.json` and `recipe.yaml`.
 
-    An owner that died on this host is replaced. Raises ValueError if another one is alive, or may be.
+    An owner that died on this host is replaced. Raises ValueError if another one is alive, or may be, and for a folder
+    that is no job but holds what a job would write over, such as the user's own `recipe.yaml`.
     """
     _check_schema(job)
     _claim(job, take_over)
@@ -72,6 +76,12 @@ def own_job(job: Job, recipe_text: str, *, take_over: bool = False) -> Iterator[
 def _check_schema(job: Job) -> None:
     url = remote.join(job.url, "job.json")
     text = json.dumps({"schema": SCHEMA_VERSION}) + "\n"
+    taken = [name for name in PARTS if remote.exists(remote.join(job.url, name))]
+    if taken and not remote.exists(url):
+        raise ValueError(
+            f"{job.url} is no job (no job.json) but holds {', '.join(taken)}, which a job would write over; "
+            "name another job folder"
+        )
     if remote.put_if_absent(url, text.encode()):
         return
     try:

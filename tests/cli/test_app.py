@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+from fsspec.registry import known_implementations
 
+from headrace import __version__
 from headrace.cli import app
 
 RECIPE = "job: {folder}/job\nunsafe_images: off\ninput: {{urls: [{folder}/list.csv]}}\n"
@@ -20,3 +22,28 @@ def test_control_characters_of_a_list_do_not_reach_the_terminal(
     line = str(stopped.value.code)
     assert "no column 'url'; its columns:  [31mlink , caption" in line
     assert line.isprintable()
+
+
+def test_a_file_system_that_is_not_installed_ends_as_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["headrace", "verify", "missing-system://bucket/dataset"])
+    monkeypatch.setitem(
+        known_implementations, "missing-system", {"class": "no_such_package.System", "err": "Install no_such_package"}
+    )
+    with pytest.raises(SystemExit) as stopped:
+        app.main()
+    assert stopped.value.code == "headrace: Install no_such_package"
+
+
+def test_a_missing_extra_of_a_url_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["headrace", "verify", "missing-system://bucket/dataset"])
+    monkeypatch.setitem(known_implementations, "missing-system", {"class": "s3fs.no_such_module.System", "err": "?"})
+    with pytest.raises(SystemExit) as stopped:
+        app.main()
+    assert "pip install 'headrace[s3]'" in str(stopped.value.code)
+
+
+def test_the_version_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["headrace", "--version"])
+    with pytest.raises(SystemExit) as stopped:
+        app.main()
+    assert (stopped.value.code, capsys.readouterr().out) == (0, f"headrace {__version__}\n")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace.curation.job import Job, own_job
+from headrace.curation.job import PARTS, Job, own_job
 
 
 def test_a_finished_job_shows_no_owner(tmp_path: Path) -> None:
@@ -51,6 +51,21 @@ def test_an_owner_killed_on_this_host_is_replaced(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "owner.json").read_text())["host"] == socket.gethostname()
     with own_job(Job(str(tmp_path)), ""):
         pass
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_folder_that_is_no_job_is_never_written_over(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("my own")
+    with pytest.raises(ValueError, match=f"is no job.*holds {name}"), own_job(Job(str(tmp_path)), "seed: 0\n"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "my own"
+
+
+def test_what_a_job_writes_is_what_it_will_not_write_over() -> None:
+    job = Job("memory://job")
+    urls = [job.raw, job.ledger, job.dataset, job.build_failures, job.report, job.annotations("clip", "0" * 8)]
+    assert {url.removeprefix("memory://job/").split("/")[0] for url in urls} <= set(PARTS)
 
 
 def test_a_folder_of_another_schema_is_refused(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import sys
 
 import typer
 
+from headrace import __version__
+
 # Each module holds NAME_command and imports what is heavy inside it, so that `--help` answers at once.
 COMMANDS = {
     "fetch": "fetch",
@@ -48,8 +50,17 @@ BACKENDS = ("aiohttp", "aiobotocore", "botocore", "gcsfs")
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"headrace {__version__}")
+        raise typer.Exit
+
+
 @app.callback(epilog="Start with: headrace demo")
-def _root(verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what is done.")) -> None:
+def _root(
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what is done."),
+    _version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Say which it is."),
+) -> None:
     """Curate image shards from URL lists, stream mixtures of them, pretrain without waiting for data."""
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
@@ -68,11 +79,17 @@ def main() -> None:
     except (ValueError, OSError) as error:
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         sys.exit(f"headrace: {_one_line(str(error) + notes) or type(error).__name__}")
-    except ModuleNotFoundError as error:
-        extra = EXTRAS.get((error.name or "").split(".")[0])
-        if extra is None:
+    except ImportError as error:
+        # fsspec says what to install for a URL of s3, gs, ...; the missing module is the cause of its error.
+        cause = error if isinstance(error, ModuleNotFoundError) else error.__cause__
+        if not isinstance(cause, ModuleNotFoundError):
             raise
-        sys.exit(f"headrace: this needs the package {error.name}: pip install 'headrace[{extra}]'")
+        extra = EXTRAS.get((cause.name or "").split(".")[0])
+        if extra is not None:
+            sys.exit(f"headrace: this needs the package {cause.name}: pip install 'headrace[{extra}]'")
+        if cause is error:
+            raise
+        sys.exit(f"headrace: {_one_line(str(error))}")
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in BACKENDS:
             raise

@@ -38,6 +38,7 @@ def run_stages(
     `options` are further arguments of the run functions, by stage.
     """
     from headrace.curation.job import Job, own_job
+    from headrace.curation.needs import check_needs
     from headrace.curation.recipe import load_recipe, recipe_text
     from headrace.curation.select import check_recipe
 
@@ -50,6 +51,7 @@ def run_stages(
             for line in getattr(modules[name], f"plan_{name}")(recipe):
                 console.print(f"{name}: {line}", markup=False, highlight=False, soft_wrap=True)
         return
+    check_needs(recipe, names)
     with own_job(Job(recipe.job), recipe_text(recipe), take_over=take_over):
         for name in names:
             further = (options or {}).get(name, {})
