@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from headrace import remote
-from headrace.shards.parquet import open_parquet
+from headrace.shards.parquet import BUFFER_BYTES, open_parquet
 from headrace.shards.source import Input
 
 IMAGE_COLUMNS = ("jpg", "image", "jpeg", "png", "webp", "img", "bytes", "image_bytes")
@@ -157,7 +157,7 @@ def _class_names(urls: Sequence[str], schema: pa.Schema, columns: ParquetColumns
 
 def _distinct(url: str, names: Sequence[str]) -> set[tuple[Any, ...]]:
     found: set[tuple[Any, ...]] = set()
-    with open_parquet(url) as file:
+    with open_parquet(url, buffer_bytes=BUFFER_BYTES) as file:
         for batch in file.batches(1 << 16, names):
             table = pa.Table.from_batches([batch]).group_by(list(names)).aggregate([])
             found.update(zip(*(table[name].to_pylist() for name in names), strict=True))
@@ -166,7 +166,7 @@ def _distinct(url: str, names: Sequence[str]) -> set[tuple[Any, ...]]:
 
 def _rows(url: str, start: int, stop: int, names: list[str]) -> Iterator[pa.RecordBatch]:
     """Yield rows start..stop-1, decoding only the row groups that hold them."""
-    with open_parquet(url) as file:
+    with open_parquet(url, buffer_bytes=BUFFER_BYTES) as file:
         groups, first, base = [], None, 0
         for number, num_rows in enumerate(file.group_rows):
             if base < stop and base + num_rows > start:

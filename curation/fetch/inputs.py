@@ -22,7 +22,7 @@ import pyarrow as pa
 from headrace import remote
 from headrace.config import canonical_json
 from headrace.curation.fetch.config import InputConfig
-from headrace.shards.parquet import ParquetReader
+from headrace.shards.parquet import BUFFER_BYTES, ParquetReader, open_ranges
 
 FORMATS = ("txt", "csv", "tsv", "json", "jsonl", "parquet")
 BLOCK_ROWS = 8192
@@ -129,6 +129,10 @@ def fingerprint(file: ListFile) -> dict[str, Any]:
 def opened(file: ListFile) -> Iterator[BinaryIO]:
     """Open a list for reading; what makes it unreadable becomes a ValueError that names it."""
     try:
+        if file.format == "parquet" and not remote.is_local(file.url):
+            with open_ranges(file.url) as stream:
+                yield stream
+            return
         with fsspec.open(file.url, "rb", compression="gzip" if file.compressed else None) as stream:
             yield stream
     except _UNREADABLE as error:
@@ -270,7 +274,7 @@ def check_columns(file: ListFile, known: Iterable[str], config: InputConfig) -> 
 def open_parquet_list(stream: BinaryIO, file: ListFile, config: InputConfig) -> ParquetReader:
     """Open a parquet list and check its columns."""
     # Buffered: a list is often one row group, whose columns would be read whole.
-    parquet = ParquetReader(stream, file.url, buffer_bytes=1 << 20)
+    parquet = ParquetReader(stream, file.url, buffer_bytes=BUFFER_BYTES)
     check_columns(file, parquet.schema.names, config)
     for name in (config.url_column, config.caption_column, config.sha256_column):
         kind = parquet.schema.field(name).type if name is not None else pa.string()

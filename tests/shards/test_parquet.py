@@ -1,9 +1,12 @@
 """Parquet is read whole or in part, damage is named, and no thread of Arrow's ever holds a Python object."""
 
 import io
+import re
 import sys
 import threading
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace import remote
-from headrace.shards.parquet import ParquetReader, open_parquet, read_equal, read_table
+from headrace.shards.parquet import BUFFER_BYTES, ParquetReader, open_parquet, read_equal, read_table
 
 TABLE = pa.table(
     {"number": list(range(100)), "name": [f"{n % 7}" for n in range(100)], "pair": [[n, n] for n in range(100)]}
@@ -71,6 +74,37 @@ def test_any_place_is_read_alike(
         assert (file.bounds(1, "number"), file.bounds(3, "name")) == ((30, 59), ("0", "6"))
         assert file.bounds(0, "pair") is None
         assert next(file.batches(8, ["number"], groups=[2]))["number"].to_pylist() == list(range(60, 68))
+
+
+def test_a_remote_file_is_read_once_though_its_columns_take_turns(tmp_path: Path, folder_server: Any) -> None:
+    column = pa.array([bytes([n % 251]) * 10_000 for n in range(1200)])
+    options = {"compression": "none", "use_dictionary": False}
+    pq.write_table(pa.table({"a": column, "unread": column, "b": column}), tmp_path / "t.parquet", **options)
+    with open_parquet(f"{folder_server.url}/t.parquet", buffer_bytes=BUFFER_BYTES) as file:
+        assert sum(batch.num_rows for batch in file.batches(100, ["a", "b"])) == 1200
+    spans = [re.search(r"bytes=(\d+)-(\d+)", request) for request in folder_server.requests if "GET" in request]
+    read = sum(int(span[2]) - int(span[1]) + 1 for span in spans if span)
+    assert 24_000_000 < read < 36_000_000
+
+
+def test_a_file_inside_another_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headrace.shards.parquet.WHOLE_BYTES", 0)
+    with zipfile.ZipFile(tmp_path / "t.zip", "w") as archive:
+        archive.writestr("t.parquet", parquet())
+    assert read_table(f"zip://t.parquet::{tmp_path}/t.zip").equals(TABLE)
+
+
+def test_a_server_that_ignores_ranges_is_named(
+    tmp_path: Path, folder_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.shards.parquet.WHOLE_BYTES", 0)
+    pq.write_table(
+        pa.table({"a": [bytes(100_000)] * 60}), tmp_path / "t.parquet", compression="none", use_dictionary=False
+    )
+    folder_server.ignore_ranges = True
+    url = f"{folder_server.url}/t.parquet"
+    with pytest.raises(ValueError, match=f"^{url}: "):
+        read_table(url)
 
 
 @given(
