@@ -28,6 +28,10 @@ from headrace.curation.fetch.resolve import CheckedResolver, Lookup, RefusedSock
 ACCEPT = "image/avif,image/webp,image/png,image/jpeg,image/*;q=0.8,*/*;q=0.5"
 KEEPALIVE_SECONDS = 2.0  # short, as idle connections to thousands of hosts would use up the file handles
 
+MAX_HEADER_BYTES = 32 * 1024  # of one line; policies of 10 kB are sent with images too
+
+# Servers also send `utf-8`, `none`, `binary` as Content-Encoding; such words change nothing.
+_CODINGS = frozenset(("br", "compress", "deflate", "gzip", "x-compress", "x-gzip", "zstd"))
 _REDIRECTS = (301, 302, 303, 307, 308)
 _OUR_SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
@@ -68,6 +72,8 @@ class HttpClient:
             headers={"User-Agent": self._config.user_agent, "Accept": ACCEPT, "Accept-Encoding": "identity"},
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._config.connect_seconds),
             auto_decompress=False,
+            max_line_size=MAX_HEADER_BYTES,
+            max_field_size=MAX_HEADER_BYTES,
             trust_env=False,
         )
         return self
@@ -161,7 +167,7 @@ async def _read_body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
 
 def _inflater(response: aiohttp.ClientResponse) -> Any:
     coding = response.headers.get("Content-Encoding", "").strip().lower()
-    if coding in ("", "identity"):
+    if _CODINGS.isdisjoint(word.strip() for word in coding.split(",")):
         return None
     if coding in ("gzip", "x-gzip", "deflate"):
         return zlib.decompressobj(wbits=47)  # gzip or zlib, by their headers
