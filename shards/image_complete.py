@@ -56,7 +56,7 @@ def _webp(data: bytes) -> bool:
 def _gif(data: bytes) -> bool:
     if len(data) < 13:
         return False
-    position, in_blocks = 13 + _colour_table_bytes(data[10]), False
+    position, in_blocks, in_frame = 13 + _colour_table_bytes(data[10]), False, False
     for _ in range(MAX_STEPS):
         if position >= len(data):
             return False
@@ -64,12 +64,15 @@ def _gif(data: bytes) -> bool:
         if in_blocks:  # sub-blocks, each with its length before it, up to one of length 0
             in_blocks = kind != b"\0"
             position += data[position] + 1
+            if in_frame and not in_blocks:
+                return True  # the first frame is all that is ever used; many writers leave out the trailer
         elif kind == b";":
             return True
         elif kind == b"!":
             position, in_blocks = position + 2, True
         elif kind == b"," and position + 10 <= len(data):
             position, in_blocks = position + 11 + _colour_table_bytes(data[position + 9]), True
+            in_frame = True
         elif kind == b"\0":
             position += 1
         else:

@@ -52,8 +52,8 @@ def read_header(data: bytes) -> ImageHeader:
 def check_complete(data: bytes, header: ImageHeader) -> None:
     """Check that the image's end is there; bytes after it are fine. Raises ValueError if it is cut.
 
-    JPEG EOI, PNG IEND, WebP RIFF size, GIF trailer, BMP rows, AVIF boxes; a TIFF has no end to look for. Of a JPEG of
-    too many scans, raises BombError (a ValueError).
+    JPEG EOI, PNG IEND, WebP RIFF size, a GIF's first frame, BMP rows, AVIF boxes; a TIFF has no end to look for.
+    Of a JPEG of too many scans, raises BombError (a ValueError).
     """
     check = image_complete.CHECKS.get(header.format)
     if check is not None and not check(data):

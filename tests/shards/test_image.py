@@ -156,6 +156,16 @@ def test_a_jpeg_of_too_many_scans_is_refused_before_decoding() -> None:
             decode(data[:-2] + 100 * last + b"\xff\xd9")
 
 
+def test_a_gif_is_whole_with_its_first_frame() -> None:
+    frames = [Image.effect_noise((24, 16), 80).convert("P") for _ in range(3)]
+    data = _save(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    expected = decode_rgb(data)
+    for cut in (data[:-1], data[:-1] + b"junk", data[:-100]):
+        np.testing.assert_array_equal(decode_rgb(cut), expected)
+    with pytest.raises(ValueError, match="truncated"):
+        decode_rgb(data[: len(data) // 4])
+
+
 def test_the_pixel_cap_is_checked_before_decoding(encode_image: Encode) -> None:
     data = encode_image("png", (40, 30))
     assert decode_rgb(data, max_pixels=1200).shape == (30, 40, 3)

@@ -56,7 +56,8 @@ def test_webp_variants(lossless: bool, alpha: bool) -> None:
 def test_a_cut_image_is_not_complete_wherever_it_is_cut(encode_image: Encode, image_format: str) -> None:
     data = encode_image(image_format, (64, 48), seed=3)
     header = read_header(data)
-    for size in range(len(data) - 1, len(data) // 3, -7):
+    trailer = image_format == "gif"  # which is no part of the picture
+    for size in range(len(data) - 1 - trailer, len(data) // 3, -7):
         with pytest.raises(ValueError, match="truncated"):
             check_complete(data[:size], header)
 
