@@ -23,6 +23,7 @@ from headrace.shards.group import IMAGE_EXTENSIONS, split_name
 from headrace.shards.image import decode_rgb
 from headrace.shards.parquet import open_parquet, read_table
 from headrace.shards.read import read_payloads
+from headrace.shards.source_folder import open_folder
 from headrace.shards.tar import scan_tar
 
 IMAGES_PER_UNIT = 500
@@ -81,7 +82,10 @@ def hash_evaluation_set(
 
 def _check(table: pa.Table, evaluation: EvaluationSet) -> None:
     if not table.num_rows:
-        raise ValueError(f"evaluation set {evaluation.name!r}: no images at {evaluation.url}")
+        raise ValueError(
+            f"evaluation set {evaluation.name!r}: no images at {evaluation.url}; give a folder of images, a dataset, "
+            "a tar or a parquet file, or a folder of tars or of parquet files"
+        )
     errors = table.filter(pc.is_valid(table["error"]))
     if errors.num_rows > MAX_UNREADABLE * table.num_rows:
         first = errors.slice(0, 1).to_pylist()[0]
@@ -179,11 +183,14 @@ def _parquet_parts(url: str) -> Iterator[Part]:
 
 def _folder_parts(url: str) -> Iterator[Part]:
     fs, path = remote.open_fs(url)
-    root = path.rstrip("/") + "/"
-    for found in sorted(str(name) for name in fs.find(path)):
-        name = found.removeprefix(root)
-        if _is_image(name) and not any(piece.startswith(".") for piece in name.split("/")):
-            yield Part(fs.unstrip_protocol(found), (name,))
+    if fs.isfile(path):
+        if _is_image(remote.basename(url)):
+            yield Part(url, (remote.basename(url),))
+        return
+    # As `headrace import` lists it: links are followed, as image folders are often made of them.
+    folder = open_folder(url)
+    for name in filter(_is_image, folder.paths):
+        yield Part(remote.join(url, name), (name,))
 
 
 def _is_image(name: str) -> bool:

@@ -175,13 +175,31 @@ def test_every_kind_of_evaluation_set_is_read(tmp_path: Path, kind: str) -> None
     assert run(job, [step(url)]).kept == 0
 
 
+def test_a_folder_of_links_and_a_single_image_are_read_whole(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "class").mkdir(parents=True)
+    (elsewhere / "class" / "a.JPEG").write_bytes(encode(draw(1, 64)))
+    (elsewhere / "b.c.png").write_bytes(encode(draw(2, 64)))
+    place = tmp_path / "set"
+    place.mkdir()
+    (place / "linked").symlink_to(elsewhere / "class")
+    (place / "b.png").symlink_to(elsewhere / "b.c.png")
+    (place / "loop").symlink_to(place)
+    (place / "notes.txt").write_text("no image")
+    assert [part.names for part in find_parts(str(place))] == [("b.png",), ("linked/a.JPEG",)]
+    assert [part.names for part in find_parts(str(elsewhere / "b.c.png"))] == [("b.c.png",)]
+
+
 def test_an_evaluation_set_that_cannot_be_read_is_refused(tmp_path: Path, evaluation_folder: Path) -> None:
     job = write_job(tmp_path / "job", [[make_row(0)]])
     with pytest.raises(ValueError, match="no such file or folder"):
         run(job, [step(tmp_path / "nowhere")])
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(ValueError, match="no images at"):
+    with pytest.raises(ValueError, match="empty: no file there"):
+        run(job, [step(empty)])
+    (empty / "README.txt").write_text("no image")
+    with pytest.raises(ValueError, match="no images at .*; give a folder of images"):
         run(job, [step(empty)])
     (evaluation_folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
     with pytest.raises(ValueError, match=r"1 of 7 images do not decode.*broken.jpg"):
