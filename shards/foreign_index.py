@@ -13,11 +13,13 @@ from typing import Any
 from headrace import remote
 from headrace.shards.commit import commit, read_commit
 from headrace.shards.dataset import FOREIGN_LAYOUT, OWN_LAYOUT, SUMMARY_NAME, open_dataset
+from headrace.shards.errors import ShardError
 from headrace.shards.index import build_index, parquet_bytes, shard_name
 from headrace.shards.units import run_in_processes
 from headrace.shards.write import clear_leftovers, write_manifest
 
 INDEX_FOLDER = "index"
+_SHOWN_TARS = 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +57,7 @@ def index_folder(
     work = [(remote.join(folder, tar), base, config.fast, config.rebuild) for tar in tars]
     with remote.only_writer(base):
         records = run_in_processes(_index_one, work, workers=config.workers, on_progress=on_progress)
+        _check_whole(records)
         clear_leftovers(base, INDEX_FOLDER, f"{INDEX_FOLDER}/commits")
         write_manifest(base, records, {"recipe_digest": None, "layout": FOREIGN_LAYOUT})
     return IndexSummary(
@@ -73,7 +76,10 @@ def _index_one(work: tuple[str, str, bool, bool]) -> dict[str, Any]:
     known = None if rebuild else _known(folder, unit, url, fast)
     if known is not None:
         return known
-    indexed = build_index(url, fast=fast)
+    try:
+        indexed = build_index(url, fast=fast)
+    except ShardError as error:
+        return {"damage": str(error)}
     index = parquet_bytes(indexed.table)
     remote.remove(remote.join(folder, "commits", f"{unit}.json"))
     remote.write_atomic(remote.join(folder, f"{name}.parquet"), index)
@@ -89,6 +95,16 @@ def _index_one(work: tuple[str, str, bool, bool]) -> dict[str, Any]:
     }
     commit(folder, unit, record)
     return record
+
+
+def _check_whole(records: Sequence[dict[str, Any]]) -> None:
+    """Raise ShardError that names the damaged tars; the indexes of the others are there and stay."""
+    damaged = [record["damage"] for record in records if "damage" in record]
+    if len(damaged) == 1:
+        raise ShardError(damaged[0])
+    if damaged:
+        more = f"; and {len(damaged) - _SHOWN_TARS} more" if len(damaged) > _SHOWN_TARS else ""
+        raise ShardError(f"{len(damaged)} of {len(records)} tars are damaged: {'; '.join(damaged[:_SHOWN_TARS])}{more}")
 
 
 def _known(folder: str, unit: str, url: str, fast: bool) -> dict[str, Any] | None:

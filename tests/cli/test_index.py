@@ -74,3 +74,18 @@ def test_mistakes_are_one_line(run: Run, tars: Path, tmp_path: Path) -> None:
     assert "truncated" in text
     assert "Traceback" not in text
     assert not (tars / "dataset.json").exists()
+
+
+def test_every_damaged_tar_is_named_and_the_others_are_indexed(run: Run, tars: Path) -> None:
+    (tars / "c.tar").write_bytes((tars / "b.tar").read_bytes()[:1500])
+    (tars / "d.tar").write_bytes(b"no tar" * 200)
+    code, text = run("index", tars, "--workers", 1)
+    assert (code, text.count("\n")) == (1, 0)
+    assert text.startswith("headrace: 2 of 4 tars are damaged: ")
+    assert "c.tar: at byte" in text
+    assert "d.tar: at byte 0: " in text
+    assert sorted(path.name for path in (tars / "index").glob("*.parquet")) == ["a.parquet", "b.parquet"]
+    assert not (tars / "dataset.json").exists()
+    (tars / "c.tar").unlink()
+    (tars / "d.tar").unlink()
+    assert run("index", tars, "--workers", 1)[0] == 0
