@@ -18,6 +18,8 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
+from headrace.shards.units import kill_workers, without_ctrl_c
+
 OnProgress = Callable[[int, int], None]
 """Called with (units done, units in all) from the driver."""
 
@@ -114,7 +116,8 @@ def _run_pool(work: Callable[[U], Any], units: Sequence[U], workers: int, finish
                 while queue or running:
                     while queue and len(running) < workers:
                         unit = queue.pop()
-                        running[pool.submit(_named, work, unit)] = unit
+                        with without_ctrl_c():
+                            running[pool.submit(_named, work, unit)] = unit
                     ready, _ = wait(running, return_when=FIRST_COMPLETED)
                     for future in ready:
                         future.result()
@@ -125,18 +128,22 @@ def _run_pool(work: Callable[[U], Any], units: Sequence[U], workers: int, finish
                         finished(unit)
                     else:
                         suspects.append(unit)
-            except BaseException:
+            except BaseException as error:
+                if not isinstance(error, Exception):
+                    kill_workers(pool)
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     return suspects
 
 
 def _die_with_parent() -> None:
-    """Make the kernel kill this worker when the driver dies, even by kill -9; and leave Ctrl-C to the driver."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Make the kernel kill this worker when the driver dies, even by kill -9."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():
+        os._exit(1)  # it died before the kernel was asked
 
 
 def _run_ray(work: Callable[[U], Any], units: Sequence[U], engine: EngineConfig, on_progress: OnProgress) -> None:

@@ -4,12 +4,15 @@ The one thing a reader would get wrong: processes are spawned, not forked (fsspe
 `work` and its units must be picklable and `memory://` files are seen by one process only.
 """
 
+import contextlib
 import multiprocessing
 import os
+import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 from typing import TypeVar
 
 Unit = TypeVar("Unit")
@@ -38,7 +41,8 @@ def run_in_processes(
         return results
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(units)), mp_context=context, initializer=_die_with_parent) as pool:
-        futures = [pool.submit(work, unit) for unit in units]
+        with without_ctrl_c():
+            futures = [pool.submit(work, unit) for unit in units]
         done = 0
 
         def count(future: Future[Result]) -> None:
@@ -55,10 +59,30 @@ def run_in_processes(
             if failed is not None:
                 failed.result()
             return [future.result() for future in futures]
+        except (KeyboardInterrupt, SystemExit):
+            kill_workers(pool)
+            raise
         except BrokenProcessPool as error:
             raise OSError("a worker process died (out of memory?); run the command again to go on") from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def without_ctrl_c() -> Iterator[None]:
+    """Leave Ctrl-C to this process: workers started here never get it, also not while they still import."""
+    resource_tracker.ensure_running()  # on its first start it would unblock the signal again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def kill_workers(pool: ProcessPoolExecutor) -> None:
+    """End the workers now: who stops the driver does not wait for the units under way, which are not committed."""
+    for process in list(pool._processes.values()):
+        process.kill()
 
 
 def _die_with_parent() -> None:

@@ -1,9 +1,17 @@
 """Fixtures that every test file shares, and the list of skipped tests that CI compares with the committed one."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# On a busy machine an example may take seconds; what fails once must fail again.
+settings.register_profile(
+    "headrace", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
+)
+settings.load_profile("headrace")
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -14,6 +22,36 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("needs the folder shared/data beside the repository")
     return SHARED_DATA
+
+
+# Read by every Python that is started with its folder on PYTHONPATH, the workers of a program too.
+HOLD = """
+import glob, os, time
+
+def held(put):
+    def wait_and_put(source, target, **options):
+        while len(glob.glob(os.environ["HOLD_FILES"])) >= int(os.environ["HOLD_AT"]):
+            time.sleep(0.01)
+        return put(source, target, **options)
+    return wait_and_put
+
+os.link, os.replace = held(os.link), held(os.replace)
+"""
+
+
+@pytest.fixture
+def hold(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], dict[str, str]]:
+    """`hold(files, count)`: the environment of a program that puts no file in place once `count` match `files`.
+
+    So a kill that a busy machine delivers late still finds work that was not done.
+    """
+    folder = tmp_path_factory.mktemp("hold")
+    (folder / "sitecustomize.py").write_text(HOLD)
+
+    def environment(files: str, count: int) -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": str(folder), "HOLD_FILES": files, "HOLD_AT": str(count)}
+
+    return environment
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

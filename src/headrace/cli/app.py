@@ -11,6 +11,7 @@ import sys
 import typer
 
 from headrace import __version__
+from headrace.cli.stopping import ending_on_signals
 
 # Each module holds NAME_command and imports what is heavy inside it, so that `--help` answers at once.
 COMMANDS = {
@@ -74,6 +75,11 @@ for _name, _module in COMMANDS.items():
 
 def main() -> None:
     """Run the command line."""
+    with ending_on_signals():
+        _run()
+
+
+def _run() -> None:
     try:
         app()
     except (ValueError, OSError) as error:

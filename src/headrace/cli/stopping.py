@@ -1,0 +1,46 @@
+"""Ctrl-C and SIGTERM: a command lets go of owners and locks, ends its workers, says one line and exits with 128 + N.
+
+The one thing a reader would get wrong: what the handler raises must be a SystemExit. asyncio swallows most other
+exceptions of a handler, and Typer answers a KeyboardInterrupt itself. A second signal ends the process at once.
+"""
+
+import contextlib
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+
+@contextlib.contextmanager
+def ending_on_signals() -> Iterator[None]:
+    """End what runs inside with one line when a signal asks for it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        caught.append(number)
+        signal.signal(number, signal.SIG_DFL)
+        logging.getLogger("asyncio").disabled = True  # that its tasks did not end by themselves is no news
+        raise SystemExit(128 + number)
+
+    previous: dict[int, Any] = {}
+    for number in (int(signal.SIGTERM), int(signal.SIGINT)):
+        # A shell starts background jobs with SIGINT ignored; so it stays.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            previous[number] = signal.signal(number, stop)
+    try:
+        yield
+    except BaseException:
+        if not caught:
+            raise
+        # Whatever it became on its way up: DuckDB makes a RuntimeError of it.
+        print(f"headrace: stopped by {signal.Signals(caught[0]).name}", file=sys.stderr)
+        raise SystemExit(128 + caught[0]) from None
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
