@@ -101,10 +101,26 @@ def test_overrides_reach_into_mappings_and_lists(tmp_path: Path) -> None:
     assert (run.optimizer.lr, run.steps[0].fraction, run.name) == (1e-2, 0.25, "b")
 
 
-@pytest.mark.parametrize("override", ["lr", "=3", "steps.7.x=1", "name.deep=1"])
+@pytest.mark.parametrize("override", ["lr", "=3", "steps.7.x=1", "name.deep=1", "urls.0.x=3"])
 def test_a_bad_override_is_refused(override: str) -> None:
     with pytest.raises(ValueError, match="override"):
-        apply_overrides({"name": "a", "steps": []}, [override])
+        apply_overrides({"name": "a", "steps": [], "urls": ["list.csv"]}, [override])
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 20_000, "\n".join(" " * depth + "a:" for depth in range(900))], ids=["list", "mapping"]
+)
+def test_what_is_nested_too_deep_is_a_mistake_of_the_user(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ValueError, match=r"run\.yaml: nested too deep"):
+        _load(tmp_path, text)
+    with pytest.raises(ValueError, match="nested too deep"):
+        apply_overrides({}, ["name=" + "[" * 20_000])
+
+
+@pytest.mark.parametrize("tag", ["set", "binary", "timestamp", "omap", "python/object:os.system"])
+def test_a_tag_that_is_no_plain_data_is_refused(tmp_path: Path, tag: str) -> None:
+    with pytest.raises(ValueError, match=r"line 1.*could not determine a constructor"):
+        _load(tmp_path, f"name: !!{tag} {{a, b}}\n")
 
 
 def test_a_config_survives_the_way_to_plain_data_and_back() -> None:

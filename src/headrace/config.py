@@ -34,6 +34,12 @@ class _Loader(yaml.SafeLoader):
         ]
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+    # What JSON has; !!set, !!binary, !!timestamp and the like are refused as any unknown tag.
+    yaml_constructors = {  # noqa: RUF012
+        tag: constructor
+        for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rsplit(":", 1)[-1] in ("null", "bool", "int", "float", "str", "seq", "map")
+    }
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
@@ -74,6 +80,8 @@ def parse_yaml(text: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise ValueError(f"{where}not valid YAML: {getattr(error, 'problem', None) or error}") from error
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -125,12 +133,14 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
 
 def _descend(target: Any, part: str, where: str) -> Any:
     if isinstance(target, list):
-        return target[_list_index(target, part, where)]
-    if target.get(part) is None:
-        target[part] = {}
-    if not isinstance(target[part], dict | list):
+        found = target[_list_index(target, part, where)]
+    else:
+        if target.get(part) is None:
+            target[part] = {}
+        found = target[part]
+    if not isinstance(found, dict | list):
         raise ValueError(f"override: {where} is a single value, it has no keys")
-    return target[part]
+    return found
 
 
 def _list_index(target: list[Any], part: str, where: str) -> int:
@@ -147,7 +157,7 @@ def build_config(cls: type[T], data: Mapping[str, Any]) -> T:
         text = json.dumps({"root": data}, allow_nan=True)
         return typing.cast(T, _model(typing.cast(Hashable, cls)).model_validate_json(text).root)
     except ValidationError as error:
-        raise ValueError("; ".join(_explain(cls, item) for item in error.errors())) from None
+        raise ValueError("; ".join(_explain(cls, error.errors()))) from None
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
@@ -165,13 +175,23 @@ def _model(cls: Hashable) -> Any:
     return create_model("Config", __config__=ConfigDict(extra="forbid", strict=True), root=(typing.cast(Any, cls), ...))
 
 
-def _explain(cls: type[Any], item: Mapping[str, Any]) -> str:
-    location = [part for part in item["loc"] if part != "root"]
-    owner, shown = _walk(cls, location)
-    where = ".".join(shown) or "top level"
-    if item["type"] == "unexpected_keyword_argument" and owner is not None:
+def _explain(cls: type[Any], items: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a text for each error; the keys that one dataclass does not know share one, as the known ones are many."""
+    texts, unknown = [], dict[Any, list[str]]()
+    for item in items:
+        owner, shown = _walk(cls, [part for part in item["loc"] if part != "root"])
+        where = ".".join(shown) or "top level"
+        if item["type"] == "unexpected_keyword_argument" and owner is not None:
+            unknown.setdefault(owner, []).append(repr(where))
+        else:
+            texts.append(_explain_one(item, where))
+    for owner, keys in unknown.items():
         known = ", ".join(field.name for field in dataclasses.fields(owner))
-        return f"unknown key {where!r}; known keys here: {known}"
+        texts.append(f"unknown key{'s' if len(keys) > 1 else ''} {', '.join(keys)}; known keys here: {known}")
+    return texts
+
+
+def _explain_one(item: Mapping[str, Any], where: str) -> str:
     if item["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"missing key {where!r}"
     if item["type"] == "value_error":
