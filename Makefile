@@ -7,6 +7,12 @@ OUT ?= demo-out
 
 SIMD := 12.1.1.post0
 
+# Tools that know no symbolic links turn them into files; every import would then fail in its own way.
+UNLINKED := $(strip $(foreach name,shards curation pipeline train,$(shell test -L src/headrace/$(name) || echo src/headrace/$(name))))
+ifneq ($(UNLINKED),)
+$(error not symbolic links, as they must be: $(UNLINKED); run: git config core.symlinks true && rm -rf $(UNLINKED) && git checkout -- $(UNLINKED))
+endif
+
 help:
 	@echo "make demo      curate a small web with a known truth and train on it (under 5 minutes after set-up)"
 	@echo "make test      the fast tests (under 10 minutes)"
