@@ -126,3 +126,9 @@ def test_a_tag_that_is_no_plain_data_is_refused(tmp_path: Path, tag: str) -> Non
 def test_a_config_survives_the_way_to_plain_data_and_back() -> None:
     run = build_config(Run, {"name": "a", "steps": [{"step": "rule", "sql": "x > 1"}], "extra": {"lr": 3}})
     assert build_config(Run, config_to_dict(run)) == run
+
+
+def test_the_known_keys_are_listed_once_for_all_unknown_ones(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"; unknown keys 'nam', 'step'; known keys here: name, [a-z, ]*$") as refused:
+        _load(tmp_path, "nam: a\nstep: []\n")
+    assert str(refused.value).count("known keys here") == 1

@@ -77,3 +77,11 @@ def test_an_empty_job_is_told_what_to_run(run: Run, tmp_path: Path) -> None:
     code, text = run("report", tmp_path)
     assert code == 1
     assert "headrace select" in text
+
+
+def test_a_dry_run_of_a_recipe_needs_no_job_yet(run: Run, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"job: {tmp_path}/job\nunsafe_images: off\ninput: {{urls: [list.csv]}}\n")
+    code, text = run("report", recipe, "--dry-run")
+    assert (code, "report.html" in text) == (0, True)
+    assert run("report", recipe)[0] == 1

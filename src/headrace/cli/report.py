@@ -30,7 +30,8 @@ def report_command(
     from headrace.curation.report import ReportConfig, report_dataset, report_job
 
     config = ReportConfig()
-    if target.endswith((".yaml", ".yml")):
+    is_recipe = target.endswith((".yaml", ".yml"))
+    if is_recipe:
         from headrace.curation.recipe import load_recipe
 
         recipe = load_recipe(target)
@@ -39,7 +40,8 @@ def report_command(
     config = replace(config, samples=config.samples if samples is None else samples)
     folder = out or remote.join(target, "report")
     is_job = remote.exists(remote.join(target, "job.json")) or remote.exists(remote.join(target, "ledger"))
-    if not is_job and not remote.exists(remote.join(index_dir or target, "dataset.json")):
+    planned = is_recipe and dry_run  # other stages may come first
+    if not (is_job or planned or remote.exists(remote.join(index_dir or target, "dataset.json"))):
         raise ValueError(
             f"{target} is neither a job (no job.json) nor an indexed dataset (no dataset.json); "
             "for tars without an index run `headrace index` first"
