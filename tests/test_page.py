@@ -112,6 +112,12 @@ def test_controls_and_direction_overrides_are_made_visible() -> None:
     everything("\ud800").decode()
 
 
+def test_words_of_other_scripts_are_shown_as_written() -> None:
+    # Joiners stand inside Persian and Hindi words and in pictures of families.
+    for text in ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\U0001f468\u200d\U0001f469\u200d\U0001f467"):
+        assert page.escape(text) == text
+
+
 def test_the_same_blocks_give_the_same_bytes() -> None:
     assert everything("same") == everything("same")
 

@@ -4,7 +4,6 @@ Memory stays that of one shard. The one thing a reader would get wrong: "before"
 into annotations, "after" what the ledger keeps; build's failures are counted apart.
 """
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,16 +13,16 @@ import pyarrow.compute as pc
 
 from headrace import remote
 from headrace.curation.job import Job
-from headrace.curation.raw import raw_shards, read_raw
+from headrace.curation.raw import read_raw
 from headrace.curation.report.sketch import Distinct, Histogram, Ranges, Tally, hosts, is_numeric, numbers
-from headrace.curation.select.ledger import LedgerSummary, ledger_url
+from headrace.curation.report.tables import annotation_folders, ledger_by_shard, read_annotations
+from headrace.curation.report.values import open_evaluator, with_cut_values
+from headrace.curation.select.ledger import LedgerSummary
 from headrace.shards.dataset import Dataset
-from headrace.shards.parquet import open_parquet, read_table
+from headrace.shards.parquet import read_table
 
 TOP_HOSTS = 50
 MAX_FAILURES = 200
-
-_LEDGER_COLUMNS = ["uid", "url", "raw_shard", "key", "kept", "step", "reason", "value", "threshold", "duplicate_of"]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -42,65 +41,22 @@ class Numbers:
     histograms: dict[str, Histogram] = field(default_factory=dict)
 
 
-def ledger_by_shard(job: Job, columns: list[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
-    """Yield (raw shard, its rows of the ledger) in order; row groups may cut a shard anywhere."""
-    with open_parquet(ledger_url(job)) as file:
-        pending: list[pa.Table] = []
-        name: str | None = None
-        for batch in file.batches(1 << 16, columns or _LEDGER_COLUMNS):
-            table = pa.Table.from_batches([batch])
-            while table.num_rows:
-                shards = table["raw_shard"]
-                first = shards[0].as_py()
-                last = pc.index(pc.equal(shards, first), False).as_py()
-                count = table.num_rows if last < 0 else last
-                if name is not None and first != name:
-                    yield name, pa.concat_tables(pending)
-                    pending = []
-                name = first
-                pending.append(table.slice(0, count))
-                table = table.slice(count)
-        if name is not None:
-            yield name, pa.concat_tables(pending)
-
-
-def annotation_folders(job: Job, summary: LedgerSummary) -> dict[str, str]:
-    """Return the folder of each annotator whose tables the ledger was made from."""
-    parent = remote.join(job.url, "annotations")
-    return {name: remote.join(parent, folder) for name, folder in sorted(summary.annotations.items())}
-
-
-def read_annotations(folders: Mapping[str, str], shard: str, *, nested: bool = False) -> pa.Table:
-    """Return the annotations of one raw shard side by side, `key` first; of two columns of one name the first."""
-    columns: dict[str, pa.ChunkedArray] = {}
-    for folder in folders.values():
-        with open_parquet(remote.join(folder, f"{shard}.parquet")) as file:
-            table = file.read([item.name for item in file.schema if nested or not pa.types.is_nested(item.type)])
-        for name in table.column_names:
-            columns.setdefault(name, table[name])
-    return pa.table(columns)
-
-
 def gather_job(job: Job, summary: LedgerSummary) -> Numbers:
     """Count everything of a job that has a ledger."""
     result = Numbers(distinct={"hosts": Distinct(), "urls": Distinct(), "captions": Distinct(), "images": Distinct()})
     folders, ranges = annotation_folders(job, summary), Ranges()
     near_steps = [step.name for step in summary.steps if step.step == "near_duplicates"]
-    for _, rows in ledger_by_shard(job):
-        _count_ledger(result, rows, near_steps)
-    shards = raw_shards(job)
-    for shard in shards:
-        table = read_annotations(folders, shard)
-        ranges.add(table, _shown_columns(table.schema))
-    result.histograms = ranges.histograms()
-    result.host_images = {host: Distinct(10) for host, _ in result.hosts["rows"].top(TOP_HOSTS)}
-    ledger = ledger_by_shard(job, ["raw_shard", "key", "kept"])
-    rows_of_shard: dict[str, pa.Table] = {}
-    for shard in sorted(shards):
-        while shard not in rows_of_shard:
-            name, rows = next(ledger, (shard, None))
-            rows_of_shard[name] = rows
-        _count_shard(result, read_raw(job, shard), read_annotations(folders, shard), rows_of_shard.pop(shard))
+    with open_evaluator() as evaluator:
+        for shard, rows in ledger_by_shard(job):
+            _count_ledger(result, rows, near_steps)
+            table = with_cut_values(evaluator, summary.steps, read_raw(job, shard), read_annotations(folders, shard))
+            ranges.add(table, _shown_columns(table.schema))
+        result.histograms = ranges.histograms()
+        result.host_images = {host: Distinct(10) for host, _ in result.hosts["rows"].top(TOP_HOSTS)}
+        for shard, rows in ledger_by_shard(job, ["raw_shard", "key", "kept"]):
+            raw = read_raw(job, shard)
+            table = with_cut_values(evaluator, summary.steps, raw, read_annotations(folders, shard))
+            _count_shard(result, raw, table, rows["key"].filter(pc.fill_null(rows["kept"], False)))
     return result
 
 
@@ -111,13 +67,13 @@ def _count_ledger(result: Numbers, rows: pa.Table, near_steps: list[str]) -> Non
     result.hosts["rows"].add(host)
     result.hosts["failed"].add(host.filter(failed))
     result.hosts["kept"].add(host.filter(kept))
-    result.distinct["hosts"].add(pc.unique(host).to_pylist())
+    result.distinct["hosts"].add(pc.unique(host.filter(pc.not_equal(host, ""))).to_pylist())
     result.errors.add(rows["reason"].filter(failed))
     near = pc.is_in(pc.fill_null(rows["step"], ""), value_set=pa.array(near_steps, pa.string())).combine_chunks()
     result.duplicates.add(rows["duplicate_of"].filter(near))
 
 
-def _count_shard(result: Numbers, raw: pa.Table, annotated: pa.Table, ledger: pa.Table | None) -> None:
+def _count_shard(result: Numbers, raw: pa.Table, annotated: pa.Table, kept_keys: pa.ChunkedArray) -> None:
     for name, column in (("urls", "url"), ("captions", "caption"), ("images", "sha256")):
         result.distinct[name].add(pc.unique(raw[column]).to_pylist())
     _count_host_images(result, raw)
@@ -126,10 +82,7 @@ def _count_shard(result: Numbers, raw: pa.Table, annotated: pa.Table, ledger: pa
         # "class: message" -> class; messages hold sizes and offsets and would each be counted once.
         classes = pc.replace_substring_regex(errors.filter(pc.is_valid(errors)), ":.*", "")
         result.decode_errors.add(classes)
-    kept_keys = pa.array([], pa.string())
-    if ledger is not None:
-        kept_keys = ledger["key"].filter(pc.fill_null(ledger["kept"], False)).combine_chunks()
-    kept = pc.is_in(annotated["key"], value_set=kept_keys)
+    kept = pc.is_in(annotated["key"], value_set=kept_keys.combine_chunks())
     mask = np.asarray(kept.to_numpy(zero_copy_only=False), np.bool_)
     for name, histogram in result.histograms.items():
         if name in annotated.column_names:

@@ -1,6 +1,6 @@
 """Write `report.html` and `report.json` for a job of curation, or for any indexed dataset.
 
-Both are a function of the data alone: no times, no paths of the machine. The one thing a reader would get wrong: the
+Both are a function of the data and the recipe alone: no times, no paths but the recipe's own. The one thing a reader would get wrong: the
 report of a job counts the ledger that is there now, and shows pictures of a dataset only if it was built from it.
 """
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from headrace import remote
-from headrace.config import canonical_json, parse_yaml
+from headrace.config import build_config, canonical_json, parse_yaml
 from headrace.curation.build.run import built_from
 from headrace.curation.engine import OnProgress, no_progress
 from headrace.curation.job import Job
@@ -61,6 +61,15 @@ def run_report(recipe: "Recipe", *, on_progress: OnProgress = no_progress) -> Re
     summary = report_job(job, recipe.report, job.report)
     on_progress(1, 1)
     return summary
+
+
+def config_of(job: Job) -> ReportConfig:
+    """Return what the job's own recipe says about its report."""
+    try:
+        data = parse_yaml(remote.read_bytes(remote.join(job.url, "recipe.yaml")).decode())
+    except FileNotFoundError:
+        return ReportConfig()
+    return build_config(ReportConfig, data.get("report", {}))
 
 
 def report_job(job: Job, config: ReportConfig, out: str) -> ReportSummary:
@@ -205,7 +214,7 @@ def _built_dataset(job: Job, ledger: LedgerSummary) -> Dataset | None:
 
 
 def _recipe_text(job: Job) -> str:
-    """Return the recipe as it was understood, without what changes no result (and would tell of this machine)."""
+    """Return the recipe as it was understood, without what changes no result."""
     try:
         data = parse_yaml(remote.read_bytes(remote.join(job.url, "recipe.yaml")).decode())
     except FileNotFoundError:

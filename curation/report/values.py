@@ -1,11 +1,12 @@
-"""The values that the steps with a threshold saw in the rows they let pass.
+"""The values that the steps with a threshold look at, in rows they dropped and in rows they let pass.
 
-The ledger holds a value for a row that was dropped only; for a kept one the step's expression is evaluated again, with
+The ledger holds a value for a row that was dropped only; for others the step's expression is evaluated again, with
 select's own checks. The one thing a reader would get wrong: near-duplicates and decontamination cut at a distance
 that no column holds, so they have no kept side.
 """
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import duckdb
 import numpy as np
@@ -14,7 +15,7 @@ import pyarrow.compute as pc
 
 from headrace.curation.job import Job
 from headrace.curation.raw import read_raw
-from headrace.curation.report.gather import annotation_folders, ledger_by_shard, read_annotations
+from headrace.curation.report.tables import annotation_folders, ledger_by_shard, read_annotations
 from headrace.curation.select.expression import Checker
 from headrace.curation.select.ledger import LedgerSummary, StepSummary
 from headrace.curation.select.load import sql_types
@@ -33,19 +34,38 @@ def kept_values(job: Job, summary: LedgerSummary, steps: list[StepSummary]) -> I
     if not steps:
         return
     folders = annotation_folders(job, summary)
-    with duckdb.connect(config={"threads": 1, "autoload_known_extensions": "false"}) as connection:
-        connection.execute("SET enable_external_access = false")
+    with open_evaluator() as evaluator:
         for shard, rows in ledger_by_shard(job, _LEDGER):
             kept = rows.filter(pc.fill_null(rows["kept"], False))
             if not kept.num_rows:
                 continue
             columns = _columns(read_raw(job, shard), read_annotations(folders, shard), kept["key"])
-            checker = Checker(connection, sql_types(connection, columns.schema))
+            checker = Checker(evaluator, sql_types(evaluator, columns.schema))
             for step in steps:
-                yield (
-                    step.name,
-                    kept.append_column("value", _values(connection, checker, columns, cut_expression(step))),
-                )
+                yield step.name, kept.append_column("value", _values(evaluator, checker, columns, cut_expression(step)))
+
+
+@contextlib.contextmanager
+def open_evaluator() -> Iterator[duckdb.DuckDBPyConnection]:
+    """Yield a database that evaluates expressions and can reach no file."""
+    with duckdb.connect(config={"threads": 1, "autoload_known_extensions": "false"}) as connection:
+        connection.execute("SET enable_external_access = false")
+        yield connection
+
+
+def with_cut_values(
+    evaluator: duckdb.DuckDBPyConnection, steps: Sequence[StepSummary], raw: pa.Table, annotated: pa.Table
+) -> pa.Table:
+    """Return `annotated` and, under its text, each expression that a step cuts at and that is no column of it."""
+    texts = dict.fromkeys(filter(None, map(cut_expression, steps)))
+    missing = [text for text in texts if text not in annotated.column_names]
+    if not missing:
+        return annotated
+    columns = _columns(raw, annotated, annotated["key"])
+    checker = Checker(evaluator, sql_types(evaluator, columns.schema))
+    for text in missing:
+        annotated = annotated.append_column(text, _values(evaluator, checker, columns, text))
+    return annotated
 
 
 def _columns(raw: pa.Table, annotated: pa.Table, keys: pa.ChunkedArray) -> pa.Table:
@@ -60,7 +80,7 @@ def _columns(raw: pa.Table, annotated: pa.Table, keys: pa.ChunkedArray) -> pa.Ta
 
 
 def _values(connection: duckdb.DuckDBPyConnection, checker: Checker, columns: pa.Table, text: str) -> pa.Array:
-    """Return the expression's value for each row; all null where the expression needs a column that is not scalar."""
+    """Return the expression's value for each row; all null where it needs a column that is not scalar, or fails."""
     try:
         expression = checker.check_number(text, "summary.json")
     except ValueError:
@@ -69,6 +89,9 @@ def _values(connection: duckdb.DuckDBPyConnection, checker: Checker, columns: pa
     try:
         # One thread and no ORDER BY: DuckDB keeps the order of an Arrow table it scans.
         found = connection.execute(f"SELECT CAST({expression.sql} AS DOUBLE) AS value FROM here").fetchnumpy()["value"]
+    except (duckdb.DataError, duckdb.InvalidInputException):
+        # Select evaluates it only for the rows that reach its step.
+        return pa.nulls(columns.num_rows, pa.float64())
     finally:
         connection.unregister("here")
     return pa.array(np.ma.filled(found, np.nan), pa.float64())

@@ -87,7 +87,8 @@ def _find(job: Job, query: str) -> list[dict[str, Any]]:
     if not rows:
         with open_parquet(ledger) as file:
             num_rows = file.num_rows
-        raise ValueError(f"{job.ledger}: no row with the uid or URL {query!r}; the ledger has {num_rows} rows")
+        hint = f"; give at least {MIN_PREFIX} letters of a uid" if len(query) < MIN_PREFIX else ""
+        raise ValueError(f"{job.ledger}: no row with the uid or URL {query!r}; the ledger has {num_rows} rows{hint}")
     return sorted(rows, key=lambda row: (row["raw_shard"], row["key"]))
 
 
@@ -178,7 +179,11 @@ def _looked_at(
 
 def _evaluate(connection: duckdb.DuckDBPyConnection, checker: Checker, text: str) -> float | None:
     expression = checker.check(text, "summary.json")
-    value = connection.execute(f"SELECT {expression.sql} AS value FROM here").fetchall()[0][0]
+    try:
+        value = connection.execute(f"SELECT {expression.sql} AS value FROM here").fetchall()[0][0]
+    except (duckdb.DataError, duckdb.InvalidInputException):
+        # Select evaluates a rule's `value` only for the rows it drops.
+        return None
     return None if value is None else float(value)
 
 

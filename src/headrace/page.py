@@ -96,11 +96,15 @@ def escape(value: Value, *, limit: int = MAX_TEXT_CHARS) -> Html:
     if len(text) > limit:
         text = text[: limit - 3] + "..."
     # Controls hide text, bidirectional overrides reorder it, lone surrogates cannot be encoded.
-    text = "".join("\ufffd" if unicodedata.category(char) in _UNSHOWN and char != "\n" else char for char in text)
+    text = "".join(
+        "\ufffd" if unicodedata.category(char) in _UNSHOWN and char not in _ALLOWED else char for char in text
+    )
     return Html(html.escape(text, quote=True))
 
 
 _UNSHOWN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn"})
+# Persian and Hindi words, and pictures of families, hold joiners.
+_ALLOWED = frozenset("\n\u200c\u200d")
 
 
 def show(value: Value) -> str:

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from headrace.curation.build import run_build
 from headrace.curation.job import Job
 from headrace.curation.recipe import Recipe, recipe_text
 from headrace.curation.report import ReportConfig, plan_report, report_dataset, run_report
+from headrace.curation.select.ledger import read_summary, write_summary
+from headrace.shards.commit import commit
 
 MakeJob = Callable[..., Recipe]
 
@@ -70,6 +73,45 @@ def test_the_numbers_are_those_of_the_ledger(built: Recipe) -> None:
     assert report["duplicates"] == {"num_groups": 1, "num_dropped": 2, "group_sizes": {"3": 1}}
     for text in ("17 left", "http-4xx", "near_duplicates", "host0.test", "Recipe", "clip_score"):
         assert text in html
+
+
+def test_what_a_step_cuts_at_has_a_histogram_though_no_annotator_made_it(built: Recipe) -> None:
+    job = Job(built.job)
+    summary = read_summary(job)
+    rule = next(step for step in summary.steps if step.name == "rule")
+    # A carried column, an expression, and one that fails on some of the rows: select may never have evaluated it there.
+    for text in ("input_row", "least(image_width, 100)", "caption::INTEGER"):
+        steps = [
+            replace(step, settings={"value": text}, threshold=80.0) if step is rule else step for step in summary.steps
+        ]
+        write_summary(job, replace(summary, steps=steps))
+        run_report(built)
+        report, html = read(built)
+        histogram = report["histograms"].get(text)
+        if text == "caption::INTEGER":
+            assert histogram is None
+        else:
+            assert text in html
+            assert (sum(histogram["before"]), sum(histogram["after"])) == (23, 17)
+            assert histogram["cuts"] == [{"step": "rule", "value": 80.0}]
+
+
+def test_raw_shards_that_the_ledger_does_not_know_are_left_out(built: Recipe) -> None:
+    run_report(built)
+    before = read(built)
+    commit(Job(built.job).raw, "00009", {"rows": 0})
+    run_report(built)
+    assert read(built) == before
+
+
+def test_a_row_without_a_host_is_no_host(built: Recipe) -> None:
+    path = Path(Job(built.job).ledger, "ledger.parquet")
+    table = pq.read_table(path)
+    urls = ["not a url", *table["url"].to_pylist()[1:]]
+    pq.write_table(table.set_column(table.schema.get_field_index("url"), "url", pa.array(urls)), path)
+    run_report(built)
+    report, _ = read(built)
+    assert report["facts"]["distinct_hosts"] == len(report["hosts"]) == 4
 
 
 def test_histograms_count_every_row_before_and_after(built: Recipe) -> None:

@@ -199,7 +199,7 @@ def test_an_evaluation_set_that_cannot_be_read_is_refused(tmp_path: Path, evalua
     with pytest.raises(ValueError, match="empty: no file there"):
         run(job, [step(empty)])
     (empty / "README.txt").write_text("no image")
-    with pytest.raises(ValueError, match="no images at .*; give a folder of images"):
+    with pytest.raises(ValueError, match=r"no images at .*; give a folder of images"):
         run(job, [step(empty)])
     (evaluation_folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
     with pytest.raises(ValueError, match=r"1 of 7 images do not decode.*broken.jpg"):
