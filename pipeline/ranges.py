@@ -45,7 +45,6 @@ class RangeReader:
 
     def __init__(self, patience: Patience) -> None:
         self.num_retries = 0
-        self.num_bytes = 0
         self._patience = patience
         self._closed = threading.Event()
         self._threads = threading.local()
@@ -56,7 +55,7 @@ class RangeReader:
         """Return `size` bytes from `offset`, fewer only where the file ends. Raises ReadError, naming both."""
         for attempt in range(self._patience.retries + 1):
             try:
-                data = self._read_once(url, offset, size)
+                return self._read_once(url, offset, size)
             except ReadError as error:
                 raise ReadError(f"{url}: at byte {offset}: {error}") from error
             except (OSError, http.client.HTTPException) as error:
@@ -69,10 +68,6 @@ class RangeReader:
                 with self._lock:
                     self.num_retries += 1
                 self._closed.wait(min(FIRST_BACKOFF_SECONDS * 2**attempt, MAX_BACKOFF_SECONDS))
-            else:
-                with self._lock:
-                    self.num_bytes += len(data)
-                return data
         raise AssertionError("the last attempt returns or raises")
 
     def interrupt(self) -> None:

@@ -4,11 +4,14 @@ The whole state of a stream is one position; everything else follows from the mi
 wrong: `state_dict` counts the batches that were handed out, never those that threads have made ready.
 """
 
+import atexit
 import os
+import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import cv2
@@ -94,6 +97,7 @@ class Stream:
         self._delivered = 0
         self._engine: Engine | None = None
         self._ranges: RangeReader | None = None
+        self._process = os.getpid()
         self._quarantine = self._new_quarantine()
         self._closed = False
 
@@ -114,6 +118,8 @@ class Stream:
         """Return the next batch. Raises ValueError for too many damaged samples, OSError for data out of reach."""
         if self._closed:
             raise ValueError("the stream is closed")
+        if self._engine is not None and self._process != os.getpid():
+            raise ValueError("the stream was begun before this process was forked off; open it in this one")
         engine = self._engine or self._start()
         begun = time.perf_counter()
         work, waited_for = engine.take()
@@ -182,6 +188,7 @@ class Stream:
         )
 
     def _start(self) -> Engine:
+        _close_at_exit().add(self)
         mixture = self.mixture
         # Our threads are the parallelism; OpenCV's own pool would only fight them.
         cv2.setNumThreads(1)
@@ -195,12 +202,15 @@ class Stream:
             memory_bytes=mixture.memory_bytes,
             max_bad_consecutive=mixture.max_bad_consecutive,
         )
+        self._process = os.getpid()
         names = [(source.config.name, source.mean_bytes) for source in self.sources]
         self._engine = Engine(self.plan, reader, ImageMaker(mixture), limits=limits, sources=names)
         self._engine.start(self._delivered)
         return self._engine
 
     def _stop(self) -> None:
+        if self._process != os.getpid():
+            self._engine = self._ranges = None  # threads and connections are those of the process that forked
         if self._ranges is not None:
             self._ranges.interrupt()
         if self._engine is not None:
@@ -223,6 +233,21 @@ class Stream:
             waited_seconds=waited,
             waited_for=waited_for,
         )
+
+
+@cache
+def _close_at_exit() -> "weakref.WeakSet[Stream]":
+    """Return the set whose streams are closed when the program ends, whoever forgot them."""
+    streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+
+    def close() -> None:
+        for stream in list(streams):
+            stream.close()
+
+    # Before the interpreter joins the threads of pools, which would wait for every read under way, also for one that
+    # hangs. atexit comes after that; the private function is what concurrent.futures itself uses.
+    getattr(threading, "_register_atexit", atexit.register)(close)
+    return streams
 
 
 def _column(name: str, kind: pa.DataType, given: Sequence[Payload | None]) -> NDArray[np.generic] | list[Any]:
