@@ -120,10 +120,13 @@ def import_images(
 ) -> ImportSummary:
     """Import `source` into the dataset `out`; what an earlier, killed run committed is kept.
 
-    Raises ValueError if `out` was begun from other inputs or settings, or lies inside the folder that is read.
+    Raises ValueError if there is nothing to import, or if `out` was begun from other inputs or settings, or lies inside
+    the folder that is read.
     """
     if isinstance(source, FolderSource) and remote.join(out, "").startswith(remote.join(source.url, "")):
         raise ValueError(f"{out} lies inside {source.url}, which is read; choose a folder outside")
+    if not source.num_inputs:
+        raise ValueError(f"{source.url}: nothing in it to import")
     if workers > 1:
         remote.check_shared(out, source.url)
     with remote.only_writer(out):

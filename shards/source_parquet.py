@@ -18,6 +18,8 @@ IMAGE_COLUMNS = ("jpg", "image", "jpeg", "png", "webp", "img", "bytes", "image_b
 CAPTION_COLUMNS = ("caption", "text")
 CLASS_NAME_COLUMN = "class_name"
 _ROWS_PER_BATCH = 256
+_UNREADABLE = ""
+"""In a record: names of its columns that are null because their bytes are no UTF-8; no column has this name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class ParquetUnit:
         for url, start, stop in self.parts:
             row = start
             for batch in _rows(url, start, stop, self.columns.names()):
-                for record in batch.to_pylist():
+                for record in _records(batch):
                     yield self._input(f"{remote.basename(url)}:{row}", record)
                     row += 1
 
@@ -56,12 +58,14 @@ class ParquetUnit:
         label = record[self.columns.label] if self.columns.label else None
         if isinstance(label, str):
             label = self.classes.index(label)
+        unreadable = record.get(_UNREADABLE)
         return Input(
             name=name,
             image=image.get("bytes") if isinstance(image, dict) else image,
             label=label,
             caption=record[self.columns.caption] if self.columns.caption else None,
             url=record[self.columns.url] if self.columns.url else None,
+            note=f"no UTF-8: {', '.join(unreadable)}" if unreadable else None,
         )
 
 
@@ -121,6 +125,10 @@ def _choose(schema: pa.Schema, url: str, image_column: str | None, label_column:
     image = image_column or next((name for name in IMAGE_COLUMNS if name in schema.names), None)
     if image is None or image not in schema.names:
         raise ValueError(f"{url}: no column {image or 'of images'}; name one by --image-column; it has {known}")
+    used = (image, label_column, *CAPTION_COLUMNS, "url")
+    twice = next((name for name in used if schema.names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{url}: {schema.names.count(twice)} columns are named {twice}; rename all but one")
     kind = schema.field(image).type
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
@@ -135,6 +143,7 @@ def _choose(schema: pa.Schema, url: str, image_column: str | None, label_column:
 
 def _is_string(schema: pa.Schema, name: str) -> bool:
     kind = schema.field(name).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind  # a categorical of pandas
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
@@ -162,6 +171,25 @@ def _distinct(url: str, names: Sequence[str]) -> set[tuple[Any, ...]]:
             table = pa.Table.from_batches([batch]).group_by(list(names)).aggregate([])
             found.update(zip(*(table[name].to_pylist() for name in names), strict=True))
     return found
+
+
+def _records(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    try:
+        yield from batch.to_pylist()
+        return
+    except UnicodeDecodeError:
+        pass  # before the first record is out: the list is made whole
+    texts = [name for name in batch.schema.names if _is_string(batch.schema, name)]
+    for number in range(batch.num_rows):
+        row, unreadable = batch.slice(number, 1), []
+        record = row.drop_columns(texts).to_pylist()[0]
+        for name in texts:
+            try:
+                record[name] = row[name].to_pylist()[0]
+            except UnicodeDecodeError:
+                record[name] = None
+                unreadable.append(name)
+        yield {**record, _UNREADABLE: unreadable}
 
 
 def _rows(url: str, start: int, stop: int, names: list[str]) -> Iterator[pa.RecordBatch]:
