@@ -1,7 +1,8 @@
 """Write `report.html` and `report.json` for a job of curation, or for any indexed dataset.
 
-Both are a function of the data and the recipe alone: no times, no paths but the recipe's own. The one thing a reader would get wrong: the
-report of a job counts the ledger that is there now, and shows pictures of a dataset only if it was built from it.
+Both are a function of the data and the recipe alone: no times, no paths but the recipe's own. The one thing a reader
+would get wrong: the report of a job counts the ledger that is there now, and shows pictures of a dataset only if it was
+built from it.
 """
 
 import json
@@ -64,7 +65,7 @@ def run_report(recipe: "Recipe", *, on_progress: OnProgress = no_progress) -> Re
 
 
 def config_of(job: Job) -> ReportConfig:
-    """Return what the job's own recipe says about its report."""
+    """Return what the job's own recipe says about its report; the defaults if it is no job."""
     try:
         data = parse_yaml(remote.read_bytes(remote.join(job.url, "recipe.yaml")).decode())
     except FileNotFoundError:

@@ -27,15 +27,16 @@ def report_command(
 
     from headrace import remote
     from headrace.curation.job import Job
-    from headrace.curation.report import ReportConfig, report_dataset, report_job
+    from headrace.curation.report import config_of, report_dataset, report_job
 
-    config = ReportConfig()
     is_recipe = target.endswith((".yaml", ".yml"))
     if is_recipe:
         from headrace.curation.recipe import load_recipe
 
         recipe = load_recipe(target)
         target, config = recipe.job, recipe.report
+    else:
+        config = config_of(Job(target))
     config = replace(config, title=config.title if title is None else title)
     config = replace(config, samples=config.samples if samples is None else samples)
     folder = out or remote.join(target, "report")

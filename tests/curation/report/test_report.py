@@ -16,7 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from headrace.cli.app import app
 from headrace.curation.annotate.unit import write_annotations
 from headrace.curation.build import run_build
 from headrace.curation.job import Job
@@ -94,6 +96,18 @@ def test_what_a_step_cuts_at_has_a_histogram_though_no_annotator_made_it(built: 
             assert text in html
             assert (sum(histogram["before"]), sum(histogram["after"])) == (23, 17)
             assert histogram["cuts"] == [{"step": "rule", "value": 80.0}]
+
+
+def test_the_command_with_the_job_gives_the_page_that_its_recipe_asks_for(built: Recipe) -> None:
+    recipe = replace(built, report=ReportConfig(title="Pool of May", samples=2))
+    Path(recipe.job, "recipe.yaml").write_text(recipe_text(recipe))
+    Path(recipe.job, "job.json").write_text('{"schema": 1}')
+    run_report(recipe)
+    expected = read(recipe)
+    shutil.rmtree(Job(recipe.job).report)
+    assert CliRunner().invoke(app, ["report", recipe.job]).exit_code == 0
+    assert read(recipe) == expected
+    assert "<h1>Pool of May</h1>" in expected[1]
 
 
 def test_raw_shards_that_the_ledger_does_not_know_are_left_out(built: Recipe) -> None:
