@@ -62,6 +62,27 @@ def test_a_letterbox_within_a_pillar_box_is_trimmed_to_the_picture(scene):
     assert abs(width - original.shape[1]) <= 2
 
 
+@pytest.mark.parametrize(("above", "beside"), [(40, 40), (40, 0), (0, 40)])
+def test_a_border_is_cut_from_a_picture_whose_own_edges_are_smooth(above, beside):
+    """The moon: under the border every edge looks like one, and what is cut there is not cut from the original."""
+    rng = np.random.default_rng(7)
+    original = np.clip(rng.normal(115, 3, (150, 200, 1)), 0, 255).astype(np.uint8).repeat(3, axis=2)
+    for _ in range(40):
+        x, y = int(rng.integers(30, 170)), int(rng.integers(30, 120))
+        cv2.circle(original, (x, y), int(rng.integers(3, 14)), (int(rng.integers(0, 255)),) * 3, -1)
+    framed = cv2.copyMakeBorder(original, above, above, beside, beside, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+    assert trim_border(framed).shape == original.shape
+
+
+def test_a_thin_border_is_found_although_colours_bleed_into_it(scene, encode):
+    original = scene(6)
+    thin = cv2.copyMakeBorder(original, 8, 8, 8, 8, cv2.BORDER_CONSTANT, value=(250, 220, 40))
+    copy = decode_rgb(encode(thin, quality=75))
+    bled = np.abs(copy[:, 0] - np.median(copy[:, 0], axis=0)).max(axis=1)
+    assert (bled > 16).mean() > 0.02
+    assert trim_border(copy).shape == original.shape
+
+
 def test_a_picture_without_border_is_not_trimmed(scene):
     original = scene(4)
     assert trim_border(original) is not None
