@@ -108,6 +108,7 @@ class Mixture:
         _check(1 <= self.lanes <= MAX_LANES, f"lanes must be 1..{MAX_LANES}, got {self.lanes}")
         _check(1 <= self.image_size <= MAX_IMAGE_SIZE, f"image_size must be 1..{MAX_IMAGE_SIZE}, got {self.image_size}")
         _check(0 <= self.max_bad_fraction <= 1, f"max_bad_fraction must be 0..1, got {self.max_bad_fraction}")
+        _check("://" not in self.quarantine, f"quarantine must be a local file, got {self.quarantine}")
         _check(self.read_timeout_seconds > 0, f"read_timeout_seconds must be over 0, got {self.read_timeout_seconds}")
         for name, least in _LEAST.items():
             _check(getattr(self, name) >= least, f"{name} must be at least {least}, got {getattr(self, name)}")

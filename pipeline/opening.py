@@ -15,6 +15,7 @@ from headrace.pipeline.epoch import SourceOrder
 from headrace.pipeline.mixture import Mixture
 from headrace.pipeline.order import build_order, lanes_of_rank, nearest_divisors
 from headrace.pipeline.plan import EndlessPlan, OncePlan, Plan
+from headrace.pipeline.quarantine import check_path
 from headrace.pipeline.state import identity_of
 from headrace.pipeline.stream import Opened, Stream
 
@@ -37,6 +38,8 @@ def open_stream(
         mixture = load_config(Mixture, mixture)
     if isinstance(columns, str):
         raise ValueError(f"columns is a list of names, got the text {columns!r}")
+    if mixture.quarantine:
+        check_path(mixture.quarantine)
     sources = tuple(OpenedSource(source, columns) for source in mixture.sources)
     plan: Plan
     if once:

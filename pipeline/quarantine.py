@@ -5,12 +5,21 @@ wrong: after a restart from a checkpoint the lines of repeated steps are written
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 JUDGED_AFTER = 100
+
+
+def check_path(path: str) -> None:
+    """Raise ValueError if `path` cannot be written: a run must not learn that from its first damaged sample."""
+    file = Path(path)
+    folder = next(parent for parent in file.absolute().parents if parent.exists())
+    if file.is_dir() or not folder.is_dir() or not os.access(file if file.exists() else folder, os.W_OK):
+        raise ValueError(f"quarantine {path} cannot be written; give a file in a folder of yours")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +53,6 @@ class Quarantine:
         """Note the damaged samples behind each item of a batch. Raises ValueError if the budget is spent."""
         lines = [one for item in bad for one in item]
         if lines and self._path:
-            # The folder may be missing: a run must not end at its first damaged sample, days after its start.
             Path(self._path).parent.mkdir(parents=True, exist_ok=True)
             with Path(self._path).open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(asdict(one), ensure_ascii=True) + "\n" for one in lines)
