@@ -12,6 +12,9 @@ from types import ModuleType
 import pytest
 
 from headrace.cli.app import COMMANDS
+from headrace.curation.needs import check_needs
+from headrace.curation.recipe import load_recipe
+from headrace.curation.select import check_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -52,7 +55,7 @@ def test_every_command_is_documented_and_has_help_with_an_example(command: str) 
     assert any(f"headrace {command}" in text for text in [README, *texts])
     done = subprocess.run(
         [str(Path(sys.executable).parent / "headrace"), command, "--help"],
-        capture_output=True, text=True, timeout=60, check=True,
+        capture_output=True, text=True, timeout=200, check=True,
     )  # fmt: skip
     assert "Example: headrace" in " ".join(done.stdout.split())
 
@@ -62,6 +65,13 @@ def test_every_link_to_a_file_leads_somewhere() -> None:
     links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))]
     broken = [f"{page.name}: {link}" for page, link in links if "://" not in link and not (page.parent / link).exists()]
     assert broken == []
+
+
+def test_the_first_recipe_needs_no_model_and_no_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe(ROOT / "examples" / "first.yaml", ["job=jobs/first", "input.urls.0=urls.csv"])
+    check_recipe(recipe)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    check_needs(recipe, ("fetch", "annotate", "select", "build", "report"))
 
 
 @pytest.mark.full
