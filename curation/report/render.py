@@ -21,10 +21,10 @@ _FACTS = {
     "num_samples": "Samples",
     "num_bytes": "Bytes",
     "build_failures": "Build failures",
-    "distinct_hosts": "Hosts",
-    "distinct_urls": "Distinct URLs",
-    "distinct_captions": "Distinct captions",
-    "distinct_images": "Distinct images",
+    "distinct_hosts": "Hosts, about",
+    "distinct_urls": "Distinct URLs, about",
+    "distinct_captions": "Distinct captions, about",
+    "distinct_images": "Distinct images, about",
 }
 
 
