@@ -92,6 +92,8 @@ def open_dataset(url: str, *, index_dir: str | None = None) -> Dataset:
         text = remote.read_bytes(summary_url)
     except FileNotFoundError:
         raise ValueError(_why_missing(url, base)) from None
+    except NotADirectoryError:
+        raise ValueError(f"{url} is a file; a dataset is a folder: headrace import makes one of it") from None
     try:
         summary = json.loads(text)
     except (ValueError, RecursionError) as error:

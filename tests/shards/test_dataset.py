@@ -32,6 +32,12 @@ def test_tars_without_an_index_say_what_to_run(tmp_path: Path) -> None:
         open_dataset(str(tmp_path), index_dir="/elsewhere")
 
 
+def test_a_file_is_no_dataset(tmp_path: Path) -> None:
+    (tmp_path / "0.tar").touch()
+    with pytest.raises(ValueError, match=r"0\.tar is a file; a dataset is a folder: headrace import"):
+        open_dataset(str(tmp_path / "0.tar"))
+
+
 def test_an_unfinished_dataset_is_named_as_such(dataset_url: str) -> None:
     Path(dataset_url, "dataset.json").unlink()
     with pytest.raises(ValueError, match="unfinished dataset"):
