@@ -9,6 +9,7 @@ import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from headrace import remote
-from headrace.curation.annotate.hashes import image_hashes
+from headrace.curation.annotate.hashes import Hashes, image_hashes
 from headrace.curation.engine import EngineConfig, OnProgress, no_progress, run_units
 from headrace.curation.select.steps import EvaluationSet
 from headrace.shards.group import IMAGE_EXTENSIONS, split_name
@@ -40,7 +41,8 @@ SCHEMA = pa.schema(
         ("quality", pa.int16()),
         *((variant, pa.binary(32)) for variant in VARIANTS),
         ("error", pa.string()),
-    ]
+    ],
+    metadata={"headrace.hashes": str(Hashes.version)},
 )
 
 
@@ -97,7 +99,7 @@ def _check(table: pa.Table, evaluation: EvaluationSet) -> None:
 
 def hash_unit(unit: HashUnit) -> None:
     """Hash the images of a unit and write its table; hashes of bytes in an older table of the unit are kept."""
-    known = {row["sha256"]: row for row in _read(unit.out).to_pylist()} if remote.exists(unit.out) else {}
+    known = _known(unit.out) if remote.exists(unit.out) else {}
     rows = []
     for part in unit.parts:
         for name, data in read_part(part):
@@ -106,6 +108,13 @@ def hash_unit(unit: HashUnit) -> None:
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), sink, compression="zstd")
     remote.write_atomic(unit.out, sink.getvalue())
+
+
+def _known(url: str) -> dict[str, dict[str, Any]]:
+    """Return the rows of an older table by sha256; none if another version of the hashes made it."""
+    table = read_table(url)
+    same = (table.schema.metadata or {}).get(b"headrace.hashes") == str(Hashes.version).encode()
+    return {row["sha256"]: row for row in table.to_pylist()} if same else {}
 
 
 def _hash(data: bytes) -> dict[str, object]:

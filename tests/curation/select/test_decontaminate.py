@@ -234,6 +234,18 @@ def test_known_bytes_are_not_hashed_again(
     assert hash_evaluation_set(against, str(tmp_path / "hashes"), INLINE).equals(first)
 
 
+def test_hashes_of_another_version_are_taken_anew(tmp_path: Path, evaluation_folder: Path) -> None:
+    against = step(evaluation_folder).against[0]
+    first = hash_evaluation_set(against, str(tmp_path / "hashes"), INLINE)
+    (path,) = (tmp_path / "hashes" / "held-out").iterdir()
+    other = pq.read_table(path)
+    place = other.schema.get_field_index("trimmed")
+    other = other.set_column(place, "trimmed", pa.array([bytes(32)] * other.num_rows, pa.binary(32)))
+    pq.write_table(other.replace_schema_metadata({"headrace.hashes": "1"}), path)
+    assert hash_evaluation_set(against, str(tmp_path / "hashes"), INLINE).equals(first)
+    assert pq.read_table(path)["trimmed"].to_pylist() == first["trimmed"].to_pylist()
+
+
 def test_the_number_of_images_a_unit_changes_nothing_but_the_files(
     tmp_path: Path, evaluation_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
