@@ -24,6 +24,13 @@ _IPV4 = re.compile(r"(?:(?:0|[1-9][0-9]{0,2})\.){3}(?:0|[1-9][0-9]{0,2})")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]*):")
 
+# Path and query of a URL that needs no quoting (RFC 3986), after an absolute URL's authority or alone.
+_CHAR = r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})"
+_AS_WRITTEN = re.compile(
+    rf"(?:[A-Za-z]+://[^/?#\\\s]+)?(?P<path>/(?!/){_CHAR}*)(?:\?(?P<query>(?:{_CHAR}|\?)*))?(?:#.*)?"
+)
+_DOT_SEGMENT = re.compile(r"/\.{1,2}(?:/|$)")
+
 # Not ipaddress.is_global: what it says changed within Python 3.11 (gh-113171). From IANA's two special-purpose
 # address registries; what is not reachable from the whole internet, and relays to such addresses.
 _NOT_PUBLIC_V4 = tuple(
@@ -76,7 +83,27 @@ def parse_url(text: str | None) -> URL:
         url = URL(text)
     except (ValueError, TypeError) as error:
         raise FetchError("bad-url", f"not a URL: {_one_line(error)}") from error
-    return check_parts(url)
+    return as_written(check_parts(url), text)
+
+
+def as_written(url: URL, text: str) -> URL:
+    """Return a checked URL with path and query as `text` spells them, where that is a valid spelling.
+
+    yarl turns `%2C` into `,` and the like: the same to most servers, but a signature is over the very bytes. Scheme,
+    host and port stay those that were checked.
+    """
+    found = _AS_WRITTEN.fullmatch(text)
+    if found is None or _DOT_SEGMENT.search(found["path"]):
+        return url
+    built = URL.build(
+        scheme=url.scheme,
+        authority=url.raw_authority,
+        path=found["path"],
+        query_string=found["query"] or "",
+        encoded=True,
+    )
+    same = (built.scheme, built.raw_host, built.port) == (url.scheme, url.raw_host, url.port)
+    return built if same else url
 
 
 def check_parts(url: URL) -> URL:

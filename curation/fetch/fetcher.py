@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 
 from yarl import URL
 
-from headrace.curation.fetch.address import check_parts, parse_url
+from headrace.curation.fetch.address import as_written, check_parts, parse_url
 from headrace.curation.fetch.config import FetchConfig
 from headrace.curation.fetch.errors import FetchError
 from headrace.curation.fetch.http import HttpClient, Reply
@@ -128,8 +128,9 @@ def redirect_target(url: URL, location: str) -> URL:
         raw.decode()
     except UnicodeDecodeError:
         location = "".join(chr(byte) if byte < 128 else f"%{byte:02X}" for byte in raw)
+    location = location.strip()
     try:
-        return check_parts(url.join(URL(location.strip())))
+        return as_written(check_parts(url.join(URL(location))), location)
     except (ValueError, TypeError) as error:
         raise FetchError("redirects", "the Location is not a URL") from error
     except FetchError as error:
