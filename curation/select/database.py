@@ -16,6 +16,7 @@ import duckdb
 import pyarrow as pa
 
 from headrace import remote
+from headrace.curation.select.expression import first_line
 from headrace.curation.select.steps import Limits
 
 WORK_FOLDER = ".work"
@@ -26,7 +27,8 @@ READ_ROWS = 100_000
 def open_database(ledger_url: str, limits: Limits) -> Iterator[duckdb.DuckDBPyConnection]:
     """Yield a connection to an empty database in a work folder, which is removed at the end.
 
-    The folder lies beside the ledger (in the system's temporary folder if the job is remote).
+    The folder lies beside the ledger (in the system's temporary folder if the job is remote). Raises ValueError if
+    the memory is too small, OSError if the disk is.
     """
     if remote.is_local(ledger_url):
         folder = remote.local_path(remote.join(ledger_url, WORK_FOLDER))
@@ -39,6 +41,13 @@ def open_database(ledger_url: str, limits: Limits) -> Iterator[duckdb.DuckDBPyCo
             yield connection
         finally:
             connection.close()
+    except duckdb.OutOfMemoryException as error:
+        raise ValueError(
+            f"select needs more than limits.memory_bytes, {limits.memory_bytes}, or more room to spill in {folder}: "
+            f"{first_line(error)}"
+        ) from error
+    except duckdb.IOException as error:
+        raise OSError(f"select cannot use its work folder {folder}: {first_line(error)}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

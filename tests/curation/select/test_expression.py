@@ -137,6 +137,18 @@ def test_the_database_opens_no_file_and_no_setting(tmp_path: Path) -> None:
     assert not list((tmp_path / "ledger").iterdir())
 
 
+def test_too_little_memory_names_the_number_to_raise(tmp_path: Path) -> None:
+    query = "SELECT len(list(number)) FROM range(100_000_000) AS numbers(number)"
+    with (
+        pytest.raises(
+            ValueError, match=r"^select needs more than limits.memory_bytes, 67108864, .*Out of Memory Error"
+        ),
+        open_database(str(tmp_path / "ledger"), Limits(memory_bytes=64 << 20, threads=1)) as connection,
+    ):
+        connection.execute(query)
+    assert not list((tmp_path / "ledger").iterdir())
+
+
 @pytest.mark.parametrize(
     "step",
     [
