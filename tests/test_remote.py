@@ -61,7 +61,7 @@ def test_of_two_processes_one_puts(tmp_path: Path) -> None:
     processes = [context.Process(target=_put, args=(url, number, results)) for number in range(2)]
     for process in processes:
         process.start()
-    outcome = dict(results.get(timeout=60) for _ in processes)
+    outcome = dict(results.get(timeout=200) for _ in processes)
     for process in processes:
         process.join()
     winners = [number for number, won in outcome.items() if won]

@@ -33,7 +33,7 @@ def mixture_file(tmp_path: Path) -> Path:
 def headrace(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command line."""
     command = [sys.executable, "-c", "from headrace.cli.app import main; main()", "stream", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100)
+    return subprocess.run(command, capture_output=True, text=True, timeout=200)
 
 
 def test_it_shows_sources_batches_speed_and_waiting(mixture_file: Path) -> None:

@@ -1,10 +1,10 @@
 """Small datasets, the one check that every iterator passes, and a server of ranges that misbehaves on demand."""
 
+import contextlib
 import http.server
 import io
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,8 @@ from PIL import Image
 
 from headrace.pipeline import Augment, Batch, Mixture, Source, Stream
 from headrace.shards.write import Sample, finish_dataset, write_shard
+
+MAX_STALL_SECONDS = 60
 
 
 def encode(number: int, *, image_format: str = "jpeg", size: tuple[int, int] = (40, 32)) -> bytes:
@@ -61,7 +63,7 @@ def mixture(datasets: tuple[str, str]) -> Mixture:
             Source(name="small", url=datasets[1], weight=0.25, chunk_samples=2, shuffle_window=8),
         ),
         augment=Augment(scale=(0.3, 1.0)),
-        read_timeout_seconds=2.0,
+        read_timeout_seconds=30.0,  # a busy machine may stall for seconds; tests of time-outs say their own
         decode_threads=2,
         io_threads=2,
     )
@@ -189,7 +191,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._send(503, b"busy", {}, body=True)
         elif fault == "stall":
             self._send(206, data, headers, body=False)
-            time.sleep(1.0)
+            self.connection.settimeout(MAX_STALL_SECONDS)
+            with contextlib.suppress(OSError):
+                self.connection.recv(1)  # returns when the reader hangs up
             self.close_connection = True
         elif fault == "short":
             self._send(206, data, headers, body=False)

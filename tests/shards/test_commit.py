@@ -24,7 +24,7 @@ def test_of_two_processes_one_commits_each_unit(tmp_path: Path) -> None:
     for racer in racers:
         racer.start()
     start.touch()
-    won = [results.get(timeout=60) for _ in racers]
+    won = [results.get(timeout=200) for _ in racers]
     for racer in racers:
         racer.join(60)
         assert racer.exitcode == 0
