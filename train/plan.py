@@ -11,11 +11,13 @@ from headrace.pipeline import open_stream
 from headrace.shards.dataset import open_dataset
 from headrace.train.config import RunConfig
 from headrace.train.objectives.build import build_objective
+from headrace.train.run_folder import check_out
 from headrace.train.state import refuse_splitting
 
 
 def plan_run(config: RunConfig) -> list[str]:
     """Return what `train` would do, one fact a line. Raises ValueError for what cannot run."""
+    check_out(config)
     with torch.device("meta"):
         objective = build_objective(config.objective, image_size=config.mixture.image_size, seed=config.seed)
     refuse_splitting(objective, config, world_size=1)

@@ -43,7 +43,7 @@ def own_run(config: RunConfig, ranks: Ranks) -> Iterator[None]:
         ranks.wait()
         yield
         return
-    out = Path(config.out)
+    out = check_out(config)
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as lock:
         try:
@@ -55,6 +55,14 @@ def own_run(config: RunConfig, ranks: Ranks) -> Iterator[None]:
         _write_versions(out / "versions.json")
         ranks.wait()
         yield
+
+
+def check_out(config: RunConfig) -> Path:
+    """Return the run folder. Raises ValueError if a file stands in its place."""
+    out = Path(config.out)
+    if any(path.exists() and not path.is_dir() for path in (out, *out.parents)):
+        raise ValueError(f"out is {out}, and there is a file in the way; a run is a folder")
+    return out
 
 
 def write_config(config: RunConfig) -> None:

@@ -70,6 +70,14 @@ def test_a_dry_run_of_a_probe_checks_its_inputs_and_writes_nothing(run: Run, run
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("flags", [(), ("--dry-run",)])
+def test_a_file_in_the_place_of_the_run_folder_is_named(run: Run, run_file: Path, flags: tuple[str, ...]) -> None:
+    for out in (run_file, run_file / "run"):
+        code, text = run("train", str(run_file), f"out={out}", *flags)
+        assert code == 1
+        assert f"out is {out}, and there is a file in the way" in text
+
+
 def test_a_dry_run_tells_size_cost_and_epochs_and_writes_nothing(run: Run, run_file: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     code, out = run("train", str(run_file), "steps=10", "--dry-run")
