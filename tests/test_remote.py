@@ -87,11 +87,14 @@ def test_a_folder_has_one_writer_and_a_killed_one_leaves_nothing_behind(tmp_path
         with remote.only_writer(folder):
             os.write(told, b"x")
             signal.pause()
-    assert os.read(ready, 1) == b"x"
-    with pytest.raises(ValueError, match="out is being written by another process"), remote.only_writer(folder):
-        pass
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+        os._exit(1)
+    try:
+        assert os.read(ready, 1) == b"x"
+        with pytest.raises(ValueError, match="out is being written by another process"), remote.only_writer(folder):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
     with remote.only_writer(folder):
         assert list(Path(folder).iterdir()) == []
 
