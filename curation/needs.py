@@ -12,7 +12,7 @@ from headrace.curation.recipe import Recipe
 from headrace.curation.select.steps import Decontaminate
 
 # Annotator -> packages of the extras that it imports.
-PACKAGES = {"clip": ("torch", "open_clip"), "unsafe_image": ("onnxruntime",)}
+PACKAGES = {"clip": ("open_clip", "torch"), "unsafe_image": ("onnxruntime",)}
 
 
 def check_needs(recipe: Recipe, stages: Sequence[str]) -> None:
