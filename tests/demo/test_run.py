@@ -63,10 +63,13 @@ def test_the_demo_finds_what_was_planted(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_an_earlier_demo_is_left_alone(tmp_path: Path) -> None:
+    from headrace.cli.demo import demo_command
     from headrace.demo.run import run_demo
 
     precious = tmp_path / "precious.txt"
     precious.write_text("mine")
     with pytest.raises(ValueError, match="not the folder of an earlier demo"):
         run_demo(tmp_path, seed=1, on_step=lambda _: None)
+    with pytest.raises(ValueError, match="not the folder of an earlier demo"):
+        demo_command(tmp_path, seed=1, dry_run=True)
     assert precious.read_text() == "mine"

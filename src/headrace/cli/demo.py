@@ -31,11 +31,12 @@ def demo_command(
     console = Console()
     seed = secrets.randbelow(1_000_000) if seed is None else seed
     console.print(f"seed {seed}")
+    from headrace.demo.run import check_folder, run_demo
+
+    check_folder(out)
     if dry_run:
         _show_plan(console, seed)
         return
-    from headrace.demo.run import run_demo
-
     started = time.monotonic()
 
     def on_step(text: str) -> None:

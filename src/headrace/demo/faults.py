@@ -12,7 +12,7 @@ from headrace.demo.web import Entry, Planner, Reply
 
 HTML = b"<!doctype html><html><head><title>Not here</title></head><body><p>The picture has moved.</p></body></html>"
 JPEG_TYPE = ("Content-Type", "image/jpeg")
-# The recipe of the demo gives a fetch five seconds in all.
+# The recipe of the demo gives an attempt four seconds, a fetch eight in all.
 SLOW_SECONDS, IN_TIME_SECONDS = 60.0, 1.5
 
 

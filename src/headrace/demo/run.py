@@ -133,12 +133,17 @@ def _conclude(
     return DemoResult(rows=tuple(rows), promises=promises, data=data)
 
 
+def check_folder(out: Path) -> None:
+    """Raise ValueError if `out` holds anything but an earlier demo."""
+    if out.exists() and not (out / MARKER).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out.absolute()} exists and is not the folder of an earlier demo; name another with --out")
+
+
 def _fresh_folder(out: Path) -> Path:
     """Return the absolute path of a new folder; an earlier demo there is removed, anything else is refused."""
     out = out.absolute()
+    check_folder(out)
     if out.exists():
-        if not (out / MARKER).is_file() and (not out.is_dir() or any(out.iterdir())):
-            raise ValueError(f"{out} exists and is not the folder of an earlier demo; name another with --out")
         shutil.rmtree(out)
     out.mkdir(parents=True)
     (out / MARKER).write_text("This folder was written by headrace demo, which may remove it.\n")
