@@ -220,6 +220,7 @@ def make_job(tmp_path: Path) -> Callable[..., Recipe]:
             engine=EngineConfig(executor="local" if workers else "inline", workers=workers),
         )
         write_job_ledger(recipe)
+        Path(job.url, "job.json").write_text('{"schema": 1}\n')
         return recipe
 
     return make

@@ -101,7 +101,6 @@ def test_what_a_step_cuts_at_has_a_histogram_though_no_annotator_made_it(built: 
 def test_the_command_with_the_job_gives_the_page_that_its_recipe_asks_for(built: Recipe) -> None:
     recipe = replace(built, report=ReportConfig(title="Pool of May", samples=2))
     Path(recipe.job, "recipe.yaml").write_text(recipe_text(recipe))
-    Path(recipe.job, "job.json").write_text('{"schema": 1}')
     run_report(recipe)
     expected = read(recipe)
     shutil.rmtree(Job(recipe.job).report)
