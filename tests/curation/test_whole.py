@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +96,10 @@ def write_recipe(folder: Path, web: SmallWeb, **engine: Any) -> None:
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
 
 
-def start(folder: Path, command: str) -> subprocess.Popen[bytes]:
+def start(folder: Path, command: str, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
     with (folder / "log.txt").open("ab") as log:
         arguments = [sys.executable, "-c", MAIN, command, "recipe.yaml"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**(environment or os.environ), "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(arguments, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
 
 
@@ -163,9 +163,9 @@ def test_the_stages_one_by_one_and_all_again_write_the_same_job(
     assert job_files(folder) == job_files(whole)
 
 
-def kill_after(folder: Path, target: int, seconds: float) -> int:
+def kill_after(folder: Path, target: int, seconds: float, environment: dict[str, str]) -> int:
     """Start a run, kill its driver some `seconds` after `target` commits are there; return the commits there now."""
-    process = start(folder, "curate")
+    process = start(folder, "curate", environment)
     deadline = time.monotonic() + MAX_SECONDS
     while num_done(folder) < target:
         assert process.poll() is None, (folder / "log.txt").read_text()
@@ -178,19 +178,21 @@ def kill_after(folder: Path, target: int, seconds: float) -> int:
     return num_done(folder)
 
 
-def test_a_killed_run_goes_on_to_the_same_job(whole: Path, small_web: SmallWeb, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_to_the_same_job(
+    whole: Path, small_web: SmallWeb, tmp_path: Path, hold: Callable[[str, int], dict[str, str]]
+) -> None:
     folder = tmp_path / "killed"
     write_recipe(folder, small_web, executor="local", workers=2)
     total = num_done(whole)
     seed = int(os.environ.get("HEADRACE_KILL_SEED", time.time_ns() % 100_000))
     print(f"HEADRACE_KILL_SEED={seed}")  # noqa: T201
     moments = random.Random(seed)
-    before = 0
+    before, held = 0, hold(f"{folder}/job/report/report.json", 1)
     for stage in DONE:
         # Some moment of this stage: after that many pieces of work, and a little later.
         target = before + moments.randrange(num_done(whole, stage))
         before += num_done(whole, stage)
-        left = total - kill_after(folder, target, moments.uniform(0, 0.05))
+        left = total - kill_after(folder, target, moments.uniform(0, 0.05), held)
         print(f"killed in {stage}, after {target} of {total} commits; {left} were left to do")  # noqa: T201
         assert left > 0, "nothing was left to do at the kill, so this proved nothing"
     run(folder, "curate")

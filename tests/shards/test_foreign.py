@@ -190,7 +190,9 @@ def test_folders_globs_and_tars_are_found(tars: str) -> None:
 
 
 @pytest.mark.full
-def test_kill_index_at_any_moment_then_rerun_gives_the_same_bytes(tars: str, tmp_path: Path) -> None:
+def test_kill_index_at_any_moment_then_rerun_gives_the_same_bytes(
+    tars: str, tmp_path: Path, hold: Callable[[str, int], dict[str, str]]
+) -> None:
     whole_tar = Path(tars, "00000.tar").read_bytes()
     for number in range(2, 60):
         Path(tars, f"{number:05d}.tar").write_bytes(whole_tar)
@@ -199,9 +201,10 @@ def test_kill_index_at_any_moment_then_rerun_gives_the_same_bytes(tars: str, tmp
     subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True, timeout=120)
     whole = _tree(tmp_path / "whole")
     out = tmp_path / "killed"
+    held = hold(f"{out}/index/*.parquet", 58)
     for number in range(3):
-        process = subprocess.Popen([*command, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        target = len(_tree(out)) + 5 + 9 * number
+        process = subprocess.Popen([*command, str(out)], env=held, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        target = min(len(_tree(out)) + 5 + 9 * number, 50)
         deadline = time.monotonic() + 60
         while len(_tree(out)) < target and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.001)

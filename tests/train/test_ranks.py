@@ -1,6 +1,7 @@
 """Several processes compute what one does."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -66,6 +67,14 @@ else:
     sys.exit("this rank went on")
 """
 TRAIN = "from headrace.cli.app import main; main()"
+# A pause after each step, so that a kill which a busy machine delivers late still finds steps left to do.
+SLOW_TRAIN = f"""
+import time
+from headrace.train.metrics import MetricsFile
+write = MetricsFile.write
+MetricsFile.write = lambda *given: (write(*given), time.sleep(0.2))
+{TRAIN}
+"""
 
 
 # One thread and two round differently: what is compared bit for bit must have the same number.
@@ -82,12 +91,18 @@ def torchrun(processes: int, program: str, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def free_port() -> int:
+    """Return a port that nothing takes by chance: below those that the system hands out, another one a process."""
+    for port in range(20_000 + os.getpid() % 10_000, 32_000):
+        with socket.socket() as tried:
+            if tried.connect_ex(("127.0.0.1", port)) != 0:
+                return port
+    raise AssertionError("no free port")
+
+
 def two_processes(program: str, *arguments: str) -> None:
     """Run `program` twice with the variables that torchrun would set; saves the start of torchrun itself."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
     command = [sys.executable, "-W", "error::FutureWarning", "-c", program, *arguments]
     processes = [
@@ -206,8 +221,8 @@ def test_kill_nine_at_random_moments_changes_no_loss(run_file: Callable[..., Pat
     path = run_file(steps=60, checkpoint={"every": 4, "keep": 2})
     (whole,) = runs(path, tmp_path, 1).values()
     out, rng, kills = tmp_path / "killed", random.Random(11), 0
-    command = [sys.executable, "-c", TRAIN, "train", str(path), f"out={out}"]
     while True:
+        command = [sys.executable, "-c", SLOW_TRAIN if kills < 5 else TRAIN, "train", str(path), f"out={out}"]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
         before = len(_steps(out))
         if kills < 5:

@@ -133,6 +133,8 @@ def make_recipe(tmp_path: Path) -> Callable[..., Recipe]:
 
     def make(name: str = "job", *, shards: int = 3, workers: int = 0, **annotate: Any) -> Recipe:
         job = Job(str(tmp_path / name))
+        Path(job.url).mkdir(exist_ok=True)
+        Path(job.url, "job.json").write_text('{"schema": 1}\n')
         for shard in range(shards):
             if f"{shard:05d}" not in committed(job.raw):
                 write_raw(job, shard)

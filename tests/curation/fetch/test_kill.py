@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,12 @@ if __name__ == "__main__":
 """
 
 
-def start(tmp_path: Path, job: str, settings: dict[str, Any]) -> subprocess.Popen[bytes]:
+def start(
+    tmp_path: Path, job: str, settings: dict[str, Any], environment: dict[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     (tmp_path / "driver.py").write_text(DRIVER)
     arguments = [tmp_path / "driver.py", tmp_path / job, tmp_path / "list.txt", json.dumps(settings)]
-    return subprocess.Popen([sys.executable, *arguments], start_new_session=True)
+    return subprocess.Popen([sys.executable, *arguments], env=environment, start_new_session=True)
 
 
 def finish(process: subprocess.Popen[bytes]) -> None:
@@ -54,7 +57,9 @@ def committed(job: Path) -> int:
 
 
 @pytest.mark.full
-def test_a_killed_fetch_goes_on_to_the_same_bytes(server: Any, web: Any, tmp_path: Path) -> None:
+def test_a_killed_fetch_goes_on_to_the_same_bytes(
+    server: Any, web: Any, tmp_path: Path, hold: Callable[[str, int], dict[str, str]]
+) -> None:
     for number in range(NUM_ROWS):
         server.answers[f"/{number}.jpg"] = web.reply(web.jpeg(number))
     server.answers["/5.jpg"] = web.reply(status="404 Not Found")
@@ -75,9 +80,11 @@ def test_a_killed_fetch_goes_on_to_the_same_bytes(server: Any, web: Any, tmp_pat
     print(f"HEADRACE_KILL_SEED={seed}")  # noqa: T201
     moments = random.Random(seed)
     for target in sorted(moments.sample(range(NUM_ROWS // SHARD_ROWS - 2), 3)):
-        process = start(tmp_path, "killed", settings)
-        deadline = time.monotonic() + 60
-        while committed(tmp_path / "killed") <= target and time.monotonic() < deadline:
+        held = hold(str(tmp_path / "killed" / "raw" / "commits" / "[0-9]*.json"), NUM_ROWS // SHARD_ROWS - 2)
+        process = start(tmp_path, "killed", settings, held)
+        deadline = time.monotonic() + 120
+        while committed(tmp_path / "killed") <= target:
+            assert time.monotonic() < deadline, "never ready to be killed"
             time.sleep(0.005)
         time.sleep(moments.uniform(0, 0.1))
         assert process.poll() is None, "the driver ended before it could be killed"
