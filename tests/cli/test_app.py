@@ -47,3 +47,35 @@ def test_the_version_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     with pytest.raises(SystemExit) as stopped:
         app.main()
     assert (stopped.value.code, capsys.readouterr().out) == (0, f"headrace {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["stream"], "headrace: Missing argument 'MIXTURE.yaml'; see headrace stream --help"),
+        (
+            ["fetch", "--dryrun", "r.yaml"],
+            "headrace: No such option: --dryrun (Possible options: --dry-run); see headrace",
+        ),
+        (["curat"], "headrace: No such command 'curat'"),
+        (["stream", "m.yaml", "--batches", "0"], "headrace: Invalid value for '--batches': "),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], line: str
+) -> None:
+    monkeypatch.setattr("sys.argv", ["headrace", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        app.main()
+    assert str(stopped.value.code).startswith(line)
+    assert str(stopped.value.code).isprintable()
+
+
+def test_without_a_command_the_help_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["headrace"])
+    with pytest.raises(SystemExit) as stopped:
+        app.main()
+    assert not stopped.value.code
+    assert "curate" in capsys.readouterr().out

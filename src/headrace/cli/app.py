@@ -1,12 +1,13 @@
 """The `headrace` command: every subcommand in one visible place, and the one rule for a user's mistake.
 
-A `ValueError` or `OSError` that reaches this file is a mistake the user can mend (style guide, rule 16): one line on
-stderr, exit code 1. Anything else is ours and keeps its traceback.
+A `ValueError` or `OSError` that reaches this file is a mistake the user can mend (style guide, rule 16), and so is a
+command line that Typer cannot read: one line on stderr, exit code 1. Anything else is ours and keeps its traceback.
 """
 
 import importlib
 import logging
 import sys
+from typing import Any
 
 import typer
 
@@ -48,7 +49,12 @@ EXTRAS = {
 # Libraries under remote file systems whose errors are not OSError: an HTTP 503, missing credentials.
 BACKENDS = ("aiohttp", "aiobotocore", "botocore", "gcsfs")
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+# What Typer raises for an unknown command or option, a missing or bad value; of that family it exports one child only.
+USAGE_ERROR = typer.BadParameter.__bases__[0]
+
+app = typer.Typer(
+    invoke_without_command=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich"
+)
 
 
 def _print_version(asked: bool) -> None:
@@ -59,6 +65,7 @@ def _print_version(asked: bool) -> None:
 
 @app.callback(epilog="Start with: headrace demo")
 def _root(
+    context: typer.Context,
     verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what is done."),
     _version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Say which it is."),
 ) -> None:
@@ -66,6 +73,8 @@ def _root(
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
     )
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 for _name, _module in COMMANDS.items():
@@ -81,7 +90,7 @@ def main() -> None:
 
 def _run() -> None:
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except (ValueError, OSError) as error:
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         sys.exit(f"headrace: {_one_line(str(error) + notes) or type(error).__name__}")
@@ -97,9 +106,16 @@ def _run() -> None:
             raise
         sys.exit(f"headrace: {_one_line(str(error))}")
     except Exception as error:
+        if isinstance(error, USAGE_ERROR):
+            sys.exit(f"headrace: {_usage_message(error)}")
         if type(error).__module__.partition(".")[0] not in BACKENDS:
             raise
         sys.exit(f"headrace: {type(error).__name__}: {_one_line(str(error))}")
+
+
+def _usage_message(error: Any) -> str:
+    command = error.ctx.command_path if error.ctx else "headrace"
+    return f"{_one_line(error.format_message()).rstrip('.')}; see {command} --help"
 
 
 def _one_line(text: str) -> str:

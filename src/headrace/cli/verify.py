@@ -23,6 +23,6 @@ def verify_command(
         num_damages += 1
         print(damage)
     if num_damages:
-        print(f"{num_damages} damages in {len(opened.shards)} shards, {opened.num_samples} samples")
+        print(f"damage in {num_damages} places of {len(opened.shards)} shards, {opened.num_samples} samples")
         raise typer.Exit(1)
     print(f"whole: {len(opened.shards)} shards, {opened.num_samples} samples")
