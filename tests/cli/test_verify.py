@@ -40,7 +40,7 @@ def test_damage_is_named_and_counted(run: Run, dataset: Path) -> None:
     assert lines[0].startswith("00001 sample '000010' at byte ")
     assert "crc32 is" in lines[0]
     assert "sha256 of the tar" in lines[1]
-    assert lines[2] == "2 damages in 2 shards, 6 samples"
+    assert lines[2] == "damage in 2 places of 2 shards, 6 samples"
 
 
 def test_no_dataset_is_one_line(run: Run, tmp_path: Path) -> None:
