@@ -2,7 +2,8 @@
 
 A generation is fixed on disk before its first request (the rows, then the record that says which shards they become),
 so a killed one goes on with the same names; the next one begins when every shard of it is committed. The one thing a
-reader would get wrong: a retry shard holds only the rows that succeeded now, and may be empty.
+reader would get wrong: a retry shard holds only the rows that succeeded now; where none did there is no shard, its
+number stays free, and the commit is in the folder of the generation's rows.
 """
 
 import json
@@ -50,8 +51,7 @@ def generations(job: Job) -> list[Generation]:
 def begin(job: Job, config: FetchConfig, *, num_list_shards: int) -> Generation | None:
     """Return the retry to work on: one that was cut short, or a new one; None if nothing can be tried again."""
     begun = generations(job)
-    done = set(committed(job.raw))
-    if begun and not all(f"{begun[-1].first_shard + number:05d}" in done for number in range(begun[-1].num_shards)):
+    if begun and not _is_finished(job, begun[-1]):
         return begun[-1]
     first = begun[-1].first_shard + begun[-1].num_shards if begun else num_list_shards
     rows = failed_rows(job, config.retry_classes, num_list_shards=num_list_shards)
@@ -63,6 +63,11 @@ def begin(job: Job, config: FetchConfig, *, num_list_shards: int) -> Generation 
     record = {"first_shard": first, "rows": rows.num_rows, "samples_per_shard": config.samples_per_shard}
     remote.put_if_absent(f"{folder}.json", (canonical_json(record) + "\n").encode())
     return Generation(spilled, first, config.samples_per_shard)
+
+
+def _is_finished(job: Job, generation: Generation) -> bool:
+    done = {*committed(job.raw), *committed(generation.rows.folder)}
+    return all(f"{generation.first_shard + number:05d}" in done for number in range(generation.num_shards))
 
 
 def failed_rows(job: Job, classes: tuple[str, ...], *, num_list_shards: int) -> pa.Table:

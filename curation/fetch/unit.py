@@ -21,7 +21,7 @@ from headrace.curation.fetch.errors import FetchError
 from headrace.curation.fetch.fetcher import Fetcher
 from headrace.curation.fetch.raw_shard import Outcome, RawShard, write_raw_shard
 from headrace.curation.fetch.spill import SpilledList, read_places
-from headrace.shards.commit import is_committed
+from headrace.shards.commit import commit, is_committed
 
 TASKS_PER_SLOT = 32
 FILES_BESIDE_SOCKETS = 512
@@ -37,7 +37,7 @@ class FetchUnit:
     stop: int
     config: FetchConfig
     only_successes: bool = False
-    """A retry: the failures are in an earlier shard already."""
+    """A retry: the failures are in an earlier shard already. Without any success no shard is written."""
 
     @property
     def name(self) -> str:
@@ -47,7 +47,7 @@ class FetchUnit:
 
 def fetch_shard(unit: FetchUnit) -> None:
     """Fetch the rows of one raw shard and commit it; nothing happens if it is committed."""
-    if is_committed(unit.shard.folder, unit.shard.name):
+    if is_committed(unit.shard.folder, unit.shard.name) or is_committed(unit.rows.folder, unit.shard.name):
         return
     rows = read_places(unit.rows, unit.start, unit.stop)
     _raise_file_limit(unit.config)
@@ -60,10 +60,20 @@ def fetch_shard(unit: FetchUnit) -> None:
         spool.flush()
         if unit.only_successes:
             kept = [row for row, outcome in enumerate(outcomes) if outcome.header is not None]
+            if not kept:
+                _record_nothing(unit)
+                return
             rows, outcomes = rows.take(pa.array(kept, pa.int64())), [outcomes[row] for row in kept]
         write_raw_shard(
             unit.shard, rows, outcomes, lambda outcome: os.pread(spool.fileno(), outcome.size, outcome.offset)
         )
+
+
+def _record_nothing(unit: FetchUnit) -> None:
+    """Commit a retry without a success beside its rows, so that the raw shards stay what they were."""
+    for suffix in (".tar", ".parquet", "_stats.json"):  # of a killed run that had successes
+        remote.remove(remote.join(unit.shard.folder, unit.shard.name + suffix))
+    commit(unit.rows.folder, unit.shard.name, {"successes": 0})
 
 
 def _raise_file_limit(config: FetchConfig) -> None:

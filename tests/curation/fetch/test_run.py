@@ -197,11 +197,36 @@ def test_a_retry_fetches_only_what_may_have_passed_into_new_shards(server, web, 
     assert sorted(path for path, _ in server.requests) == ["/20.jpg", "/5.jpg"]
     assert read_raw(Job(recipe.job), "00004").column("input_row").to_pylist() == [5]
 
-    del server.answers["/20.jpg"]
-    assert run_fetch(recipe, retry_failed=True).retried == 3
-    assert read_raw(Job(recipe.job), "00005").num_rows == 0
     uids = [row["uid"] for row in all_rows(tmp_path / "job") if row["status"] == "success"]
     assert len(uids) == len(set(uids)) == 19
+
+
+def test_a_retry_without_a_success_leaves_the_raw_part_as_it_was(server, web, tmp_path: Path) -> None:
+    write_list(tmp_path / "list.jsonl", server, web)
+    for number in range(20):
+        server.answers[f"/{number}.jpg"] = web.reply(status="503 Busy")
+    recipe = web.recipe_for(tmp_path / "job", tmp_path / "list.jsonl", web.config_for(server, samples_per_shard=9))
+    run_fetch(recipe)
+    raw = files_of(tmp_path / "job/raw")
+    assert run_fetch(recipe, retry_failed=True).retried == 0
+    assert files_of(tmp_path / "job/raw") == raw
+    whole = files_of(tmp_path / "job")
+    # Killed after one of its shards, while the other had a success that is not there any more: goes on to the same.
+    records = sorted((tmp_path / "job/input/retries/00000/commits").iterdir())
+    assert [path.name for path in records] == ["00003.json", "00004.json"]
+    records[1].unlink()
+    for suffix in (".tar", ".parquet", "_stats.json"):
+        (tmp_path / f"job/raw/00004{suffix}").write_bytes(b"never committed")
+    server.requests.clear()
+    run_fetch(recipe, retry_failed=True)
+    assert 0 < len(server.requests) < 18
+    assert files_of(tmp_path / "job") == whole
+    # The next one is another generation, with the numbers after those.
+    for number in range(20):
+        server.answers[f"/{number}.jpg"] = web.reply(web.jpeg(number))
+    assert run_fetch(recipe, retry_failed=True).retried == 17
+    assert [int(name) for name in raw_shards(Job(recipe.job))] == [0, 1, 2, 5, 6]
+    assert sum(row["status"] == "success" for row in all_rows(tmp_path / "job")) == 20
 
 
 def test_a_retry_that_was_cut_short_goes_on_with_the_same_names(server, web, tmp_path: Path) -> None:
