@@ -15,12 +15,7 @@ from headrace import remote
 from headrace.config import canonical_json
 from headrace.curation.annotate.config import ANNOTATORS, AnnotateConfig, annotators
 from headrace.curation.annotate.protocol import digest, file_sha256, identity
-from headrace.curation.annotate.tables import (
-    annotated_shards,
-    annotation_digests,
-    annotation_folders,
-    read_annotations,
-)
+from headrace.curation.annotate.tables import annotated_shards, annotation_digests, annotation_folders
 from headrace.curation.engine import OnProgress, no_progress, run_units
 from headrace.curation.job import Job
 from headrace.shards.commit import committed, read_commit
@@ -36,7 +31,6 @@ __all__ = [
     "annotation_digests",
     "annotation_folders",
     "plan_annotate",
-    "read_annotations",
     "run_annotate",
 ]
 

@@ -1,4 +1,4 @@
-"""Where annotations are, and reading them back.
+"""Where annotations are, and opening them.
 
 Folders are named by annotator and digest, so tables of other settings are never mixed in; a table counts when its
 commit record does, and only with the bytes that the record names. The one thing a reader would get wrong: finding the
@@ -6,8 +6,6 @@ folders needs the model files (their content is part of the digest), but neither
 """
 
 import hashlib
-
-import pyarrow as pa
 
 from headrace import remote
 from headrace.curation.annotate.config import AnnotateConfig, annotators
@@ -54,26 +52,3 @@ def open_annotation(folder: str, shard: str) -> ParquetReader:
 def annotation_sha256(folder: str, shard: str) -> str:
     """Return the sha256 that a finished table has. Raises FileNotFoundError if it is not finished."""
     return str(read_commit(folder, shard).get("sha256"))
-
-
-def read_annotations(job: Job, config: AnnotateConfig, shard: str) -> pa.Table:
-    """Return `key` and the columns of every annotator for one raw shard, in raw order.
-
-    Raises ValueError if an annotator has not been run on the shard, ShardError if a table is damaged.
-    """
-    joined: pa.Table | None = None
-    for name, folder in annotation_folders(config, job).items():
-        try:
-            table = open_annotation(folder, shard).read()
-        except FileNotFoundError as error:
-            raise ValueError(f"raw shard {shard} is not annotated by {name} yet; run headrace annotate") from error
-        if joined is None:
-            joined = table
-            continue
-        if not table.column("key").equals(joined.column("key")):
-            raise ShardError(f"the rows of {name} are not those of the other annotators", shard=shard)
-        for field in table.schema:
-            if field.name != "key":
-                joined = joined.append_column(field, table.column(field.name))
-    assert joined is not None, "AnnotateConfig asks for at least one annotator"
-    return joined
