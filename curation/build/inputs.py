@@ -20,7 +20,7 @@ from headrace.curation.select.ledger import ledger_url
 from headrace.shards.commit import is_committed
 from headrace.shards.errors import ShardError
 from headrace.shards.index import INDEX_SCHEMA
-from headrace.shards.parquet import read_equal
+from headrace.shards.parquet import ParquetReader, read_equal
 from headrace.shards.read import read_payloads
 from headrace.shards.tar import iterate_members
 from headrace.shards.windows import Windows
@@ -138,15 +138,20 @@ def load_raw_shard(
 
 
 def _read_annotation(annotator: str, folder: str, shard: str, columns: tuple[str, ...]) -> tuple[pa.Schema, pa.Table]:
+    file = open_table(annotator, folder, shard)
+    wanted = {FACE_BOXES, *columns}
+    names = [item.name for item in file.schema if not pa.types.is_nested(item.type) or item.name in wanted]
+    return file.schema, file.read(names)
+
+
+def open_table(annotator: str, folder: str, shard: str) -> ParquetReader:
+    """Open one annotator's table of one raw shard. Raises FileNotFoundError, ShardError if it is damaged."""
     try:
-        file = open_annotation(folder, shard)
+        return open_annotation(folder, shard)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"raw shard {shard} is not annotated by {annotator}, or no longer; run `headrace annotate` first"
         ) from error
-    wanted = {FACE_BOXES, *columns}
-    names = [item.name for item in file.schema if not pa.types.is_nested(item.type) or item.name in wanted]
-    return file.schema, file.read(names)
 
 
 def _image_spans(tar_url: str) -> tuple[dict[str, tuple[int, int]], str]:

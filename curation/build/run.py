@@ -6,15 +6,17 @@ its commits last, so that a killed removal is still seen as another ledger's.
 """
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from headrace import remote
 from headrace.config import config_to_dict
-from headrace.curation.build.inputs import load_raw_shard
+from headrace.curation.build.inputs import load_raw_shard, open_table
 from headrace.curation.build.unit import BuildUnit, build_unit
 from headrace.curation.engine import OnProgress, no_progress, run_units
 from headrace.curation.job import Job
+from headrace.curation.raw import raw_tar_url, read_raw
 from headrace.curation.select import decided_by
 from headrace.curation.select.ledger import LedgerSummary, check_ledger, digest_of, ledger_url, read_summary
 from headrace.shards.commit import committed, read_commit
@@ -27,6 +29,8 @@ if TYPE_CHECKING:  # the recipe imports this stage's config
 
 # Raised whenever the same ledger and settings would give other bytes.
 BUILD_VERSION = 1
+# Each holds one raw shard's tables.
+NUM_READERS = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,8 +47,8 @@ class BuildSummary:
         return f"{self.num_samples} samples in {self.num_shards} shards, {self.num_bytes} bytes{failed}"
 
 
-def plan_build(recipe: "Recipe") -> list[str]:
-    """Return what `run_build` would do."""
+def plan_build(recipe: "Recipe", *, start_over: bool = False, select_first: bool = False) -> list[str]:
+    """Return what `run_build` would do; with `select_first` after a run of select with this recipe."""
     job, config = Job(recipe.job), recipe.build
     lines = [
         f"write {job.dataset}: {config.samples_per_shard} samples a shard, shuffled within {config.shuffle_window} raw "
@@ -53,12 +57,22 @@ def plan_build(recipe: "Recipe") -> list[str]:
         if config.blur_faces
         else "keep faces",
     ]
+    there = committed(job.dataset)
+    if there and start_over:
+        lines.append(f"remove the dataset that is there first ({len(there)} shards)")
     try:
         summary = read_summary(job)
         _check_decided(job, recipe, summary)
-        done = _committed(job, recipe, summary)
     except ValueError as error:
-        return [*lines, f"cannot start yet: {error}"]
+        if not select_first:
+            return [*lines, f"cannot start yet: {error}"]
+        if there and not start_over:
+            lines.append(f"would be refused: {_other_dataset(job, there)}")
+        return [*lines, "rows and shards are what select will decide"]
+    try:
+        done = set() if start_over else _committed(job, recipe, summary)
+    except ValueError as error:
+        return [*lines, f"would be refused: {error}"]
     return [*lines, f"{summary.kept} rows in {summary.out_shards} shards; {len(done)} of them are done"]
 
 
@@ -75,6 +89,7 @@ def run_build(recipe: "Recipe", *, on_progress: OnProgress = no_progress, start_
     check_ledger(job, summary)
     _check_decided(job, recipe, summary)
     if start_over:
+        _check_inputs(job, summary)
         remove_dataset(job)
     done = _committed(job, recipe, summary)
     for name in ("", "shards", "commits"):
@@ -106,6 +121,27 @@ def _check_decided(job: Job, recipe: "Recipe", summary: LedgerSummary) -> None:
             f"{job.ledger} was decided by another recipe (select, annotate, seed or build.shuffle_window differ); "
             "run `headrace annotate` and `headrace select` with this recipe first"
         )
+
+
+def _check_inputs(job: Job, summary: LedgerSummary) -> None:
+    """Read every table that the build will read, as a dataset is only removed for one that can be built."""
+    column = read_equal(ledger_url(job), {"kept": True}, ["raw_shard"])["raw_shard"]
+    folders = _annotation_folders(job, summary)
+
+    def check(shard: str) -> None:
+        read_raw(job, shard)
+        if not remote.exists(raw_tar_url(job, shard)):
+            raise FileNotFoundError(f"{raw_tar_url(job, shard)} is missing")
+        for annotator, folder in folders.items():
+            open_table(annotator, folder, shard)
+
+    with ThreadPoolExecutor(NUM_READERS) as readers:
+        for _ in readers.map(check, sorted(column.unique().to_pylist())):
+            pass
+
+
+def _annotation_folders(job: Job, summary: LedgerSummary) -> dict[str, str]:
+    return {name: remote.join(job.url, "annotations", folder) for name, folder in summary.annotations.items()}
 
 
 def out_shards(job: Job) -> list[str]:
@@ -152,16 +188,19 @@ def _committed(job: Job, recipe: "Recipe", summary: LedgerSummary) -> set[str]:
     # Every run checks before it writes, so the first and the last record speak for all.
     for name in {*names[:1], *names[-1:]}:
         if read_commit(job.dataset, name).get("inputs") != _inputs_digest(recipe, summary):
-            raise ValueError(
-                f"{job.dataset} was built from another ledger or with other build settings ({len(names)} shards are "
-                "there); build with --start-over to remove it first, or name another job folder"
-            )
+            raise ValueError(_other_dataset(job, names))
     return set(names)
 
 
+def _other_dataset(job: Job, names: list[str]) -> str:
+    return (
+        f"{job.dataset} was built from another ledger or with other build settings ({len(names)} shards are there); "
+        "build with --start-over to remove it first, or name another job folder"
+    )
+
+
 def _unit(recipe: "Recipe", summary: LedgerSummary, name: str) -> BuildUnit:
-    parent = remote.join(recipe.job, "annotations")
-    folders = {annotator: remote.join(parent, folder) for annotator, folder in summary.annotations.items()}
+    folders = _annotation_folders(Job(recipe.job), summary)
     return BuildUnit(
         name=name,
         job=recipe.job,

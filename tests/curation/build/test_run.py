@@ -191,6 +191,45 @@ def test_another_ledger_is_refused_until_told_to_start_over(make_job: MakeJob, w
     assert digests(Job(recipe.job).dataset) == digests(Job(fresh.job).dataset)
 
 
+def test_starting_over_removes_nothing_before_its_inputs_are_whole(make_job: MakeJob, write_ledger_again: Any) -> None:
+    recipe = make_job()
+    run_build(recipe)
+    before = digests(Job(recipe.job).dataset)
+    write_ledger_again(recipe, drop=(4, 6))
+    ways = {"annotations/caption-01234567/00001.parquet": "sha256", "raw/00001.parquet": "parquet", "raw/00001.tar": ""}
+    for name, told in ways.items():
+        path = Path(recipe.job, name)
+        data = path.read_bytes()
+        path.write_bytes(data[:-9])
+        if not told:
+            path.unlink()
+        with pytest.raises((ValueError, FileNotFoundError), match=told or "is missing"):
+            run_build(recipe, start_over=True)
+        path.write_bytes(data)
+        assert digests(Job(recipe.job).dataset) == before
+    run_build(recipe, start_over=True)
+    assert digests(Job(recipe.job).dataset) != before
+
+
+def test_a_plan_after_select_says_what_a_changed_threshold_will_cost(make_job: MakeJob) -> None:
+    recipe = make_job()
+    run_build(recipe)
+    assert plan_build(recipe, select_first=True) == plan_build(recipe)
+    other = dataclasses.replace(recipe, select=(Rule(name="none", keep="num_faces < 3"),))
+    assert "cannot start yet" in plan_build(other)[-1]
+    lines = plan_build(other, select_first=True)
+    assert "would be refused" in lines[-2]
+    assert "(4 shards are there); build with --start-over" in lines[-2]
+    assert lines[-1] == "rows and shards are what select will decide"
+    lines = plan_build(other, select_first=True, start_over=True)
+    assert "remove the dataset that is there first (4 shards)" in lines
+    assert not any("refused" in line for line in lines)
+    fresh = make_job("fresh")
+    shutil.rmtree(Job(fresh.job).ledger)
+    lines = plan_build(fresh, select_first=True)
+    assert not any("refused" in line or "start" in line for line in lines)
+
+
 def test_other_build_settings_do_not_mix_either(make_job: MakeJob) -> None:
     recipe = make_job()
     run_build(recipe)
