@@ -85,6 +85,12 @@ def _expand(entry: str, list_format: str) -> list[str]:
     return sorted(found if remote.is_local(entry) else [fs.unstrip_protocol(name) for name in found])
 
 
+def lists_are_text(config: InputConfig) -> bool:
+    """True if every list is csv or tsv, by its name alone: all columns that it carries are text."""
+    formats = {_suffix_format(entry) if config.format == "auto" else config.format for entry in config.urls}
+    return formats <= {"csv", "tsv"}
+
+
 def _plain_name(url: str) -> str:
     return remote.basename(url.partition("?")[0] if "://" in url else url).lower()
 

@@ -51,7 +51,8 @@ def scan(files: Sequence[ListFile], config: InputConfig) -> Scan:
             carried = pa.unify_schemas([carried, schema], promote_options="permissive") if count else carried
         except pa.ArrowException as error:
             raise ValueError(
-                f"{file.url}: a carried column has another type than in the lists before: {error}"
+                f"{file.url}: a carried column has another type than in the lists before: {error} (a csv column is "
+                "text; make it text in all lists, then a recipe may say try_cast(COLUMN as double))"
             ) from error
     kinds = {field.name: field.type for field in carried}
     expected = (("expected_sha256", pa.string()),) if config.sha256_column else ()

@@ -6,11 +6,14 @@ annotations of the recipe's own annotators and settings; columns that another re
 
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+
 from headrace import remote
 from headrace.config import config_to_dict
 from headrace.curation.annotate.config import annotators
 from headrace.curation.annotate.tables import annotation_folders
 from headrace.curation.engine import OnProgress, no_progress
+from headrace.curation.fetch.inputs import lists_are_text
 from headrace.curation.fetch.raw_shard import OWN_SCHEMA
 from headrace.curation.job import Job
 from headrace.curation.select.ledger import LedgerSummary
@@ -21,7 +24,7 @@ from headrace.curation.select.steps import Placement
 if TYPE_CHECKING:
     from headrace.curation.recipe import Recipe
 
-__all__ = ["check_recipe", "decided_by", "plan_select", "run_select"]
+__all__ = ["check_recipe", "decided_by", "decides", "plan_select", "run_select"]
 
 
 def plan_select(recipe: "Recipe") -> list[str]:
@@ -45,12 +48,16 @@ def check_recipe(recipe: "Recipe") -> None:
     """Check the steps before anything is fetched, against the columns that the stages before will make.
 
     Raises ValueError for an expression that is not accepted, or a column that nothing makes. Columns carried from the
-    input list have no type yet; of existing raw shards (`input.raw`) not even the names are known: nothing is checked.
+    input list are text if it is csv, else of no type yet; of existing raw shards (`input.raw`) not even the names are
+    known: nothing is checked.
     """
     if recipe.input.raw is not None:
         return
     annotated = [annotator.columns for annotator in annotators(recipe.annotate).values()]
-    check_columns(recipe.select, visible_columns([*annotated, OWN_SCHEMA]), recipe.input.columns)
+    schemas, untyped = [*annotated, OWN_SCHEMA], recipe.input.columns
+    if lists_are_text(recipe.input):
+        schemas, untyped = [*schemas, pa.schema([(name, pa.string()) for name in untyped])], ()
+    check_columns(recipe.select, visible_columns(schemas), untyped)
 
 
 def run_select(recipe: "Recipe", *, on_progress: OnProgress = no_progress) -> LedgerSummary:
@@ -64,6 +71,14 @@ def decided_by(recipe: "Recipe") -> str:
     """Return what `decided_by` of a ledger is if this recipe made it. Reads model files, as their content counts."""
     folders = annotation_folders(recipe.annotate, Job(recipe.job))
     return decision_digest(_plan(recipe), {name: remote.basename(url) for name, url in folders.items()})
+
+
+def decides(recipe: "Recipe", ledger: LedgerSummary) -> bool:
+    """True if `recipe` made the ledger. Where a model file is out of reach, its annotators count as the ledger's."""
+    try:
+        return decided_by(recipe) == ledger.decided_by
+    except ValueError:
+        return decision_digest(_plan(recipe), ledger.annotations) == ledger.decided_by
 
 
 def _inputs(recipe: "Recipe") -> Inputs:

@@ -18,6 +18,7 @@ import duckdb
 
 PROBE = "probe"
 UNKNOWN = "UNKNOWN"
+TEXT_HINT = "; a csv list carries text: write try_cast(COLUMN as double), which is null where there is no number"
 
 _ROW_WISE = "BETWEEN CASE CAST COLLATE COLUMN_REF COMPARISON CONJUNCTION CONSTANT FUNCTION LAMBDA OPERATOR TYPE"
 _CLASSES = frozenset(_ROW_WISE.split(" "))
@@ -104,7 +105,8 @@ class Checker:
             query = f"DESCRIBE SELECT (\n{text}\n) AS value FROM {PROBE}"
             kind = self._connection.execute(query).fetchall()[0][1]
         except duckdb.Error as error:
-            raise ValueError(f"{where}: {text!r}: {first_line(error)}") from None
+            hint = TEXT_HINT if "VARCHAR" in first_line(error) else ""
+            raise ValueError(f"{where}: {text!r}: {first_line(error)}{hint}") from None
         return Expression(text, kind, tuple(sorted(read)))
 
     def check_boolean(self, text: str, where: str) -> Expression:
@@ -118,7 +120,8 @@ class Checker:
         """Check an expression that must be a number."""
         found = self.check(text, where)
         if not found.is_number:
-            raise ValueError(f"{where}: {text!r} must be a number, but it is of type {found.type}")
+            hint = TEXT_HINT if found.type == "VARCHAR" else ""
+            raise ValueError(f"{where}: {text!r} must be a number, but it is of type {found.type}{hint}")
         return found
 
     def check_order(self, order: Iterable[str], where: str) -> tuple[OrderItem, ...]:

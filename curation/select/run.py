@@ -20,7 +20,7 @@ from headrace.curation.select.database import count, insert, open_database, read
 from headrace.curation.select.decontaminate import prepare_decontaminate
 from headrace.curation.select.duplicates import prepare_exact_duplicates
 from headrace.curation.select.evaluation import hash_evaluation_set
-from headrace.curation.select.expression import UNKNOWN, Checker, first_line, quoted
+from headrace.curation.select.expression import TEXT_HINT, UNKNOWN, Checker, first_line, quoted
 from headrace.curation.select.fraction import prepare_top_fraction
 from headrace.curation.select.judge import Bench, Outcome, Prepared, stored_columns
 from headrace.curation.select.ledger import (
@@ -192,7 +192,10 @@ def _run_steps(
             outcome = prepared.run(Bench(connection, limits, num_input, num_here))
         except (duckdb.DataError, duckdb.InvalidInputException) as error:
             name = step if isinstance(step, str) else step.name
-            raise ValueError(f"step {name!r}: an expression has no value for a row: {first_line(error)}") from None
+            hint = TEXT_HINT if isinstance(error, duckdb.ConversionException) else ""
+            raise ValueError(
+                f"step {name!r}: an expression has no value for a row: {first_line(error)}{hint}"
+            ) from None
         line = _settle(connection, step, outcome, num_here)
         num_here = line.rows_out
         yield line

@@ -30,7 +30,7 @@ def recipe(folder: Path, *overrides: str) -> Recipe:
 
 def test_the_steps_are_checked_before_anything_is_fetched(tmp_path: Path) -> None:
     check_recipe(recipe(tmp_path))
-    check_recipe(recipe(tmp_path, "select.0.keep=year > 2000 and image_width > 3"))
+    check_recipe(recipe(tmp_path, "select.0.keep=year > 2000 and image_width > 3", "input.urls=[list.jsonl]"))
     with pytest.raises(ValueError, match="rule 'size': unknown column 'yaer'"):
         check_recipe(recipe(tmp_path, "select.0.keep=yaer > 2000"))
     with pytest.raises(ValueError, match=r"rule 'size'.*must be true or false"):
@@ -38,8 +38,30 @@ def test_the_steps_are_checked_before_anything_is_fetched(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"unknown column 'caption_words'; add annotate.caption and run"):
         check_recipe(recipe(tmp_path, "select.0.keep=caption_words > 2"))
     with pytest.raises(ValueError, match="subquery is not accepted"):
-        check_recipe(recipe(tmp_path, "select.0.keep=year > (select 1)"))
+        check_recipe(recipe(tmp_path, "select.0.keep=year > (select 1)", "input.urls=[list.jsonl]"))
     check_recipe(recipe(tmp_path, "input={raw: somewhere}", "select.0.keep=anything > 2000"))
+
+
+def test_columns_of_a_csv_are_text_before_anything_is_fetched(tmp_path: Path) -> None:
+    ranked = "select.1={step: top_fraction, score: year, fraction: 0.5}"
+    with pytest.raises(ValueError, match=r"number, but it is of type VARCHAR; .*try_cast\(COLUMN as double\)"):
+        check_recipe(recipe(tmp_path, ranked))
+    with pytest.raises(ValueError, match=r"Cannot compare .*try_cast\(COLUMN as double\)"):
+        check_recipe(recipe(tmp_path, "select.0.keep=year > 2000"))
+    check_recipe(recipe(tmp_path, ranked.replace("score: year", "score: try_cast(year as double)")))
+    check_recipe(recipe(tmp_path, ranked, "input.urls=[list.parquet]"))
+    check_recipe(recipe(tmp_path, ranked, "input.urls=[list.csv, list.parquet]"))
+    with pytest.raises(ValueError, match="VARCHAR"):
+        check_recipe(recipe(tmp_path, ranked, "input.urls=[lists/*.tsv.gz, list.csv]"))
+
+
+def test_a_text_that_is_no_number_is_told_of_try_cast(tmp_path: Path) -> None:
+    asked = recipe(tmp_path, "select.0.keep=cast(caption as double) > 3")
+    job = write_job(tmp_path / "job", [[make_row(0), make_row(1)]], annotators=["image", "hashes"])
+    for name, url in annotation_folders(asked.annotate, job).items():
+        (tmp_path / "job" / "annotations" / f"{name}-00000000").rename(url)
+    with pytest.raises(ValueError, match=r"step 'size': .*no value for a row.*try_cast\(COLUMN as double\)"):
+        run_select(asked)
 
 
 def test_the_plan_names_steps_and_says_what_is_missing(tmp_path: Path) -> None:
