@@ -69,6 +69,8 @@ class RowStory:
 
 def explain(job: Job, query: str) -> list[RowStory]:
     """Return the rows of a uid, of an unambiguous start of one, or of a URL. Raises ValueError if there is none."""
+    if not remote.exists(remote.join(job.url, "job.json")) and not remote.exists(job.ledger):
+        raise ValueError(f"{job.url} is no job (no job.json there); give the folder that the recipe names as `job`")
     summary = read_summary(job)
     return [_story(job, summary, row) for row in _find(job, query)]
 

@@ -122,6 +122,12 @@ def test_every_row_of_a_uid_is_shown(job: Job) -> None:
     assert "a copy of dddd0005" in why(job, "dddd0005").output
 
 
+def test_a_folder_that_is_no_job_is_told_so(tmp_path: Path) -> None:
+    result = why(Job(str(tmp_path / "elsewhere")), "aaaa0002")
+    assert result.exit_code == 1
+    assert "elsewhere is no job (no job.json there)" in str(result.exception)
+
+
 def test_a_prefix_and_a_url_find_the_row(job: Job) -> None:
     assert [row["uid"] for row in rows_of(job, "cccc")] == ["cccc0004"]
     assert [row["uid"] for row in rows_of(job, "http://host/3")] == ["cccc0004"]
@@ -145,7 +151,8 @@ def test_what_is_not_there_is_one_line(job: Job, query: str, message: str) -> No
 
 
 def test_without_a_ledger_it_says_what_to_run(tmp_path: Path) -> None:
-    result = why(Job(str(tmp_path / "empty")), "aaaa0001")
+    (tmp_path / "job.json").write_text('{"schema": 1}')
+    result = why(Job(str(tmp_path)), "aaaa0001")
     assert result.exit_code == 1
     assert "run `headrace select` first" in str(result.exception)
 
