@@ -12,6 +12,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from headrace import remote
 
@@ -58,19 +59,34 @@ class Job:
 
 
 @contextlib.contextmanager
-def own_job(job: Job, recipe_text: str, *, take_over: bool = False) -> Iterator[Job]:
-    """Hold the job for this process: one driver at a time. Writes `job.json` and `recipe.yaml`.
+def own_job(job: Job, *, take_over: bool = False) -> Iterator[Job]:
+    """Hold the job for this process: one driver at a time. Writes `job.json`.
 
     An owner that died on this host is replaced. Raises ValueError if another one is alive, or may be, and for a folder
     that is no job but holds what a job would write over, such as the user's own `recipe.yaml`.
     """
+    check_folder(job)
     _check_schema(job)
     _claim(job, take_over)
     try:
-        remote.write_atomic(remote.join(job.url, "recipe.yaml"), recipe_text.encode())
         yield job
     finally:
         remote.remove(_owner_url(job))
+
+
+def check_folder(job: Job) -> None:
+    """Raise ValueError if a file stands where the job's folder, or one above it, would be."""
+    if not remote.is_local(job.url):
+        return
+    folder = remote.local_path(job.url)
+    for path in (folder, *folder.parents):
+        if path.is_file():
+            raise ValueError(f"job: {path} is a file, not a folder; name another job folder")
+
+
+def write_recipe(job: Job, text: str) -> None:
+    """Write `recipe.yaml`: the recipe of the last stage that finished, so that a run that is refused leaves it."""
+    remote.write_atomic(remote.join(job.url, "recipe.yaml"), text.encode())
 
 
 def _check_schema(job: Job) -> None:
@@ -99,17 +115,35 @@ def _owner_url(job: Job) -> str:
 def _claim(job: Job, take_over: bool) -> None:
     with _exclusive(job):
         mine = json.dumps({"host": socket.gethostname(), "process": os.getpid(), "started": _started(os.getpid())})
-        if remote.put_if_absent(_owner_url(job), mine.encode()):
-            return
-        owner = json.loads(remote.read_bytes(_owner_url(job)) or b"{}")
+        owner = None
+        while owner is None:  # it may end between the two looks
+            if remote.put_if_absent(_owner_url(job), mine.encode()):
+                return
+            owner = _owner(job)
+        if not owner and not take_over:
+            raise ValueError(
+                f"{_owner_url(job)} is damaged and does not say who owns the job; "
+                "pass --take-over if you know that no other driver runs"
+            )
         same_host = owner.get("host") == socket.gethostname()
-        dead = same_host and _started(int(owner.get("process", 0))) != owner.get("started")
+        dead = same_host and _started(owner["process"]) != owner.get("started")
         if not (dead or take_over):
             raise ValueError(
                 f"{job.url} is owned by process {owner.get('process')} on {owner.get('host')}; "
                 "wait for it, or pass --take-over if you know that it is gone"
             )
         remote.write_atomic(_owner_url(job), mine.encode())
+
+
+def _owner(job: Job) -> dict[str, Any] | None:
+    """Return what `owner.json` says, {} if it is damaged; None if there is none any more."""
+    try:
+        data = json.loads(remote.read_bytes(_owner_url(job)))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return {}
+    return data if isinstance(data, dict) and isinstance(data.get("process"), int) else {}
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ built from it.
 """
 
 import json
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +29,14 @@ from headrace.curation.report.gather import (
 )
 from headrace.curation.report.render import render
 from headrace.curation.report.values import cut_expression
+from headrace.curation.select import decides
 from headrace.curation.select.ledger import LedgerSummary, read_summary
 from headrace.shards.dataset import Dataset, open_dataset
 
 if TYPE_CHECKING:  # the recipe imports this stage's config
     from headrace.curation.recipe import Recipe
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 _NOT_SHOWN = ("job", "engine", "limits")
@@ -66,11 +70,8 @@ def run_report(recipe: "Recipe", *, on_progress: OnProgress = no_progress) -> Re
 
 def config_of(job: Job) -> ReportConfig:
     """Return what the job's own recipe says about its report; the defaults if it is no job."""
-    try:
-        data = parse_yaml(remote.read_bytes(remote.join(job.url, "recipe.yaml")).decode())
-    except FileNotFoundError:
-        return ReportConfig()
-    return build_config(ReportConfig, data.get("report", {}))
+    data = _recipe_data(job)
+    return ReportConfig() if data is None else build_config(ReportConfig, data.get("report", {}))
 
 
 def report_job(job: Job, config: ReportConfig, out: str) -> ReportSummary:
@@ -81,6 +82,7 @@ def report_job(job: Job, config: ReportConfig, out: str) -> ReportSummary:
     galleries = choose(job, ledger, dataset, numbers.duplicates, samples=config.samples, pixels=config.thumbnail_pixels)
     report = _job_report(job, ledger, numbers, dataset)
     report["title"] = config.title or "Curation report"
+    report["notes"].extend(_recipe_notes(job, ledger))
     if config.samples and not _num_pictures(galleries):
         report["notes"].append(
             "No pictures: a picture is shown only where its face boxes are known (annotate.faces) and blurred."
@@ -214,11 +216,37 @@ def _built_dataset(job: Job, ledger: LedgerSummary) -> Dataset | None:
     return open_dataset(job.dataset) if built_from(job) == ledger.digest else None
 
 
-def _recipe_text(job: Job) -> str:
-    """Return the recipe as it was understood, without what changes no result."""
+def _recipe_data(job: Job) -> dict[str, Any] | None:
+    """Return the recipe of the last stage that finished, as it was understood; None if there is none."""
+    url = remote.join(job.url, "recipe.yaml")
     try:
-        data = parse_yaml(remote.read_bytes(remote.join(job.url, "recipe.yaml")).decode())
+        data = parse_yaml(remote.read_bytes(url).decode())
     except FileNotFoundError:
+        return None
+    if not isinstance(data, dict):
+        raise ValueError(f"{url}: expected a mapping at the top, got {type(data).__name__}")
+    return data
+
+
+def _recipe_notes(job: Job, ledger: LedgerSummary) -> list[str]:
+    """Say so if the recipe that is shown is not the one that decided the ledger."""
+    from headrace.curation.recipe import Recipe  # which imports this stage's config
+
+    data = _recipe_data(job)
+    if data is None:
+        return []
+    try:
+        if decides(build_config(Recipe, data), ledger):
+            return []
+    except ValueError as error:
+        log.info("%s/recipe.yaml: %s", job.url, error)
+    return ["The recipe below, of the last stage that ran, is not the one that decided this ledger; the funnel is."]
+
+
+def _recipe_text(job: Job) -> str:
+    """Return the recipe without what changes no result."""
+    data = _recipe_data(job)
+    if data is None:
         return ""
     shown = {name: value for name, value in data.items() if name not in _NOT_SHOWN}
     return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=110)

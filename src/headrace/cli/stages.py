@@ -37,7 +37,7 @@ def run_stages(
 
     `options` are further arguments of the run functions, by stage.
     """
-    from headrace.curation.job import Job, own_job
+    from headrace.curation.job import Job, check_folder, own_job, write_recipe
     from headrace.curation.needs import check_needs
     from headrace.curation.recipe import load_recipe, recipe_text
     from headrace.curation.select import check_recipe
@@ -47,16 +47,19 @@ def run_stages(
     modules = {name: importlib.import_module(f"headrace.curation.{name}") for name in names}
     console = Console()
     if dry_run:
+        check_folder(Job(recipe.job))
         for name in names:
-            for line in getattr(modules[name], f"plan_{name}")(recipe):
+            known = {"select_first": "select" in names, **(options or {}).get(name, {})} if name == "build" else {}
+            for line in getattr(modules[name], f"plan_{name}")(recipe, **known):
                 console.print(f"{name}: {line}", markup=False, highlight=False, soft_wrap=True)
         return
     check_needs(recipe, names)
-    with own_job(Job(recipe.job), recipe_text(recipe), take_over=take_over):
+    with own_job(Job(recipe.job), take_over=take_over) as job:
         for name in names:
             further = (options or {}).get(name, {})
             with progress_bar(name) as on_progress:
                 summary = getattr(modules[name], f"run_{name}")(recipe, on_progress=on_progress, **further)
+            write_recipe(job, recipe_text(recipe))
             console.print(f"{name}: {summary}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -1,6 +1,7 @@
 """The report counts what the ledger says, shows nothing that must not be seen, and is the same bytes every time."""
 
 import base64
+import dataclasses
 import hashlib
 import io
 import json
@@ -25,6 +26,7 @@ from headrace.curation.job import Job
 from headrace.curation.recipe import Recipe, recipe_text
 from headrace.curation.report import ReportConfig, plan_report, report_dataset, run_report
 from headrace.curation.select.ledger import read_summary, write_summary
+from headrace.curation.select.steps import Rule
 from headrace.shards.commit import commit
 
 MakeJob = Callable[..., Recipe]
@@ -241,6 +243,20 @@ def test_two_reports_of_two_folders_are_the_same_bytes(make_job: MakeJob) -> Non
         assert texts[-1] == [(folder / file).read_bytes() for file in ("report.html", "report.json")]
     assert texts[0] == texts[1]
     assert name.encode() + b"/dataset" not in texts[0][0]
+
+
+def test_the_report_says_so_if_its_recipe_did_not_decide_the_ledger(built: Recipe) -> None:
+    run_report(built)
+    assert not [note for note in read(built)[0]["notes"] if "recipe" in note]
+    path = Path(built.job, "recipe.yaml")
+    other = dataclasses.replace(built, select=(Rule(name="none", keep="num_faces < 3"),))
+    for text in (recipe_text(other), "seed: 1\n"):
+        path.write_text(text)
+        run_report(built)
+        report, html = read(built)
+        (note,) = [note for note in report["notes"] if "recipe" in note]
+        assert "is not the one that decided this ledger" in note
+        assert note in html
 
 
 def test_a_job_without_a_dataset_reports_its_ledger(make_job: MakeJob) -> None:

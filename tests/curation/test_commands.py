@@ -1,0 +1,75 @@
+"""What the commands of a recipe promise together: what a refused run leaves, and what a dry run foresees."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from headrace.cli.app import main
+from headrace.curation.recipe import Recipe, recipe_text
+
+MakeJob = Callable[..., Recipe]
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run `headrace ARGUMENTS`; return exit code and everything printed, the error's line included."""
+
+    def run_main(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["headrace", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        code = stopped.value.code
+        text = "".join(capsys.readouterr())
+        return (1, text + code) if isinstance(code, str) else (code or 0, text)
+
+    return run_main
+
+
+def test_a_refused_run_leaves_the_recipe_of_the_last_stage_that_finished(
+    make_job: MakeJob, run: Run, tmp_path: Path
+) -> None:
+    recipe = make_job()
+    (tmp_path / "r.yaml").write_text(recipe_text(recipe))
+    assert run("build", tmp_path / "r.yaml")[0] == 0
+    kept = Path(recipe.job, "recipe.yaml").read_bytes()
+    assert kept.decode() == recipe_text(recipe)
+    for override, told in (("seed=9", "decided by another recipe"), ("build.jpeg_quality=70", "--start-over")):
+        code, text = run("build", tmp_path / "r.yaml", override)
+        assert code == 1
+        assert told in text
+        assert Path(recipe.job, "recipe.yaml").read_bytes() == kept
+    assert run("build", tmp_path / "r.yaml", "build.jpeg_quality=70", "--start-over")[0] == 0
+    assert "jpeg_quality: 70" in Path(recipe.job, "recipe.yaml").read_text()
+
+
+def test_a_dry_run_of_curate_foresees_that_it_needs_start_over(make_job: MakeJob, run: Run, tmp_path: Path) -> None:
+    recipe = make_job()
+    (tmp_path / "list.csv").write_text("url,caption\nhttp://host.test/1,one\n")
+    (tmp_path / "r.yaml").write_text(recipe_text(recipe))
+    arguments = (tmp_path / "r.yaml", f"input.urls=[{tmp_path}/list.csv]", "--dry-run")
+    assert run("build", tmp_path / "r.yaml")[0] == 0
+    code, text = run("curate", *arguments)
+    assert (code, "refused" in text, "4 of them are done" in text) == (0, False, True)
+    code, text = run("curate", *arguments, "seed=9")
+    assert (code, "run `headrace select`" in text) == (0, False)
+    assert "build: would be refused" in text
+    assert "--start-over" in text
+    code, text = run("curate", *arguments, "seed=9", "--start-over")
+    assert (code, "refused" in text) == (0, False)
+    assert "build: remove the dataset that is there first (4 shards)" in text
+    code, text = run("build", tmp_path / "r.yaml", "seed=9", "--dry-run")
+    assert "build: cannot start yet" in text
+    assert "headrace select" in text
+
+
+@pytest.mark.parametrize("flags", [(), ("--dry-run",)])
+def test_a_file_in_the_place_of_the_job_is_one_line(
+    make_job: MakeJob, run: Run, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    (tmp_path / "file").write_text("my own")
+    (tmp_path / "r.yaml").write_text(recipe_text(make_job()))
+    code, text = run("select", tmp_path / "r.yaml", f"job={tmp_path}/file", *flags)
+    assert (code, text) == (1, f"headrace: job: {tmp_path}/file is a file, not a folder; name another job folder")
