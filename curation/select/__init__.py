@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["check_recipe", "decided_by", "decides", "plan_select", "run_select"]
 
 
-def plan_select(recipe: "Recipe") -> list[str]:
-    """Say what select would do: each step, and whether it fits the columns there are."""
+def plan_select(recipe: "Recipe", *, annotate_first: bool = False) -> list[str]:
+    """Say what select would do: each step, and whether it fits the columns there are (or will be)."""
     job = Job(recipe.job)
     lines = [f"{len(recipe.select)} steps after fetch and decode; ledger at {job.ledger}"]
     for number, step in enumerate(recipe.select):
@@ -40,7 +40,7 @@ def plan_select(recipe: "Recipe") -> list[str]:
         inputs = _inputs(recipe)
         columns = check_plan(inputs, _plan(recipe))
     except NotReadyError as error:
-        return [*lines, f"not ready: {error}"]
+        return [*lines, "from the rows that fetch and annotate will write" if annotate_first else f"not ready: {error}"]
     return [*lines, f"from {len(inputs.shards)} raw shards with the columns {', '.join(columns)}"]
 
 

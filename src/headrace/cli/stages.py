@@ -48,9 +48,12 @@ def run_stages(
     console = Console()
     if dry_run:
         check_folder(Job(recipe.job))
+        known = {
+            "select": {"annotate_first": "annotate" in names},
+            "build": {"select_first": "select" in names, **(options or {}).get("build", {})},
+        }
         for name in names:
-            known = {"select_first": "select" in names, **(options or {}).get(name, {})} if name == "build" else {}
-            for line in getattr(modules[name], f"plan_{name}")(recipe, **known):
+            for line in getattr(modules[name], f"plan_{name}")(recipe, **known.get(name, {})):
                 console.print(f"{name}: {line}", markup=False, highlight=False, soft_wrap=True)
         return
     check_needs(recipe, names)

@@ -68,6 +68,8 @@ def test_the_plan_names_steps_and_says_what_is_missing(tmp_path: Path) -> None:
     lines = plan_select(recipe(tmp_path))
     assert "size (rule): keep='least(image_width, image_height) >= 60'" in lines[1]
     assert "no raw shards; run `headrace fetch` first" in lines[-1]
+    lines = plan_select(recipe(tmp_path), annotate_first=True)
+    assert lines[-1] == "from the rows that fetch and annotate will write"
     assert not (tmp_path / "job").exists()
 
 
