@@ -51,13 +51,14 @@ def generations(job: Job) -> list[Generation]:
 def begin(job: Job, config: FetchConfig, *, num_list_shards: int) -> Generation | None:
     """Return the retry to work on: one that was cut short, or a new one; None if nothing can be tried again."""
     begun = generations(job)
+    _remove_leftovers(job, len(begun))
     if begun and not _is_finished(job, begun[-1]):
         return begun[-1]
     first = begun[-1].first_shard + begun[-1].num_shards if begun else num_list_shards
     rows = failed_rows(job, config.retry_classes, num_list_shards=num_list_shards)
     if rows.num_rows == 0:
         return None
-    folder = remote.join(_folder(job), f"{len(begun):05d}")
+    folder = _generation_folder(job, len(begun))
     spilled = SpilledList(folder, 1, rows.num_rows)
     write_parquet(spilled.run_url(0), rows, row_group_size=config.samples_per_shard)
     record = {"first_shard": first, "rows": rows.num_rows, "samples_per_shard": config.samples_per_shard}
@@ -90,6 +91,18 @@ def failed_rows(job: Job, classes: tuple[str, ...], *, num_list_shards: int) -> 
     table = table.select(["url", "caption", "input_file", "input_row", *carried])
     table = table.append_column("problem", pa.nulls(table.num_rows, pa.string()))
     return table.add_column(0, "place", pa.array(range(table.num_rows), pa.int64()))
+
+
+def _remove_leftovers(job: Job, num_begun: int) -> None:
+    """Clear what a killed run left: of the last generation, or of one that had not begun."""
+    remote.remove_leftovers(_folder(job))
+    for number in range(max(0, num_begun - 1), num_begun + 1):
+        remote.remove_leftovers(_generation_folder(job, number))
+        remote.remove_leftovers(remote.join(_generation_folder(job, number), "commits"))
+
+
+def _generation_folder(job: Job, number: int) -> str:
+    return remote.join(_folder(job), f"{number:05d}")
 
 
 def _folder(job: Job) -> str:

@@ -113,7 +113,7 @@ def _units(
 
 
 def _open(job: Job, units: list[FetchUnit]) -> list[FetchUnit]:
-    done = set(committed(job.raw)).union(*(committed(folder) for folder in {unit.rows.folder for unit in units}))
+    done = set(committed(job.raw))
     return [unit for unit in units if unit.shard.name not in done]
 
 

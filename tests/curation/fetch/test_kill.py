@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,19 +25,19 @@ from headrace.config import build_config
 from headrace.curation.engine import EngineConfig
 from headrace.curation.fetch import FetchConfig, InputConfig, run_fetch
 if __name__ == "__main__":
-    job, urls, settings = sys.argv[1:]
+    job, urls, settings, *retry = sys.argv[1:]
     run_fetch(SimpleNamespace(
         job=job, seed=1, input=InputConfig(urls=(urls,)), fetch=build_config(FetchConfig, json.loads(settings)),
         engine=EngineConfig(executor="local", workers=2),
-    ))
+    ), retry_failed=bool(retry))
 """
 
 
 def start(
-    tmp_path: Path, job: str, settings: dict[str, Any], environment: dict[str, str] | None = None
+    tmp_path: Path, job: str, settings: dict[str, Any], environment: dict[str, str] | None = None, *retry: str
 ) -> subprocess.Popen[bytes]:
     (tmp_path / "driver.py").write_text(DRIVER)
-    arguments = [tmp_path / "driver.py", tmp_path / job, tmp_path / "list.txt", json.dumps(settings)]
+    arguments = [tmp_path / "driver.py", tmp_path / job, tmp_path / "list.txt", json.dumps(settings), *retry]
     return subprocess.Popen([sys.executable, *arguments], env=environment, start_new_session=True)
 
 
@@ -94,6 +95,42 @@ def test_a_killed_fetch_goes_on_to_the_same_bytes(
         assert left > 0, "nothing was left to do at the kill, so this proved nothing"
         print(f"killed with {left} of {NUM_ROWS // SHARD_ROWS} shards uncommitted")  # noqa: T201
     finish(start(tmp_path, "killed", settings))
+    assert files_of(tmp_path / "killed") == whole
+
+
+@pytest.mark.full
+def test_a_killed_retry_goes_on_to_the_same_bytes(
+    server: Any, web: Any, tmp_path: Path, hold: Callable[[str, int], dict[str, str]]
+) -> None:
+    for number in range(NUM_ROWS):
+        server.answers[f"/{number}.jpg"] = web.reply(status="503 Busy")
+    (tmp_path / "list.txt").write_text("".join(server.url(f"/{number}.jpg") + "\n" for number in range(NUM_ROWS)))
+    settings = {"allow_private": [server.pair], "samples_per_shard": SHARD_ROWS, "retries": 0, "attempt_seconds": 30.0}
+    finish(start(tmp_path, "whole", settings))
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    for number in (3, 50, 51):
+        server.answers[f"/{number}.jpg"] = web.reply(web.jpeg(number))
+    finish(start(tmp_path, "whole", settings, None, "retry"))
+    whole = files_of(tmp_path / "whole")
+    shards = NUM_ROWS // SHARD_ROWS
+    num_empty = len(list((tmp_path / "whole/input/retries/00000/commits").iterdir()))
+    assert num_empty >= shards - 3
+    assert num_empty + committed(tmp_path / "whole") == 2 * shards
+
+    for number, answer in list(server.answers.items()):
+        server.answers[number] = slowly(answer)
+    records = tmp_path / "killed/input/retries/00000/commits"
+    for target in (1, 4):
+        process = start(tmp_path, "killed", settings, hold(f"{records}/[0-9]*.json", num_empty - 2), "retry")
+        deadline = time.monotonic() + 120
+        while len(list(records.glob("*.json"))) <= target:
+            assert time.monotonic() < deadline, "never ready to be killed"
+            time.sleep(0.005)
+        assert process.poll() is None, "the driver ended before it could be killed"
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(30)
+        assert len(list(records.glob("*.json"))) < num_empty
+    finish(start(tmp_path, "killed", settings, None, "retry"))
     assert files_of(tmp_path / "killed") == whole
 
 

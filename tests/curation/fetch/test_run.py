@@ -217,6 +217,8 @@ def test_a_retry_without_a_success_leaves_the_raw_part_as_it_was(server, web, tm
     records[1].unlink()
     for suffix in (".tar", ".parquet", "_stats.json"):
         (tmp_path / f"job/raw/00004{suffix}").write_bytes(b"never committed")
+    for folder in (records[1].parent, records[1].parents[1], records[1].parents[2]):
+        (folder / ".a.json.x.tmp").write_bytes(b"half")
     server.requests.clear()
     run_fetch(recipe, retry_failed=True)
     assert 0 < len(server.requests) < 18
