@@ -89,7 +89,8 @@ def run_build(recipe: "Recipe", *, on_progress: OnProgress = no_progress, start_
     check_ledger(job, summary)
     _check_decided(job, recipe, summary)
     if start_over:
-        _check_inputs(job, summary)
+        if committed(job.dataset):
+            _check_inputs(job, summary)
         remove_dataset(job)
     done = _committed(job, recipe, summary)
     for name in ("", "shards", "commits"):
