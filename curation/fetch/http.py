@@ -9,6 +9,7 @@ import email.utils
 import errno
 import os
 import ssl
+import sys
 import time
 import zlib
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ from headrace.curation.fetch.resolve import CheckedResolver, Lookup, RefusedSock
 
 ACCEPT = "image/avif,image/webp,image/png,image/jpeg,image/*;q=0.8,*/*;q=0.5"
 KEEPALIVE_SECONDS = 2.0  # short, as idle connections to thousands of hosts would use up the file handles
+
+# Before these versions of Python a TLS connection that is being closed when the loop ends leaves its socket open
+# (python/cpython#118960); aiohttp then aborts it, if asked to.
+TLS_CLOSES_ITSELF = sys.version_info >= (3, 12, 8) and sys.version_info[:3] != (3, 13, 0)
 
 MAX_HEADER_BYTES = 32 * 1024  # of one line; policies of 10 kB are sent with images too
 
@@ -65,6 +70,7 @@ class HttpClient:
             keepalive_timeout=KEEPALIVE_SECONDS,
             ssl=self._ssl if self._ssl is not None else True,
             socket_factory=partial(open_socket, allowed=self._allowed),
+            enable_cleanup_closed=not TLS_CLOSES_ITSELF,
         )
         self._session = aiohttp.ClientSession(
             connector=connector,
