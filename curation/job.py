@@ -69,6 +69,7 @@ def own_job(job: Job, *, take_over: bool = False) -> Iterator[Job]:
     _check_schema(job)
     _claim(job, take_over)
     try:
+        remote.remove_leftovers(job.url)  # of a driver that was killed while it wrote recipe.yaml or owner.json
         yield job
     finally:
         remote.remove(_owner_url(job))

@@ -68,6 +68,20 @@ def test_of_two_processes_one_puts(tmp_path: Path) -> None:
     assert [str(number) for number in winners] == [Path(url).read_text()]
 
 
+def test_a_put_whose_temporary_file_was_cleared_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link, cleared = os.link, []
+
+    def clear_once(source: str, target: Path) -> None:
+        if not cleared:
+            remote.remove_leftovers(str(tmp_path))
+            cleared.append(source)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", clear_once)
+    assert remote.put_if_absent(str(tmp_path / "a"), b"whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 def test_a_killed_writer_leaves_only_a_hidden_file_that_can_be_cleared(tmp_path: Path) -> None:
     if (child := os.fork()) == 0:
         with remote.atomic_file(str(tmp_path / "x")) as path:

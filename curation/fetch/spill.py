@@ -57,6 +57,7 @@ def spill(config: InputConfig, folder: str, *, seed: int, samples_per_shard: int
     told = describe_input(config, seed=seed, samples_per_shard=samples_per_shard)
     plan_url = remote.join(folder, "plan.json")
     runs_folder = remote.join(folder, "runs")
+    remote.remove_leftovers(folder)
     if not remote.exists(plan_url):
         found = scan(files, config)
         if sum(found.rows) == 0:

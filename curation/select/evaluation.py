@@ -73,6 +73,7 @@ def hash_evaluation_set(
     Raises ValueError if there is no image, or more than 1 % do not decode.
     """
     units = _units(evaluation, remote.join(folder, evaluation.name))
+    remote.remove_leftovers(remote.join(folder, evaluation.name))
     for name in remote.list_names(remote.join(folder, evaluation.name), ".parquet")[len(units) :]:
         remote.remove(remote.join(folder, evaluation.name, name))
     small = sum(len(unit.parts) for unit in units) <= INLINE_IMAGES and len(units) == 1

@@ -143,6 +143,9 @@ def put_if_absent(url: str, data: bytes) -> bool:
             os.link(name, target)
         except FileExistsError:
             return False
+        except FileNotFoundError:
+            # The owner of the folder took our temporary file for a leftover (`remove_leftovers`): once more.
+            return put_if_absent(url, data)
         finally:
             Path(name).unlink(missing_ok=True)
         return True

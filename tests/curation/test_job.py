@@ -107,3 +107,10 @@ def test_a_file_in_the_place_of_the_job_is_named(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"job: .*/file is a file, not a folder"), own_job(Job(str(url))):
             pass
     assert (tmp_path / "file").read_text() == "my own"
+
+
+def test_what_a_killed_driver_was_writing_is_cleared(tmp_path: Path) -> None:
+    for name in (".recipe.yaml.abc123.tmp", ".owner.json.abc123.tmp"):
+        (tmp_path / name).write_text("half")
+    with own_job(Job(str(tmp_path))):
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["job.json", "owner.json"]
