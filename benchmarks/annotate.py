@@ -22,17 +22,17 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageDraw, ImageFont
 
-from headrace.curation.annotate.caption import CaptionConfig, CaptionFacts
-from headrace.curation.annotate.clip import Clip, ClipConfig
+from headrace.curation.annotate.annotator import Annotator, Batch, Pixels
+from headrace.curation.annotate.annotators.caption import CaptionConfig, CaptionFacts
+from headrace.curation.annotate.annotators.clip import Clip, ClipConfig
+from headrace.curation.annotate.annotators.faces import FaceBoxes, FacesConfig
+from headrace.curation.annotate.annotators.hashes import Hashes, HashesConfig, ImageHashes, image_hashes
+from headrace.curation.annotate.annotators.image import ImageConfig, ImageFacts
+from headrace.curation.annotate.annotators.unsafe_text import UnsafeText, UnsafeTextConfig
 from headrace.curation.annotate.decode import decode
-from headrace.curation.annotate.faces import FaceBoxes, FacesConfig
-from headrace.curation.annotate.hashes import Hashes, HashesConfig, ImageHashes, image_hashes
-from headrace.curation.annotate.image import ImageConfig, ImageFacts
-from headrace.curation.annotate.protocol import Annotator, Batch, Pixels
-from headrace.curation.annotate.unsafe_text import UnsafeText, UnsafeTextConfig
-from headrace.shards.image import decode_rgb
+from headrace.shards.images.decode import decode_rgb
 from headrace.shards.index import index_shard
-from headrace.shards.read import read_payloads
+from headrace.shards.payloads import read_payloads
 
 MAX_SIDE = 512
 DISTANCES = (20, 31)

@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from headrace.pipeline import Augment, Mixture, Source, open_stream
-from headrace.pipeline.augment import choose_window
+from headrace.pipeline.augment.crop import choose_window
 from headrace.shards.dataset import Dataset, open_dataset
-from headrace.shards.importer import ImportConfig, import_images, open_source
-from headrace.shards.read import read_payloads
+from headrace.shards.imports.run import ImportConfig, import_images, open_source
+from headrace.shards.payloads import read_payloads
 
 SIDE = 224
 BATCH = 64

@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from headrace.curation.annotate.unit import write_annotations
 from headrace.curation.engine import EngineConfig
 from headrace.curation.job import Job
-from headrace.curation.select.ledger import ledger_url
+from headrace.curation.ledger import ledger_url
 from headrace.curation.select.load import Annotation, find_inputs
-from headrace.curation.select.run import Plan, select_rows
-from headrace.curation.select.steps import (
+from headrace.curation.select.stage import Plan, select_rows
+from headrace.curation.select.steps.configs import (
     ExactDuplicates,
     Limits,
     NearDuplicates,

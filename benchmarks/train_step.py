@@ -14,7 +14,7 @@ import torch
 from headrace.pipeline import Batch
 from headrace.train.objectives import aim
 from headrace.train.objectives.build import build_objective
-from headrace.train.precision import autocast
+from headrace.train.parallel.precision import autocast
 
 STEPS = 8
 

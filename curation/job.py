@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headrace import remote
+from headrace import files
 
 SCHEMA_VERSION = 1
 
@@ -31,31 +31,31 @@ class Job:
     @property
     def raw(self) -> str:
         """Raw shards in img2dataset's layout."""
-        return remote.join(self.url, "raw")
+        return files.join(self.url, "raw")
 
     def annotations(self, name: str, digest: str) -> str:
         """The tables of one annotator with one set of settings."""
-        return remote.join(self.url, "annotations", f"{name}-{digest[:8]}")
+        return files.join(self.url, "annotations", f"{name}-{digest[:8]}")
 
     @property
     def ledger(self) -> str:
         """The decision on every row."""
-        return remote.join(self.url, "ledger")
+        return files.join(self.url, "ledger")
 
     @property
     def dataset(self) -> str:
         """The curated dataset."""
-        return remote.join(self.url, "dataset")
+        return files.join(self.url, "dataset")
 
     @property
     def build_failures(self) -> str:
         """What build could not write, by output shard."""
-        return remote.join(self.url, "build", "failures")
+        return files.join(self.url, "build", "failures")
 
     @property
     def report(self) -> str:
         """The report's two files."""
-        return remote.join(self.url, "report")
+        return files.join(self.url, "report")
 
 
 @contextlib.contextmanager
@@ -69,17 +69,17 @@ def own_job(job: Job, *, take_over: bool = False) -> Iterator[Job]:
     _check_schema(job)
     _claim(job, take_over)
     try:
-        remote.remove_leftovers(job.url)  # of a driver that was killed while it wrote recipe.yaml or owner.json
+        files.remove_leftovers(job.url)  # of a driver that was killed while it wrote recipe.yaml or owner.json
         yield job
     finally:
-        remote.remove(_owner_url(job))
+        files.remove(_owner_url(job))
 
 
 def check_folder(job: Job) -> None:
     """Raise ValueError if a file stands where the job's folder, or one above it, would be."""
-    if not remote.is_local(job.url):
+    if not files.is_local(job.url):
         return
-    folder = remote.local_path(job.url)
+    folder = files.local_path(job.url)
     for path in (folder, *folder.parents):
         if path.is_file():
             raise ValueError(f"job: {path} is a file, not a folder; name another job folder")
@@ -87,22 +87,22 @@ def check_folder(job: Job) -> None:
 
 def write_recipe(job: Job, text: str) -> None:
     """Write `recipe.yaml`: the recipe of the last stage that finished, so that a run that is refused leaves it."""
-    remote.write_atomic(remote.join(job.url, "recipe.yaml"), text.encode())
+    files.write_atomic(files.join(job.url, "recipe.yaml"), text.encode())
 
 
 def _check_schema(job: Job) -> None:
-    url = remote.join(job.url, "job.json")
+    url = files.join(job.url, "job.json")
     text = json.dumps({"schema": SCHEMA_VERSION}) + "\n"
-    taken = [name for name in PARTS if remote.exists(remote.join(job.url, name))]
-    if taken and not remote.exists(url):
+    taken = [name for name in PARTS if files.exists(files.join(job.url, name))]
+    if taken and not files.exists(url):
         raise ValueError(
             f"{job.url} is no job (no job.json) but holds {', '.join(taken)}, which a job would write over; "
             "name another job folder"
         )
-    if remote.put_if_absent(url, text.encode()):
+    if files.put_if_absent(url, text.encode()):
         return
     try:
-        schema = json.loads(remote.read_bytes(url))["schema"]
+        schema = json.loads(files.read_bytes(url))["schema"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{url} is not a job file of headrace; choose another job folder") from error
     if schema != SCHEMA_VERSION:
@@ -110,7 +110,7 @@ def _check_schema(job: Job) -> None:
 
 
 def _owner_url(job: Job) -> str:
-    return remote.join(job.url, "owner.json")
+    return files.join(job.url, "owner.json")
 
 
 def _claim(job: Job, take_over: bool) -> None:
@@ -118,7 +118,7 @@ def _claim(job: Job, take_over: bool) -> None:
         mine = json.dumps({"host": socket.gethostname(), "process": os.getpid(), "started": _started(os.getpid())})
         owner = None
         while owner is None:  # it may end between the two looks
-            if remote.put_if_absent(_owner_url(job), mine.encode()):
+            if files.put_if_absent(_owner_url(job), mine.encode()):
                 return
             owner = _owner(job)
         if not owner and not take_over:
@@ -133,13 +133,13 @@ def _claim(job: Job, take_over: bool) -> None:
                 f"{job.url} is owned by process {owner.get('process')} on {owner.get('host')}; "
                 "wait for it, or pass --take-over if you know that it is gone"
             )
-        remote.write_atomic(_owner_url(job), mine.encode())
+        files.write_atomic(_owner_url(job), mine.encode())
 
 
 def _owner(job: Job) -> dict[str, Any] | None:
     """Return what `owner.json` says, {} if it is damaged; None if there is none any more."""
     try:
-        data = json.loads(remote.read_bytes(_owner_url(job)))
+        data = json.loads(files.read_bytes(_owner_url(job)))
     except FileNotFoundError:
         return None
     except ValueError:
@@ -150,10 +150,10 @@ def _owner(job: Job) -> dict[str, Any] | None:
 @contextlib.contextmanager
 def _exclusive(job: Job) -> Iterator[None]:
     """Serialise claims on a local folder, as two drivers may find the same dead owner at once."""
-    if not remote.is_local(job.url):
+    if not files.is_local(job.url):
         yield
         return
-    handle = os.open(remote.local_path(job.url), os.O_RDONLY)
+    handle = os.open(files.local_path(job.url), os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

@@ -6,10 +6,10 @@ A fetch may take days; a mistyped path of a model, or a package that is not inst
 import importlib.util
 from collections.abc import Sequence
 
-from headrace import remote
+from headrace import files
 from headrace.curation.annotate import annotation_digests
 from headrace.curation.recipe import Recipe
-from headrace.curation.select.steps import Decontaminate
+from headrace.curation.select.steps.configs import Decontaminate
 
 # Annotator -> packages of the extras that it imports.
 PACKAGES = {"clip": ("open_clip", "torch"), "unsafe_image": ("onnxruntime",)}
@@ -26,5 +26,5 @@ def check_needs(recipe: Recipe, stages: Sequence[str]) -> None:
     if "select" in stages:
         for step in recipe.select:
             for evaluation in step.against if isinstance(step, Decontaminate) else ():
-                if not remote.exists(evaluation.url):
+                if not files.exists(evaluation.url):
                     raise ValueError(f"evaluation set {evaluation.name!r}: no such file or folder: {evaluation.url}")

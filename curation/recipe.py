@@ -11,14 +11,14 @@ from typing import Literal
 
 import yaml
 
-from headrace import remote
+from headrace import files
 from headrace.config import config_to_dict, load_config
 from headrace.curation.annotate.config import AnnotateConfig
 from headrace.curation.build.config import BuildConfig
 from headrace.curation.engine import EngineConfig
 from headrace.curation.fetch.config import FetchConfig, InputConfig
 from headrace.curation.report.config import ReportConfig
-from headrace.curation.select.steps import Limits, SelectStep, Unsafe, check_steps
+from headrace.curation.select.steps.configs import Limits, SelectStep, Unsafe, check_steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +52,7 @@ class Recipe:
         if not self.job.strip(" /"):
             raise ValueError(f"job must name a folder, got {self.job!r}")
         if self.engine.executor != "inline":
-            remote.check_shared(self.job, self.input.raw or "")
+            files.check_shared(self.job, self.input.raw or "")
         check_steps(self.select)
         if self.unsafe_images == "remove":
             self._check_unsafe_promise()

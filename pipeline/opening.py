@@ -11,10 +11,10 @@ import pyarrow as pa
 
 from headrace.config import load_config
 from headrace.pipeline.catalog import OpenedSource
-from headrace.pipeline.epoch import SourceOrder
 from headrace.pipeline.mixture import Mixture
-from headrace.pipeline.order import build_order, lanes_of_rank, nearest_divisors
-from headrace.pipeline.plan import EndlessPlan, OncePlan, Plan
+from headrace.pipeline.order.epoch import SourceOrder
+from headrace.pipeline.order.order import build_order, lanes_of_rank, nearest_divisors
+from headrace.pipeline.order.plan import EndlessPlan, OncePlan, Plan
 from headrace.pipeline.quarantine import check_path
 from headrace.pipeline.state import identity_of
 from headrace.pipeline.stream import Opened, Stream

@@ -20,16 +20,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace.pipeline import state as stream_state
-from headrace.pipeline.augment import choose_window, position_draws
+from headrace.pipeline.augment.crop import choose_window, position_draws
 from headrace.pipeline.catalog import OpenedSource, collate
-from headrace.pipeline.decode import Decoder
-from headrace.pipeline.engine import Engine, EngineLimits, WaitedFor, Work
+from headrace.pipeline.chunks import ChunkReader, Payload
+from headrace.pipeline.decode.turbo import Decoder
 from headrace.pipeline.mixture import Mixture
-from headrace.pipeline.plan import Plan
+from headrace.pipeline.order.plan import Plan
+from headrace.pipeline.prefetch import Engine, EngineLimits, WaitedFor, Work
 from headrace.pipeline.quarantine import Quarantine
-from headrace.pipeline.ranges import Patience, RangeReader
-from headrace.pipeline.read import ChunkReader, Payload
 from headrace.shards.permutation import make_key
+from headrace.shards.ranges import Patience, RangeReader
 
 VIEW = 0
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, cast
 
-from headrace import remote
+from headrace import files
 from headrace.config import canonical_json
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
@@ -25,25 +25,25 @@ def check_name(name: str) -> str:
 
 def commit(folder: str, name: str, record: Mapping[str, Any]) -> bool:
     """Record that the unit `name` is done; False if it was already."""
-    return remote.put_if_absent(_record_url(folder, name), (canonical_json(dict(record)) + "\n").encode())
+    return files.put_if_absent(_record_url(folder, name), (canonical_json(dict(record)) + "\n").encode())
 
 
 def committed(folder: str) -> list[str]:
     """Return the sorted names of finished units."""
-    names = remote.list_names(remote.join(folder, "commits"), suffix=_SUFFIX)
+    names = files.list_names(files.join(folder, "commits"), suffix=_SUFFIX)
     return sorted(name.removesuffix(_SUFFIX) for name in names)
 
 
 def is_committed(folder: str, name: str) -> bool:
     """True if the unit `name` is done."""
-    return remote.exists(_record_url(folder, name))
+    return files.exists(_record_url(folder, name))
 
 
 def read_commit(folder: str, name: str) -> dict[str, Any]:
     """Return the record of one finished unit. Raises FileNotFoundError, or ValueError if it is damaged."""
     url = _record_url(folder, name)
     try:
-        record = json.loads(remote.read_bytes(url))
+        record = json.loads(files.read_bytes(url))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{url}: not a commit record: {error}") from error
     if not isinstance(record, dict):
@@ -52,4 +52,4 @@ def read_commit(folder: str, name: str) -> dict[str, Any]:
 
 
 def _record_url(folder: str, name: str) -> str:
-    return remote.join(folder, "commits", check_name(name) + _SUFFIX)
+    return files.join(folder, "commits", check_name(name) + _SUFFIX)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from headrace import remote
+from headrace import files
 from headrace.shards.errors import ShardError
 from headrace.shards.index import read_index
 from headrace.shards.parquet import read_table
@@ -65,12 +65,12 @@ class Dataset:
     def tar_url(self, shard: int) -> str:
         """Return where the tar of shard number `shard` lies."""
         name = f"{self.shards[shard].name}.tar"
-        return remote.join(self.url, "shards", name) if self.layout == OWN_LAYOUT else remote.join(self.url, name)
+        return files.join(self.url, "shards", name) if self.layout == OWN_LAYOUT else files.join(self.url, name)
 
     def index_url(self, shard: int) -> str:
         """Return where the index of shard number `shard` lies."""
         folder = "shards" if self.layout == OWN_LAYOUT else "index"
-        return remote.join(self.index_base, folder, f"{self.shards[shard].name}.parquet")
+        return files.join(self.index_base, folder, f"{self.shards[shard].name}.parquet")
 
     def index(self, shard: int) -> pa.Table:
         """Read the index of one shard. Raises ShardError if it does not fit the manifest."""
@@ -87,9 +87,9 @@ class Dataset:
 def open_dataset(url: str, *, index_dir: str | None = None) -> Dataset:
     """Open the dataset at `url`. Raises ValueError if there is none, saying what to run."""
     base = index_dir if index_dir is not None else url
-    summary_url = remote.join(base, SUMMARY_NAME)
+    summary_url = files.join(base, SUMMARY_NAME)
     try:
-        text = remote.read_bytes(summary_url)
+        text = files.read_bytes(summary_url)
     except FileNotFoundError:
         raise ValueError(_why_missing(url, base)) from None
     except NotADirectoryError:
@@ -109,7 +109,7 @@ def open_dataset(url: str, *, index_dir: str | None = None) -> Dataset:
         url=url,
         index_base=base,
         layout=layout,
-        shards=_read_manifest(remote.join(base, MANIFEST_NAME)),
+        shards=_read_manifest(files.join(base, MANIFEST_NAME)),
         classes=tuple(str(name) for name in classes) if isinstance(classes, list) else (),
         recipe_digest=digest if isinstance(digest, str) else None,
     )
@@ -133,10 +133,10 @@ def _read_manifest(url: str) -> tuple[ShardEntry, ...]:
 
 
 def _why_missing(url: str, base: str) -> str:
-    where = remote.join(base, SUMMARY_NAME)
-    if remote.list_names(url, suffix=".tar"):
+    where = files.join(base, SUMMARY_NAME)
+    if files.list_names(url, suffix=".tar"):
         option = f" --index-dir {base}" if base != url else ""
         return f"{url} holds tars without an index ({where} is missing); run: headrace index {url}{option}"
-    if remote.list_names(remote.join(url, "commits"), suffix=".json"):
+    if files.list_names(files.join(url, "commits"), suffix=".json"):
         return f"{url} is an unfinished dataset ({where} is missing); run the command that writes it again"
     return f"{url} is not a dataset: {where} is missing"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from headrace.shards.errors import ShardError
-from headrace.shards.image_header import read_header
+from headrace.shards.images.header import read_header
 from headrace.shards.tar import TarMember
 from headrace.shards.windows import Windows
 

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from headrace import remote
+from headrace import files
 from headrace.shards.errors import ShardError
 from headrace.shards.group import SampleMembers, group_members, read_columns
 from headrace.shards.parquet import ParquetReader
@@ -92,7 +92,7 @@ def build_index(url: str, *, fast: bool = False) -> IndexedShard:
 
 def shard_name(url: str) -> str:
     """Return the name of a shard: its file name without `.tar`."""
-    return remote.basename(url).removesuffix(".tar")
+    return files.basename(url).removesuffix(".tar")
 
 
 def sample_uid(caption: str | None, url: str | None, *, shard: str, key: str) -> str:
@@ -117,7 +117,7 @@ def _index_sample(
 
 def write_index(url: str, table: pa.Table) -> None:
     """Write an index so that equal tables give equal bytes."""
-    remote.write_atomic(url, parquet_bytes(table))
+    files.write_atomic(url, parquet_bytes(table))
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
@@ -129,7 +129,7 @@ def parquet_bytes(table: pa.Table) -> bytes:
 
 def read_index(url: str) -> pa.Table:
     """Read an index and check its columns. Raises ShardError if it is not one, FileNotFoundError if it is missing."""
-    data = remote.read_bytes(url)
+    data = files.read_bytes(url)
     try:
         table = ParquetReader(data, url).read()
     except ValueError as error:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from headrace import remote
+from headrace import files
 
 WHOLE_BYTES = 16 << 20
 """A remote file up to this size is one request instead of one a column."""
@@ -104,12 +104,12 @@ def open_parquet(url: str, *, buffer_bytes: int = 0) -> Iterator[ParquetReader]:
 
     `buffer_bytes` is ParquetReader's.
     """
-    if remote.is_local(url):
-        with pa.OSFile(str(remote.local_path(url)), "rb") as file:
+    if files.is_local(url):
+        with pa.OSFile(str(files.local_path(url)), "rb") as file:
             yield ParquetReader(file, url, buffer_bytes=buffer_bytes)
         return
-    fs, path = remote.open_fs(url)
-    if remote.size_of(url) <= WHOLE_BYTES:
+    fs, path = files.open_fs(url)
+    if files.size_of(url) <= WHOLE_BYTES:
         yield ParquetReader(bytes(fs.cat_file(path)), url)
         return
     with open_ranges(url) as stream:
@@ -119,7 +119,7 @@ def open_parquet(url: str, *, buffer_bytes: int = 0) -> Iterator[ParquetReader]:
 @contextlib.contextmanager
 def open_ranges(url: str) -> Iterator[BinaryIO]:
     """Open a remote file for reads that jump between the columns of a row group."""
-    fs, path = remote.open_fs(url)
+    fs, path = files.open_fs(url)
     # The default cache holds one stretch and throws it away at each jump: 130 MB read of a list of 59 MB, now 31 MB.
     blocks = {"block_size": 4 << 20, "cache_type": "blockcache", "cache_options": {"maxblocks": 16}}
     # A chain (`zip://...::`, `simplecache::`) brings a cache of its own, and lives no longer than `fs`.

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from headrace import remote
+from headrace import files
 from headrace.shards.dataset import Dataset, open_dataset
 from headrace.shards.errors import ShardError
 from headrace.shards.group import SampleMembers, group_members, read_columns
-from headrace.shards.image import decode_rgb
-from headrace.shards.image_header import check_complete, read_header
+from headrace.shards.images.decode import decode_rgb
+from headrace.shards.images.header import check_complete, read_header
 from headrace.shards.index import INDEX_SCHEMA
-from headrace.shards.read import check_crc
+from headrace.shards.payloads import check_crc
 from headrace.shards.tar import iterate_members
 from headrace.shards.windows import Windows
 
@@ -54,7 +54,7 @@ def verify_shard(dataset: Dataset, shard: int, *, decode: bool = False) -> Itera
     rows: dict[int, dict[str, Any]] = {}
     try:
         if entry.index_sha256 is not None:
-            got = hashlib.sha256(remote.read_bytes(dataset.index_url(shard))).hexdigest()
+            got = hashlib.sha256(files.read_bytes(dataset.index_url(shard))).hexdigest()
             if got != entry.index_sha256:
                 yield Damage(entry.name, None, None, f"sha256 of the index is {got}, expected {entry.index_sha256}")
         table = dataset.index(shard)

@@ -7,7 +7,7 @@ would get wrong: a server that ignores `Range` sends the whole file, so every an
 import hashlib
 from typing import IO, Any
 
-from headrace import remote
+from headrace import files
 from headrace.shards.errors import ShardError
 
 LOCAL_WINDOW_BYTES = 256 * 1024
@@ -19,8 +19,8 @@ class Windows:
 
     def __init__(self, url: str, *, hashing: bool = False) -> None:
         self.url = url
-        self.size = remote.size_of(url)
-        self._file: IO[bytes] | None = remote.local_path(url).open("rb") if remote.is_local(url) else None
+        self.size = files.size_of(url)
+        self._file: IO[bytes] | None = files.local_path(url).open("rb") if files.is_local(url) else None
         self._window_bytes = LOCAL_WINDOW_BYTES if self._file else REMOTE_WINDOW_BYTES
         self._start = 0
         self._window = b""
@@ -70,7 +70,7 @@ class Windows:
             self._file.seek(offset)
             data = self._file.read(size)
         else:
-            data = remote.read_range(self.url, offset, size)
+            data = files.read_range(self.url, offset, size)
         if len(data) != size:
             raise ShardError(
                 f"asked for {size} bytes, got {len(data)}: the file changed, or its server ignores ranges",

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from headrace import remote
+from headrace import files
 from headrace.config import canonical_json
 from headrace.shards.commit import check_name, commit, committed, read_commit
 from headrace.shards.dataset import MANIFEST_NAME, MANIFEST_SCHEMA, OWN_LAYOUT, SCHEMA_VERSION, SUMMARY_NAME
@@ -57,8 +57,8 @@ def write_shard_files(
     full_schema = index_schema(schema)
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
-    tar_url = remote.join(dataset_url, "shards", f"{name}.tar")
-    with remote.atomic_file(tar_url) as path:
+    tar_url = files.join(dataset_url, "shards", f"{name}.tar")
+    with files.atomic_file(tar_url) as path:
         with ShardWriter(path) as writer:
             for sample in samples:
                 if sample.key in seen:
@@ -67,7 +67,7 @@ def write_shard_files(
                 rows.append(_write_sample(writer, name, sample, full_schema))
         record: dict[str, Any] = {"num_samples": len(rows), "num_bytes": writer.num_bytes, "sha256": writer.sha256}
     index = parquet_bytes(_table(rows, full_schema, name))
-    remote.write_atomic(remote.join(dataset_url, "shards", f"{name}.parquet"), index)
+    files.write_atomic(files.join(dataset_url, "shards", f"{name}.parquet"), index)
     return {**record, "index_sha256": hashlib.sha256(index).hexdigest()}
 
 
@@ -76,7 +76,7 @@ def commit_shard(dataset_url: str, name: str, record: Mapping[str, Any]) -> None
     if not commit(dataset_url, name, record) and read_commit(dataset_url, name) != dict(record):
         raise ShardError(
             "already committed with another content; was the input, a setting or a package changed since?",
-            shard=remote.join(dataset_url, "shards", f"{name}.tar"),
+            shard=files.join(dataset_url, "shards", f"{name}.tar"),
         )
 
 
@@ -100,8 +100,8 @@ def finish_dataset(dataset_url: str, *, recipe_digest: str, facts: Mapping[str, 
 
 def clear_leftovers(url: str, *folders: str) -> None:
     """Remove what killed writers left in `url` and in its `folders`; whoever finishes knows that no writer is left."""
-    for folder in (url, *(remote.join(url, name) for name in folders)):
-        remote.remove_leftovers(folder)
+    for folder in (url, *(files.join(url, name) for name in folders)):
+        files.remove_leftovers(folder)
 
 
 def write_manifest(url: str, records: Iterable[Mapping[str, Any]], facts: Mapping[str, Any]) -> None:
@@ -116,8 +116,8 @@ def write_manifest(url: str, records: Iterable[Mapping[str, Any]], facts: Mappin
         "num_bytes": sum(table["num_bytes"].to_pylist()),
         **facts,
     }
-    remote.write_atomic(remote.join(url, MANIFEST_NAME), parquet_bytes(table))
-    remote.write_atomic(remote.join(url, SUMMARY_NAME), (canonical_json(summary) + "\n").encode())
+    files.write_atomic(files.join(url, MANIFEST_NAME), parquet_bytes(table))
+    files.write_atomic(files.join(url, SUMMARY_NAME), (canonical_json(summary) + "\n").encode())
 
 
 def _write_sample(writer: ShardWriter, name: str, sample: Sample, schema: pa.Schema) -> dict[str, Any]:

@@ -20,14 +20,14 @@ from headrace.pipeline import Batch
 from headrace.shards.permutation import make_key
 from headrace.train.batches import micro_batches
 from headrace.train.config import RunConfig
-from headrace.train.export import export_model
-from headrace.train.metrics import Meter, Metrics, MetricsFile, batch_digest, memory_bytes
-from headrace.train.optimizer import learning_rate
-from headrace.train.precision import autocast
-from headrace.train.ranks import Ranks, join_ranks
-from headrace.train.run_folder import NonFiniteError, own_run, watch_signals, write_config, write_non_finite
+from headrace.train.evaluate.validation import validation_loss
+from headrace.train.optim.adamw import learning_rate
+from headrace.train.parallel.precision import autocast
+from headrace.train.parallel.ranks import Ranks, join_ranks
+from headrace.train.runs.export import export_model
+from headrace.train.runs.folder import NonFiniteError, own_run, watch_signals, write_config, write_non_finite
+from headrace.train.runs.metrics import Meter, Metrics, MetricsFile, batch_digest, memory_bytes
 from headrace.train.state import TrainState, open_state, save_state
-from headrace.train.validation import validation_loss
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,13 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from headrace.pipeline import Stream, open_stream
-from headrace.train.checkpoint import (
+from headrace.train.config import RunConfig
+from headrace.train.objectives.aim import Aim
+from headrace.train.objectives.build import build_objective
+from headrace.train.objectives.clip import Clip
+from headrace.train.optim.adamw import build_optimizer
+from headrace.train.parallel.ranks import Ranks
+from headrace.train.runs.checkpoint import (
     Progress,
     newest_checkpoint,
     refuse_other_config,
@@ -24,12 +30,6 @@ from headrace.train.checkpoint import (
     save_checkpoint,
     warn_of_other_arithmetic,
 )
-from headrace.train.config import RunConfig
-from headrace.train.objectives.aim import Aim
-from headrace.train.objectives.build import build_objective
-from headrace.train.objectives.clip import Clip
-from headrace.train.optimizer import build_optimizer
-from headrace.train.ranks import Ranks
 
 
 @dataclass(slots=True)

@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from headrace import remote
+from headrace import files
 from headrace.config import canonical_json
+from headrace.curation.annotate.annotator import digest, file_sha256, identity
 from headrace.curation.annotate.config import ANNOTATORS, AnnotateConfig, annotators
-from headrace.curation.annotate.protocol import digest, file_sha256, identity
 from headrace.curation.annotate.tables import annotated_shards, annotation_digests, annotation_folders
 from headrace.curation.engine import OnProgress, no_progress, run_units
 from headrace.curation.job import Job
@@ -58,7 +58,7 @@ class AnnotateSummary:
 
 def plan_annotate(recipe: "Recipe") -> list[str]:
     """Return what `run_annotate` would do."""
-    from headrace.curation.raw import raw_shards
+    from headrace.curation.raw.read import raw_shards
 
     job, config = Job(recipe.job), recipe.annotate
     shards = raw_shards(job)
@@ -74,7 +74,7 @@ def plan_annotate(recipe: "Recipe") -> list[str]:
 def run_annotate(recipe: "Recipe", *, on_progress: OnProgress = no_progress) -> AnnotateSummary:
     """Run every annotator of the recipe on every raw shard it has not done yet."""
     from headrace.curation.annotate.unit import annotate_shard
-    from headrace.curation.raw import raw_shards
+    from headrace.curation.raw.read import raw_shards
 
     job, config = Job(recipe.job), recipe.annotate
     shards = raw_shards(job)
@@ -83,13 +83,13 @@ def run_annotate(recipe: "Recipe", *, on_progress: OnProgress = no_progress) -> 
     # All model files are read before anything is written.
     identities = {name: identity(annotator) for name, annotator in annotators(config).items()}
     for name, folder in annotation_folders(config, job).items():
-        for written in (folder, remote.join(folder, "commits")):
-            remote.remove_leftovers(written)
+        for written in (folder, files.join(folder, "commits")):
+            files.remove_leftovers(written)
         # A commit record whose table is gone speaks of nothing: without it the table is made again.
         for shard in set(committed(folder)) - annotated_shards(folder):
-            remote.remove(remote.join(folder, "commits", f"{shard}.json"))
+            files.remove(files.join(folder, "commits", f"{shard}.json"))
         text = canonical_json(identities[name]) + "\n"
-        remote.put_if_absent(remote.join(folder, "annotator.json"), text.encode())
+        files.put_if_absent(files.join(folder, "annotator.json"), text.encode())
     units = _units(job, config, shards)
     run_units(annotate_shard, units, recipe.engine, on_progress)
     return _summary(job, config, shards, tables_written=sum(len(unit.digests) for unit in units))

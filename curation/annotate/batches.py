@@ -7,12 +7,12 @@ wrong: a batch may be shorter than `batch_size` anywhere in a shard, where its i
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from headrace.curation.annotate.annotator import Batch
+from headrace.curation.annotate.annotators.hashes import sha256_hex
 from headrace.curation.annotate.decode import Decoded, decode
-from headrace.curation.annotate.hashes import sha256_hex
-from headrace.curation.annotate.protocol import Batch
 from headrace.shards.group import MAX_IMAGE_BYTES, group_members
-from headrace.shards.image import MAX_PIXELS
-from headrace.shards.read import read_payloads
+from headrace.shards.images.decode import MAX_PIXELS
+from headrace.shards.payloads import read_payloads
 from headrace.shards.tar import TarMember, scan_tar
 
 MAX_BATCH_BYTES = MAX_IMAGE_BYTES

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from headrace.curation.annotate.caption import CaptionConfig, CaptionFacts
-from headrace.curation.annotate.clip import Clip, ClipConfig
-from headrace.curation.annotate.faces import FaceBoxes, FacesConfig
-from headrace.curation.annotate.hashes import Hashes, HashesConfig
-from headrace.curation.annotate.image import ImageConfig, ImageFacts
-from headrace.curation.annotate.protocol import Annotator
-from headrace.curation.annotate.unsafe_image import UnsafeImage, UnsafeImageConfig
-from headrace.curation.annotate.unsafe_text import UnsafeText, UnsafeTextConfig
+from headrace.curation.annotate.annotator import Annotator
+from headrace.curation.annotate.annotators.caption import CaptionConfig, CaptionFacts
+from headrace.curation.annotate.annotators.clip import Clip, ClipConfig
+from headrace.curation.annotate.annotators.faces import FaceBoxes, FacesConfig
+from headrace.curation.annotate.annotators.hashes import Hashes, HashesConfig
+from headrace.curation.annotate.annotators.image import ImageConfig, ImageFacts
+from headrace.curation.annotate.annotators.unsafe_image import UnsafeImage, UnsafeImageConfig
+from headrace.curation.annotate.annotators.unsafe_text import UnsafeText, UnsafeTextConfig
 
 # Name in the recipe -> the annotator of that sub-config, in the order of running.
 ANNOTATORS: dict[str, Callable[[Any], Annotator]] = {

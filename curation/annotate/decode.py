@@ -7,10 +7,10 @@ the output, so it must be the same in every run: no addresses of objects, no mor
 import re
 from dataclasses import dataclass
 
-from headrace.curation.annotate.protocol import Pixels
-from headrace.shards.image import MAX_PIXELS, decode_rgb
-from headrace.shards.image_complete import BombError
-from headrace.shards.image_header import ImageHeader, check_complete, read_header
+from headrace.curation.annotate.annotator import Pixels
+from headrace.shards.images.complete import BombError
+from headrace.shards.images.decode import MAX_PIXELS, decode_rgb
+from headrace.shards.images.header import ImageHeader, check_complete, read_header
 
 MAX_MESSAGE_CHARS = 160
 

@@ -7,9 +7,9 @@ folders needs the model files (their content is part of the digest), but neither
 
 import hashlib
 
-from headrace import remote
+from headrace import files
+from headrace.curation.annotate.annotator import digest
 from headrace.curation.annotate.config import AnnotateConfig, annotators
-from headrace.curation.annotate.protocol import digest
 from headrace.curation.job import Job
 from headrace.shards.commit import committed, read_commit
 from headrace.shards.errors import ShardError
@@ -29,7 +29,7 @@ def annotation_folders(config: AnnotateConfig, job: Job) -> dict[str, str]:
 def annotated_shards(folder: str) -> set[str]:
     """Return the raw shards whose table is finished: committed, and still there."""
     return set(committed(folder)).intersection(
-        name.removesuffix(".parquet") for name in remote.list_names(folder, ".parquet")
+        name.removesuffix(".parquet") for name in files.list_names(folder, ".parquet")
     )
 
 
@@ -38,9 +38,9 @@ def open_annotation(folder: str, shard: str) -> ParquetReader:
 
     Raises FileNotFoundError if it is not finished, ShardError if it is not the bytes that were committed.
     """
-    url = remote.join(folder, f"{shard}.parquet")
+    url = files.join(folder, f"{shard}.parquet")
     expected = annotation_sha256(folder, shard)
-    data = remote.read_bytes(url)
+    data = files.read_bytes(url)
     if hashlib.sha256(data).hexdigest() != expected:
         raise ShardError(
             "its sha256 is not the one of its commit record; remove this file and run `headrace annotate` again",

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from headrace import remote
+from headrace import files
+from headrace.curation.annotate.annotator import Annotator, Batch, digest
 from headrace.curation.annotate.batches import Row, batches_with_images, batches_without_images
 from headrace.curation.annotate.config import AnnotateConfig, annotators
 from headrace.curation.annotate.decode import error_class
-from headrace.curation.annotate.protocol import Annotator, Batch, digest
 from headrace.curation.job import Job
-from headrace.curation.raw import raw_tar_url, read_raw
+from headrace.curation.raw.read import raw_tar_url, read_raw
 from headrace.shards.commit import commit
 from headrace.shards.index import parquet_bytes
 
@@ -58,7 +58,7 @@ def annotate_shard(unit: AnnotateUnit) -> None:
 def write_annotations(folder: str, shard: str, table: pa.Table, errors: Mapping[str, int]) -> None:
     """Write one annotator's table of one shard, then its commit record."""
     data = parquet_bytes(table)
-    remote.write_atomic(remote.join(folder, f"{shard}.parquet"), data)
+    files.write_atomic(files.join(folder, f"{shard}.parquet"), data)
     record = {
         "bytes": len(data),
         "errors": dict(errors),
@@ -70,9 +70,9 @@ def write_annotations(folder: str, shard: str, table: pa.Table, errors: Mapping[
 
 def _check_digest(annotator: Annotator, expected: str) -> None:
     if digest(annotator) != expected:
-        files = ", ".join(annotator.files().values()) or "none"
+        models = ", ".join(annotator.files().values()) or "none"
         raise ValueError(
-            f"annotator {annotator.name}: this worker has another version of it, or other model files ({files}), than "
+            f"annotator {annotator.name}: this worker has another version of it, or other model files ({models}), than "
             "the run was planned with; do not change them during a run, and give every machine the same ones"
         )
 

@@ -16,9 +16,9 @@ from PIL import Image
 from headrace.curation.build.blur import blur_boxes
 from headrace.curation.build.strip import strip_metadata
 from headrace.curation.build.strip_jpeg import add_icc
-from headrace.shards.image import decode_rgb
-from headrace.shards.image_header import ImageHeader, check_complete, read_header
-from headrace.shards.image_plugins import PILLOW_ERRORS, open_image
+from headrace.shards.images.decode import decode_rgb
+from headrace.shards.images.header import ImageHeader, check_complete, read_header
+from headrace.shards.images.pillow import PILLOW_ERRORS, open_image
 
 EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp", "gif": "gif"}
 

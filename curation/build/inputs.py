@@ -15,13 +15,13 @@ import pyarrow as pa
 
 from headrace.curation.annotate.tables import open_annotation
 from headrace.curation.job import Job
-from headrace.curation.raw import raw_tar_url, read_raw
-from headrace.curation.select.ledger import ledger_url
+from headrace.curation.ledger import ledger_url
+from headrace.curation.raw.read import raw_tar_url, read_raw
 from headrace.shards.commit import is_committed
 from headrace.shards.errors import ShardError
 from headrace.shards.index import INDEX_SCHEMA
 from headrace.shards.parquet import ParquetReader, read_equal
-from headrace.shards.read import read_payloads
+from headrace.shards.payloads import read_payloads
 from headrace.shards.tar import iterate_members
 from headrace.shards.windows import Windows
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from headrace.curation.build.strip_jpeg import strip_jpeg
-from headrace.shards.image import decode_rgb
+from headrace.shards.images.decode import decode_rgb
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_CRITICAL = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})

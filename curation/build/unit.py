@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from headrace import remote
+from headrace import files
 from headrace.curation.build.clean import clean_image
 from headrace.curation.build.config import BuildConfig
 from headrace.curation.build.inputs import KeptRow, RawShard, load_raw_shard, read_kept
@@ -78,7 +78,7 @@ def build_unit(unit: BuildUnit) -> None:
     record = write_shard_files(job.dataset, unit.name, samples, pa.schema([*fields, *BUILT_FIELDS]))
     _check_budget(unit, len(rows), failures)
     table = parquet_bytes(pa.Table.from_pylist(failures, schema=FAILURES_SCHEMA))
-    remote.write_atomic(remote.join(job.build_failures, f"{unit.name}.parquet"), table)
+    files.write_atomic(files.join(job.build_failures, f"{unit.name}.parquet"), table)
     facts = {
         "inputs": unit.inputs_digest,
         "num_failed": len(failures),

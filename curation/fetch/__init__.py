@@ -10,7 +10,7 @@ from headrace.curation.engine import OnProgress, no_progress
 from headrace.curation.fetch.config import FetchConfig, InputConfig
 
 if TYPE_CHECKING:
-    from headrace.curation.fetch.run import FetchSummary
+    from headrace.curation.fetch.stage import FetchSummary
     from headrace.curation.recipe import Recipe
 
 __all__ = ["FetchConfig", "InputConfig", "plan_fetch", "run_fetch"]
@@ -19,13 +19,13 @@ __all__ = ["FetchConfig", "InputConfig", "plan_fetch", "run_fetch"]
 # Imported late: a recipe needs the configs only, not aiohttp; and raw.py, which run.py needs, needs this package.
 def plan_fetch(recipe: "Recipe") -> list[str]:
     """Say what fetch would do; nothing is requested or written."""
-    from headrace.curation.fetch.run import plan
+    from headrace.curation.fetch.stage import plan
 
     return plan(recipe)
 
 
 def run_fetch(recipe: "Recipe", *, on_progress: OnProgress = no_progress, retry_failed: bool = False) -> "FetchSummary":
     """Fetch what is not fetched yet; with `retry_failed` then try failures again, into new raw shards."""
-    from headrace.curation.fetch.run import run
+    from headrace.curation.fetch.stage import run
 
     return run(recipe, on_progress=on_progress, retry_failed=retry_failed)

@@ -8,8 +8,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from headrace.curation.fetch.address import parse_allowed
 from headrace.curation.fetch.errors import ERROR_CLASSES, TRANSIENT_CLASSES
+from headrace.curation.fetch.net.address import parse_allowed
 
 RAW_COLUMNS = (
     "key",

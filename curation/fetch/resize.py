@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from headrace.curation.fetch.config import FetchConfig
 from headrace.curation.fetch.errors import FetchError
-from headrace.shards.image import decode_rgb
-from headrace.shards.image_header import ImageHeader
+from headrace.shards.images.decode import decode_rgb
+from headrace.shards.images.header import ImageHeader
 
 WHITE = 255
 MAX_SIDE_PIXELS = 16_384

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace import remote
+from headrace import files
 from headrace.config import canonical_json
 from headrace.curation.fetch.config import RAW_COLUMNS, FetchConfig
-from headrace.curation.fetch.spill import SpilledList, write_parquet
+from headrace.curation.fetch.lists.spill import SpilledList, write_parquet
 from headrace.curation.job import Job
-from headrace.curation.raw import read_raw
+from headrace.curation.raw.read import read_raw
 from headrace.shards.commit import committed
 
 IDENTITY = ("uid", "input_file", "input_row")
@@ -41,9 +41,9 @@ def generations(job: Job) -> list[Generation]:
     """Return the retries begun so far, in order."""
     folder = _folder(job)
     found = []
-    for name in remote.list_names(folder, ".json"):
-        record = json.loads(remote.read_bytes(remote.join(folder, name)))
-        rows = SpilledList(remote.join(folder, name.removesuffix(".json")), 1, record["rows"])
+    for name in files.list_names(folder, ".json"):
+        record = json.loads(files.read_bytes(files.join(folder, name)))
+        rows = SpilledList(files.join(folder, name.removesuffix(".json")), 1, record["rows"])
         found.append(Generation(rows, record["first_shard"], record["samples_per_shard"]))
     return found
 
@@ -62,7 +62,7 @@ def begin(job: Job, config: FetchConfig, *, num_list_shards: int) -> Generation 
     spilled = SpilledList(folder, 1, rows.num_rows)
     write_parquet(spilled.run_url(0), rows, row_group_size=config.samples_per_shard)
     record = {"first_shard": first, "rows": rows.num_rows, "samples_per_shard": config.samples_per_shard}
-    remote.put_if_absent(f"{folder}.json", (canonical_json(record) + "\n").encode())
+    files.put_if_absent(f"{folder}.json", (canonical_json(record) + "\n").encode())
     return Generation(spilled, first, config.samples_per_shard)
 
 
@@ -95,15 +95,15 @@ def failed_rows(job: Job, classes: tuple[str, ...], *, num_list_shards: int) -> 
 
 def _remove_leftovers(job: Job, num_begun: int) -> None:
     """Clear what a killed run left: of the last generation, or of one that had not begun."""
-    remote.remove_leftovers(_folder(job))
+    files.remove_leftovers(_folder(job))
     for number in range(max(0, num_begun - 1), num_begun + 1):
-        remote.remove_leftovers(_generation_folder(job, number))
-        remote.remove_leftovers(remote.join(_generation_folder(job, number), "commits"))
+        files.remove_leftovers(_generation_folder(job, number))
+        files.remove_leftovers(files.join(_generation_folder(job, number), "commits"))
 
 
 def _generation_folder(job: Job, number: int) -> str:
-    return remote.join(_folder(job), f"{number:05d}")
+    return files.join(_folder(job), f"{number:05d}")
 
 
 def _folder(job: Job) -> str:
-    return remote.join(job.url, "input", "retries")
+    return files.join(job.url, "input", "retries")

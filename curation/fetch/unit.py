@@ -14,13 +14,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from headrace import remote
+from headrace import files
 from headrace.curation.fetch.check import check_image, check_sha256
 from headrace.curation.fetch.config import FetchConfig
 from headrace.curation.fetch.errors import FetchError
-from headrace.curation.fetch.fetcher import Fetcher
-from headrace.curation.fetch.raw_shard import Outcome, RawShard, write_raw_shard
-from headrace.curation.fetch.spill import SpilledList, read_places
+from headrace.curation.fetch.lists.spill import SpilledList, read_places
+from headrace.curation.fetch.net.fetcher import Fetcher
+from headrace.curation.raw.write import Outcome, RawShard, write_raw_shard
 from headrace.shards.commit import commit, is_committed
 
 TASKS_PER_SLOT = 32
@@ -52,7 +52,7 @@ def fetch_shard(unit: FetchUnit) -> None:
     rows = read_places(unit.rows, unit.start, unit.stop)
     _raise_file_limit(unit.config)
     # The spool has no name: the kernel drops it with the process, however that ends.
-    folder = remote.local_path(unit.shard.folder) if remote.is_local(unit.shard.folder) else None
+    folder = files.local_path(unit.shard.folder) if files.is_local(unit.shard.folder) else None
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as spool:
@@ -72,7 +72,7 @@ def fetch_shard(unit: FetchUnit) -> None:
 def _record_nothing(unit: FetchUnit) -> None:
     """Commit a retry without a success beside its rows, so that the raw shards stay what they were."""
     for suffix in (".tar", ".parquet", "_stats.json"):  # of a killed run that had successes
-        remote.remove(remote.join(unit.shard.folder, unit.shard.name + suffix))
+        files.remove(files.join(unit.shard.folder, unit.shard.name + suffix))
     commit(unit.rows.folder, unit.shard.name, {"successes": 0})
 
 

@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headrace.curation.job import Job
+from headrace.curation.ledger import LedgerSummary, StepSummary
 from headrace.curation.report.pictures import Pictures, Thumbnail
 from headrace.curation.report.sketch import Tally
 from headrace.curation.report.tables import ledger_by_shard
 from headrace.curation.report.values import kept_values
-from headrace.curation.select.ledger import LedgerSummary, StepSummary
 from headrace.shards.dataset import Dataset
 
 Row = dict[str, Any]

@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace import remote
+from headrace import files
 from headrace.curation.job import Job
-from headrace.curation.raw import read_raw
+from headrace.curation.ledger import LedgerSummary
+from headrace.curation.raw.read import read_raw
 from headrace.curation.report.sketch import Distinct, Histogram, Ranges, Tally, hosts, is_numeric, numbers
 from headrace.curation.report.tables import annotation_folders, ledger_by_shard, read_annotations
 from headrace.curation.report.values import open_evaluator, with_cut_values
-from headrace.curation.select.ledger import LedgerSummary
 from headrace.shards.dataset import Dataset
 from headrace.shards.parquet import read_table
 
@@ -155,8 +155,8 @@ def build_failures(job: Job) -> dict[str, Any]:
     """Return build's failures: how many by reason, and the first of them."""
     reasons = Tally()
     rows: list[dict[str, Any]] = []
-    for name in remote.list_names(job.build_failures, ".parquet"):
-        table = read_table(remote.join(job.build_failures, name))
+    for name in files.list_names(job.build_failures, ".parquet"):
+        table = read_table(files.join(job.build_failures, name))
         reasons.add(table["reason"])
         if len(rows) < MAX_FAILURES:
             rows.extend(table.slice(0, MAX_FAILURES - len(rows)).to_pylist())

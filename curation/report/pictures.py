@@ -16,16 +16,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from headrace import remote
+from headrace import files
 from headrace.curation.build.blur import blur_boxes
 from headrace.curation.build.inputs import load_raw_shard
 from headrace.curation.job import Job
-from headrace.curation.select.ledger import LedgerSummary, StepSummary
+from headrace.curation.ledger import LedgerSummary, StepSummary
 from headrace.shards.dataset import Dataset
 from headrace.shards.errors import ShardError
-from headrace.shards.image import decode_rgb
-from headrace.shards.image_header import ImageHeader
-from headrace.shards.read import check_crc, read_payloads
+from headrace.shards.images.decode import decode_rgb
+from headrace.shards.images.header import ImageHeader
+from headrace.shards.payloads import check_crc, read_payloads
 
 THUMBNAIL_QUALITY = 80
 
@@ -83,9 +83,9 @@ class Pictures:
         self._job = job
         self._limits = unsafe_limits(summary.steps)
         self._unsafe_steps = {step.name for step in summary.steps if step.step == "unsafe"}
-        parent = remote.join(job.url, "annotations")
+        parent = files.join(job.url, "annotations")
         self._annotations = tuple(
-            (name, remote.join(parent, folder)) for name, folder in sorted(summary.annotations.items())
+            (name, files.join(parent, folder)) for name, folder in sorted(summary.annotations.items())
         )
         self._dataset = dataset
         self._pixels_per_side = pixels_per_side

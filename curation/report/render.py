@@ -6,9 +6,9 @@ The one thing a reader would get wrong: nothing is computed here; what the page 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from headrace import page
 from headrace.curation.report.galleries import Galleries, Shown
-from headrace.page import Bar, Html, Page, Picture, Value
+from headrace.page import html as page
+from headrace.page.html import Bar, Html, Page, Picture, Value
 
 Numbers = Mapping[str, Any]
 

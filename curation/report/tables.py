@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace import remote
+from headrace import files
 from headrace.curation.job import Job
-from headrace.curation.select.ledger import LedgerSummary, ledger_url
+from headrace.curation.ledger import LedgerSummary, ledger_url
 from headrace.shards.parquet import open_parquet
 
 _LEDGER_COLUMNS = ["uid", "url", "raw_shard", "key", "kept", "step", "reason", "value", "threshold", "duplicate_of"]
@@ -41,15 +41,15 @@ def ledger_by_shard(job: Job, columns: list[str] | None = None) -> Iterator[tupl
 
 def annotation_folders(job: Job, summary: LedgerSummary) -> dict[str, str]:
     """Return the folder of each annotator whose tables the ledger was made from."""
-    parent = remote.join(job.url, "annotations")
-    return {name: remote.join(parent, folder) for name, folder in sorted(summary.annotations.items())}
+    parent = files.join(job.url, "annotations")
+    return {name: files.join(parent, folder) for name, folder in sorted(summary.annotations.items())}
 
 
 def read_annotations(folders: Mapping[str, str], shard: str, *, nested: bool = False) -> pa.Table:
     """Return the annotations of one raw shard side by side, `key` first; of two columns of one name the first."""
     columns: dict[str, pa.ChunkedArray] = {}
     for folder in folders.values():
-        with open_parquet(remote.join(folder, f"{shard}.parquet")) as file:
+        with open_parquet(files.join(folder, f"{shard}.parquet")) as file:
             table = file.read([item.name for item in file.schema if nested or not pa.types.is_nested(item.type)])
         for name in table.column_names:
             columns.setdefault(name, table[name])

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headrace.curation.job import Job
-from headrace.curation.raw import read_raw
+from headrace.curation.ledger import LedgerSummary, StepSummary
+from headrace.curation.raw.read import read_raw
 from headrace.curation.report.tables import annotation_folders, ledger_by_shard, read_annotations
 from headrace.curation.select.expression import Checker
-from headrace.curation.select.ledger import LedgerSummary, StepSummary
 from headrace.curation.select.load import sql_types
 
 _LEDGER = ["uid", "raw_shard", "key", "kept", "step", "duplicate_of", "out_shard", "out_index"]

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from headrace import remote
+from headrace import files
 from headrace.config import config_to_dict
 from headrace.curation.annotate.config import annotators
 from headrace.curation.annotate.tables import annotation_folders
 from headrace.curation.engine import OnProgress, no_progress
-from headrace.curation.fetch.inputs import lists_are_text
-from headrace.curation.fetch.raw_shard import OWN_SCHEMA
+from headrace.curation.fetch.lists.inputs import lists_are_text
 from headrace.curation.job import Job
-from headrace.curation.select.ledger import LedgerSummary
+from headrace.curation.ledger import LedgerSummary
+from headrace.curation.raw.write import OWN_SCHEMA
 from headrace.curation.select.load import Annotation, Inputs, NotReadyError, find_inputs, visible_columns
-from headrace.curation.select.run import Plan, check_columns, check_plan, decision_digest, select_rows
-from headrace.curation.select.steps import Placement
+from headrace.curation.select.stage import Plan, check_columns, check_plan, decision_digest, select_rows
+from headrace.curation.select.steps.configs import Placement
 
 if TYPE_CHECKING:
     from headrace.curation.recipe import Recipe
@@ -70,7 +70,7 @@ def run_select(recipe: "Recipe", *, on_progress: OnProgress = no_progress) -> Le
 def decided_by(recipe: "Recipe") -> str:
     """Return what `decided_by` of a ledger is if this recipe made it. Reads model files, as their content counts."""
     folders = annotation_folders(recipe.annotate, Job(recipe.job))
-    return decision_digest(_plan(recipe), {name: remote.basename(url) for name, url in folders.items()})
+    return decision_digest(_plan(recipe), {name: files.basename(url) for name, url in folders.items()})
 
 
 def decides(recipe: "Recipe", ledger: LedgerSummary) -> bool:

@@ -15,9 +15,9 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from headrace import remote
+from headrace import files
 from headrace.curation.select.expression import first_line
-from headrace.curation.select.steps import Limits
+from headrace.curation.select.steps.configs import Limits
 
 WORK_FOLDER = ".work"
 READ_ROWS = 100_000
@@ -30,8 +30,8 @@ def open_database(ledger_url: str, limits: Limits) -> Iterator[duckdb.DuckDBPyCo
     The folder lies beside the ledger (in the system's temporary folder if the job is remote). Raises ValueError if
     the memory is too small, OSError if the disk is.
     """
-    if remote.is_local(ledger_url):
-        folder = remote.local_path(remote.join(ledger_url, WORK_FOLDER))
+    if files.is_local(ledger_url):
+        folder = files.local_path(files.join(ledger_url, WORK_FOLDER))
         folder.mkdir(parents=True)
     else:
         folder = Path(tempfile.mkdtemp(prefix="headrace-select-"))
@@ -54,9 +54,9 @@ def open_database(ledger_url: str, limits: Limits) -> Iterator[duckdb.DuckDBPyCo
 
 def remove_leftovers(ledger_url: str) -> None:
     """Remove what a killed run left beside the ledger."""
-    remote.remove_leftovers(ledger_url)
-    if remote.is_local(ledger_url):
-        shutil.rmtree(remote.local_path(remote.join(ledger_url, WORK_FOLDER)), ignore_errors=True)
+    files.remove_leftovers(ledger_url)
+    if files.is_local(ledger_url):
+        shutil.rmtree(files.local_path(files.join(ledger_url, WORK_FOLDER)), ignore_errors=True)
 
 
 def _connect(folder: Path, limits: Limits) -> duckdb.DuckDBPyConnection:

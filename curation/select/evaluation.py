@@ -16,15 +16,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from headrace import remote
-from headrace.curation.annotate.hashes import Hashes, image_hashes
+from headrace import files
+from headrace.curation.annotate.annotators.hashes import Hashes, image_hashes
 from headrace.curation.engine import EngineConfig, OnProgress, no_progress, run_units
-from headrace.curation.select.steps import EvaluationSet
+from headrace.curation.select.steps.configs import EvaluationSet
 from headrace.shards.group import IMAGE_EXTENSIONS, split_name
-from headrace.shards.image import decode_rgb
+from headrace.shards.images.decode import decode_rgb
+from headrace.shards.imports.folder import open_folder
 from headrace.shards.parquet import open_parquet, read_table
-from headrace.shards.read import read_payloads
-from headrace.shards.source_folder import open_folder
+from headrace.shards.payloads import read_payloads
 from headrace.shards.tar import scan_tar
 
 IMAGES_PER_UNIT = 500
@@ -72,10 +72,10 @@ def hash_evaluation_set(
 
     Raises ValueError if there is no image, or more than 1 % do not decode.
     """
-    units = _units(evaluation, remote.join(folder, evaluation.name))
-    remote.remove_leftovers(remote.join(folder, evaluation.name))
-    for name in remote.list_names(remote.join(folder, evaluation.name), ".parquet")[len(units) :]:
-        remote.remove(remote.join(folder, evaluation.name, name))
+    units = _units(evaluation, files.join(folder, evaluation.name))
+    files.remove_leftovers(files.join(folder, evaluation.name))
+    for name in files.list_names(files.join(folder, evaluation.name), ".parquet")[len(units) :]:
+        files.remove(files.join(folder, evaluation.name, name))
     small = sum(len(unit.parts) for unit in units) <= INLINE_IMAGES and len(units) == 1
     run_units(hash_unit, units, EngineConfig(executor="inline") if small else engine, on_progress)
     table = pa.concat_tables([SCHEMA.empty_table(), *(_read(unit.out) for unit in units)]).combine_chunks()
@@ -100,7 +100,7 @@ def _check(table: pa.Table, evaluation: EvaluationSet) -> None:
 
 def hash_unit(unit: HashUnit) -> None:
     """Hash the images of a unit and write its table; hashes of bytes in an older table of the unit are kept."""
-    known = _known(unit.out) if remote.exists(unit.out) else {}
+    known = _known(unit.out) if files.exists(unit.out) else {}
     rows = []
     for part in unit.parts:
         for name, data in read_part(part):
@@ -108,7 +108,7 @@ def hash_unit(unit: HashUnit) -> None:
             rows.append({**(known.get(sha256) or _hash(data)), "name": name, "sha256": sha256})
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), sink, compression="zstd")
-    remote.write_atomic(unit.out, sink.getvalue())
+    files.write_atomic(unit.out, sink.getvalue())
 
 
 def _known(url: str) -> dict[str, dict[str, Any]]:
@@ -145,7 +145,7 @@ def _units(evaluation: EvaluationSet, folder: str) -> list[HashUnit]:
         groups[-1].append(part)
         room -= size
     return [
-        HashUnit(f"{evaluation.name}/{number:05d}", tuple(parts), remote.join(folder, f"{number:05d}.parquet"))
+        HashUnit(f"{evaluation.name}/{number:05d}", tuple(parts), files.join(folder, f"{number:05d}.parquet"))
         for number, parts in enumerate(groups)
     ]
 
@@ -156,27 +156,27 @@ def find_parts(url: str) -> Iterator[Part]:
     `url` is a tar, a parquet file, or a folder: of a dataset (its `shards/`), of tars, of parquet files, or of images
     at any depth. Raises ValueError if nothing is there.
     """
-    if not remote.exists(url):
+    if not files.exists(url):
         raise ValueError(f"evaluation set {url}: no such file or folder")
     if url.endswith(".tar"):
         yield from _tar_parts(url)
     elif url.endswith(".parquet"):
         yield from _parquet_parts(url)
-    elif remote.exists(remote.join(url, "dataset.json")) and remote.list_names(remote.join(url, "shards"), ".tar"):
-        for name in remote.list_names(remote.join(url, "shards"), ".tar"):
-            yield from _tar_parts(remote.join(url, "shards", name))
-    elif remote.list_names(url, ".tar"):
-        for name in remote.list_names(url, ".tar"):
-            yield from _tar_parts(remote.join(url, name))
-    elif remote.list_names(url, ".parquet"):
-        for name in remote.list_names(url, ".parquet"):
-            yield from _parquet_parts(remote.join(url, name))
+    elif files.exists(files.join(url, "dataset.json")) and files.list_names(files.join(url, "shards"), ".tar"):
+        for name in files.list_names(files.join(url, "shards"), ".tar"):
+            yield from _tar_parts(files.join(url, "shards", name))
+    elif files.list_names(url, ".tar"):
+        for name in files.list_names(url, ".tar"):
+            yield from _tar_parts(files.join(url, name))
+    elif files.list_names(url, ".parquet"):
+        for name in files.list_names(url, ".parquet"):
+            yield from _parquet_parts(files.join(url, name))
     else:
         yield from _folder_parts(url)
 
 
 def _tar_parts(url: str) -> Iterator[Part]:
-    shard = remote.basename(url)
+    shard = files.basename(url)
     images = [member for member in scan_tar(url, allow_missing_end=True) if _is_image(member.name)]
     for start in range(0, len(images), IMAGES_PER_UNIT):
         some = images[start : start + IMAGES_PER_UNIT]
@@ -192,15 +192,15 @@ def _parquet_parts(url: str) -> Iterator[Part]:
 
 
 def _folder_parts(url: str) -> Iterator[Part]:
-    fs, path = remote.open_fs(url)
+    fs, path = files.open_fs(url)
     if fs.isfile(path):
-        if _is_image(remote.basename(url)):
-            yield Part(url, (remote.basename(url),))
+        if _is_image(files.basename(url)):
+            yield Part(url, (files.basename(url),))
         return
     # As `headrace import` lists it: links are followed, as image folders are often made of them.
     folder = open_folder(url)
     for name in filter(_is_image, folder.paths):
-        yield Part(remote.join(url, name), (name,))
+        yield Part(files.join(url, name), (name,))
 
 
 def _is_image(name: str) -> bool:
@@ -215,14 +215,14 @@ def read_part(part: Part) -> Iterator[tuple[str, bytes]]:
     elif part.spans:
         yield from zip(part.names, read_payloads(part.url, part.spans), strict=True)
     else:
-        yield part.names[0], remote.read_bytes(part.url)
+        yield part.names[0], files.read_bytes(part.url)
 
 
 def _read_row_group(part: Part) -> Iterator[tuple[str, bytes]]:
     with open_parquet(part.url) as file:
         column = _image_column(file.schema, part.url)
         values = file.read([column], groups=[part.row_group])[column]
-    name = remote.basename(part.url)
+    name = files.basename(part.url)
     for row, value in enumerate(values.to_pylist()):
         data = value.get("bytes") if isinstance(value, dict) else value
         yield f"{name}/{part.row_group}/{row}", data or b""

@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace import remote
+from headrace import files
 from headrace.curation.annotate.tables import annotation_sha256, open_annotation
 from headrace.curation.job import Job
-from headrace.curation.raw import raw_shards, raw_tar_url, read_raw
+from headrace.curation.raw.read import raw_shards, raw_tar_url, read_raw
 from headrace.curation.select.database import insert
 from headrace.curation.select.expression import quoted
 from headrace.shards.parquet import ParquetReader
@@ -79,7 +79,7 @@ class Inputs:
         """Return the sha256 of every table, by its place in the job."""
         found = {f"raw/{shard}": _raw_sha256(self.job, shard) for shard in self.shards}
         for annotation in self.annotations:
-            folder = remote.basename(annotation.url)
+            folder = files.basename(annotation.url)
             with _naming_the_stage("annotate"):
                 found |= {f"{folder}/{shard}": annotation_sha256(annotation.url, shard) for shard in self.shards}
         return found
@@ -95,7 +95,7 @@ def find_inputs(job: Job, annotations: Iterable[Annotation]) -> Inputs:
 
 def _raw_sha256(job: Job, shard: str) -> str:
     with _naming_the_stage("fetch"):
-        return hashlib.sha256(remote.read_bytes(raw_tar_url(job, shard).removesuffix(".tar") + ".parquet")).hexdigest()
+        return hashlib.sha256(files.read_bytes(raw_tar_url(job, shard).removesuffix(".tar") + ".parquet")).hexdigest()
 
 
 @contextlib.contextmanager
@@ -220,7 +220,7 @@ def _joined(inputs: Inputs, shard: str, wanted: pa.Schema) -> pa.Table:
         keys = raw["key"].filter(pa.array(succeeded)).combine_chunks()
         if not annotated["key"].combine_chunks().cast(keys.type).equals(keys):
             raise ValueError(
-                f"{remote.join(annotation.url, shard)}.parquet does not hold the rows of raw shard {shard}; "
+                f"{files.join(annotation.url, shard)}.parquet does not hold the rows of raw shard {shard}; "
                 "remove that file and run `headrace annotate` again"
             )
         columns |= {name: annotated[name].combine_chunks().take(place) for name in names}

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from headrace.curation.select.database import insert, read_batches
-from headrace.curation.select.steps import Placement
+from headrace.curation.select.steps.configs import Placement
 from headrace.shards.permutation import make_key, permute
 
 

@@ -14,11 +14,11 @@ from headrace.curation.annotate.config import AnnotateConfig
 from headrace.curation.annotate.tables import annotation_folders
 from headrace.curation.annotate.unit import write_annotations
 from headrace.curation.engine import EngineConfig
-from headrace.curation.fetch.raw_shard import OWN_SCHEMA
 from headrace.curation.job import Job
+from headrace.curation.raw.write import OWN_SCHEMA
 from headrace.curation.select.load import Annotation, find_inputs
-from headrace.curation.select.run import Plan, select_rows
-from headrace.curation.select.steps import ExactDuplicates, Limits, Placement, Rule, TopFraction
+from headrace.curation.select.stage import Plan, select_rows
+from headrace.curation.select.steps.configs import ExactDuplicates, Limits, Placement, Rule, TopFraction
 from headrace.shards.commit import commit
 
 # uid, status, width, score in thousandths

@@ -15,16 +15,16 @@ import pytest
 from PIL import Image
 
 from headrace.config import canonical_json
+from headrace.curation.annotate.annotators.faces import FacesConfig
 from headrace.curation.annotate.config import AnnotateConfig
-from headrace.curation.annotate.faces import FacesConfig
 from headrace.curation.annotate.unit import write_annotations
 from headrace.curation.build.config import BuildConfig
 from headrace.curation.engine import EngineConfig
 from headrace.curation.fetch.config import InputConfig
 from headrace.curation.job import Job
+from headrace.curation.ledger import LEDGER_SCHEMA, LedgerSummary, StepSummary, write_ledger, write_summary
 from headrace.curation.recipe import Recipe
 from headrace.curation.select import decided_by
-from headrace.curation.select.ledger import LEDGER_SCHEMA, LedgerSummary, StepSummary, write_ledger, write_summary
 from headrace.shards.commit import commit
 from headrace.shards.tar import ShardWriter
 

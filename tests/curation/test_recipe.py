@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from headrace.config import build_config
-from headrace.curation.annotate.faces import FacesConfig
+from headrace.curation.annotate.annotators.faces import FacesConfig
 from headrace.curation.recipe import Recipe, load_recipe, recipe_text
 
 SAFE: dict[str, Any] = {

@@ -8,7 +8,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from headrace.demo.encode import encode, jpeg_bomb, padded, png_bomb, with_metadata, with_profile
 from headrace.demo.scenes import Pixels, draw, draw_attributes, generator
-from headrace.shards.image_header import read_header
+from headrace.shards.images.header import read_header
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from headrace.curation.annotate.hashes import image_hashes
+from headrace.curation.annotate.annotators.hashes import image_hashes
 from headrace.demo.scenes import Pixels
 from headrace.demo.web import Entry, Site, plan_site
-from headrace.shards.image import decode_rgb
+from headrace.shards.images.decode import decode_rgb
 
 ADDRESSES = {
     "server": "127.0.0.1:1",

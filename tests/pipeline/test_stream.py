@@ -17,8 +17,8 @@ import pytest
 from headrace.config import config_to_dict
 from headrace.pipeline import Augment, Batch, Mixture, Source, open_stream
 from headrace.pipeline.catalog import collate
-from headrace.pipeline.ranges import ReadError
 from headrace.shards.dataset import open_dataset
+from headrace.shards.ranges import ReadError
 
 COLUMNS = ("label", "caption")
 
@@ -423,8 +423,8 @@ def test_a_slow_consumer_finds_batches_ready_and_few(mixture: Mixture) -> None:
 
 
 def test_the_wait_names_reading_when_reads_are_slow(mixture: Mixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    from headrace.pipeline.engine import Engine, WaitedFor, Work
-    from headrace.pipeline.ranges import RangeReader
+    from headrace.pipeline.prefetch import Engine, WaitedFor, Work
+    from headrace.shards.ranges import RangeReader
 
     quick, take, asked = RangeReader.read, Engine.take, threading.Event()
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headrace.shards.dataset import Dataset, open_dataset
-from headrace.shards.image_header import read_header
+from headrace.shards.images.header import read_header
 from headrace.shards.verify import verify_dataset
 from headrace.shards.write import Sample, finish_dataset, write_shard
 

@@ -18,7 +18,7 @@ from headrace.shards.commit import committed, read_commit
 from headrace.shards.dataset import open_dataset
 from headrace.shards.errors import ShardError
 from headrace.shards.index import INDEX_SCHEMA, index_shard
-from headrace.shards.read import read_sample
+from headrace.shards.payloads import read_sample
 from headrace.shards.write import Sample, finish_dataset, write_shard
 
 EXTRA = pa.schema([("score", pa.float32()), ("embedding", pa.list_(pa.float16())), ("faces", pa.int16())])

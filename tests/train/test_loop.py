@@ -14,9 +14,9 @@ import torch
 
 from headrace.train.config import RunConfig, load_run
 from headrace.train.loop import train
-from headrace.train.metrics import read_metrics
 from headrace.train.objectives.aim import Aim
-from headrace.train.run_folder import NonFiniteError
+from headrace.train.runs.folder import NonFiniteError
+from headrace.train.runs.metrics import read_metrics
 
 KEPT = ("event", "step", "samples", "loss", "lr", "grad_norm", "batch_digest")
 

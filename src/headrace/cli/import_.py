@@ -22,7 +22,7 @@ def import_command(
     Example: headrace import cifar10-train.parquet /data/cifar10
     """
     from headrace.cli.shard_progress import shard_progress
-    from headrace.shards.importer import ImportConfig, import_images, open_source
+    from headrace.shards.imports.run import ImportConfig, import_images, open_source
 
     config = ImportConfig(
         samples_per_shard=samples_per_shard,

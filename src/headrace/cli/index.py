@@ -20,8 +20,8 @@ def index_command(
     Example: headrace index /data/laion/*.tar --index-dir /scratch/laion-index
     """
     from headrace.cli.shard_progress import shard_progress
-    from headrace.shards.find import find_tars
-    from headrace.shards.foreign_index import IndexConfig, index_folder
+    from headrace.shards.foreign.find import find_tars
+    from headrace.shards.foreign.index import IndexConfig, index_folder
 
     folders = find_tars(urls)
     if index_dir and len(folders) > 1:

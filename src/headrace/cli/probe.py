@@ -30,8 +30,8 @@ def probe_command(
 
     The trunk without training: headrace probe runs/a --train ... --test ... --untrained
     """
-    from headrace.remote import write_atomic
-    from headrace.train.probe import ProbeConfig, plan_probe, probe
+    from headrace.files import write_atomic
+    from headrace.train.evaluate.attentive import ProbeConfig, plan_probe, probe
 
     try:
         rates = tuple(float(text) for text in lrs.split(","))

@@ -25,7 +25,7 @@ def report_command(
     """
     from dataclasses import replace
 
-    from headrace import remote
+    from headrace import files
     from headrace.curation.job import Job
     from headrace.curation.report import config_of, report_dataset, report_job
 
@@ -39,16 +39,16 @@ def report_command(
         config = config_of(Job(target))
     config = replace(config, title=config.title if title is None else title)
     config = replace(config, samples=config.samples if samples is None else samples)
-    folder = out or remote.join(target, "report")
-    is_job = remote.exists(remote.join(target, "job.json")) or remote.exists(remote.join(target, "ledger"))
+    folder = out or files.join(target, "report")
+    is_job = files.exists(files.join(target, "job.json")) or files.exists(files.join(target, "ledger"))
     planned = is_recipe and dry_run  # other stages may come first
-    if not (is_job or planned or remote.exists(remote.join(index_dir or target, "dataset.json"))):
+    if not (is_job or planned or files.exists(files.join(index_dir or target, "dataset.json"))):
         raise ValueError(
             f"{target} is neither a job (no job.json) nor an indexed dataset (no dataset.json); "
             "for tars without an index run `headrace index` first"
         )
     if dry_run:
-        typer.echo(f"report: write {remote.join(folder, 'report.html')} and report.json")
+        typer.echo(f"report: write {files.join(folder, 'report.html')} and report.json")
         return
     if is_job:
         summary = report_job(Job(target), config, folder)

@@ -26,7 +26,7 @@ def train_command(
     """
     from headrace.train.config import load_run
     from headrace.train.loop import train
-    from headrace.train.plan import plan_run
+    from headrace.train.runs.plan import plan_run
 
     config = load_run(run, overrides or ())
     if dry_run:

@@ -7,7 +7,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from headrace.curation.select.why import RowStory
+    from headrace.curation.why import RowStory
 
 COLOURS = {"passed": "green", "dropped": "red", "not reached": "dim"}
 
@@ -27,7 +27,7 @@ def why_command(
     from rich.console import Console
 
     from headrace.curation.job import Job
-    from headrace.curation.select.why import explain
+    from headrace.curation.why import explain
 
     stories = explain(Job(job), uid)
     if json:

@@ -17,7 +17,7 @@ from headrace.demo.scenes import Pixels
 from headrace.demo.web import BLURRED, CLEANED, Entry
 from headrace.shards.dataset import Dataset, open_dataset
 from headrace.shards.parquet import read_table
-from headrace.shards.read import read_sample
+from headrace.shards.payloads import read_sample
 
 DUPLICATE_STEPS = ("exact_duplicates", "near_duplicates")
 # Gradients inside a blurred face against those before; a face that was re-encoded only keeps about all of them.

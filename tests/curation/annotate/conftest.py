@@ -13,14 +13,14 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from headrace.curation.annotate.annotator import Batch
 from headrace.curation.annotate.config import AnnotateConfig
 from headrace.curation.annotate.decode import decode
-from headrace.curation.annotate.protocol import Batch
 from headrace.curation.build.config import BuildConfig
 from headrace.curation.engine import EngineConfig
 from headrace.curation.fetch.config import InputConfig
-from headrace.curation.fetch.raw_shard import OWN_SCHEMA
 from headrace.curation.job import Job
+from headrace.curation.raw.write import OWN_SCHEMA
 from headrace.curation.recipe import Recipe
 from headrace.shards.commit import commit, committed
 from headrace.shards.tar import ShardWriter

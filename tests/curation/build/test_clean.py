@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from headrace.curation.build.clean import clean_image
-from headrace.shards.image import decode_rgb
+from headrace.shards.images.decode import decode_rgb
 
 FACE = (0.3, 0.2, 0.7, 0.8)
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, PngImagePlugin
 
 from headrace.curation.build.strip import strip_metadata
-from headrace.shards.image import decode_rgb
-from headrace.shards.image_header import read_header
+from headrace.shards.images.decode import decode_rgb
+from headrace.shards.images.header import read_header
 
 SECRET = b"SECRET-51.5007N"
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

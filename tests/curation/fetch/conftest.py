@@ -13,9 +13,9 @@ from PIL import Image
 
 from headrace.curation.engine import EngineConfig
 from headrace.curation.fetch.config import FetchConfig, InputConfig
-from headrace.curation.fetch.fetcher import Fetcher
-from headrace.curation.fetch.raw_shard import Outcome
+from headrace.curation.fetch.net.fetcher import Fetcher
 from headrace.curation.fetch.unit import fetch_row
+from headrace.curation.raw.write import Outcome
 
 Answer = bytes | Callable[["WebServer", asyncio.StreamWriter], Awaitable[None]]
 

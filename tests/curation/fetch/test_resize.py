@@ -9,8 +9,8 @@ from PIL import Image
 from headrace.curation.fetch.config import FetchConfig
 from headrace.curation.fetch.errors import FetchError
 from headrace.curation.fetch.resize import resize_image
-from headrace.shards.image import decode_rgb
-from headrace.shards.image_header import read_header
+from headrace.shards.images.decode import decode_rgb
+from headrace.shards.images.header import read_header
 
 
 def picture(width: int, height: int, kind: str = "JPEG", orientation: int = 1) -> bytes:

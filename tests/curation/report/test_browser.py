@@ -82,7 +82,7 @@ def test_the_report_opens_offline_sorts_and_searches(
     make_job: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The small job's tables are short; every one of them gets its search field here.
-    monkeypatch.setattr("headrace.page.SEARCHABLE_ROWS", 2)
+    monkeypatch.setattr("headrace.page.html.SEARCHABLE_ROWS", 2)
     recipe = make_job()
     run_build(recipe)
     summary = run_report(recipe)

@@ -11,7 +11,14 @@ from headrace.curation.annotate.config import ANNOTATORS
 from headrace.curation.select.database import open_database
 from headrace.curation.select.expression import Checker
 from headrace.curation.select.load import ANNOTATOR_OF
-from headrace.curation.select.steps import ExactDuplicates, Limits, NearDuplicates, Rule, SelectStep, TopFraction
+from headrace.curation.select.steps.configs import (
+    ExactDuplicates,
+    Limits,
+    NearDuplicates,
+    Rule,
+    SelectStep,
+    TopFraction,
+)
 
 COLUMNS = {
     "width": "INTEGER",

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from select_jobs import flip_bits, hash_bytes, ledger, make_row, run, write_job
 
-from headrace.curation.select.ledger import ledger_url
-from headrace.curation.select.steps import (
+from headrace.curation.ledger import ledger_url
+from headrace.curation.select.steps.configs import (
     ExactDuplicates,
     Limits,
     NearDuplicates,

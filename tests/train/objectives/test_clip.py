@@ -20,7 +20,7 @@ from headrace.train.objectives.clip import (
     ClipTextConfig,
     ClipVisionConfig,
 )
-from headrace.train.plan import plan_run
+from headrace.train.runs.plan import plan_run
 
 # open_clip's import meets deprecations of its own dependencies; they are not ours to mend.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -84,7 +84,7 @@ def test_open_clip_loads_what_a_run_exports(clip_run: Path, make_batch: Callable
     import open_clip
     from safetensors.torch import load_file
 
-    from headrace.train.weights import read_weights
+    from headrace.train.runs.weights import read_weights
 
     ours, batch = small_clip(), make_batch(3)
     read_weights(clip_run).load_into(ours)
@@ -102,7 +102,7 @@ def test_open_clip_loads_what_a_run_exports(clip_run: Path, make_batch: Callable
 
 
 def test_training_learns_which_caption_is_whose(clip_run: Path) -> None:
-    from headrace.train.metrics import read_metrics
+    from headrace.train.runs.metrics import read_metrics
 
     losses = [line["loss"] for line in read_metrics(clip_run / "metrics.jsonl") if line["event"] == "train"]
     assert losses[-1] < 0.9 * losses[0]

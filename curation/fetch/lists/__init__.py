@@ -1,0 +1,1 @@
+"""Lists of URLs as files -> numbered rows in the order of the keyed permutation."""

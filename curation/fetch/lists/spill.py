@@ -1,0 +1,145 @@
+"""The shuffled list on disk: sorted runs, from which any raw shard reads its rows.
+
+Row r of the list goes to place permute(r); raw shard i holds places [i * S, (i + 1) * S). One pass cuts the list into
+runs of `RUN_ROWS`, each sorted by place and written at once (an external merge sort), so memory is one run and a kill
+costs one run. The one thing a reader would get wrong: a shard reads from every run; row groups are sized so that it
+needs about two of each, see docs/fetch.md for the arithmetic.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from headrace import files
+from headrace.config import canonical_json, config_to_dict
+from headrace.curation.fetch.config import InputConfig
+from headrace.curation.fetch.lists.inputs import ListFile, fingerprint, list_files
+from headrace.curation.fetch.lists.table import scan, tables
+from headrace.shards.parquet import ParquetReader, open_parquet
+from headrace.shards.permutation import make_key, permute
+
+RUN_ROWS = 1 << 17
+MIN_GROUP_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class SpilledList:
+    """Where the rows lie: `num_runs` files `folder/00000.parquet`, sorted by `place`."""
+
+    folder: str
+    num_runs: int
+    num_rows: int
+
+    def run_url(self, number: int) -> str:
+        """Return the URL of one run."""
+        return files.join(self.folder, f"{number:05d}.parquet")
+
+
+def describe_input(config: InputConfig, *, seed: int, samples_per_shard: int) -> dict[str, Any]:
+    """Return what fixes the rows of every raw shard."""
+    return {
+        "files": [fingerprint(file) for file in list_files(config)],
+        "input": {name: value for name, value in config_to_dict(config).items() if name != "urls"},
+        "samples_per_shard": samples_per_shard,
+        "seed": seed,
+    }
+
+
+def spill(config: InputConfig, folder: str, *, seed: int, samples_per_shard: int) -> SpilledList:
+    """Write the runs that are not there yet. Raises ValueError if the list is not the one this job began with."""
+    lists = list_files(config)
+    told = describe_input(config, seed=seed, samples_per_shard=samples_per_shard)
+    plan_url = files.join(folder, "plan.json")
+    runs_folder = files.join(folder, "runs")
+    files.remove_leftovers(folder)
+    if not files.exists(plan_url):
+        found = scan(lists, config)
+        if sum(found.rows) == 0:
+            raise ValueError(f"input.urls: the lists hold no rows: {', '.join(file.url for file in lists)}")
+        files.put_if_absent(plan_url, (canonical_json({**told, "rows": list(found.rows)}) + "\n").encode())
+    plan = json.loads(files.read_bytes(plan_url))
+    _check_same(plan_url, plan, told)
+    num_rows = sum(plan["rows"])
+    spilled = SpilledList(runs_folder, -(-num_rows // RUN_ROWS), num_rows)
+    if len(files.list_names(runs_folder, ".parquet")) < spilled.num_runs:
+        files.remove_leftovers(runs_folder)
+        _write_runs(lists, config, spilled, seed=seed, samples_per_shard=samples_per_shard)
+    return spilled
+
+
+def _check_same(plan_url: str, plan: dict[str, Any], told: dict[str, Any]) -> None:
+    names = {"files": "the files of input.urls", "input": "the settings of input"}
+    changed = [names.get(name, name) for name in told if plan.get(name) != told[name]]
+    if changed:
+        raise ValueError(
+            f"{plan_url}: this job began with another input; changed: {', '.join(changed)}. "
+            "Give the new list a job folder of its own, or restore the old one"
+        )
+
+
+def _write_runs(
+    lists: Sequence[ListFile], config: InputConfig, spilled: SpilledList, *, seed: int, samples_per_shard: int
+) -> None:
+    found = scan(lists, config)
+    if sum(found.rows) != spilled.num_rows:
+        raise ValueError(f"input.urls: {spilled.num_rows} rows at first, {sum(found.rows)} now; the list was changed")
+    key = make_key("fetch order", seed)
+    group = max(MIN_GROUP_ROWS, min(RUN_ROWS, samples_per_shard * RUN_ROWS // spilled.num_rows))
+    done = set(files.list_names(spilled.folder, ".parquet"))
+    start = 0
+    for number, run in enumerate(_cut(tables(lists, config, found.schema))):
+        if files.basename(spilled.run_url(number)) not in done:
+            place = permute(np.arange(start, start + run.num_rows, dtype=np.int64), spilled.num_rows, key)
+            table = run.add_column(0, "place", pa.array(place)).sort_by("place")
+            write_parquet(spilled.run_url(number), table, row_group_size=group)
+        start += run.num_rows
+
+
+def _cut(blocks: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Yield tables of RUN_ROWS rows; the last is shorter."""
+    held: list[pa.Table] = []
+    rows = 0
+    for block in blocks:
+        held.append(block)
+        rows += block.num_rows
+        while rows >= RUN_ROWS:
+            whole = pa.concat_tables(held)
+            yield whole.slice(0, RUN_ROWS).combine_chunks()
+            held, rows = [whole.slice(RUN_ROWS)], rows - RUN_ROWS
+    if rows:
+        yield pa.concat_tables(held).combine_chunks()
+
+
+def write_parquet(url: str, table: pa.Table, *, row_group_size: int | None = None) -> None:
+    """Write a table as one parquet file, at once."""
+    with files.atomic_file(url) as path:
+        pq.write_table(table, path, compression="zstd", row_group_size=row_group_size)
+
+
+def read_places(spilled: SpilledList, start: int, stop: int) -> pa.Table:
+    """Return the rows of places [start, stop), sorted by place. Raises ValueError if one is missing."""
+    parts = []
+    for number in range(spilled.num_runs):
+        with open_parquet(spilled.run_url(number)) as run:
+            parts.append(_read_run(run, start, stop))
+    table = pa.concat_tables(parts).sort_by("place")
+    place = table.column("place").to_numpy()
+    if not np.array_equal(place, np.arange(start, stop)):
+        raise ValueError(
+            f"{spilled.folder}: {table.num_rows} rows for places {start} to {stop}; the folder is damaged, remove it"
+        )
+    return table
+
+
+def _read_run(run: ParquetReader, start: int, stop: int) -> pa.Table:
+    bounds = [run.bounds(group, "place") or (start, start) for group in range(len(run.group_rows))]
+    groups = [group for group, (least, greatest) in enumerate(bounds) if least < stop and greatest >= start]
+    table = run.read(groups=groups)
+    place = table.column("place")
+    return table.filter(pc.and_(pc.greater_equal(place, start), pc.less(place, stop)))

@@ -1,0 +1,137 @@
+"""The stage: what fetch would do, and doing it.
+
+The driver reads the list and schedules; all requests are made by units of work. The one thing a reader would get
+wrong: a finished list shard is never fetched again; failures are tried again only by `retry_failed`, into new shards.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from headrace import files
+from headrace.curation.engine import OnProgress, no_progress, run_units
+from headrace.curation.fetch import retry
+from headrace.curation.fetch.lists.inputs import list_files
+from headrace.curation.fetch.lists.spill import SpilledList, spill
+from headrace.curation.fetch.lists.table import check_list
+from headrace.curation.fetch.unit import FetchUnit, fetch_shard
+from headrace.curation.job import Job
+from headrace.curation.raw.read import adopt_raw, foreign_shards, raw_shards, read_raw
+from headrace.curation.raw.write import RawShard
+from headrace.shards.commit import committed, read_commit
+
+if TYPE_CHECKING:
+    from headrace.curation.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class FetchSummary:
+    """What the raw shards of a job hold."""
+
+    rows: int
+    fetched: int
+    shards: int
+    failed: dict[str, int] = field(default_factory=dict)
+    """Failures by error class when first fetched."""
+    retried: int = 0
+    """Of those, the rows that a retry has fetched."""
+
+    def __str__(self) -> str:
+        failed = ", ".join(f"{name} {count}" for name, count in sorted(self.failed.items()))
+        return (
+            f"{self.rows} rows, {self.fetched} images in {self.shards} raw shards"
+            + (f"; failed: {failed}" if failed else "")
+            + (f"; {self.retried} of these fetched by a retry" if self.retried else "")
+        )
+
+
+def plan(recipe: "Recipe") -> list[str]:
+    """Say what would be done; nothing is requested or written."""
+    job = Job(recipe.job)
+    if recipe.input.raw is not None:
+        return [f"use the {len(foreign_shards(recipe.input.raw))} finished raw shards in {recipe.input.raw}"]
+    lists = list_files(recipe.input)
+    for file in lists:
+        check_list(file, recipe.input)
+    lines = [f"read {len(lists)} list(s), {sum(files.size_of(file.url) for file in lists)} bytes: {lists[0].url}"]
+    lines += [f"read {file.url}" for file in lists[1:10]]
+    config = recipe.fetch
+    lines.append(
+        f"fetch into raw shards of {config.samples_per_shard} rows: {config.concurrency} URLs at a time, "
+        f"{config.per_host} to one host, up to {config.max_bytes} bytes each, in each process"
+    )
+    done = committed(job.raw)
+    if done:
+        lines.append(f"{len(done)} raw shards are finished and stay as they are")
+    return [*lines, f"write {job.raw}"]
+
+
+def run(recipe: "Recipe", *, on_progress: OnProgress = no_progress, retry_failed: bool = False) -> FetchSummary:
+    """Fetch what is not fetched yet; with `retry_failed` then try failures again (`fetch.retry_classes`)."""
+    job = Job(recipe.job)
+    if recipe.input.raw is not None:
+        if retry_failed:
+            raise ValueError("--retry-failed works on lists that headrace fetched, not on input.raw")
+        adopt_raw(job, recipe.input.raw)
+        return summarize(job)
+    if files.exists(files.join(job.raw, "foreign.json")):
+        raise ValueError(f"{job.raw}: this job began with input.raw; give the list a job folder of its own")
+    config = recipe.fetch
+    rows = spill(
+        recipe.input,
+        files.join(job.url, "input"),
+        seed=recipe.seed,
+        samples_per_shard=config.samples_per_shard,
+    )
+    files.remove_leftovers(job.raw)
+    files.remove_leftovers(files.join(job.raw, "commits"))
+    units = _units(job, rows, recipe)
+    run_units(fetch_shard, _open(job, units), recipe.engine, on_progress)
+    if retry_failed:
+        generation = retry.begin(job, config, num_list_shards=len(units))
+        if generation is not None:
+            again = _units(job, generation.rows, recipe, first=generation.first_shard, only_successes=True)
+            run_units(fetch_shard, _open(job, again), recipe.engine, on_progress)
+    return summarize(job, num_list_shards=len(units))
+
+
+def _units(
+    job: Job, rows: SpilledList, recipe: "Recipe", *, first: int = 0, only_successes: bool = False
+) -> list[FetchUnit]:
+    size = recipe.fetch.samples_per_shard
+    return [
+        FetchUnit(
+            shard=RawShard(job.raw, first + number, size),
+            rows=rows,
+            start=start,
+            stop=min(start + size, rows.num_rows),
+            config=recipe.fetch,
+            only_successes=only_successes,
+        )
+        for number, start in enumerate(range(0, rows.num_rows, size))
+    ]
+
+
+def _open(job: Job, units: list[FetchUnit]) -> list[FetchUnit]:
+    done = set(committed(job.raw))
+    return [unit for unit in units if unit.shard.name not in done]
+
+
+def summarize(job: Job, *, num_list_shards: int | None = None) -> FetchSummary:
+    """Add up what the raw shards hold; a row that a retry fetched counts as fetched."""
+    names = raw_shards(job)
+    rows, retried, failed = 0, 0, Counter[str]()
+    if num_list_shards is None:
+        for name in names:
+            classes = read_raw(job, name).column("error_class")
+            rows += len(classes)
+            failed.update(value for value in classes.to_pylist() if value is not None)
+        return FetchSummary(rows, rows - failed.total(), len(names), dict(failed))
+    for name in names:
+        record = read_commit(job.raw, name)
+        if int(name) >= num_list_shards:
+            retried += int(record["successes"])
+            continue
+        rows += int(record["count"])
+        failed.update({kind: int(count) for kind, count in record["status_dict"].items() if kind != "success"})
+    return FetchSummary(rows, rows - failed.total() + retried, len(names), dict(failed), retried)

@@ -1,0 +1,282 @@
+"""Write `report.html` and `report.json` for a job of curation, or for any indexed dataset.
+
+Both are a function of the data and the recipe alone: no times, no paths but the recipe's own. The one thing a reader
+would get wrong: the report of a job counts the ledger that is there now, and shows pictures of a dataset only if it was
+built from it.
+"""
+
+import json
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from headrace import files
+from headrace.config import build_config, canonical_json, parse_yaml
+from headrace.curation.build.stage import built_from
+from headrace.curation.engine import OnProgress, no_progress
+from headrace.curation.job import Job
+from headrace.curation.ledger import LedgerSummary, read_summary
+from headrace.curation.report.config import ReportConfig
+from headrace.curation.report.galleries import Galleries, choose
+from headrace.curation.report.gather import (
+    TOP_HOSTS,
+    Numbers,
+    build_failures,
+    dataset_numbers,
+    gather_dataset,
+    gather_job,
+)
+from headrace.curation.report.render import render
+from headrace.curation.report.values import cut_expression
+from headrace.curation.select import decides
+from headrace.shards.dataset import Dataset, open_dataset
+
+if TYPE_CHECKING:  # the recipe imports this stage's config
+    from headrace.curation.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+_NOT_SHOWN = ("job", "engine", "limits")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportSummary:
+    """Where the report is."""
+
+    html: str
+    json: str
+    num_pictures: int
+
+    def __str__(self) -> str:
+        return f"{self.html} ({self.num_pictures} pictures), {self.json}"
+
+
+def plan_report(recipe: "Recipe") -> list[str]:
+    """Return what `run_report` would do."""
+    return [f"write {files.join(Job(recipe.job).report, 'report.html')} and report.json"]
+
+
+def run_report(recipe: "Recipe", *, on_progress: OnProgress = no_progress) -> ReportSummary:
+    """Write the report of a recipe's job. Raises ValueError if it has no ledger."""
+    on_progress(0, 1)
+    job = Job(recipe.job)
+    summary = report_job(job, recipe.report, job.report)
+    on_progress(1, 1)
+    return summary
+
+
+def config_of(job: Job) -> ReportConfig:
+    """Return what the job's own recipe says about its report; the defaults if it is no job."""
+    data = _recipe_data(job)
+    return ReportConfig() if data is None else build_config(ReportConfig, data.get("report", {}))
+
+
+def report_job(job: Job, config: ReportConfig, out: str) -> ReportSummary:
+    """Write the report of a job into the folder `out`. Raises ValueError if it has no ledger."""
+    ledger = read_summary(job)
+    numbers = gather_job(job, ledger)
+    dataset = _built_dataset(job, ledger)
+    galleries = choose(job, ledger, dataset, numbers.duplicates, samples=config.samples, pixels=config.thumbnail_pixels)
+    report = _job_report(job, ledger, numbers, dataset)
+    report["title"] = config.title or "Curation report"
+    report["notes"].extend(_recipe_notes(job, ledger))
+    if config.samples and not _num_pictures(galleries):
+        report["notes"].append(
+            "No pictures: a picture is shown only where its face boxes are known (annotate.faces) and blurred."
+        )
+    return _write(out, report, galleries, _recipe_text(job))
+
+
+def report_dataset(url: str, config: ReportConfig, out: str, *, index_dir: str | None = None) -> ReportSummary:
+    """Write the report of an indexed dataset without a ledger: statistics only, no pictures."""
+    dataset = open_dataset(url, index_dir=index_dir)
+    numbers = gather_dataset(dataset)
+    totals = dataset_numbers(dataset)
+    facts = {name: totals.pop(name) for name in ("num_shards", "num_samples", "num_bytes")}
+    report = {
+        **_empty(),
+        "title": config.title or "Dataset report",
+        "facts": {**facts, **_distinct(numbers)},
+        "histograms": {name: {**item.as_dict(), "cuts": []} for name, item in numbers.histograms.items()},
+        "hosts": _hosts(numbers),
+        "dataset": totals,
+    }
+    return _write(out, report, Galleries(), "")
+
+
+def _empty() -> dict[str, Any]:
+    return {
+        "schema": SCHEMA_VERSION,
+        "subtitle": "",
+        "notes": [],
+        "funnel": [],
+        "fetch_errors": {},
+        "decode_errors": {},
+        "build_failures": {"by_reason": {}, "rows": []},
+        "duplicates": {"num_groups": 0, "num_dropped": 0, "group_sizes": {}},
+    }
+
+
+def _job_report(job: Job, ledger: LedgerSummary, numbers: Numbers, dataset: Dataset | None) -> dict[str, Any]:
+    failures = build_failures(job) if dataset is not None else {"by_reason": {}, "rows": []}
+    fetched = ledger.rows - sum(numbers.errors.counts.values())
+    facts: dict[str, Any] = {
+        "input_rows": ledger.rows,
+        "fetched": fetched,
+        "kept": ledger.kept,
+        "kept_share": round(100 * ledger.kept / ledger.rows, 2) if ledger.rows else 0.0,
+    }
+    totals: dict[str, Any] = {}
+    notes = []
+    if dataset is not None:
+        totals = dataset_numbers(dataset)
+        facts |= {name: totals.pop(name) for name in ("num_shards", "num_samples", "num_bytes")}
+        facts["build_failures"] = sum(failures["by_reason"].values())
+    else:
+        notes.append("The dataset is not built from this ledger yet, so no published picture is shown.")
+    if any(tally.forgot for tally in numbers.hosts.values()):
+        notes.append("There are more hosts than are counted one by one; the counts of rare hosts are too low.")
+    return {
+        **_empty(),
+        "subtitle": f"From {ledger.rows:,} rows to {ledger.kept:,}",
+        "notes": notes,
+        "facts": {**facts, **_distinct(numbers)},
+        "funnel": [
+            {
+                "name": step.name,
+                "step": step.step,
+                "settings": step.settings,
+                "rows_in": step.rows_in,
+                "dropped": step.dropped,
+                "rows_out": step.rows_out,
+                "threshold": step.threshold,
+                "details": step.details,
+            }
+            for step in ledger.steps
+        ],
+        "fetch_errors": dict(numbers.errors.top(100)),
+        "decode_errors": dict(numbers.decode_errors.top(100)),
+        "build_failures": failures,
+        "duplicates": _duplicates(numbers),
+        "histograms": {
+            name: {**item.as_dict(), "cuts": _cuts(ledger, name)} for name, item in numbers.histograms.items()
+        },
+        "hosts": _hosts(numbers),
+        "dataset": totals,
+    }
+
+
+def _cuts(ledger: LedgerSummary, column: str) -> list[dict[str, Any]]:
+    cuts = []
+    for step in ledger.steps:
+        value = step.threshold if cut_expression(step) == column else None
+        if step.step == "unsafe":
+            limits = {"unsafe_image_score": "image_threshold", "unsafe_text_score": "text_threshold"}
+            value = step.settings.get(limits.get(column, ""))
+        if value is not None:
+            cuts.append({"step": step.name, "value": float(value)})
+    return cuts
+
+
+def _duplicates(numbers: Numbers) -> dict[str, Any]:
+    sizes: dict[str, int] = {}
+    for count in sorted(numbers.duplicates.counts.values()):
+        sizes[str(count + 1)] = sizes.get(str(count + 1), 0) + 1
+    return {
+        "num_groups": len(numbers.duplicates.counts),
+        "num_dropped": sum(numbers.duplicates.counts.values()),
+        "group_sizes": sizes,
+    }
+
+
+def _distinct(numbers: Numbers) -> dict[str, int]:
+    return {f"distinct_{name}": sketch.count() for name, sketch in numbers.distinct.items()}
+
+
+def _hosts(numbers: Numbers) -> list[dict[str, Any]]:
+    return [
+        {
+            "host": host,
+            "rows": rows,
+            "failed": numbers.hosts["failed"].counts[host],
+            "kept": numbers.hosts["kept"].counts[host],
+            "images": numbers.host_images[host].count() if host in numbers.host_images else None,
+        }
+        for host, rows in numbers.hosts["rows"].top(TOP_HOSTS)
+        if host
+    ]
+
+
+def _built_dataset(job: Job, ledger: LedgerSummary) -> Dataset | None:
+    if not files.exists(files.join(job.dataset, "dataset.json")):
+        return None
+    return open_dataset(job.dataset) if built_from(job) == ledger.digest else None
+
+
+def _recipe_data(job: Job) -> dict[str, Any] | None:
+    """Return the recipe of the last stage that finished, as it was understood; None if there is none."""
+    url = files.join(job.url, "recipe.yaml")
+    try:
+        data = parse_yaml(files.read_bytes(url).decode())
+    except FileNotFoundError:
+        return None
+    if not isinstance(data, dict):
+        raise ValueError(f"{url}: expected a mapping at the top, got {type(data).__name__}")
+    return data
+
+
+def _recipe_notes(job: Job, ledger: LedgerSummary) -> list[str]:
+    """Say so if the recipe that is shown is not the one that decided the ledger."""
+    from headrace.curation.recipe import Recipe  # which imports this stage's config
+
+    data = _recipe_data(job)
+    if data is None:
+        return []
+    try:
+        if decides(build_config(Recipe, data), ledger):
+            return []
+    except ValueError as error:
+        log.info("%s/recipe.yaml: %s", job.url, error)
+    return ["The recipe below, of the last stage that ran, is not the one that decided this ledger; the funnel is."]
+
+
+def _recipe_text(job: Job) -> str:
+    """Return the recipe without what changes no result."""
+    data = _recipe_data(job)
+    if data is None:
+        return ""
+    shown = {name: value for name, value in data.items() if name not in _NOT_SHOWN}
+    return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=110)
+
+
+def _num_pictures(galleries: Galleries) -> int:
+    shown = [*galleries.faces, *galleries.kept]
+    shown += [item for _, _, near, under in galleries.cuts for item in (*near, *under)]
+    return len(shown) + sum(len(items) for _, _, items in galleries.groups)
+
+
+def _write(out: str, report: dict[str, Any], galleries: Galleries, recipe_text: str) -> ReportSummary:
+    report["galleries"] = {
+        "cuts": [
+            {"step": name, "threshold": threshold, "kept": _uids(near), "dropped": _uids(under)}
+            for name, threshold, near, under in galleries.cuts
+        ],
+        "near_duplicates": [
+            {"best": uid, "dropped": count, "shown": _uids(items)} for uid, count, items in galleries.groups
+        ],
+        "faces": _uids(galleries.faces),
+        "kept": _uids(galleries.kept),
+    }
+    files.remove_leftovers(out)
+    html, numbers = files.join(out, "report.html"), files.join(out, "report.json")
+    text = json.dumps(json.loads(canonical_json(report)), indent=1, sort_keys=True, ensure_ascii=True)
+    files.write_atomic(numbers, (text + "\n").encode())
+    files.write_atomic(html, render(report, galleries, recipe_text))
+    return ReportSummary(html=html, json=numbers, num_pictures=_num_pictures(galleries))
+
+
+def _uids(items: list[Any]) -> list[str]:
+    return [item.row["uid"] for item in items]

@@ -1,0 +1,264 @@
+"""Run the steps over the tables and write the ledger.
+
+The state between steps is one table, `alive`; every drop goes into `dropped` with its step. The one thing a reader
+would get wrong: the ledger follows from the tables, the steps and the placement alone; limits and engine never change
+a byte.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from headrace import files
+from headrace.config import config_to_dict
+from headrace.curation.engine import EngineConfig, OnProgress, no_progress
+from headrace.curation.ledger import (
+    LedgerSummary,
+    StepSummary,
+    digest_of,
+    find_summary,
+    ledger_digest,
+    write_ledger,
+    write_summary,
+)
+from headrace.curation.select.database import count, insert, open_database, read_batches, remove_leftovers
+from headrace.curation.select.evaluation import hash_evaluation_set
+from headrace.curation.select.expression import TEXT_HINT, UNKNOWN, Checker, first_line, quoted
+from headrace.curation.select.load import HINTS, Inputs, known_columns, load_rows, sql_types
+from headrace.curation.select.place import place_rows
+from headrace.curation.select.step import Bench, Outcome, Prepared, stored_columns
+from headrace.curation.select.steps.configs import (
+    Decontaminate,
+    ExactDuplicates,
+    Limits,
+    NearDuplicates,
+    Placement,
+    Rule,
+    SelectStep,
+    TopFraction,
+    Unsafe,
+    check_steps,
+)
+from headrace.curation.select.steps.decontaminate import prepare_decontaminate
+from headrace.curation.select.steps.exact_duplicates import prepare_exact_duplicates
+from headrace.curation.select.steps.near_duplicates import prepare_near_duplicates
+from headrace.curation.select.steps.rule import prepare_decode, prepare_fetch, prepare_rule, prepare_unsafe
+from headrace.curation.select.steps.top_fraction import prepare_top_fraction
+
+# Raised whenever the same inputs would give another ledger.
+VERSION = 1
+
+EvaluationTables = Mapping[str, Mapping[str, pa.Table]]
+"""Step name -> evaluation set -> its table of hashes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What one run of select decides by."""
+
+    steps: tuple[SelectStep, ...]
+    placement: Placement
+
+
+def select_rows(
+    inputs: Inputs, plan: Plan, *, limits: Limits, engine: EngineConfig, on_progress: OnProgress = no_progress
+) -> LedgerSummary:
+    """Write the ledger of a job; nothing is done if the one there follows from the same inputs.
+
+    Raises ValueError for a step that does not fit the columns, before any row is read.
+    """
+    check_steps(plan.steps)
+    check_plan(inputs, plan)
+    remove_leftovers(inputs.job.ledger)
+    tables = _evaluation_tables(inputs, plan.steps, engine)
+    digest = _inputs_digest(inputs, plan, tables)
+    summary = find_summary(inputs.job, digest)
+    if summary is not None:
+        return summary
+    with open_database(inputs.job.ledger, limits) as connection:
+        checker = Checker(connection, sql_types(connection, known_columns(inputs)), HINTS)
+        steps = _prepare(plan.steps, checker, tables)
+        total = len(inputs.shards) + len(steps) + 1
+        columns = [name for _, prepared in steps for name in prepared.columns]
+        for done in load_rows(connection, inputs, columns):
+            on_progress(done, total)
+        funnel = []
+        for line in _run_steps(connection, steps, limits):
+            funnel.append(line)
+            on_progress(len(inputs.shards) + len(funnel), total)
+        summary = _write(connection, inputs, plan, digest, funnel)
+        on_progress(total, total)
+    return summary
+
+
+def check_plan(inputs: Inputs, plan: Plan) -> list[str]:
+    """Check every expression against the columns; return the known columns. Raises ValueError."""
+    return check_columns(plan.steps, known_columns(inputs))
+
+
+def check_columns(steps: Sequence[SelectStep], schema: pa.Schema, untyped: Sequence[str] = ()) -> list[str]:
+    """Check every expression against columns and return their names; the types of `untyped` ones are not known yet."""
+    with duckdb.connect() as connection:
+        types = sql_types(connection, schema) | dict.fromkeys(untyped, UNKNOWN)
+        checker = Checker(connection, types, HINTS)
+        empty: EvaluationTables = {step.name: {} for step in steps}
+        _prepare(steps, checker, empty)
+        return checker.names()
+
+
+def _evaluation_tables(inputs: Inputs, steps: Sequence[SelectStep], engine: EngineConfig) -> EvaluationTables:
+    found: dict[str, dict[str, pa.Table]] = {}
+    for step in steps:
+        if isinstance(step, Decontaminate):
+            folder = files.join(inputs.job.ledger, "evaluation")
+            found[step.name] = {item.name: hash_evaluation_set(item, folder, engine) for item in step.against}
+    return found
+
+
+def _inputs_digest(inputs: Inputs, plan: Plan, tables: EvaluationTables) -> str:
+    sets = {
+        step: {name: table.select(["name", "sha256"]).to_pylist() for name, table in of_step.items()}
+        for step, of_step in tables.items()
+    }
+    parts: dict[str, Any] = {
+        "version": VERSION,
+        "tables": inputs.digests(),
+        "steps": [_settings(step) for step in plan.steps],
+        "placement": config_to_dict(plan.placement),
+        "evaluation": {
+            step: {name: digest_of({"rows": rows}) for name, rows in of.items()} for step, of in sets.items()
+        },
+    }
+    return digest_of(parts)
+
+
+def decision_digest(plan: Plan, annotations: Mapping[str, str]) -> str:
+    """Return the digest of what a recipe decides by; `annotations`: annotator -> name of its folder."""
+    steps = [_settings(step) for step in plan.steps]
+    return digest_of({"steps": steps, "placement": config_to_dict(plan.placement), "annotations": dict(annotations)})
+
+
+def _settings(step: SelectStep) -> dict[str, Any]:
+    return config_to_dict(step)
+
+
+def _prepare(
+    steps: Sequence[SelectStep], checker: Checker, tables: EvaluationTables
+) -> list[tuple[SelectStep | str, Prepared]]:
+    prepared: list[tuple[SelectStep | str, Prepared]] = [
+        ("fetch", prepare_fetch()),
+        ("decode", prepare_decode(checker)),
+    ]
+    for step in steps:
+        match step:
+            case Rule():
+                made = prepare_rule(step, checker)
+            case Unsafe():
+                made = prepare_unsafe(step, checker)
+            case ExactDuplicates():
+                made = prepare_exact_duplicates(step, checker)
+            case NearDuplicates():
+                made = prepare_near_duplicates(step, checker)
+            case Decontaminate():
+                made = prepare_decontaminate(step, checker, tables[step.name])
+            case TopFraction():
+                made = prepare_top_fraction(step, checker)
+        prepared.append((step, made))
+    return prepared
+
+
+def _run_steps(
+    connection: duckdb.DuckDBPyConnection, steps: Sequence[tuple[SelectStep | str, Prepared]], limits: Limits
+) -> Iterator[StepSummary]:
+    connection.execute("CREATE TABLE alive AS SELECT __row FROM rows")
+    connection.execute(
+        "CREATE TABLE dropped (__row BIGINT, step VARCHAR, reason VARCHAR, value DOUBLE, threshold DOUBLE, "
+        "duplicate_of VARCHAR)"
+    )
+    num_input = 0
+    num_here = count(connection, "SELECT count(*) FROM alive")
+    for number, (step, prepared) in enumerate(steps):
+        if number == 2:  # after fetch and decode
+            num_input = num_here
+        columns = ", ".join(quoted(name) for name in stored_columns(prepared.columns))
+        connection.execute(
+            f"CREATE TABLE here AS SELECT __row{columns and ', ' + columns} FROM rows SEMI JOIN alive USING (__row)"
+        )
+        try:
+            outcome = prepared.run(Bench(connection, limits, num_input, num_here))
+        except (duckdb.DataError, duckdb.InvalidInputException) as error:
+            name = step if isinstance(step, str) else step.name
+            hint = TEXT_HINT if isinstance(error, duckdb.ConversionException) else ""
+            raise ValueError(
+                f"step {name!r}: an expression has no value for a row: {first_line(error)}{hint}"
+            ) from None
+        line = _settle(connection, step, outcome, num_here)
+        num_here = line.rows_out
+        yield line
+
+
+def _settle(
+    connection: duckdb.DuckDBPyConnection, step: SelectStep | str, outcome: Outcome, num_here: int
+) -> StepSummary:
+    """Move the rows of `verdict` from `alive` to `dropped`."""
+    name = step if isinstance(step, str) else step.name
+    reasons = connection.execute("SELECT reason, count(*) FROM verdict GROUP BY reason ORDER BY reason").fetchall()
+    num_dropped = sum(number for _, number in reasons)
+    assert num_dropped == count(connection, "SELECT count(DISTINCT __row) FROM verdict SEMI JOIN here USING (__row)")
+    connection.execute(
+        "INSERT INTO dropped SELECT __row, $name, reason, value, threshold, duplicate_of FROM verdict", {"name": name}
+    )
+    if num_dropped:
+        connection.execute("CREATE TABLE left_over AS SELECT __row FROM alive ANTI JOIN verdict USING (__row)")
+        connection.execute("DROP TABLE alive")
+        connection.execute("ALTER TABLE left_over RENAME TO alive")
+    connection.execute("DROP TABLE here")
+    connection.execute("DROP TABLE verdict")
+    threshold = outcome.threshold
+    return StepSummary(
+        name=name,
+        step=step if isinstance(step, str) else step.step,
+        settings={} if isinstance(step, str) else _settings(step),
+        rows_in=num_here,
+        dropped=dict(reasons),
+        rows_out=num_here - num_dropped,
+        threshold=threshold if threshold is not None and math.isfinite(threshold) else None,
+        details=outcome.details,
+    )
+
+
+def _write(
+    connection: duckdb.DuckDBPyConnection, inputs: Inputs, plan: Plan, digest: str, funnel: Sequence[StepSummary]
+) -> LedgerSummary:
+    placement = plan.placement
+    num_shards = place_rows(connection, placement)
+    shards = pa.table({"__shard": pa.array(range(len(inputs.shards)), pa.int32()), "raw_shard": list(inputs.shards)})
+    insert(connection, "shards", shards)
+    query = f"""
+        SELECT rows.uid, rows.input_file, rows.input_row, rows.url, shards.raw_shard, rows.key,
+            placed.__row IS NOT NULL AS kept, dropped.step, dropped.reason, dropped.value, dropped.threshold,
+            dropped.duplicate_of, format('{{:05d}}', placed.place // {placement.samples_per_shard}) AS out_shard,
+            (placed.place % {placement.samples_per_shard})::INTEGER AS out_index
+        FROM rows JOIN shards USING (__shard) LEFT JOIN dropped USING (__row) LEFT JOIN placed USING (__row)
+        ORDER BY __row
+        """
+    sha256 = write_ledger(inputs.job, read_batches(connection, query))
+    annotations = {item.name: files.basename(item.url) for item in inputs.annotations}
+    summary = LedgerSummary(
+        decided_by=decision_digest(plan, annotations),
+        digest=ledger_digest(digest, sha256),
+        inputs=digest,
+        ledger_sha256=sha256,
+        rows=funnel[0].rows_in,
+        kept=funnel[-1].rows_out,
+        out_shards=num_shards,
+        samples_per_shard=placement.samples_per_shard,
+        annotations=annotations,
+        steps=list(funnel),
+    )
+    write_summary(inputs.job, summary)
+    return summary

@@ -1,0 +1,1 @@
+"""The steps of select, one a file."""

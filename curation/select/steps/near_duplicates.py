@@ -1,0 +1,175 @@
+"""The step `near_duplicates`: images linked by small PDQ distances, one of each group kept.
+
+Equal hashes are one node; nodes that agree in a band are compared; links make groups (connected components). The one
+thing a reader would get wrong: a group is closed under links, so a row may lie farther than `distance` from the row
+kept for it; its reason is then `near-duplicate-chain` and its value that larger distance.
+"""
+
+from collections.abc import Iterator
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from headrace.curation.select.database import count, insert, read_batches
+from headrace.curation.select.expression import Checker
+from headrace.curation.select.hamming import (
+    WORDS,
+    Bands,
+    Components,
+    Indices,
+    Words,
+    choose_bands,
+    largest_run,
+    linked_pairs,
+)
+from headrace.curation.select.load import IDENTITY, word_column
+from headrace.curation.select.step import (
+    Bench,
+    Outcome,
+    Prepared,
+    columns_of,
+    order_by,
+    order_columns,
+    require,
+)
+from headrace.curation.select.steps.configs import NearDuplicates
+
+# Nodes read at a time: 40 bytes each.
+CHUNK_NODES = 500_000
+
+_WORDS_SQL = ", ".join(f"h{word}" for word in range(WORDS))
+
+
+def prepare_near_duplicates(step: NearDuplicates, checker: Checker) -> Prepared:
+    """Drop all but the best row of each group."""
+    where = f"step {step.name!r}"
+    require(checker, [*step.hashes, "pdq_quality"], where)
+    order = checker.check_order(step.order, where)
+    ranking = (order_columns(order), order_by(order))
+
+    def run(bench: Bench) -> Outcome:
+        connection = bench.connection
+        _create_nodes(connection, step)
+        num_nodes = count(connection, "SELECT count(*) FROM nodes")
+        bands = choose_bands(num_nodes, step.distance)
+        components = Components(num_nodes)
+        largest_bucket = 0
+        for band in range(bands.count):
+            for keys, nodes, hashes in _band_buckets(connection, bands, band):
+                largest_bucket = max(largest_bucket, largest_run(keys))
+                pairs = linked_pairs(keys, hashes, distance=step.distance, max_bucket=bench.limits.max_bucket)
+                for left, right in pairs:
+                    components.link(nodes[left], nodes[right])
+        for left, right in _own_links(connection):
+            components.link(left, right)
+        labels = components.labels()
+        insert(connection, "labels", pa.table({"node": np.arange(num_nodes), "label": labels}))
+        _write_verdict(connection, step, ranking)
+        details = _details(connection, bench) | {
+            "bands": bands.count,
+            "largest_bucket": largest_bucket,
+            "every_pair_found": bands.exact and largest_bucket <= bench.limits.max_bucket,
+        }
+        for name in ("nodes", "members", "labels", "grouped"):
+            connection.execute(f"DROP TABLE {name}")
+        return Outcome(float(step.distance), details)
+
+    return Prepared((*step.hashes, "pdq_quality", *columns_of(order)), run)
+
+
+def _create_nodes(connection: duckdb.DuckDBPyConnection, step: NearDuplicates) -> None:
+    """Create `nodes` (one a distinct hash) and `members` (which rows have it)."""
+    variants = " UNION ALL ".join(
+        f"SELECT __row, {', '.join(f'{word_column(name, word)} AS h{word}' for word in range(WORDS))} "
+        f"FROM here WHERE {word_column(name, 0)} IS NOT NULL AND pdq_quality >= {step.min_quality}"
+        for name in step.hashes
+    )
+    connection.execute(
+        f"""
+        CREATE TABLE nodes AS
+        SELECT row_number() OVER (ORDER BY {_WORDS_SQL}) - 1 AS node, {_WORDS_SQL}
+        FROM (SELECT DISTINCT {_WORDS_SQL} FROM ({variants}))
+        """
+    )
+    connection.execute(
+        f"CREATE TABLE members AS SELECT DISTINCT __row, node FROM ({variants}) JOIN nodes USING ({_WORDS_SQL})"
+    )
+
+
+def _band_buckets(
+    connection: duckdb.DuckDBPyConnection, bands: Bands, band: int
+) -> Iterator[tuple[Words, Indices, Words]]:
+    """Yield (band's bits, node, hash) of the nodes sorted by those bits, in pieces that never cut a bucket in two."""
+    query = f"SELECT {_band_sql(*bands.bits(band))} AS band, node, {_WORDS_SQL} FROM nodes ORDER BY band, node"
+    keys, nodes, hashes = np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros((0, WORDS), np.uint64)
+    for table in read_batches(connection, query, CHUNK_NODES):
+        keys = np.concatenate([keys, table["band"].to_numpy().astype(np.uint64)])
+        nodes = np.concatenate([nodes, table["node"].to_numpy()])
+        hashes = np.concatenate([hashes, np.stack([table[f"h{word}"].to_numpy() for word in range(WORDS)], axis=1)])
+        last = int(np.searchsorted(keys, keys[-1]))
+        yield keys[:last], nodes[:last], hashes[:last]
+        keys, nodes, hashes = keys[last:], nodes[last:], hashes[last:]
+    yield keys, nodes, hashes
+
+
+def _band_sql(start: int, stop: int) -> str:
+    """Return SQL for bits start..stop-1 of the hash as an integer."""
+    parts = []
+    taken = 0
+    while start < stop:
+        word, shift = divmod(start, 64)
+        bits = min(stop - start, 64 - shift)
+        parts.append(f"(((h{word} >> {shift}) & {(1 << bits) - 1}::UBIGINT) * {1 << taken}::UBIGINT)")
+        start, taken = start + bits, taken + bits
+    return " + ".join(parts)
+
+
+def _own_links(connection: duckdb.DuckDBPyConnection) -> Iterator[tuple[Indices, Indices]]:
+    """Yield the nodes of rows that have two different hashes."""
+    query = "SELECT min(node) AS a, max(node) AS b FROM members GROUP BY __row HAVING count(*) > 1 ORDER BY a, b"
+    for table in read_batches(connection, query):
+        yield table["a"].to_numpy(), table["b"].to_numpy()
+
+
+def _write_verdict(connection: duckdb.DuckDBPyConnection, step: NearDuplicates, ranking: tuple[str, str]) -> None:
+    columns, order = ranking
+    connection.execute(
+        "CREATE TABLE grouped AS SELECT __row, min(label) AS label FROM members JOIN labels USING (node) GROUP BY __row"
+    )
+    distances = ", ".join(
+        " + ".join(
+            f"bit_count(xor(mine.{word_column(left, word)}, best.{word_column(right, word)}))::INTEGER"
+            for word in range(WORDS)
+        )
+        for left in step.hashes
+        for right in step.hashes
+    )
+    connection.execute(
+        f"""
+        CREATE TABLE verdict AS
+        WITH ordered AS (SELECT __row, {", ".join(IDENTITY)}{columns} FROM here),
+        repeated AS (SELECT label FROM grouped GROUP BY label HAVING count(*) > 1),
+        ranked AS (
+            SELECT __row, first_value(__row) OVER best_first AS best_row, row_number() OVER best_first AS place
+            FROM grouped SEMI JOIN repeated USING (label) JOIN ordered USING (__row)
+            WINDOW best_first AS (PARTITION BY label ORDER BY {order})),
+        measured AS (
+            SELECT ranked.__row AS __row, best.uid AS uid, least({distances}) AS distance
+            FROM ranked JOIN here AS mine ON mine.__row = ranked.__row JOIN here AS best ON best.__row = ranked.best_row
+            WHERE ranked.place > 1)
+        SELECT __row, CASE WHEN distance <= {step.distance} THEN 'near-duplicate' ELSE 'near-duplicate-chain' END
+            AS reason, distance::DOUBLE AS value, {step.distance}::DOUBLE AS threshold, uid AS duplicate_of
+        FROM measured
+        """
+    )
+
+
+def _details(connection: duckdb.DuckDBPyConnection, bench: Bench) -> dict[str, int]:
+    sizes = "SELECT count(*), max(size) FROM (SELECT count(*) AS size FROM grouped GROUP BY label HAVING size > 1)"
+    groups, largest = connection.execute(sizes).fetchall()[0]
+    return {
+        "groups": int(groups),
+        "largest_group": int(largest or 1),
+        "not_compared": bench.num_here - count(connection, "SELECT count(*) FROM grouped"),
+    }

@@ -1,0 +1,213 @@
+"""Why a row was kept or dropped: the ledger, the raw row, its columns and what build made of it, joined for one uid.
+
+Everything is read back from the job; nothing is recomputed but the values that a step looked at, from the same columns
+by the same SQL. The one thing a reader would get wrong: a uid may stand in the list several times; each is a row of its
+own, and of several fetches of one row the ledger knows only the one that counts.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from headrace import files
+from headrace.curation.job import Job
+from headrace.curation.ledger import LedgerSummary, StepSummary, ledger_url, read_summary
+from headrace.curation.raw.read import read_raw
+from headrace.curation.select.expression import Checker
+from headrace.curation.select.load import Annotation, Inputs, row_columns, sql_types
+from headrace.shards.commit import is_committed
+from headrace.shards.parquet import open_parquet, read_equal, read_table
+
+MIN_PREFIX = 4
+MAX_TEXT = 200
+_UNSAFE_SCORES = (("image_threshold", "unsafe_image_score"), ("text_threshold", "unsafe_text_score"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepOutcome:
+    """What one step made of a row."""
+
+    name: str
+    outcome: str
+    """`passed`, `dropped` or `not reached`."""
+    reason: str | None
+    value: float | None
+    threshold: float | None
+    duplicate_of: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowStory:
+    """Everything the job knows of one input row."""
+
+    uid: str
+    url: str | None
+    caption: str | None
+    input_file: str | None
+    input_row: int | None
+    raw_shard: str
+    key: str
+    status: str | None
+    error_class: str | None
+    error_message: str | None
+    kept: bool
+    steps: list[StepOutcome]
+    columns: dict[str, Any]
+    """Annotations; hashes as hex, embeddings left out."""
+    out_shard: str | None
+    out_index: int | None
+    dataset_key: str | None
+    build: str
+    """`built`, `failed`, `not built yet`, or `dropped`."""
+    build_reason: str | None
+    build_message: str | None
+
+
+def explain(job: Job, query: str) -> list[RowStory]:
+    """Return the rows of a uid, of an unambiguous start of one, or of a URL. Raises ValueError if there is none."""
+    if not files.exists(files.join(job.url, "job.json")) and not files.exists(job.ledger):
+        raise ValueError(f"{job.url} is no job (no job.json there); give the folder that the recipe names as `job`")
+    summary = read_summary(job)
+    return [_story(job, summary, row) for row in _find(job, query)]
+
+
+def _find(job: Job, query: str) -> list[dict[str, Any]]:
+    ledger = ledger_url(job)
+    rows = read_equal(ledger, {"uid": query}).to_pylist()
+    if not rows and "://" in query:
+        rows = read_equal(ledger, {"url": query}).to_pylist()
+    if not rows and len(query) >= MIN_PREFIX:
+        rows = _starting_with(ledger, query)
+        found = sorted({row["uid"] for row in rows})
+        if len(found) > 1:
+            some = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
+            raise ValueError(f"{query!r} is the start of {len(found)} uids: {some}; give more of it")
+    if not rows:
+        with open_parquet(ledger) as file:
+            num_rows = file.num_rows
+        hint = f"; give at least {MIN_PREFIX} letters of a uid" if len(query) < MIN_PREFIX else ""
+        raise ValueError(f"{job.ledger}: no row with the uid or URL {query!r}; the ledger has {num_rows} rows{hint}")
+    return sorted(rows, key=lambda row: (row["raw_shard"], row["key"]))
+
+
+def _starting_with(ledger: str, prefix: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    with open_parquet(ledger) as file:
+        for batch in file.batches(1 << 16):
+            rows.extend(batch.filter(pc.starts_with(batch["uid"], prefix)).to_pylist())
+    return rows
+
+
+def _story(job: Job, summary: LedgerSummary, row: dict[str, Any]) -> RowStory:
+    raw = read_raw(job, row["raw_shard"])
+    at = pc.index(raw["key"], row["key"]).as_py()
+    if at < 0:
+        raise ValueError(f"raw shard {row['raw_shard']} has no row {row['key']} any more; run `headrace select` again")
+    fetched = raw.slice(at, 1).to_pylist()[0]
+    folders = {name: files.join(job.url, "annotations", folder) for name, folder in summary.annotations.items()}
+    annotations = tuple(Annotation(name, url) for name, url in folders.items())
+    columns = row_columns(Inputs(job=job, shards=(row["raw_shard"],), annotations=annotations), row["raw_shard"], at)
+    build, reason, message = _build(job, row)
+    return RowStory(
+        **{name: row[name] for name in ("uid", "url", "input_file", "input_row", "raw_shard", "key", "kept")},
+        **{name: fetched[name] for name in ("caption", "status", "error_class", "error_message")},
+        steps=_outcomes(summary, row, columns),
+        columns={
+            name: _shown(columns[name][0].as_py()) for name in columns.column_names if name not in raw.column_names
+        },
+        out_shard=row["out_shard"],
+        out_index=row["out_index"],
+        dataset_key=f"{row['out_shard']}{row['out_index']:06d}" if row["kept"] else None,
+        build=build,
+        build_reason=reason,
+        build_message=message,
+    )
+
+
+def _outcomes(summary: LedgerSummary, row: dict[str, Any], columns: pa.Table) -> list[StepOutcome]:
+    outcomes = []
+    dropped = False
+    with duckdb.connect(config={"threads": 1, "autoload_known_extensions": "false"}) as connection:
+        checker = Checker(connection, sql_types(connection, columns.schema))
+        connection.execute("SET enable_external_access = false")
+        connection.register("here", columns)
+        for step in summary.steps:
+            if step.name == row["step"]:
+                dropped = True
+                facts = (row["reason"], row["value"], row["threshold"], row["duplicate_of"])
+                outcomes.append(_outcome(step, "dropped", *facts))
+            elif dropped:
+                outcomes.append(_outcome(step, "not reached"))
+            else:
+                value, threshold = _looked_at(connection, checker, step)
+                outcomes.append(_outcome(step, "passed", None, value, threshold))
+    return outcomes
+
+
+def _outcome(
+    step: StepSummary,
+    outcome: str,
+    reason: str | None = None,
+    value: float | None = None,
+    threshold: float | None = None,
+    duplicate_of: str | None = None,
+) -> StepOutcome:
+    return StepOutcome(
+        name=step.name, outcome=outcome, reason=reason, value=value, threshold=threshold, duplicate_of=duplicate_of
+    )
+
+
+def _looked_at(
+    connection: duckdb.DuckDBPyConnection, checker: Checker, step: StepSummary
+) -> tuple[float | None, float | None]:
+    """Return the value that a step which let the row pass looked at, and its threshold."""
+    settings = step.settings
+    if step.step == "unsafe":
+        # The score that came nearest to its threshold.
+        scores = [
+            (_evaluate(connection, checker, column), float(settings[name]))
+            for name, column in _UNSAFE_SCORES
+            if settings[name] is not None
+        ]
+        present = [(value, limit) for value, limit in scores if value is not None]
+        return max(present, key=lambda pair: pair[0] - pair[1]) if present else (None, None)
+    text = settings.get("score") or settings.get("value")
+    return (_evaluate(connection, checker, text) if text else None), step.threshold
+
+
+def _evaluate(connection: duckdb.DuckDBPyConnection, checker: Checker, text: str) -> float | None:
+    expression = checker.check(text, "summary.json")
+    try:
+        value = connection.execute(f"SELECT {expression.sql} AS value FROM here").fetchall()[0][0]
+    except (duckdb.DataError, duckdb.InvalidInputException):
+        # Select evaluates a rule's `value` only for the rows it drops.
+        return None
+    return None if value is None else float(value)
+
+
+def _build(job: Job, row: dict[str, Any]) -> tuple[str, str | None, str | None]:
+    if not row["kept"]:
+        return "dropped", None, None
+    if not is_committed(job.dataset, row["out_shard"]):
+        return "not built yet", None, None
+    url = files.join(job.build_failures, f"{row['out_shard']}.parquet")
+    if files.exists(url):
+        for failure in read_table(url).to_pylist():
+            if (failure["raw_shard"], failure["key"]) == (row["raw_shard"], row["key"]):
+                return "failed", failure["reason"], failure["message"]
+    return "built", None, None
+
+
+def _shown(value: Any) -> Any:
+    """Return a column's value as JSON can hold it."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, str | int | bool) or value is None:
+        return value
+    return [_shown(item) for item in value] if isinstance(value, list) else str(value)[:MAX_TEXT]

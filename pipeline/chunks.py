@@ -1,0 +1,106 @@
+"""Chunks of samples, read ahead by a pool of I/O threads.
+
+A chunk is the part of a lane's window that lies together on disk; it is read once, checked, and given out sample by
+sample as the order asks. The one thing a reader would get wrong: a damaged sample is data here (`Damaged`), not an
+error; only a fault of the way raises.
+"""
+
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace import files
+from headrace.pipeline.catalog import OpenedSource, ShardRows
+from headrace.shards.payloads import LOCAL_GAP_BYTES, MAX_REQUEST_BYTES, REMOTE_GAP_BYTES, coalesce
+from headrace.shards.ranges import RangeReader
+
+IntArray = NDArray[np.int64]
+
+
+class SampleError(ValueError):
+    """One sample is damaged for good; `reason` is crc, size or decode."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """The compressed image of one sample, or why there is none."""
+
+    rows: ShardRows
+    row: int
+    data: bytes
+    fault: SampleError | None = None
+
+    @property
+    def key(self) -> str:
+        """The sample's key."""
+        return str(self.rows.key[self.row].as_py())
+
+    @property
+    def where(self) -> tuple[str, int]:
+        """Shard and byte offset."""
+        return self.rows.url, int(self.rows.offset[self.row])
+
+
+class ChunkReader:
+    """Reads samples of one source; stateless but for the pool it shares."""
+
+    def __init__(
+        self, sources: Sequence[OpenedSource], ranges: RangeReader, *, io_threads: int, verify_crc: bool
+    ) -> None:
+        self._sources = sources
+        self._ranges = ranges
+        self._verify_crc = verify_crc
+        self._pool = ThreadPoolExecutor(io_threads, thread_name_prefix="headrace-read")
+
+    def submit(self, source: int, samples: IntArray) -> "Future[dict[int, Payload]]":
+        """Read `samples` of a source in the background; the answer holds each of them."""
+        return self._pool.submit(self.read, source, samples)
+
+    def read(self, source: int, samples: IntArray) -> dict[int, Payload]:
+        """Read `samples` of a source now. Raises ReadError."""
+        opened = self._sources[source]
+        shard, row = opened.locate(samples)
+        result: dict[int, Payload] = {}
+        for one in np.unique(shard):
+            here = np.flatnonzero(shard == one)
+            payloads = self._read_shard(opened.rows(int(one)), row[here].tolist())
+            result.update(zip(samples[here].tolist(), payloads, strict=True))
+        return result
+
+    def close(self) -> None:
+        """Drop reads that have not begun and wait for the others."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _read_shard(self, rows: ShardRows, numbers: list[int]) -> list[Payload]:
+        good = [row for row in numbers if rows.offset[row] >= 0 and 0 < rows.size[row] <= MAX_REQUEST_BYTES * 8]
+        spans = [(int(rows.offset[row]), int(rows.size[row])) for row in good]
+        found: dict[int, Payload] = {}
+        gap = LOCAL_GAP_BYTES if files.is_local(rows.url) else REMOTE_GAP_BYTES
+        for group in coalesce(spans, gap):
+            start = spans[group[0]][0]
+            data = self._ranges.read(rows.url, start, max(sum(spans[number]) for number in group) - start)
+            for number in group:
+                offset, size = spans[number]
+                found[good[number]] = self._check(rows, good[number], data[offset - start : offset - start + size])
+        return [found.get(row) or Payload(rows, row, b"", SampleError("size", _no_span(rows, row))) for row in numbers]
+
+    def _check(self, rows: ShardRows, row: int, data: bytes) -> Payload:
+        expected = int(rows.crc32[row])
+        fault = None
+        if len(data) != rows.size[row]:
+            fault = SampleError("size", f"the shard ends after {len(data)} of {rows.size[row]} bytes")
+        elif self._verify_crc and expected >= 0 and (got := zlib.crc32(data)) != expected:
+            fault = SampleError("crc", f"crc32 is {got:#010x}, the index says {expected:#010x}")
+        return Payload(rows, row, b"" if fault else data, fault)
+
+
+def _no_span(rows: ShardRows, row: int) -> str:
+    return f"the index says {rows.size[row]} bytes at {rows.offset[row]}"

@@ -1,0 +1,1 @@
+"""Compressed images -> the pixels of a batch."""

@@ -1,0 +1,1 @@
+"""Datasets of other people, read where they lie: found, indexed, iterated."""

@@ -1,0 +1,33 @@
+"""What a user means by a file, a folder or a glob, at any fsspec URL.
+
+Sorted, so that the order of shards never depends on a listing. The one thing a reader would get wrong: a folder is
+not searched below its first level.
+"""
+
+from collections.abc import Sequence
+
+from headrace import files
+
+
+def expand_files(url: str, suffix: str) -> list[str]:
+    """Return the files ending in `suffix` that a file's URL, a folder or a glob names, sorted."""
+    if any(letter in url for letter in "*?["):
+        fs, path = files.open_fs(url)
+        found = [str(name) for name in fs.glob(path) if str(name).endswith(suffix)]
+        return sorted(found if files.is_local(url) else [str(fs.unstrip_protocol(name)) for name in found])
+    if url.endswith(suffix):
+        return [url] if files.exists(url) else []
+    return [files.join(url, name) for name in files.list_names(url, suffix=suffix)]
+
+
+def find_tars(urls: Sequence[str]) -> dict[str, list[str]]:
+    """Expand folders, globs and tars to {folder: names of tars}. Raises ValueError where one names no tar."""
+    found: dict[str, set[str]] = {}
+    for url in urls:
+        tars = expand_files(url, ".tar")
+        if not tars:
+            raise ValueError(f"{url}: no .tar there")
+        for tar in tars:
+            folder, _, name = tar.rstrip("/").rpartition("/")
+            found.setdefault(folder or ("/" if tar.startswith("/") else "."), set()).add(name)
+    return {folder: sorted(names) for folder, names in sorted(found.items())}

@@ -1,0 +1,90 @@
+"""Decode one image to upright RGB.
+
+The pixel cap is checked from the header before anything is decoded. The one thing a reader would get wrong: the
+result is upright (EXIF orientation applied), so its shape may be the header's width and height swapped.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from headrace.shards.images.header import ImageHeader, check_complete, read_header
+from headrace.shards.images.pillow import PILLOW_ERRORS, open_image, without_metadata
+
+MAX_PIXELS = 64 * 1024 * 1024
+
+Pixels = NDArray[np.uint8]
+
+
+def decode_rgb(data: bytes, *, max_pixels: int = MAX_PIXELS, header: ImageHeader | None = None) -> Pixels:
+    """Return uint8 [H, W, 3], upright, alpha on white; of an animation the first frame.
+
+    Raises ValueError for what cannot be decoded whole, or holds more than `max_pixels`.
+    """
+    header = header or read_header(data)
+    _check_pixels(header.width, header.height, max_pixels)
+    pixels = _decode_jpeg(data, header) if header.format == "jpeg" else None
+    if pixels is None:
+        pixels = _decode_by_pillow(data, header, max_pixels)
+    # Pillow turns a TIFF upright as it loads, and no other format.
+    return pixels if header.format == "tiff" else apply_orientation(pixels, header.orientation)
+
+
+def apply_orientation(pixels: Pixels, orientation: int) -> Pixels:
+    """Return [H, W, C] turned upright from EXIF `orientation` 1..8."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ValueError(f"{width} x {height} pixels are over the cap of {max_pixels}")
+
+
+def _decode_jpeg(data: bytes, header: ImageHeader) -> Pixels | None:
+    """Decode by libjpeg-turbo; None if Pillow must: other colours (CMYK, YCCK), or a fault that it tolerates.
+
+    So whatever Pillow decodes is decoded (bytes too many, odd markers), but for a picture whose data ends early:
+    Pillow fills what is missing with gray, and no one would notice.
+    """
+    import simplejpeg
+
+    check_complete(data, header)
+    try:
+        in_cmyk = simplejpeg.decode_jpeg_header(data)[2] in ("CMYK", "YCCK")
+        pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace="CMYK" if in_cmyk else "RGB")
+    except ValueError as error:
+        if "premature end" in str(error).lower():
+            raise ValueError(f"jpeg: truncated: {error}") from error
+        return None
+    return None if in_cmyk else pixels
+
+
+def _decode_by_pillow(data: bytes, header: ImageHeader, max_pixels: int) -> Pixels:
+    try:
+        with open_image(header.format, without_metadata(data) if header.format == "jpeg" else data) as image:
+            # A GIF frame may be larger than the screen its header names.
+            _check_pixels(*image.size, max_pixels)
+            image.load()
+            return _to_rgb(image)
+    except PILLOW_ERRORS as error:
+        raise ValueError(f"{header.format}: {error or type(error).__name__}") from error
+
+
+def _to_rgb(image: Image.Image) -> Pixels:
+    if image.mode.startswith("I;16"):
+        # Pillow's own conversion clips at 255; the high byte is the picture.
+        gray = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+        return np.repeat(gray[:, :, None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode} have no agreed range")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return np.array(image.convert("RGB"))

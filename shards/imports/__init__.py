@@ -1,0 +1,1 @@
+"""Folders, tars and parquet files of other people, copied into a dataset."""

@@ -1,0 +1,120 @@
+"""Promises of files at any URL, on the local disk and on a remote file system."""
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from headrace import files
+
+
+@pytest.fixture(params=["local", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path) if request.param == "local" else f"memory://{tmp_path}"
+
+
+def test_what_is_written_is_read(folder: str) -> None:
+    url = files.join(folder, "a", "b.bin")
+    files.write_atomic(url, b"0123456789")
+    assert files.read_bytes(url) == b"0123456789"
+    assert files.read_range(url, 3, 4) == b"3456"
+    assert files.read_range(url, 8, 10) == b"89"
+    assert files.size_of(url) == 10
+    assert files.list_names(files.join(folder, "a")) == ["b.bin"]
+    files.remove(url)
+    files.remove(url)
+    assert not files.exists(url)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(folder: str) -> None:
+    url = files.join(folder, "x")
+    files.write_atomic(url, b"old")
+
+    def fail() -> None:
+        with files.atomic_file(url) as path:
+            path.write_bytes(b"half")
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert files.read_bytes(url) == b"old"
+    assert files.list_names(folder) == ["x"]
+
+
+def test_put_if_absent_never_replaces(folder: str) -> None:
+    url = files.join(folder, "record")
+    assert files.put_if_absent(url, b"first")
+    assert not files.put_if_absent(url, b"second")
+    assert files.read_bytes(url) == b"first"
+
+
+def _put(url: str, number: int, results: "multiprocessing.Queue[tuple[int, bool]]") -> None:
+    results.put((number, files.put_if_absent(url, str(number).encode())))
+
+
+def test_of_two_processes_one_puts(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    url = str(tmp_path / "record")
+    processes = [context.Process(target=_put, args=(url, number, results)) for number in range(2)]
+    for process in processes:
+        process.start()
+    outcome = dict(results.get(timeout=200) for _ in processes)
+    for process in processes:
+        process.join()
+    winners = [number for number, won in outcome.items() if won]
+    assert [str(number) for number in winners] == [Path(url).read_text()]
+
+
+def test_a_put_whose_temporary_file_was_cleared_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link, cleared = os.link, []
+
+    def clear_once(source: str, target: Path) -> None:
+        if not cleared:
+            files.remove_leftovers(str(tmp_path))
+            cleared.append(source)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", clear_once)
+    assert files.put_if_absent(str(tmp_path / "a"), b"whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_killed_writer_leaves_only_a_hidden_file_that_can_be_cleared(tmp_path: Path) -> None:
+    if (child := os.fork()) == 0:
+        with files.atomic_file(str(tmp_path / "x")) as path:
+            path.write_bytes(b"half")
+            os._exit(9)
+    os.waitpid(child, 0)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert files.list_names(str(tmp_path)) == []
+    files.remove_leftovers(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_has_one_writer_and_a_killed_one_leaves_nothing_behind(tmp_path: Path) -> None:
+    folder = str(tmp_path / "out")
+    ready, told = os.pipe()
+    if (child := os.fork()) == 0:
+        with files.only_writer(folder):
+            os.write(told, b"x")
+            signal.pause()
+        os._exit(1)
+    try:
+        assert os.read(ready, 1) == b"x"
+        with pytest.raises(ValueError, match="out is being written by another process"), files.only_writer(folder):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    with files.only_writer(folder):
+        assert list(Path(folder).iterdir()) == []
+
+
+def test_what_only_this_process_sees_is_told_from_what_all_see() -> None:
+    files.check_shared("/data", "file:///data", "s3://bucket/memory:x", "zip://a.csv::s3://bucket/x.zip")
+    for url in ("memory://job", "memory:job", "simplecache::memory://job"):
+        with pytest.raises(ValueError, match="seen by one process only"):
+            files.check_shared("/data", url)

@@ -1,0 +1,252 @@
+"""Several processes compute what one does."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from headrace.train.config import RunConfig, load_run
+from headrace.train.loop import take_step
+from headrace.train.objectives.build import build_objective
+from headrace.train.parallel.ranks import join_ranks
+from headrace.train.runs.metrics import read_metrics
+from headrace.train.state import open_state
+
+# What each process runs: one step, but instead of moving the weights it writes the gradients.
+GRADIENTS = """
+import sys
+from pathlib import Path
+from safetensors.torch import save_file
+from headrace.train.config import load_run
+from headrace.train.loop import take_step
+from headrace.train.objectives.build import build_objective
+from headrace.train.parallel.ranks import join_ranks
+from headrace.train.state import open_state
+
+config = load_run(sys.argv[1], sys.argv[3:])
+with join_ranks("cpu") as ranks, open_state(config, ranks) as state:
+    kept = {}
+    def keep():
+        kept.update({name: p.grad.clone() for name, p in state.objective.named_parameters()})
+    state.optimizer.step = keep
+    step = take_step(config, state, next(state.stream), ranks=ranks, stopping=False)
+    save_file(kept, f"{sys.argv[2]}-{ranks.rank}", metadata={"loss": repr(step.loss)})
+"""
+# Rank 1 spoils its third loss: both ranks must stop, before either moves its weights.
+SPOILED = """
+import os, sys
+from headrace.train.config import load_run
+from headrace.train.loop import train
+from headrace.train.objectives.aim import Aim
+from headrace.train.runs.folder import NonFiniteError
+
+forward, calls = Aim.forward, []
+
+def spoiled(self, batch):
+    loss, report = forward(self, batch)
+    calls.append(batch)
+    return (loss * float("inf") if len(calls) == 3 and os.environ["RANK"] == "1" else loss), report
+
+Aim.forward = spoiled
+try:
+    train(load_run(sys.argv[1]))
+except NonFiniteError as error:
+    assert "step 2:" in str(error), error
+else:
+    sys.exit("this rank went on")
+"""
+TRAIN = "from headrace.cli.app import main; main()"
+# A pause after each step, so that a kill which a busy machine delivers late still finds steps left to do.
+SLOW_TRAIN = f"""
+import time
+from headrace.train.runs.metrics import MetricsFile
+write = MetricsFile.write
+MetricsFile.write = lambda *given: (write(*given), time.sleep(0.2))
+{TRAIN}
+"""
+
+
+# One thread and two round differently: what is compared bit for bit must have the same number.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+
+
+def torchrun(processes: int, program: str, *arguments: str) -> None:
+    """Run `program` in that many processes on a free port; one runs without torchrun."""
+    command = [sys.executable, "-c", program, *arguments]
+    if processes > 1:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        command = [*launcher, "--no-python", *command]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def free_port() -> int:
+    """Return a port that nothing takes by chance: below those that the system hands out, another one a process."""
+    for port in range(20_000 + os.getpid() % 10_000, 32_000):
+        with socket.socket() as tried:
+            if tried.connect_ex(("127.0.0.1", port)) != 0:
+                return port
+    raise AssertionError("no free port")
+
+
+def two_processes(program: str, *arguments: str) -> None:
+    """Run `program` twice with the variables that torchrun would set; saves the start of torchrun itself."""
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    command = [sys.executable, "-W", "error::FutureWarning", "-c", program, *arguments]
+    processes = [
+        subprocess.Popen(command, env={**ENVIRONMENT, **meeting, **rank}, stderr=subprocess.PIPE, text=True)
+        for rank in ranks
+    ]
+    errors = [process.communicate(timeout=240)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+
+
+def test_two_processes_have_the_gradients_of_one(run_file: Callable[..., Path], tmp_path: Path) -> None:
+    """Each rank has 8 of the 16 images, in micro-batches of 3, 3 and 2."""
+    path = run_file(validation=None)
+    two_processes(GRADIENTS, str(path), str(tmp_path / "two"), "images_per_micro_batch=3")
+    loss, whole = gradients_here(load_run(path))
+    assert len(whole) == len(list(parameters_of(path)))
+    for rank in range(2):
+        with safe_open(tmp_path / f"two-{rank}", "pt") as file:
+            assert float(file.metadata()["loss"]) == pytest.approx(loss, abs=1e-6)
+            assert set(file.keys()) == set(whole)
+            for name, gradient in whole.items():
+                torch.testing.assert_close(file.get_tensor(name), gradient, atol=1e-6, rtol=1e-5)
+
+
+def parameters_of(path: Path) -> Iterator[torch.nn.Parameter]:
+    config = load_run(path)
+    return build_objective(config.objective, image_size=config.mixture.image_size, seed=0).parameters()
+
+
+def gradients_here(config: RunConfig) -> tuple[float, dict[str, torch.Tensor]]:
+    """The same step in this process alone, as one batch of 16."""
+    kept: dict[str, torch.Tensor] = {}
+    with join_ranks("cpu") as ranks, open_state(config, ranks) as state:
+
+        def keep() -> None:
+            kept.update({name: p.grad.clone() for name, p in state.objective.named_parameters() if p.grad is not None})
+
+        state.optimizer.step = keep  # type: ignore[assignment,method-assign]
+        step = take_step(config, state, next(state.stream), ranks=ranks, stopping=False)
+    return step.loss, kept
+
+
+def runs(path: Path, tmp_path: Path, *processes: int) -> dict[int, list[dict[str, object]]]:
+    found = {}
+    for number in processes:
+        out = tmp_path / f"with-{number}"
+        torchrun(number, TRAIN, "train", str(path), f"out={out}")
+        found[number] = read_metrics(out / "metrics.jsonl")
+    return found
+
+
+@pytest.mark.full
+def test_one_two_and_four_processes_see_the_same_global_batches(run_file: Callable[..., Path], tmp_path: Path) -> None:
+    found = runs(run_file(), tmp_path, 1, 2, 4)
+    digests = {number: [line.get("batch_digest") for line in lines] for number, lines in found.items()}
+    assert len(set(digests[1])) == 13  # twelve different batches, and None for validations
+    assert digests[1] == digests[2] == digests[4]
+    for number in (2, 4):
+        for one, other in zip(found[1], found[number], strict=True):
+            assert (one["event"], one["step"]) == (other["event"], other["step"])
+            assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+
+
+@pytest.mark.full
+def test_a_run_of_two_processes_goes_on_with_one_and_with_two(run_file: Callable[..., Path], tmp_path: Path) -> None:
+    path = run_file()
+    (whole,) = runs(path, tmp_path, 2).values()
+    for processes, name in ((2, "again"), (1, "alone")):
+        out = tmp_path / name
+        shutil.copytree(tmp_path / "with-2", out)
+        for step in (9, 12):
+            shutil.rmtree(out / "checkpoints" / f"{step:08d}")
+        torchrun(processes, TRAIN, "train", str(path), f"out={out}")
+        lines = read_metrics(out / "metrics.jsonl")
+        losses = [[line["loss"] for line in part] for part in (lines, whole)]
+        if processes == 2:
+            assert losses[0] == losses[1]
+        else:
+            assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.full
+def test_a_bad_loss_on_one_rank_stops_all_of_them(run_file: Callable[..., Path], tmp_path: Path) -> None:
+    two_processes(SPOILED, str(run_file(validation=None, checkpoint={"every": 1})))
+    names = sorted(path.name for path in (tmp_path / "run").glob("nonfinite-*"))
+    assert names == ["nonfinite-00000002-rank0.json", "nonfinite-00000002-rank1.json"]
+    positions = [json.loads((tmp_path / "run" / name).read_text())["position"] for name in names]
+    assert sorted(positions[0] + positions[1]) == list(range(32, 48))
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["00000001", "00000002"]
+
+
+@pytest.mark.full
+def test_a_world_size_that_does_not_fit_is_refused_by_name(run_file: Callable[..., Path]) -> None:
+    with pytest.raises(AssertionError, match="lanes"):
+        torchrun(3, TRAIN, "train", str(run_file()))
+
+
+@pytest.mark.full
+def test_clip_refuses_two_processes(run_file: Callable[..., Path]) -> None:
+    from headrace.config import config_to_dict
+    from headrace.train.objectives.clip import ClipConfig, ClipModelConfig, ClipTextConfig, ClipVisionConfig
+
+    model = ClipModelConfig(
+        embed_dim=8,
+        vision_cfg=ClipVisionConfig(image_size=16, patch_size=8, width=16, layers=1, head_width=8),
+        text_cfg=ClipTextConfig(width=16, layers=1, heads=2, context_length=8),
+    )
+    objective = config_to_dict(ClipConfig(kind="clip", model_cfg=model))
+    with pytest.raises(AssertionError, match="needs the whole batch: one process"):
+        torchrun(2, TRAIN, "train", str(run_file(objective=objective)))
+
+
+@pytest.mark.full
+def test_kill_nine_at_random_moments_changes_no_loss(run_file: Callable[..., Path], tmp_path: Path) -> None:
+    """Killed again and again until it gets through; each kill came while steps remained."""
+    path = run_file(steps=60, checkpoint={"every": 4, "keep": 2})
+    (whole,) = runs(path, tmp_path, 1).values()
+    out, rng, kills = tmp_path / "killed", random.Random(11), 0
+    while True:
+        command = [sys.executable, "-c", SLOW_TRAIN if kills < 5 else TRAIN, "train", str(path), f"out={out}"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
+        before = len(_steps(out))
+        if kills < 5:
+            while process.poll() is None and len(_steps(out)) <= before:
+                time.sleep(0.01)  # a kill before the first step would prove nothing
+            time.sleep(rng.uniform(0, 0.4))
+        if kills < 5 and process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            assert max(_steps(out)) < 60, "no work remained at the kill"
+            kills += 1
+            continue
+        assert process.wait(timeout=200) == 0
+        break
+    assert kills >= 3
+    kept = ("event", "step", "loss", "grad_norm", "batch_digest")
+    assert [[line.get(name) for name in kept] for line in read_metrics(out / "metrics.jsonl")] == [
+        [line.get(name) for name in kept] for line in whole
+    ]
+    names = ("model.safetensors", "optimizer.safetensors")
+    for name in names:
+        last = Path("checkpoints") / "00000060" / name
+        assert (out / last).read_bytes() == (tmp_path / "with-1" / last).read_bytes()
+
+
+def _steps(out: Path) -> list[int]:
+    return [int(line["step"]) for line in read_metrics(out / "metrics.jsonl")]

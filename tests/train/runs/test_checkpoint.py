@@ -1,0 +1,173 @@
+"""Checkpoints are whole, verified, and hold no code."""
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from headrace.train.config import RunConfig, load_run
+from headrace.train.runs.checkpoint import (
+    FILES,
+    Progress,
+    list_checkpoints,
+    load_checkpoint,
+    newest_checkpoint,
+    refuse_other_config,
+    remove_old,
+    restore,
+    save_checkpoint,
+)
+
+
+def trained(seed: int = 0) -> tuple[nn.Module, torch.optim.AdamW]:
+    torch.manual_seed(seed)
+    module = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    optimizer = torch.optim.AdamW([{"params": [module[0].weight, module[1].weight]}, {"params": [module[0].bias]}])
+    module(torch.randn(5, 3)).sum().backward()
+    optimizer.step()
+    return module, optimizer
+
+
+@pytest.fixture
+def config(run_file: Callable[..., Path]) -> RunConfig:
+    return load_run(run_file())
+
+
+@pytest.fixture
+def saved(tmp_path: Path, config: RunConfig) -> Path:
+    """A folder of three checkpoints."""
+    folder = tmp_path / "checkpoints"
+    for step in (5, 10, 15):
+        save_checkpoint(
+            folder, *trained(step), progress=Progress(step=step, stream={"position": step * 16}), config=config
+        )
+    return folder
+
+
+def test_what_is_saved_comes_back_bit_for_bit(saved: Path) -> None:
+    module, optimizer = trained(15)
+    other, other_optimizer = trained(99)
+    checkpoint = newest_checkpoint(saved)
+    assert checkpoint is not None
+    restore(checkpoint, other, other_optimizer)
+    assert checkpoint.progress == Progress(step=15, stream={"position": 240})
+    for mine, theirs in zip(module.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    for mine, theirs in zip(_moments(optimizer), _moments(other_optimizer), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [tensor for state in optimizer.state_dict()["state"].values() for _, tensor in sorted(state.items())]
+
+
+def test_only_the_newest_stay_and_leftovers_go(saved: Path) -> None:
+    (saved / ".00000020.tmp").mkdir()
+    (saved / ".00000020.tmp" / "model.safetensors").write_bytes(b"half")
+    assert [path.name for path in list_checkpoints(saved)] == ["00000005", "00000010", "00000015"]
+    remove_old(saved, keep=2, step=15)
+    assert sorted(path.name for path in saved.iterdir()) == ["00000010", "00000015"]
+
+
+def test_damaged_later_ones_do_not_push_the_whole_ones_out(saved: Path) -> None:
+    """The run went on from step 10 and was stopped at 12; with the one it keeps it must go on again."""
+    (saved / "00000015" / "model.safetensors").write_bytes(b"")
+    newest = newest_checkpoint(saved)
+    assert newest is not None
+    shutil.copytree(newest.path, saved / "00000012")
+    remove_old(saved, keep=1, step=12)
+    kept = newest_checkpoint(saved)
+    assert kept is not None
+    assert kept.path == saved / "00000012"
+
+
+def test_the_newest_is_that_of_the_most_steps(tmp_path: Path) -> None:
+    for name in ("100000000", "99999999", "00000007"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["00000007", "99999999", "100000000"]
+
+
+@pytest.mark.parametrize("name", [*FILES, "state.json"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "empty"])
+def test_a_damaged_newest_falls_back_to_the_one_before(
+    saved: Path, name: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = saved / "00000015" / name
+    data = bytearray(path.read_bytes())
+    if damage == "remove":
+        path.unlink()
+    else:
+        data[len(data) // 3] ^= 0xFF
+        path.write_bytes({"flip": bytes(data), "truncate": bytes(data[:-7]), "empty": b""}[damage])
+    checkpoint = newest_checkpoint(saved)
+    assert checkpoint is not None
+    assert checkpoint.progress.step == 10
+    assert str(path) in caplog.text
+
+
+def test_when_all_are_damaged_the_run_does_not_start_over_silently(saved: Path) -> None:
+    for path in list_checkpoints(saved):
+        (path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="all 3 checkpoints are damaged"):
+        newest_checkpoint(saved)
+    assert newest_checkpoint(saved.parent / "nowhere") is None
+
+
+class _Payload:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (os.mkdir, (str(self.target),))
+
+
+@pytest.mark.parametrize("name", [*FILES, "state.json"])
+def test_a_pickle_in_a_checkpoint_is_never_run(saved: Path, tmp_path: Path, name: str) -> None:
+    import hashlib
+
+    folder, target = saved / "00000015", tmp_path / "was-run"
+    data = pickle.dumps({"state_dict": _Payload(target)})
+    (folder / name).write_bytes(data)
+    if name in FILES:  # the attacker also mends the digests
+        state = json.loads((folder / "state.json").read_text())
+        state["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        (folder / "state.json").write_text(json.dumps(state))
+    with pytest.raises(ValueError, match="damaged checkpoint"):
+        load_checkpoint(folder)
+    assert not target.exists()
+    pickle.loads(data)  # the payload is a real one
+    assert target.exists()
+
+
+@pytest.mark.parametrize("change", [{"step": "15"}, {"stream": []}, {"config": None}, {"version": 2}, {"files": {}}])
+def test_a_state_of_another_shape_is_refused(saved: Path, change: dict[str, object]) -> None:
+    path = saved / "00000015" / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ValueError, match=r"state\.json|damaged checkpoint"):
+        load_checkpoint(path.parent)
+
+
+def test_another_config_is_refused_by_the_name_of_its_field(saved: Path, run_file: Callable[..., Path]) -> None:
+    checkpoint = load_checkpoint(saved / "00000015")
+    refuse_other_config(checkpoint, load_run(run_file("b", log_every=3)))
+    with pytest.raises(ValueError, match=r"seed: was 3, is 4"):
+        refuse_other_config(checkpoint, load_run(run_file("b", seed=4)))
+
+
+def test_weights_of_another_model_are_refused(saved: Path) -> None:
+    module = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2))
+    with pytest.raises(ValueError, match="do not fit the model"):
+        restore(load_checkpoint(saved / "00000015"), module, torch.optim.AdamW(module.parameters()))
+
+
+def test_moments_of_another_shape_are_refused(saved: Path) -> None:
+    checkpoint = load_checkpoint(saved / "00000015")
+    checkpoint.optimizer["0.weight/exp_avg"] = torch.zeros(4, 4)
+    with pytest.raises(ValueError, match=r"'0\.weight/exp_avg' has the shape \[4, 4\]"):
+        restore(checkpoint, *trained())

@@ -1,0 +1,1 @@
+"""Processes, devices and number formats of a run."""

@@ -1,0 +1,124 @@
+"""The folder of a run: who owns it, what it records, and how a run is asked to stop.
+
+Invariant: one run at a time writes into a folder; the lock dies with its process, so a killed run blocks nothing. The
+one thing a reader would get wrong: a signal only asks; the loop saves and leaves at the end of its step, on all ranks
+together.
+"""
+
+import contextlib
+import fcntl
+import json
+import platform
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import yaml
+
+from headrace.config import config_to_dict
+from headrace.files import write_atomic
+from headrace.pipeline import Batch
+from headrace.train.config import RunConfig
+from headrace.train.parallel.ranks import Ranks
+
+PACKAGES = ("headrace", "torch", "numpy", "safetensors", "open_clip_torch", "simplejpeg", "pillow")
+
+
+class NonFiniteError(ValueError):
+    """Loss or gradient was not finite; raised on all ranks before the weights moved."""
+
+
+@contextlib.contextmanager
+def own_run(config: RunConfig, ranks: Ranks) -> Iterator[None]:
+    """Hold the run folder for as long as the context lasts; record config and versions.
+
+    Raises ValueError if it is in use.
+    """
+    if not ranks.is_first:
+        ranks.wait()
+        yield
+        return
+    out = check_out(config)
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"{out} is in use by another training process; wait for it or choose another `out`"
+            ) from error
+        _write_versions(out / "versions.json")
+        ranks.wait()
+        yield
+
+
+def check_out(config: RunConfig) -> Path:
+    """Return the run folder. Raises ValueError if a file stands in its place."""
+    out = Path(config.out)
+    if any(path.exists() and not path.is_dir() for path in (out, *out.parents)):
+        raise ValueError(f"out is {out}, and there is a file in the way; a run is a folder")
+    return out
+
+
+def write_config(config: RunConfig) -> None:
+    """Write `run.yaml`, the run as it was understood."""
+    text = yaml.safe_dump(config_to_dict(config), sort_keys=False)
+    write_atomic(str(Path(config.out) / "run.yaml"), text.encode())
+
+
+@contextlib.contextmanager
+def watch_signals() -> Iterator[threading.Event]:
+    """Yield an event that SIGTERM and the first Ctrl-C set; a second Ctrl-C interrupts at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def stop(number: int, _: FrameType | None) -> None:
+        event.set()
+        signal.signal(number, previous[number])
+
+    previous: dict[int, Any] = {}
+    for number in (int(signal.SIGTERM), int(signal.SIGINT)):
+        previous[number] = signal.signal(number, stop)
+    try:
+        yield event
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def write_non_finite(config: RunConfig, batch: Batch, ranks: Ranks, *, step: int, values: dict[str, float]) -> Path:
+    """Write which samples this rank had in the step that went wrong, and return the path."""
+    path = Path(config.out) / f"nonfinite-{step:08d}-rank{ranks.rank}.json"
+    record = {
+        "step": step,
+        **{name: str(value) for name, value in values.items()},
+        "position": batch.position.tolist(),
+        "source": batch.source.tolist(),
+        "key": [str(key) for key in batch.key],
+    }
+    write_atomic(str(path), (json.dumps(record, indent=1) + "\n").encode())
+    return path
+
+
+def _write_versions(path: Path) -> None:
+    versions = {"python": platform.python_version(), "git_commit": _git_commit()}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    write_atomic(str(path), (json.dumps(versions, indent=1) + "\n").encode())
+
+
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

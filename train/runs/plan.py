@@ -1,0 +1,47 @@
+"""What a run will do, without doing it.
+
+Invariant: nothing is allocated or written; parameters are counted on the meta device. The one thing a reader would get
+wrong: FLOPs are those of forward and backward at all positions, as published counts are, although the head skips
+positions whose output is not used.
+"""
+
+import torch
+
+from headrace.pipeline import open_stream
+from headrace.shards.dataset import open_dataset
+from headrace.train.config import RunConfig
+from headrace.train.objectives.build import build_objective
+from headrace.train.runs.folder import check_out
+from headrace.train.state import refuse_splitting
+
+
+def plan_run(config: RunConfig) -> list[str]:
+    """Return what `train` would do, one fact a line. Raises ValueError for what cannot run."""
+    check_out(config)
+    with torch.device("meta"):
+        objective = build_objective(config.objective, image_size=config.mixture.image_size, seed=config.seed)
+    refuse_splitting(objective, config, world_size=1)
+    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in objective.named_children()}
+    images = config.steps * config.global_batch
+    flops = objective.train_flops_per_image
+    counted = ", ".join(f"{name} {count:,}" for name, count in parts.items() if count)
+    lines = [
+        f"objective: {config.objective.kind}, images of {config.mixture.image_size} pixels",
+        f"parameters: {sum(parts.values()):,} ({counted})",
+        f"FLOPs per image: {flops / 1e9:,.3f} G (forward and backward); whole run: {flops * images:.3g}",
+        f"steps: {config.steps:,} of {config.global_batch:,} images = {images:,} images",
+    ]
+    # Opening reads manifests only, and refuses what the run would refuse: lanes, memory, a missing dataset.
+    open_stream(config.mixture, global_batch=config.global_batch, columns=objective.columns).close()
+    weights = sum(source.weight for source in config.mixture.sources)
+    for source in config.mixture.sources:
+        size = open_dataset(source.url, index_dir=source.index_dir or None).num_samples
+        seen = images * source.weight / weights
+        lines.append(f"source {source.name}: {seen:,.0f} of {size:,} samples = {seen / max(1, size):.2f} epochs")
+    if config.validation:
+        size = open_dataset(config.validation.dataset).num_samples
+        used = min(size, config.validation.samples or size)
+        lines.append(f"validation: {used:,} of {size:,} samples, every {config.validation.every:,} steps")
+    every, keep = config.checkpoint.every, config.checkpoint.keep
+    lines.append(f"checkpoint: every {every:,} steps, {keep} kept, in {config.out}/checkpoints")
+    return lines

@@ -1,0 +1,122 @@
+"""Weights of a run, wherever they are: run folder, checkpoint, or exported file.
+
+Invariant: the config comes with the weights, so that nothing but the path is needed. The one thing a reader would get
+wrong: in an exported file the trunk's names have no `encoder.` in front.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from headrace.config import build_config
+from headrace.pipeline.mixture import MAX_IMAGE_SIZE
+from headrace.train.config import ObjectiveConfig
+from headrace.train.objectives.aim import Aim
+from headrace.train.objectives.build import build_objective
+from headrace.train.objectives.clip import Clip
+from headrace.train.runs.checkpoint import list_checkpoints, load_checkpoint, newest_checkpoint
+from headrace.train.runs.export import CONFIG_KEY, release_names
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelRecord:
+    """What of a run's config its weights need: read alone, so that other keys may come and go between versions."""
+
+    objective: ObjectiveConfig
+    image_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.image_size <= MAX_IMAGE_SIZE:
+            raise ValueError(f"image_size must be 1..{MAX_IMAGE_SIZE}, got {self.image_size}")
+
+    def build(self) -> Aim | Clip:
+        """Return the objective with the weights of step 0."""
+        return build_objective(self.objective, image_size=self.image_size, seed=self.seed)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weights:
+    """Tensors under released names, with the run they come from."""
+
+    path: Path
+    model: ModelRecord
+    step: int
+    """Optimizer steps done."""
+    tensors: dict[str, Tensor]
+
+    def check(self) -> None:
+        """Raise ValueError if names or shapes are not those of the config, before memory is taken by its word."""
+        with torch.device("meta"):
+            own = release_names(self.model.build())
+        differing = sorted(own.keys() ^ self.tensors.keys())
+        differing += [
+            name for name in sorted(own.keys() & self.tensors.keys()) if own[name].shape != self.tensors[name].shape
+        ]
+        if differing:
+            raise ValueError(f"{self.path}: the weights do not fit the model, first difference: {differing[0]}")
+
+    def load_into(self, objective: Aim | Clip) -> None:
+        """Put the weights into `objective`, which `model.build` made."""
+        for name, tensor in release_names(objective).items():
+            tensor.copy_(self.tensors[name])
+
+
+def read_weights(path: Path) -> Weights:
+    """Read the newest weights at `path`. Raises ValueError if none are there, whole and as their config says."""
+    weights = _read_exported(path) if path.is_file() else _read_checkpoint(path)
+    weights.check()
+    return weights
+
+
+def _read_checkpoint(path: Path) -> Weights:
+    if list_checkpoints(path / "checkpoints"):
+        checkpoint = newest_checkpoint(path / "checkpoints")
+    elif (path / "state.json").is_file():
+        checkpoint = load_checkpoint(path)
+    else:
+        checkpoint = None
+    if checkpoint is None:
+        raise ValueError(f"{path}: neither a run folder with checkpoints, nor a checkpoint, nor a model.safetensors")
+    prefixes = ("encoder.", "model.")
+    names = {
+        name: next((name.removeprefix(p) for p in prefixes if name.startswith(p)), name) for name in checkpoint.model
+    }
+    tensors = {names[name]: tensor for name, tensor in checkpoint.model.items()}
+    record = _record(checkpoint.config, checkpoint.path)
+    return Weights(path=checkpoint.path, model=record, step=checkpoint.progress.step, tensors=tensors)
+
+
+def _read_exported(path: Path) -> Weights:
+    try:
+        with safe_open(str(path), "pt") as file:
+            text = (file.metadata() or {}).get(CONFIG_KEY)
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file: {error}") from error
+    if text is None:
+        raise ValueError(f"{path}: was not exported by headrace: its metadata has no {CONFIG_KEY}")
+    try:
+        config = json.loads(text)
+        step = int(config["steps"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{path}: its config cannot be read: {error!r}") from error
+    return Weights(path=path, model=_record(config, path), step=step, tensors=tensors)
+
+
+def _record(config: Any, path: Path) -> ModelRecord:
+    try:
+        facts = {
+            "objective": config["objective"],
+            "image_size": config["mixture"]["image_size"],
+            "seed": config["seed"],
+        }
+        return build_config(ModelRecord, facts)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: its config cannot be read: {error!r}") from error
