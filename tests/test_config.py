@@ -1,13 +1,14 @@
 """Promises of the strict config reader."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import pytest
 from pydantic import Discriminator
 
-from headrace.config import apply_overrides, build_config, config_to_dict, load_config, parse_yaml
+from headrace.config import OneOf, apply_overrides, build_config, config_to_dict, load_config, parse_yaml
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +62,7 @@ def test_yaml_becomes_typed_and_frozen(tmp_path: Path) -> None:
         ("name: a\noptimizer: {rate: 1}", "unknown key 'optimizer.rate'; known keys here: lr, betas"),
         ("name: a\nextra: {rate: 1}", "unknown key 'extra.rate'; known keys here: lr, betas"),
         ("name: a\nsteps: [{step: keep, q: 1}]", "unknown key 'steps.0.q'; known keys here: step, fraction"),
-        ("name: a\nsteps: [{step: drop}]", "steps.0: "),
+        ("name: a\nsteps: [{step: drop}]", "steps.0.step: unknown 'drop'; known: keep, rule"),
         ("name: a\nsteps: [{step: keep, fraction: 2}]", "fraction must be in"),
         ("name: 3", "name: input should be a valid string, got 3"),
         ("name: a\noptimizer: {lr: '1e-3'}", "optimizer.lr: input should be a valid number"),
@@ -132,3 +133,37 @@ def test_the_known_keys_are_listed_once_for_all_unknown_ones(tmp_path: Path) -> 
     with pytest.raises(ValueError, match=r"; unknown keys 'nam', 'step'; known keys here: name, [a-z, ]*$") as refused:
         _load(tmp_path, "nam: a\nstep: []\n")
     assert str(refused.value).count("known keys here") == 1
+
+
+class Step(Protocol):
+    """What the dataclasses of an open field have in common."""
+
+
+STEPS: dict[str, type] = {"keep": Keep, "rule": Rule}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    first: Annotated[Step, OneOf("step", lambda: STEPS)]
+    steps: tuple[Annotated[Step, OneOf("step", lambda: STEPS)], ...] = ()
+
+
+def test_a_field_of_one_of_several_dataclasses_is_read_and_written_back() -> None:
+    data = {"first": {"step": "rule", "sql": "a > 1"}, "steps": [{"step": "keep", "fraction": 0.25}]}
+    plan = build_config(Plan, data)
+    assert plan == Plan(first=Rule(step="rule", sql="a > 1"), steps=(Keep(step="keep", fraction=0.25),))
+    assert config_to_dict(plan) == data
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ({"step": "moco"}, "first.step: unknown 'moco'; known: keep, rule"),
+        ({"sql": "a"}, "missing key 'first.step'"),
+        ({"step": "rule", "sq": "a"}, "unknown key 'first.sq'; known keys here: step, sql"),
+        ({"step": "keep", "fraction": 2}, "first: fraction must be in (0, 1], got 2.0"),
+    ],
+)
+def test_a_wrong_choice_names_the_key_and_what_is_known(step: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build_config(Plan, {"first": step})

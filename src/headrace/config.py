@@ -9,17 +9,39 @@ import dataclasses
 import json
 import re
 import typing
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
+from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError, create_model
+from pydantic_core import CoreSchema, core_schema
+
+from headrace.text import shown as quoted
 
 MAX_CONFIG_BYTES = 1 << 20
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """Marks a field that holds one of several config dataclasses, told apart by the value of its key `tag`.
+
+    The table is read when a config is first loaded, so that extensions may add to it:
+    `objective: Annotated[ObjectiveConfig, OneOf("kind", objective_configs)]`.
+    """
+
+    tag: str
+    """The key that names the choice: a `Literal` field with one value in each dataclass."""
+    table: Callable[[], Mapping[str, type]]
+    """Returns value of `tag` -> dataclass."""
+
+    def __get_pydantic_core_schema__(self, _source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        choices = {name: handler.generate_schema(choice) for name, choice in self.table().items()}
+        return core_schema.tagged_union_schema(choices, discriminator=self.tag)
 
 
 class _Loader(yaml.SafeLoader):
@@ -196,7 +218,13 @@ def _explain_one(item: Mapping[str, Any], where: str) -> str:
         return f"missing key {where!r}"
     if item["type"] == "value_error":
         return f"{where}: {item['ctx']['error']}"
-    got = "" if isinstance(item["input"], dict | list) else f", got {item['input']!r}"
+    if item["type"] == "union_tag_invalid":
+        tag = item["ctx"]["discriminator"].strip("'")
+        known = ", ".join(name.strip("'") for name in item["ctx"]["expected_tags"].split(", "))
+        return f"{where}.{tag}: unknown {quoted(item['ctx']['tag'])}; known: {known}"
+    if item["type"] == "union_tag_not_found":
+        return f"missing key {where + '.' + item['ctx']['discriminator'].strip(chr(39))!r}"
+    got = "" if isinstance(item["input"], dict | list) else f", got {quoted(item['input'])}"
     return f"{where}: {item['msg'][:1].lower() + item['msg'][1:]}{got}"
 
 
@@ -229,6 +257,9 @@ def _bare(annotation: Any) -> Any:
 
 
 def _dataclasses_in(annotation: Any) -> list[Any]:
+    marks = [mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, OneOf)]
+    if marks:
+        return list(marks[0].table().values())
     annotation = _bare(annotation)
     if dataclasses.is_dataclass(annotation):
         return [annotation]

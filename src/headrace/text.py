@@ -1,0 +1,27 @@
+"""Text of other people's data on a terminal: without what a terminal would obey, and of bounded length.
+
+Names in tars, URLs, captions, server answers: all of it may hold escape codes, or marks that turn the direction of
+writing. Whatever is shown to a person goes through here once, at the border.
+"""
+
+MAX_SHOWN = 200
+"""Letters of one quoted value; a message is read by people."""
+
+
+def one_line(text: str) -> str:
+    """Return `text` on one line, without control characters: tabs and line ends become spaces."""
+    return printable(" ".join(text.split()))
+
+
+def printable(text: str) -> str:
+    """Return `text` with a space for each letter that does not print: escape codes, bidi controls, line ends."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def shown(value: object, *, limit: int = MAX_SHOWN) -> str:
+    """Return `repr(value)` on one line, cut in the middle if it is longer than `limit` letters."""
+    text = printable(repr(value))
+    if len(text) <= limit:
+        return text
+    half = (limit - 5) // 2
+    return f"{text[:half]} ... {text[-half:]}"
