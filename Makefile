@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= demo-out
 
-.PHONY: help demo test test-all check format simd clean
+.PHONY: help demo test test-all check docs format simd clean
 
 SIMD := 12.1.1.post0
 
@@ -20,6 +20,7 @@ help:
 	@echo "make test      the fast tests (under 10 minutes)"
 	@echo "make test-all  all tests: servers, Ray, browser (needs Debian's chromium), kill suites, README commands"
 	@echo "make check     format, lint, types, import contract"
+	@echo "make docs      the documents as a site in build/site, every link checked"
 	@echo "make simd      pillow-simd instead of pillow in .venv (docs/dependencies.md says when)"
 
 .venv/bin/uv:
@@ -46,6 +47,11 @@ check: .venv/installed-all
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: .venv/installed-all
+	$(BIN)/python docs/reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "open build/site/index.html"
 
 format: .venv/installed-all
 	$(BIN)/ruff check --fix

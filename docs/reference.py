@@ -1,9 +1,10 @@
-"""Write docs/recipe.md: every key of a recipe, a mixture and a run, from the typed configs themselves.
+"""Write docs/recipe.md (every key of a recipe, a mixture and a run) and docs/cli.md (every command and option).
 
-    python docs/reference.py           # writes docs/recipe.md
-    python docs/reference.py --check   # exit code 1 if it is not up to date
+    python docs/reference.py           # writes both pages
+    python docs/reference.py --check   # exit code 1 if one is not up to date
 
-A field's text is the string below it in the source, so the page cannot say anything but what the code says.
+A field's text is the string below it in the source, an option's text is its help: the pages cannot say anything but
+what the code says.
 """
 
 import ast
@@ -15,11 +16,16 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import typer
+
+from headrace.cli.app import app
+from headrace.config import OneOf
 from headrace.curation.recipe import Recipe
 from headrace.pipeline.mixture import Mixture
 from headrace.train.config import RunConfig
 
-TARGET = Path(__file__).with_name("recipe.md")
+RECIPE = Path(__file__).with_name("recipe.md")
+COMMANDS = Path(__file__).with_name("cli.md")
 
 PAGES = (
     ("A recipe (`headrace curate RECIPE.yaml`)", Recipe),
@@ -35,13 +41,43 @@ line overrides a key (`select.3.fraction=0.3`). A key without a default must be 
 """
 
 
+CLI_INTRODUCTION = """\
+# Every command
+
+Made by `python docs/reference.py` from the commands themselves. A mistake of yours ends with one line and exit code 1;
+an interrupt with 128 + the signal's number.
+"""
+
+
 def main() -> None:
-    """Write the page, or with --check compare it."""
-    text = render()
-    if "--check" not in sys.argv[1:]:
-        TARGET.write_text(text)
-    elif TARGET.read_text() != text:
-        sys.exit("docs/recipe.md is not what the configs say: run python docs/reference.py")
+    """Write the pages, or with --check compare them."""
+    for target, text in ((RECIPE, render()), (COMMANDS, render_commands())):
+        if "--check" not in sys.argv[1:]:
+            target.write_text(text)
+        elif target.read_text() != text:
+            sys.exit(f"docs/{target.name} is not what the code says: run python docs/reference.py")
+
+
+def render_commands() -> str:
+    """Return the page of the commands."""
+    parts = [CLI_INTRODUCTION]
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        help_text, _, example = inspect.cleandoc(command.help or "").partition("Example: ")
+        parts.append(f"## headrace {name}\n\n{help_text.strip()}\n")
+        if example:
+            parts.append(f"```\n{' '.join(example.split())}\n```\n")
+        arguments = [item for item in command.params if item.param_type_name == "argument"]
+        options = [item for item in command.params if item.param_type_name == "option" and item.name != "help"]
+        rows = [(f"`{item.metavar or item.name.upper()}`", item) for item in arguments]
+        rows += [(" ".join(f"`{flag}`" for flag in (*item.opts, *item.secondary_opts)), item) for item in options]
+        if rows:
+            parts.append("| | |\n| --- | --- |")
+            parts[-1] += "".join(f"\n| {flags} | {_cell(getattr(item, 'help', None))} |" for flags, item in rows) + "\n"
+    return "\n".join(parts)
+
+
+def _cell(text: str | None) -> str:
+    return " ".join((text or "").split()).replace("|", "\\|")
 
 
 def render() -> str:
@@ -91,7 +127,8 @@ def _field_texts(config: type) -> dict[str, str]:
 def _type(hint: Any) -> str:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
-        return _type(args[0])
+        tables = [mark.table() for mark in args[1:] if isinstance(mark, OneOf)]
+        return " | ".join(choice.__name__ for choice in tables[0].values()) if tables else _type(args[0])
     if origin is typing.Literal:
         return " | ".join(str(value) for value in args)
     if origin is tuple:
@@ -113,6 +150,9 @@ def _default(item: "dataclasses.Field[Any]") -> str:
 
 
 def _dataclasses(hint: Any) -> list[type]:
+    for mark in getattr(hint, "__metadata__", ()):
+        if isinstance(mark, OneOf):
+            return list(mark.table().values())
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return [hint]
     return [found for arg in typing.get_args(hint) for found in _dataclasses(arg)]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import os
 import re
 import shlex
 import subprocess
@@ -34,6 +35,10 @@ def test_the_key_reference_is_what_the_configs_say(reference: ModuleType) -> Non
     assert (ROOT / "docs" / "recipe.md").read_text() == reference.render(), "run: python docs/reference.py"
 
 
+def test_the_command_reference_is_what_the_commands_say(reference: ModuleType) -> None:
+    assert (ROOT / "docs" / "cli.md").read_text() == reference.render_commands(), "run: python docs/reference.py"
+
+
 def test_every_config_key_has_a_text(reference: ModuleType) -> None:
     pending, seen = [config for _, config in reference.PAGES], set()
     without = []
@@ -51,7 +56,7 @@ def test_every_config_key_has_a_text(reference: ModuleType) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_documented_and_has_help_with_an_example(command: str) -> None:
-    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")]
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "docs").rglob("*.md") if path.name != "cli.md"]
     assert any(f"headrace {command}" in text for text in [README, *texts])
     done = subprocess.run(
         [str(Path(sys.executable).parent / "headrace"), command, "--help"],
@@ -61,7 +66,7 @@ def test_every_command_is_documented_and_has_help_with_an_example(command: str) 
 
 
 def test_every_link_to_a_file_leads_somewhere() -> None:
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
     links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))]
     broken = [f"{page.name}: {link}" for page, link in links if "://" not in link and not (page.parent / link).exists()]
     assert broken == []
@@ -72,6 +77,17 @@ def test_the_first_recipe_needs_no_model_and_no_extra(monkeypatch: pytest.Monkey
     check_recipe(recipe)
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     check_needs(recipe, ("fetch", "annotate", "select", "build", "report"))
+
+
+@pytest.mark.full
+def test_the_documents_build_as_a_site_without_a_warning(tmp_path: Path) -> None:
+    mkdocs = str(Path(sys.executable).parent / "mkdocs")
+    done = subprocess.run(
+        [mkdocs, "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "site" / "index.html").exists()
 
 
 @pytest.mark.full
