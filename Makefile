@@ -50,7 +50,7 @@ check: .venv/installed-all
 
 docs: .venv/installed-all
 	$(BIN)/python docs/reference.py
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	@echo "open build/site/index.html"
 
 format: .venv/installed-all

@@ -81,11 +81,9 @@ def test_the_first_recipe_needs_no_model_and_no_extra(monkeypatch: pytest.Monkey
 
 @pytest.mark.full
 def test_the_documents_build_as_a_site_without_a_warning(tmp_path: Path) -> None:
-    mkdocs = str(Path(sys.executable).parent / "mkdocs")
-    done = subprocess.run(
-        [mkdocs, "build", "--strict", "--site-dir", str(tmp_path / "site")],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
-    )  # fmt: skip
+    command = [str(Path(sys.executable).parent / "mkdocs"), "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    env = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "site" / "index.html").exists()
 
