@@ -8,7 +8,7 @@ OUT ?= demo-out
 SIMD := 12.1.1.post0
 
 # Tools that know no symbolic links turn them into files; every import would then fail in its own way.
-LINKS := shards curation pipeline train
+LINKS := shards curation pipeline train examples
 MENDED := $(shell cd src/headrace && for name in $(LINKS); do \
 	test -L $$name || { rm -f $$name && ln -s ../../$$name $$name && echo $$name; }; done)
 ifneq ($(MENDED),)

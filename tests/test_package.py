@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FLOORS = ("shards", "curation", "pipeline", "train")
+LINKED = ("shards", "curation", "pipeline", "train", "examples")
 
 
 def _run(*command: str, cwd: Path = ROOT, timeout: float = 280) -> str:
@@ -41,7 +41,7 @@ def test_the_wheel_holds_the_tree_and_nothing_else(wheel: Path) -> None:
     expected = set()
     for name in _tree():
         top, _, rest = name.partition("/")
-        path = f"headrace/{name}" if top in FLOORS else name.removeprefix("src/") if name.startswith("src/") else ""
+        path = f"headrace/{name}" if top in LINKED else name.removeprefix("src/") if name.startswith("src/") else ""
         if path and rest and not (ROOT / name).is_symlink() and (ROOT / name).exists():
             expected.add(path)
     with zipfile.ZipFile(wheel) as archive:

@@ -30,6 +30,8 @@ COMMANDS = {
     "train": "train",
     "probe": "probe",
     "demo": "demo",
+    "new": "new",
+    "doctor": "doctor",
 }
 
 # What to install when a module is missing: top-level module -> extra.

@@ -1,0 +1,70 @@
+"""`headrace new`: a commented file to begin with, one of the repository's examples, which the wheel holds too."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+# What is written: kind -> file of examples/. The first kind of each is the one that `new` writes without --kind.
+FILES = {
+    "recipe": {"first": "first.yaml", "dfn2b": "dfn2b.yaml"},
+    "mixture": {"aim": "mixture.yaml"},
+    "run": {
+        "aim": "aim-cifar10.yaml",
+        "aim-0.6B": "aim-0.6B.yaml",
+        "clip": "clip-tiny.yaml",
+        "clip-filter": "clip-filter.yaml",
+    },
+}
+
+NEXT = {
+    "recipe": "headrace curate {file} --dry-run",
+    "mixture": "headrace stream {file}",
+    "run": "headrace train {file} --dry-run",
+}
+
+KINDS = "; ".join(f"{what}: {', '.join(kinds)}" for what, kinds in FILES.items())
+
+
+class What(StrEnum):
+    """The files that a user writes."""
+
+    RECIPE = "recipe"
+    MIXTURE = "mixture"
+    RUN = "run"
+
+
+def new_command(
+    what: Annotated[What, typer.Argument(help="What kind of file.")],
+    file: Annotated[str, typer.Argument(help="The file to write; an existing one is never replaced.")],
+    kind: Annotated[str, typer.Option("--kind", help=f"Which one. {KINDS}. The first is the default.")] = "",
+) -> None:
+    """Write a commented recipe, mixture or run that works once its paths are yours.
+
+    Example: headrace new recipe first.yaml
+    """
+    from pathlib import Path
+
+    text = template(what.value, kind).replace(f"examples/{_name(what.value, kind)}", file)
+    path = Path(file)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+    except FileExistsError as error:
+        raise ValueError(f"{file} exists already; name another file, or remove it") from error
+    print(f"wrote {file}; put your paths into it, then: {NEXT[what.value].format(file=file)}")
+
+
+def template(what: str, kind: str = "") -> str:
+    """Return the text of a file to begin with. Raises ValueError naming the kinds there are."""
+    from importlib import resources
+
+    return (resources.files("headrace") / "examples" / _name(what, kind)).read_text(encoding="utf-8")
+
+
+def _name(what: str, kind: str) -> str:
+    kinds = FILES[what]
+    if kind and kind not in kinds:
+        raise ValueError(f"--kind: unknown {kind!r} of a {what}; known: {', '.join(kinds)}")
+    return kinds[kind or next(iter(kinds))]
