@@ -72,6 +72,13 @@ def test_every_link_to_a_file_leads_somewhere() -> None:
     assert broken == []
 
 
+def test_every_source_file_named_in_the_concepts_exists() -> None:
+    text = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:shards|curation|pipeline|train)/[a-z_/]*(?:\.py)?)`", text)
+    assert len(named) > 20
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_the_first_recipe_needs_no_model_and_no_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe(ROOT / "examples" / "first.yaml", ["job=jobs/first", "input.urls.0=urls.csv"])
     check_recipe(recipe)
