@@ -8,29 +8,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from headrace.curation.fetch.errors import ERROR_CLASSES, TRANSIENT_CLASSES
 from headrace.curation.fetch.net.address import parse_allowed
-
-RAW_COLUMNS = (
-    "key",
-    "uid",
-    "url",
-    "caption",
-    "status",
-    "error_class",
-    "error_message",
-    "width",
-    "height",
-    "original_width",
-    "original_height",
-    "format",
-    "sha256",
-    "input_file",
-    "input_row",
-)
-"""The columns of every raw parquet, in order; carried columns come after them."""
-
-RESERVED_COLUMNS = (*RAW_COLUMNS, "expected_sha256", "place", "problem")
+from headrace.curation.raw.schema import ERROR_CLASSES, RESERVED_COLUMNS, TRANSIENT_CLASSES
 
 _RESERVED_LOWER = frozenset(RESERVED_COLUMNS)
 

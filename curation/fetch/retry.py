@@ -14,10 +14,11 @@ import pyarrow.compute as pc
 
 from headrace import files
 from headrace.config import canonical_json
-from headrace.curation.fetch.config import RAW_COLUMNS, FetchConfig
+from headrace.curation.fetch.config import FetchConfig
 from headrace.curation.fetch.lists.spill import SpilledList, write_parquet
 from headrace.curation.job import Job
 from headrace.curation.raw.read import read_raw
+from headrace.curation.raw.schema import RAW_COLUMNS
 from headrace.shards.commit import committed
 
 IDENTITY = ("uid", "input_file", "input_row")

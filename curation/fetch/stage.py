@@ -16,7 +16,8 @@ from headrace.curation.fetch.lists.spill import SpilledList, spill
 from headrace.curation.fetch.lists.table import check_list
 from headrace.curation.fetch.unit import FetchUnit, fetch_shard
 from headrace.curation.job import Job
-from headrace.curation.raw.read import adopt_raw, foreign_shards, raw_shards, read_raw
+from headrace.curation.raw.img2dataset import adopt_raw, foreign_shards
+from headrace.curation.raw.read import raw_shards, read_raw
 from headrace.curation.raw.write import RawShard
 from headrace.shards.commit import committed, read_commit
 

@@ -4,7 +4,6 @@ All rows are in the parquet, the fetched ones are in the tar, both in the order 
 wrong: nothing counts before the commit record, so a rerun overwrites whatever a killed one left.
 """
 
-import hashlib
 import json
 import math
 from collections import Counter
@@ -16,8 +15,8 @@ import pyarrow as pa
 
 from headrace import files
 from headrace.config import canonical_json
-from headrace.curation.fetch.config import RAW_COLUMNS
 from headrace.curation.fetch.lists.spill import write_parquet
+from headrace.curation.raw.schema import OWN_SCHEMA, RESERVED_COLUMNS, status_of, uid_of
 from headrace.shards.commit import commit
 from headrace.shards.images.header import ImageHeader
 from headrace.shards.tar import ShardWriter
@@ -34,14 +33,6 @@ EXTENSIONS = {
 
 MIN_ROW_DIGITS = 4
 
-_INT32 = ("width", "height", "original_width", "original_height")
-OWN_SCHEMA = pa.schema(
-    [
-        (name, pa.int32() if name in _INT32 else pa.int64() if name == "input_row" else pa.string())
-        for name in RAW_COLUMNS
-    ]
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -56,11 +47,6 @@ class Outcome:
     sha256: str | None = None
     offset: int = 0
     size: int = 0
-
-
-def uid_of(caption: str | None, url: str | None) -> str:
-    """Return hex md5 of caption + url, as DataComp defines it."""
-    return hashlib.md5(((caption or "") + (url or "")).encode(), usedforsecurity=False).hexdigest()
 
 
 def row_digits(samples_per_shard: int) -> int:
@@ -116,7 +102,7 @@ def raw_table(shard: RawShard, rows: pa.Table, outcomes: Sequence[Outcome]) -> p
         "uid": [uid_of(caption, url) for caption, url in zip(captions, urls, strict=True)],
         "url": urls,
         "caption": captions,
-        "status": [status_of(outcome) for outcome in outcomes],
+        "status": [status_of(outcome.error_class) for outcome in outcomes],
         "error_class": [outcome.error_class for outcome in outcomes],
         "error_message": [outcome.error_message for outcome in outcomes],
         "width": [header and header.width for header in headers],
@@ -129,16 +115,9 @@ def raw_table(shard: RawShard, rows: pa.Table, outcomes: Sequence[Outcome]) -> p
         "input_row": rows.column("input_row"),
     }
     arrays = [_array(columns[field.name], field.type) for field in OWN_SCHEMA]
-    extra = [field for field in rows.schema if field.name not in (*RAW_COLUMNS, "place", "problem")]
+    extra = [field for field in rows.schema if field.name not in RESERVED_COLUMNS]
     schema = pa.schema([*OWN_SCHEMA, *extra])
     return pa.table([*arrays, *(rows.column(field.name) for field in extra)], schema=schema)
-
-
-def status_of(outcome: Outcome) -> str:
-    """Return img2dataset's word for an outcome."""
-    if outcome.error_class is None:
-        return "success"
-    return "failed_to_resize" if outcome.error_class == "resize" else "failed_to_download"
 
 
 def _array(column: Any, kind: pa.DataType) -> Any:

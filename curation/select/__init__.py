@@ -16,7 +16,7 @@ from headrace.curation.engine import OnProgress, no_progress
 from headrace.curation.fetch.lists.inputs import lists_are_text
 from headrace.curation.job import Job
 from headrace.curation.ledger import LedgerSummary
-from headrace.curation.raw.write import OWN_SCHEMA
+from headrace.curation.raw.schema import OWN_SCHEMA
 from headrace.curation.select.load import Annotation, Inputs, NotReadyError, find_inputs, visible_columns
 from headrace.curation.select.stage import Plan, check_columns, check_plan, decision_digest, select_rows
 from headrace.curation.select.steps.configs import Placement

@@ -15,7 +15,7 @@ from headrace.curation.annotate.tables import annotation_folders
 from headrace.curation.annotate.unit import write_annotations
 from headrace.curation.engine import EngineConfig
 from headrace.curation.job import Job
-from headrace.curation.raw.write import OWN_SCHEMA
+from headrace.curation.raw.schema import OWN_SCHEMA
 from headrace.curation.select.load import Annotation, find_inputs
 from headrace.curation.select.stage import Plan, select_rows
 from headrace.curation.select.steps.configs import ExactDuplicates, Limits, Placement, Rule, TopFraction

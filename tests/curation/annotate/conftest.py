@@ -20,7 +20,7 @@ from headrace.curation.build.config import BuildConfig
 from headrace.curation.engine import EngineConfig
 from headrace.curation.fetch.config import InputConfig
 from headrace.curation.job import Job
-from headrace.curation.raw.write import OWN_SCHEMA
+from headrace.curation.raw.schema import OWN_SCHEMA
 from headrace.curation.recipe import Recipe
 from headrace.shards.commit import commit, committed
 from headrace.shards.tar import ShardWriter

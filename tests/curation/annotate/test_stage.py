@@ -306,7 +306,7 @@ def test_a_missing_package_is_named_and_select_needs_none(package, extra, make_r
 def test_raw_shards_of_img2dataset_are_annotated_as_they_are(make_recipe, tmp_path):
     import pyarrow.parquet as pq
 
-    from headrace.curation.raw.read import adopt_raw
+    from headrace.curation.raw.img2dataset import adopt_raw
 
     own = make_recipe("own", shards=1)
     run_annotate(own)

@@ -18,9 +18,11 @@ import pytest
 from PIL import Image
 
 from headrace.curation.fetch import plan_fetch, run_fetch
-from headrace.curation.fetch.config import RAW_COLUMNS, InputConfig
+from headrace.curation.fetch.config import InputConfig
 from headrace.curation.job import Job
-from headrace.curation.raw.read import foreign_error_class, raw_shards, raw_tar_url, read_raw
+from headrace.curation.raw.img2dataset import foreign_error_class
+from headrace.curation.raw.read import raw_shards, raw_tar_url, read_raw
+from headrace.curation.raw.schema import RAW_COLUMNS
 from headrace.shards.tar import scan_tar
 
 
