@@ -8,9 +8,9 @@ import re
 from dataclasses import dataclass
 
 from headrace.curation.annotate.annotator import Pixels
-from headrace.shards.images.complete import BombError
 from headrace.shards.images.decode import MAX_PIXELS, decode_rgb
 from headrace.shards.images.header import ImageHeader, check_complete, read_header
+from headrace.shards.images.jpeg import BombError
 
 MAX_MESSAGE_CHARS = 160
 

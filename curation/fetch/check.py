@@ -7,8 +7,9 @@ shape are not judged here; that is for the rules of select, which say so in the 
 import hashlib
 
 from headrace.curation.fetch.errors import FetchError
-from headrace.shards.images.complete import CHECKS, BombError
+from headrace.shards.images.complete import CHECKS
 from headrace.shards.images.header import ImageHeader, check_complete, read_header, sniff_format
+from headrace.shards.images.jpeg import BombError
 
 SNIFF_BYTES = 32
 

@@ -1,17 +1,23 @@
 """Decode one image to upright RGB.
 
-The pixel cap is checked from the header before anything is decoded. The one thing a reader would get wrong: the
-result is upright (EXIF orientation applied), so its shape may be the header's width and height swapped.
+The pixel cap is checked from the header before anything is decoded. The result is upright (orientation applied), so
+its shape may be the header's width and height swapped.
 """
+
+import re
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from headrace.shards.images.depth import gray16_to_rgb, png_with_transparent_colour
 from headrace.shards.images.header import ImageHeader, check_complete, read_header
 from headrace.shards.images.pillow import PILLOW_ERRORS, open_image, without_metadata
 
 MAX_PIXELS = 64 * 1024 * 1024
+
+# libjpeg's warnings where data is missing, not only odd: all that follows is gray.
+_ENDS_EARLY = re.compile("premature end|found marker 0xd9 instead of rst", re.IGNORECASE)
 
 Pixels = NDArray[np.uint8]
 
@@ -52,17 +58,31 @@ def _decode_jpeg(data: bytes, header: ImageHeader) -> Pixels | None:
     So whatever Pillow decodes is decoded (bytes too many, odd markers), but for a picture whose data ends early:
     Pillow fills what is missing with gray, and no one would notice.
     """
-    import simplejpeg
-
     check_complete(data, header)
     try:
-        in_cmyk = simplejpeg.decode_jpeg_header(data)[2] in ("CMYK", "YCCK")
-        pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace="CMYK" if in_cmyk else "RGB")
+        return _by_turbo(data)
     except ValueError as error:
-        if "premature end" in str(error).lower():
-            raise ValueError(f"jpeg: truncated: {error}") from error
+        _refuse_early_end(error)
+    # Only the first of its faults was named: without the bytes between segments, is there still one?
+    try:
+        return _by_turbo(without_metadata(data))
+    except (ValueError, IndexError) as error:
+        _refuse_early_end(error)
         return None
+
+
+def _by_turbo(jpeg: bytes) -> Pixels | None:
+    """Decode; None for colours that Pillow must convert. Raises ValueError at the first fault."""
+    import simplejpeg
+
+    in_cmyk = simplejpeg.decode_jpeg_header(jpeg)[2] in ("CMYK", "YCCK")
+    pixels: Pixels = simplejpeg.decode_jpeg(jpeg, colorspace="CMYK" if in_cmyk else "RGB")
     return None if in_cmyk else pixels
+
+
+def _refuse_early_end(error: Exception) -> None:
+    if _ENDS_EARLY.search(str(error)):
+        raise ValueError(f"jpeg: truncated: {error}") from error
 
 
 def _decode_by_pillow(data: bytes, header: ImageHeader, max_pixels: int) -> Pixels:
@@ -71,16 +91,15 @@ def _decode_by_pillow(data: bytes, header: ImageHeader, max_pixels: int) -> Pixe
             # A GIF frame may be larger than the screen its header names.
             _check_pixels(*image.size, max_pixels)
             image.load()
-            return _to_rgb(image)
+            pixels = png_with_transparent_colour(data, image) if header.format == "png" else None
+            return pixels if pixels is not None else _to_rgb(image)
     except PILLOW_ERRORS as error:
         raise ValueError(f"{header.format}: {error or type(error).__name__}") from error
 
 
 def _to_rgb(image: Image.Image) -> Pixels:
     if image.mode.startswith("I;16"):
-        # Pillow's own conversion clips at 255; the high byte is the picture.
-        gray = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
-        return np.repeat(gray[:, :, None], 3, axis=2)
+        return gray16_to_rgb(image)
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode} have no agreed range")
     if image.has_transparency_data:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from headrace.shards.images import complete as image_complete
 from headrace.shards.images import exif as image_exif
+from headrace.shards.images.orientation import png_orientation
 from headrace.shards.images.pillow import PILLOW_ERRORS, open_image
 
 MAX_SEGMENTS = 4096
@@ -18,7 +19,10 @@ MAX_CHUNKS = 1 << 17
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
-_FILL = re.compile(rb"\xff+")
+# Bytes that are no marker between two segments are skipped, as libjpeg, Pillow, OpenCV and browsers do.
+_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff])")
+
+_MAX_BRANDS_BYTES = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,7 @@ def check_complete(data: bytes, header: ImageHeader) -> None:
 def sniff_format(data: bytes) -> str | None:
     """Return the format that the first bytes name, or None."""
     head = bytes(data[:32])
-    if head.startswith(b"\xff\xd8\xff"):
+    if head.startswith(b"\xff\xd8") and b"\xff" in head[2:]:
         return "jpeg"
     if head.startswith(PNG_SIGNATURE):
         return "png"
@@ -74,21 +78,27 @@ def sniff_format(data: bytes) -> str | None:
         return "gif"
     if head[:4] in (b"II*\0", b"MM\0*"):
         return "tiff"
-    if head[4:8] == b"ftyp" and (head[8:12] in (b"avif", b"avis") or b"avif" in head[16:]):
+    if head[4:8] == b"ftyp" and _is_avif(data):
         return "avif"
     if head[:2] == b"BM":
         return "bmp"
     return None
 
 
+def _is_avif(data: bytes) -> bool:
+    size = min(int.from_bytes(data[:4], "big"), _MAX_BRANDS_BYTES)
+    brands = {bytes(data[place : place + 4]) for place in (8, *range(16, size - 3, 4))}
+    return not brands.isdisjoint((b"avif", b"avis"))
+
+
 def _jpeg(data: bytes) -> ImageHeader:
     size, orientation = None, None
     position = 2
     for _ in range(MAX_SEGMENTS):
-        fill = _FILL.match(data, position)
-        if fill is None or fill.end() >= len(data):
-            raise ValueError(f"jpeg: no marker at byte {position} of {len(data)}")
-        marker, position = data[fill.end()], fill.end() + 1
+        found = _JPEG_MARKER.search(data, position)
+        if found is None:
+            raise ValueError(f"jpeg: no marker after byte {position} of {len(data)}")
+        marker, position = found[1][0], found.end()
         if marker == 0x01 or 0xD0 <= marker <= 0xD7:
             continue
         if marker in (0xDA, 0xD9):
@@ -115,16 +125,7 @@ def _png(data: bytes) -> ImageHeader:
     width, height = struct.unpack_from(">II", data, 16)
     if width >= 1 << 31 or height >= 1 << 31:
         raise ValueError(f"png: the header says {width} x {height} pixels")
-    orientation, position = 1, 8
-    for _ in range(MAX_CHUNKS):
-        if position + 12 > len(data):
-            break
-        (length,) = struct.unpack_from(">I", data, position)
-        if data[position + 4 : position + 8] == b"eXIf":
-            orientation = image_exif.orientation(data[position + 8 : position + 8 + length])
-            break
-        position += length + 12
-    return ImageHeader("png", width, height, orientation)
+    return ImageHeader("png", width, height, png_orientation(data))
 
 
 def _webp(data: bytes) -> ImageHeader:
@@ -159,7 +160,13 @@ def _webp(data: bytes) -> ImageHeader:
 
 
 def _gif(data: bytes) -> ImageHeader:
-    return ImageHeader("gif", *struct.unpack_from("<HH", data, 6))
+    width, height = struct.unpack_from("<HH", data, 6)
+    frame = image_complete.gif_first_frame(data)
+    # A first frame that reaches over the screen makes it larger, for decoders and browsers alike.
+    if frame is not None:
+        left, top, across, down = frame
+        width, height = max(width, left + across), max(height, top + down)
+    return ImageHeader("gif", width, height)
 
 
 def _bmp(data: bytes) -> ImageHeader:

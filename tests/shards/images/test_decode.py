@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable
 
@@ -11,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from headrace.shards.images.complete import BombError
 from headrace.shards.images.decode import apply_orientation, decode_rgb
 from headrace.shards.images.header import check_complete, read_header
+from headrace.shards.images.jpeg import BombError
 from headrace.shards.images.pillow import without_metadata
 
 FORMATS = ("jpeg", "png", "webp", "gif", "bmp", "tiff", "avif")
@@ -240,3 +242,24 @@ def test_mutated_images_decode_or_raise_value_error(encode_image: Encode, data: 
         return
     assert pixels.ndim == 3
     assert pixels.shape[2] == 3
+
+
+def test_a_damaged_tiff_writes_nothing_on_the_terminal() -> None:
+    program = """
+import io
+from PIL import Image
+from headrace.shards.images.decode import decode_rgb
+for compression in ("tiff_lzw", "tiff_adobe_deflate"):
+    sink = io.BytesIO()
+    Image.effect_noise((64, 64), 90).convert("RGB").save(sink, "TIFF", compression=compression)
+    data = bytearray(sink.getvalue())
+    for place in range(200, len(data) - 400, 37):
+        data[place] ^= 0x55
+    try:
+        decode_rgb(bytes(data))
+    except ValueError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200, check=True)
+    assert done.stdout.count("tiff: ") == 2
+    assert done.stderr == ""

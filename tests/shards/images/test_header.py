@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from headrace.shards.images.decode import decode_rgb
 from headrace.shards.images.header import ImageHeader, check_complete, read_header
 
 FORMATS = ("jpeg", "png", "webp", "gif", "bmp", "tiff", "avif")
@@ -139,3 +140,16 @@ def _header_or_value_error(data: bytes) -> None:
     assert 1 <= header.orientation <= 8
     with contextlib.suppress(ValueError):
         check_complete(data, header)
+
+
+@pytest.mark.parametrize(("left", "top"), [(0, 0), (5, 0), (0, 9), (30, 30)])
+def test_a_first_gif_frame_over_the_screen_makes_it_larger_for_header_and_decoder(left: int, top: int) -> None:
+    sink = io.BytesIO()
+    Image.new("P", (20, 12), 1).save(sink, "GIF")
+    data = bytearray(sink.getvalue())
+    frame = data.index(b",", 13 + 3 * (2 << (data[10] & 7) if data[10] & 0x80 else 0))
+    data[frame + 1 : frame + 5] = struct.pack("<HH", left, top)
+    header = read_header(bytes(data))
+    assert (header.width, header.height) == (20 + left, 12 + top)
+    assert decode_rgb(bytes(data)).shape == (12 + top, 20 + left, 3)
+    check_complete(bytes(data), header)
