@@ -118,3 +118,17 @@ def test_what_only_this_process_sees_is_told_from_what_all_see() -> None:
     for url in ("memory://job", "memory:job", "simplecache::memory://job"):
         with pytest.raises(ValueError, match="seen by one process only"):
             files.check_shared("/data", url)
+
+
+@pytest.mark.parametrize("folder", ["my [data] (v1)", "wh?t", "st*r", "[!x]", "back{brace}"])
+def test_a_path_that_exists_is_never_read_as_a_glob(tmp_path: Path, folder: str) -> None:
+    root = tmp_path / folder / "in [side]"
+    root.mkdir(parents=True)
+    for name in ("a.txt", "b[1].txt", "c?.txt"):
+        (root / name).write_text("")
+    (tmp_path / "data").mkdir()  # what the first name would match as a glob
+    for name in ("a.txt", "b[1].txt", "c?.txt"):
+        assert files.matching(f"{root}/{name}") == [f"{root}/{name}"]
+    assert files.matching(f"{root}/?.txt") == [f"{root}/a.txt"]
+    assert files.matching(f"{tmp_path}/{folder}/*/[ab]*") == [f"{root}/a.txt", f"{root}/b[1].txt"]
+    assert files.matching(f"{root}/absent.txt") == files.matching(f"{root}/[xy].txt") == []

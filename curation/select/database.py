@@ -6,6 +6,7 @@ ORDER BY.
 """
 
 import contextlib
+import logging
 import os
 import shutil
 import tempfile
@@ -19,6 +20,8 @@ from headrace import files
 from headrace.curation.select.expression import first_line
 from headrace.curation.select.steps.configs import Limits
 
+log = logging.getLogger(__name__)
+
 WORK_FOLDER = ".work"
 READ_ROWS = 100_000
 
@@ -27,14 +30,17 @@ READ_ROWS = 100_000
 def open_database(ledger_url: str, limits: Limits) -> Iterator[duckdb.DuckDBPyConnection]:
     """Yield a connection to an empty database in a work folder, which is removed at the end.
 
-    The folder lies beside the ledger (in the system's temporary folder if the job is remote). Raises ValueError if
-    the memory is too small, OSError if the disk is.
+    The folder lies beside the ledger (in the system's temporary folder if the job is remote, or if its path is one
+    that DuckDB cannot open). Raises ValueError if the memory is too small, OSError if the disk is.
     """
-    if files.is_local(ledger_url):
-        folder = files.local_path(files.join(ledger_url, WORK_FOLDER))
+    beside = files.local_path(files.join(ledger_url, WORK_FOLDER)) if files.is_local(ledger_url) else None
+    if beside is not None and "?" not in str(beside):
+        folder = beside
         folder.mkdir(parents=True)
     else:
+        # DuckDB takes what follows a `?` for the query of a URL, in local paths and behind links too.
         folder = Path(tempfile.mkdtemp(prefix="headrace-select-"))
+        log.info("%s: the work folder of select is %s", ledger_url, folder)
     try:
         connection = _connect(folder, limits)
         try:

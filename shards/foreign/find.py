@@ -10,11 +10,12 @@ from headrace import files
 
 
 def expand_files(url: str, suffix: str) -> list[str]:
-    """Return the files ending in `suffix` that a file's URL, a folder or a glob names, sorted."""
-    if any(letter in url for letter in "*?["):
-        fs, path = files.open_fs(url)
-        found = [str(name) for name in fs.glob(path) if str(name).endswith(suffix)]
-        return sorted(found if files.is_local(url) else [str(fs.unstrip_protocol(name)) for name in found])
+    """Return the files ending in `suffix` that a file's URL, a folder or a glob names, sorted.
+
+    What exists is never read as a glob.
+    """
+    if any(letter in url for letter in "*?[") and not files.exists(url):
+        return [name for name in files.matching(url) if name.endswith(suffix)]
     if url.endswith(suffix):
         return [url] if files.exists(url) else []
     return [files.join(url, name) for name in files.list_names(url, suffix=suffix)]

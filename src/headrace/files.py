@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +70,27 @@ def list_names(url: str, suffix: str = "") -> list[str]:
     except FileNotFoundError:
         return []
     return sorted(name for name in names if name.endswith(suffix) and not name.startswith("."))
+
+
+def matching(url: str) -> list[str]:
+    """Return the URLs that `url` names, sorted: itself if it exists, else what it matches as a glob.
+
+    The folders that exist at its head are taken as they are spelled, so `[`, `?` and `*` in the name of a real folder
+    are letters: `my [data]/*.txt`.
+    """
+    if exists(url):
+        return [url]
+    fs, path = open_fs(url)
+    found = [str(name) for name in fs.glob(_glob_below_real_folders(fs, path))]
+    return sorted(found if is_local(url) else [str(fs.unstrip_protocol(name)) for name in found])
+
+
+def _glob_below_real_folders(fs: Any, path: str) -> str:
+    parts = path.split("/")
+    real = 0
+    while real < len(parts) - 1 and fs.isdir("/".join(parts[: real + 1]) or "/"):
+        real += 1
+    return "/".join([*(re.sub(r"[*?[]", r"[\g<0>]", part) for part in parts[:real]), *parts[real:]])
 
 
 def size_of(url: str) -> int:

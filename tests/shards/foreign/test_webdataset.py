@@ -189,6 +189,15 @@ def test_folders_globs_and_tars_are_found(tars: str) -> None:
             find_tars([nothing])
 
 
+@pytest.mark.parametrize("name", ["my [data] (v1)", "wh?t", "st*r"])
+def test_tars_are_found_in_a_folder_whatever_its_name(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "0[0].tar").write_bytes(b"")
+    for url in (folder, folder / "0[0].tar", folder / "*.tar"):
+        assert find_tars([str(url)]) == {str(folder): ["0[0].tar"]}
+
+
 @pytest.mark.full
 def test_kill_index_at_any_moment_then_rerun_gives_the_same_bytes(
     tars: str, tmp_path: Path, hold: Callable[[str, int], dict[str, str]]
