@@ -167,3 +167,40 @@ def test_a_field_of_one_of_several_dataclasses_is_read_and_written_back() -> Non
 def test_a_wrong_choice_names_the_key_and_what_is_known(step: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         build_config(Plan, {"first": step})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chosen:
+    step: Annotated[Step, OneOf("step", lambda: {"keep": KeepByDefault}, default="keep")]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeepByDefault:
+    step: Literal["keep"] = "keep"
+    fraction: float = 0.5
+
+
+def test_a_choice_with_a_default_may_be_left_out_and_is_written_back() -> None:
+    run = build_config(Chosen, {"step": {"fraction": 0.25}})
+    assert run == Chosen(step=KeepByDefault(fraction=0.25))
+    assert config_to_dict(run) == {"step": {"step": "keep", "fraction": 0.25}}
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ({"step": "moco"}, "step.step: unknown 'moco'; known: keep"),
+        ({"sq": 1}, "unknown key 'step.sq'; known keys here: step, fraction"),
+        ({"fraction": "a"}, "step.fraction: input should be a valid number, got 'a'"),
+        (3, "step: expected a mapping, got 3"),
+    ],
+)
+def test_a_mistake_in_a_choice_with_a_default_is_named_by_what_was_written(step: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build_config(Chosen, {"step": step})
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "1e999"])
+def test_a_number_that_is_not_finite_is_refused_everywhere(tmp_path: Path, value: str) -> None:
+    with pytest.raises(ValueError, match=r"optimizer\.lr: input should be a finite number, got"):
+        _load(tmp_path, f"name: a\noptimizer: {{lr: {value}}}\n")

@@ -1,8 +1,8 @@
 """One YAML file = one run.
 
-Invariant: a `RunConfig` is all that decides what is computed; ranks, devices and paths of other files are runtime
-facts. The one thing a reader would get wrong: `mixture: path.yaml` is replaced by that file's content when the run file
-is read (relative to the run file), so the config in a checkpoint is complete.
+A `RunConfig` is all that decides what is computed; ranks, devices and paths of other files are runtime facts.
+`mixture: path.yaml` is replaced by that file's content when the run file is read (relative to the run file), so the
+config in a checkpoint is complete.
 """
 
 import hashlib
@@ -11,55 +11,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
-
-from headrace.config import apply_overrides, build_config, canonical_json, config_to_dict, read_mapping
+from headrace.config import OneOf, apply_overrides, build_config, canonical_json, config_to_dict, read_mapping
 from headrace.pipeline import Mixture
-from headrace.train.objectives.aim import AimConfig
-from headrace.train.objectives.clip import ClipConfig
+from headrace.train.objectives import objective_configs
+from headrace.train.objectives.objective import ObjectiveConfig
+from headrace.train.optim import OPTIMIZERS, SCHEDULES, OptimizerConfig, ScheduleConfig
+from headrace.train.optim.adamw import AdamWConfig
+from headrace.train.optim.schedules import CosineConfig
 
-ObjectiveConfig = Annotated[AimConfig | ClipConfig, Field(discriminator="kind")]
+AnyObjective = Annotated[ObjectiveConfig, OneOf("kind", objective_configs)]
+AnyOptimizer = Annotated[OptimizerConfig, OneOf("kind", lambda: OPTIMIZERS, default="adamw")]
+AnySchedule = Annotated[ScheduleConfig, OneOf("kind", lambda: SCHEDULES, default="cosine")]
 
 # A resumed run may have other values of these: they change no step but by rounding. A mixture is the stream's to judge.
 FREE_FIELDS = frozenset({"out", "log_every", "checkpoint", "validation", "device", "images_per_micro_batch", "mixture"})
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OptimizerConfig:
-    """AdamW. The defaults are AIM's: arXiv:2401.08541, section 4.2, and the training code's config."""
-
-    lr: float = 1e-3
-    """Highest learning rate, reached at the end of the warm-up."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """Decay of the first and second moment."""
-    eps: float = 1e-8
-    """Added to the root of the second moment."""
-    weight_decay: float = 0.05
-    """Decoupled; never on biases, norms, scales and positions."""
-
-    def __post_init__(self) -> None:
-        if not self.lr > 0 or not self.eps > 0 or not self.weight_decay >= 0:
-            raise ValueError("lr and eps must be above 0, weight_decay at least 0")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas must be in [0, 1), got {self.betas}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScheduleConfig:
-    """Linear warm-up, then a cosine."""
-
-    warmup_fraction: float = 0.025
-    """Part of the steps that warm up."""
-    warmup_lr: float = 1e-6
-    """Learning rate of step 0."""
-    final_lr: float = 0.0
-    """Learning rate that the cosine reaches after the last step."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.warmup_fraction < 1:
-            raise ValueError(f"warmup_fraction must be in [0, 1), got {self.warmup_fraction}")
-        if not (self.warmup_lr >= 0 and self.final_lr >= 0):
-            raise ValueError("warmup_lr and final_lr must be at least 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,13 +71,13 @@ class RunConfig:
     """Images of one step, over all processes."""
     mixture: Mixture
     """What is streamed: the content of a mixture file, or its path."""
-    objective: ObjectiveConfig
+    objective: AnyObjective
     """What is minimised."""
     images_per_micro_batch: int | None = None
     """Images that one process runs at once; gradients accumulate. null = its whole share of the batch."""
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    optimizer: AnyOptimizer = field(default_factory=AdamWConfig)
     """How weights move."""
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    schedule: AnySchedule = field(default_factory=CosineConfig)
     """How the learning rate moves."""
     clip_grad_norm: float = 1.0
     """Gradients with a larger global L2 norm are scaled down to it."""
@@ -161,6 +126,14 @@ def run_digest(config: RunConfig) -> str:
     """Return the sha256 of all that must stay the same when a run is continued."""
     data = {name: value for name, value in config_to_dict(config).items() if name not in FREE_FIELDS}
     return hashlib.sha256(canonical_json(data).encode()).hexdigest()
+
+
+def completed(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the config of another version with the defaults of keys that it did not have; as it is if unreadable."""
+    try:
+        return config_to_dict(build_config(RunConfig, data))
+    except ValueError:
+        return data
 
 
 def first_difference(old: Any, new: Any, where: str = "") -> str | None:

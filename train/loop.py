@@ -1,9 +1,8 @@
 """The training loop, read from top to bottom.
 
-Invariant: what step t computes is a function of (config, t): weights of step t, the stream's batch t, prefixes of its
-positions. So a killed run, started again, goes on as if nothing had happened. The one thing a reader would get wrong:
-the loss is divided by the number of terms of the *global* batch before backward; averaging means per rank or
-micro-batch would weigh patches unequally.
+What step t computes is a function of (config, t): weights of step t, the stream's batch t, prefixes of its positions.
+So a killed run, started again, goes on as if nothing had happened. The loss is divided by the number of terms of the
+*global* batch before backward; averaging means per rank or micro-batch would weigh patches unequally.
 """
 
 import contextlib
@@ -21,7 +20,6 @@ from headrace.shards.permutation import make_key
 from headrace.train.batches import micro_batches
 from headrace.train.config import RunConfig
 from headrace.train.evaluate.validation import validation_loss
-from headrace.train.optim.adamw import learning_rate
 from headrace.train.parallel.precision import autocast
 from headrace.train.parallel.ranks import Ranks, join_ranks
 from headrace.train.runs.export import export_model
@@ -87,9 +85,8 @@ def train(config: RunConfig, *, on_metrics: Callable[[Metrics], None] = lambda _
                 log({"event": "validation", "step": state.step, "loss": loss})
 
             if state.step > saved_step and (last or stop or state.step % config.checkpoint.every == 0):
-                if ranks.is_first:
-                    with meter.paused():
-                        save_state(config, state)
+                with meter.paused():
+                    save_state(config, state, ranks)
                 saved_step = state.step
 
             if last or stop:
@@ -107,9 +104,9 @@ def train(config: RunConfig, *, on_metrics: Callable[[Metrics], None] = lambda _
                 line |= meter.read(flops, ranks) | {"memory_bytes": memory_bytes(ranks.device)}
                 log(line | {"batch_digest": int(ranks.sum([batch_digest(batch)])[0])})
 
-        if last and ranks.is_first:
-            export_model(out, config, state.objective)
-        ranks.wait()
+        if last:
+            with ranks.first_writes("the exported weights") as writes:
+                export_model(out, config, state.objective, writes=writes)
         return TrainResult(out=out, step=state.step, finished=last, is_first=ranks.is_first)
 
 
@@ -117,7 +114,8 @@ def take_step(config: RunConfig, state: TrainState, batch: Batch, *, ranks: Rank
     """Do one optimizer step on this rank's share of the global batch. Raises NonFiniteError before the weights move."""
     # No objective here draws from torch's generator; one that did (dropout) would still resume exactly.
     torch.manual_seed(make_key(config.seed, "step", state.step, ranks.rank))
-    lr = learning_rate(state.step, config)
+    state.objective.before_step(state.step, config.steps)
+    lr = config.schedule.rate(state.step, steps=config.steps, peak=config.optimizer.lr)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
 

@@ -1,7 +1,6 @@
 """From the stream's uint8 images to normalised floats, on the device.
 
-Invariant: the same arithmetic in training, validation and probes. The one thing a reader would get wrong: batches
-arrive channels last and leave channels first.
+The same arithmetic in training, validation and probes. Batches arrive channels last and leave channels first.
 """
 
 import numpy as np
@@ -23,6 +22,7 @@ class Normalise(nn.Module):
 
     def __init__(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
         super().__init__()
+        self.mean, self.std = mean, std
         self.register_buffer("mean_C", torch.tensor(mean), persistent=False)
         self.register_buffer("std_C", torch.tensor(std), persistent=False)
 

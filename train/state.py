@@ -1,7 +1,7 @@
 """What one process holds during a run, and how it comes to hold it.
 
-Invariant: after `open_state`, weights, moments and stream stand at the same step. The one thing a reader would get
-wrong: a checkpoint of other settings is refused, not adapted, except for the free fields that change no result.
+After `open_state`, weights, moments and stream stand at the same step. A checkpoint of other settings is refused, not
+adapted, except for the free fields that change no result.
 """
 
 import contextlib
@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from headrace.pipeline import Stream, open_stream
 from headrace.train.config import RunConfig
-from headrace.train.objectives.aim import Aim
 from headrace.train.objectives.build import build_objective
-from headrace.train.objectives.clip import Clip
-from headrace.train.optim.adamw import build_optimizer
+from headrace.train.objectives.objective import Objective
 from headrace.train.parallel.ranks import Ranks
 from headrace.train.runs.checkpoint import (
     Progress,
@@ -36,8 +35,8 @@ from headrace.train.runs.checkpoint import (
 class TrainState:
     """Weights, moments, `step` and the stream's state go into a checkpoint; `model` is runtime."""
 
-    objective: Aim | Clip
-    model: Aim | Clip | DistributedDataParallel
+    objective: Objective
+    model: nn.Module
     """What forward is called on: the objective, or its wrapper that reduces gradients over ranks."""
     optimizer: torch.optim.Optimizer
     stream: Stream
@@ -53,7 +52,8 @@ def open_state(config: RunConfig, ranks: Ranks) -> Iterator[TrainState]:
     objective = build_objective(config.objective, image_size=config.mixture.image_size, seed=config.seed)
     refuse_splitting(objective, config, world_size=ranks.size)
     objective.to(ranks.device)
-    optimizer = build_optimizer(objective, config.optimizer)
+    objective.ranks = ranks
+    optimizer = config.optimizer.build(objective)
     checkpoint = newest_checkpoint(checkpoints_of(config))
     step = 0 if checkpoint is None else checkpoint.progress.step
     if ranks.from_first(step) != step:
@@ -84,15 +84,16 @@ def open_state(config: RunConfig, ranks: Ranks) -> Iterator[TrainState]:
         yield TrainState(objective, _reducing(objective, ranks), optimizer, stream, step, checkpoint is not None)
 
 
-def refuse_splitting(objective: Aim | Clip, config: RunConfig, *, world_size: int) -> None:
+def refuse_splitting(objective: Objective, config: RunConfig, *, world_size: int) -> None:
     """Raise ValueError if the run would cut a batch whose loss is not the sum over its parts."""
-    if not objective.splits and (world_size > 1 or config.images_per_micro_batch is not None):
+    spread = world_size > 1 and not objective.gathers
+    if not objective.splits and (spread or config.images_per_micro_batch is not None):
         raise ValueError(
             f"objective {config.objective.kind} needs the whole batch: one process, no images_per_micro_batch"
         )
 
 
-def _reducing(objective: Aim | Clip, ranks: Ranks) -> Aim | Clip | DistributedDataParallel:
+def _reducing(objective: Objective, ranks: Ranks) -> nn.Module:
     if ranks.size == 1:
         return objective
     # Buffers are constants here and need no exchange at every step; torch 2.15 renamed the argument that says so.
@@ -102,12 +103,14 @@ def _reducing(objective: Aim | Clip, ranks: Ranks) -> Aim | Clip | DistributedDa
     return DistributedDataParallel(objective, **options)
 
 
-def save_state(config: RunConfig, state: TrainState) -> None:
-    """Write the checkpoint of this step and remove old ones."""
+def save_state(config: RunConfig, state: TrainState, ranks: Ranks) -> None:
+    """Write the checkpoint of this step and remove old ones; called on all ranks, and rank 0 writes."""
     folder = checkpoints_of(config)
     progress = Progress(step=state.step, stream=state.stream.state_dict())
-    save_checkpoint(folder, state.objective, state.optimizer, progress=progress, config=config)
-    remove_old(folder, keep=config.checkpoint.keep, step=state.step)
+    with ranks.first_writes(f"the checkpoint of step {state.step}") as writes:
+        save_checkpoint(folder, state.objective, state.optimizer, progress=progress, config=config, writes=writes)
+        if writes:
+            remove_old(folder, keep=config.checkpoint.keep, step=state.step)
 
 
 def checkpoints_of(config: RunConfig) -> Path:

@@ -38,10 +38,20 @@ class OneOf:
     """The key that names the choice: a `Literal` field with one value in each dataclass."""
     table: Callable[[], Mapping[str, type]]
     """Returns value of `tag` -> dataclass."""
+    default: str | None = None
+    """The choice where a user leaves `tag` out; None = it must be given."""
 
     def __get_pydantic_core_schema__(self, _source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         choices = {name: handler.generate_schema(choice) for name, choice in self.table().items()}
-        return core_schema.tagged_union_schema(choices, discriminator=self.tag)
+        if self.default is None:
+            return core_schema.tagged_union_schema(choices, discriminator=self.tag)
+
+        def choose(data: Any) -> Any:
+            return data.get(self.tag, self.default) if isinstance(data, dict) else getattr(data, self.tag, None)
+
+        # Pydantic shows the function's name where it would show the key: `_explain_one` reads it there.
+        choose.__name__ = self.tag
+        return core_schema.tagged_union_schema(choices, discriminator=choose)
 
 
 class _Loader(yaml.SafeLoader):
@@ -194,7 +204,9 @@ def canonical_json(data: Any) -> str:
 
 @cache
 def _model(cls: Hashable) -> Any:
-    return create_model("Config", __config__=ConfigDict(extra="forbid", strict=True), root=(typing.cast(Any, cls), ...))
+    # No setting here has a meaning at infinity, and a NaN passes every `not x < limit`.
+    rules = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    return create_model("Config", __config__=rules, root=(typing.cast(Any, cls), ...))
 
 
 def _explain(cls: type[Any], items: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -219,11 +231,13 @@ def _explain_one(item: Mapping[str, Any], where: str) -> str:
     if item["type"] == "value_error":
         return f"{where}: {item['ctx']['error']}"
     if item["type"] == "union_tag_invalid":
-        tag = item["ctx"]["discriminator"].strip("'")
+        tag = item["ctx"]["discriminator"].strip("'()")
         known = ", ".join(name.strip("'") for name in item["ctx"]["expected_tags"].split(", "))
         return f"{where}.{tag}: unknown {quoted(item['ctx']['tag'])}; known: {known}"
-    if item["type"] == "union_tag_not_found":
+    if item["type"] == "union_tag_not_found" and isinstance(item["input"], dict):
         return f"missing key {where + '.' + item['ctx']['discriminator'].strip(chr(39))!r}"
+    if item["type"] == "union_tag_not_found":
+        return f"{where}: expected a mapping, got {quoted(item['input'])}"
     got = "" if isinstance(item["input"], dict | list) else f", got {quoted(item['input'])}"
     return f"{where}: {item['msg'][:1].lower() + item['msg'][1:]}{got}"
 
@@ -237,7 +251,7 @@ def _walk(cls: Any, location: Sequence[Any]) -> tuple[Any, list[str]]:
     for part in location:
         choices = _dataclasses_in(annotation)
         tagged = [choice for choice in choices if part in _tags(choice)]
-        if isinstance(part, str) and tagged and len(choices) > 1:
+        if isinstance(part, str) and tagged and (len(choices) > 1 or _mark(annotation)):
             owner = annotation = tagged[0]
             continue
         shown.append(str(part))
@@ -256,10 +270,14 @@ def _bare(annotation: Any) -> Any:
     return annotation
 
 
+def _mark(annotation: Any) -> OneOf | None:
+    return next((mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, OneOf)), None)
+
+
 def _dataclasses_in(annotation: Any) -> list[Any]:
-    marks = [mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, OneOf)]
-    if marks:
-        return list(marks[0].table().values())
+    mark = _mark(annotation)
+    if mark is not None:
+        return list(mark.table().values())
     annotation = _bare(annotation)
     if dataclasses.is_dataclass(annotation):
         return [annotation]

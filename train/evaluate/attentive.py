@@ -1,8 +1,7 @@
 """The attentive probe: how much a frozen trunk knows of classes it was never told.
 
-Invariant: the trunk is not changed, and the test set decides nothing: the learning rate is chosen on a held-out tenth
-of the training set. The one thing a reader would get wrong: published tables take the best rate on the test set;
-`by_lr` has those numbers too.
+The trunk is not changed, and the test set decides nothing: the learning rate is chosen on a held-out tenth of the
+training set. Published tables take the best rate on the test set; `by_lr` has those numbers too.
 """
 
 import dataclasses
@@ -19,8 +18,9 @@ from torch.nn import functional
 
 from headrace.shards.permutation import make_key, permute
 from headrace.train.evaluate.features import Features, FeaturesConfig, check_features, dataset_features, parse_layers
+from headrace.train.models.encoder import Encoder
 from headrace.train.models.heads import AttentiveProbes
-from headrace.train.objectives.aim import Aim
+from headrace.train.objectives.objective import Objective
 from headrace.train.parallel.ranks import join_ranks
 from headrace.train.runs.weights import Weights, read_weights
 
@@ -80,21 +80,27 @@ def probe(checkpoint: Path, config: ProbeConfig, *, device: str = "auto") -> dic
     """
     weights = read_weights(checkpoint)
     with join_ranks(device) as ranks:
-        objective = trunk_of(weights)
+        objective = weights.model.build()
+        encoder = trunk_of(objective, weights).to(ranks.device)
         if not config.untrained:
             weights.load_into(objective)
-        layers = parse_layers(config.layers, objective.encoder.config.depth)
-        encoder = objective.encoder.to(ranks.device)
-        wanted = FeaturesConfig(layers=layers, samples=config.samples, memory_bytes=config.memory_bytes)
+        layers = parse_layers(config.layers, encoder.shape.depth)
+        wanted = FeaturesConfig(
+            layers=layers,
+            samples=config.samples,
+            memory_bytes=config.memory_bytes,
+            mean=objective.normalise.mean,
+            std=objective.normalise.std,
+        )
         wanted_test = dataclasses.replace(wanted, samples=0)
         # A mistake in the test set must not be found after an hour over the training set.
-        check_features(encoder.config, config.test, wanted_test)
+        check_features(encoder.shape, config.test, wanted_test)
         train = dataset_features(encoder, config.train, config=wanted)
         test = dataset_features(encoder, config.test, config=wanted_test)
         classes = int(train.label_N.max()) + 1
         if int(test.label_N.max()) >= classes:
             raise ValueError(f"{config.test} has label {int(test.label_N.max())}, {config.train} only 0..{classes - 1}")
-        shape = ProbeShape(heads=objective.encoder.config.heads, classes=classes, width=objective.encoder.config.width)
+        shape = ProbeShape(heads=encoder.shape.heads, classes=classes, width=encoder.shape.width)
         by_lr = fit_probes(train, test, config, shape=shape, device=ranks.device)
     best = max(by_lr, key=lambda row: row["holdout_accuracy"])
     return {
@@ -115,8 +121,7 @@ def probe(checkpoint: Path, config: ProbeConfig, *, device: str = "auto") -> dic
 def plan_probe(checkpoint: Path, config: ProbeConfig) -> list[str]:
     """Return what `probe` would do, one fact a line. Raises ValueError for what it would refuse before it begins."""
     weights = read_weights(checkpoint)
-    with torch.device("meta"):
-        trunk = trunk_of(weights).encoder.config
+    trunk = trunk_of(weights.model.sketch(), weights).shape
     layers = parse_layers(config.layers, trunk.depth)
     what = f"fresh weights of seed {weights.model.seed}" if config.untrained else f"step {weights.step}"
     lines = [f"probe {weights.path}, {what}: mean of blocks {', '.join(map(str, layers))} of width {trunk.width}"]
@@ -129,14 +134,12 @@ def plan_probe(checkpoint: Path, config: ProbeConfig) -> list[str]:
     return lines
 
 
-def trunk_of(weights: Weights) -> Aim:
-    """Return the objective whose trunk is probed, with the weights of step 0. Raises ValueError if it has none."""
-    objective = weights.model.build()
-    if not isinstance(objective, Aim):
-        raise ValueError(
-            f"{weights.path}: probes read the trunk of an aim run, this one is {weights.model.objective.kind}"
-        )
-    return objective
+def trunk_of(objective: Objective, weights: Weights) -> Encoder:
+    """Return the trunk that is probed. Raises ValueError if there is none."""
+    trunk = objective.trunk
+    if trunk is None:
+        raise ValueError(f"{weights.path}: an objective {weights.model.objective.kind} has no trunk that probes read")
+    return trunk
 
 
 def fit_probes(

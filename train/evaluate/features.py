@@ -1,8 +1,8 @@
 """Frozen features of a whole dataset, in memory.
 
-Invariant: rows stand in the order of the pass, damaged samples left out, so features of two trunks over one dataset
-stand row by row beside each other. The one thing a reader would get wrong: features are taken before the trunk's last
-norm, with attention everywhere, although training masked it.
+Rows stand in the order of the pass, damaged samples left out, so features of two trunks over one dataset stand row by
+row beside each other. Features are taken before the trunk's last norm, with attention everywhere, although training
+masked it.
 """
 
 # B batch, L patches, D width, N samples
@@ -18,7 +18,7 @@ from torch import Tensor
 from headrace.pipeline import Stream, open_stream
 from headrace.shards.dataset import open_dataset
 from headrace.train.evaluate.passes import plain_mixture
-from headrace.train.models.vit import Vit, VitConfig
+from headrace.train.models.encoder import Encoder, EncoderShape
 from headrace.train.parallel.precision import autocast
 from headrace.train.pixels import IMAGENET_MEAN, IMAGENET_STD, Normalise
 
@@ -38,6 +38,10 @@ class FeaturesConfig:
     """The first of the dataset; 0 = all."""
     memory_bytes: int = 8 << 30
     """Most that they may take."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Of the pixels, as the trunk was trained."""
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Of the pixels, as the trunk was trained."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,19 +54,19 @@ class Features:
     """int64."""
 
 
-def dataset_features(encoder: Vit, url: str, *, config: FeaturesConfig) -> Features:
+def dataset_features(encoder: Encoder, url: str, *, config: FeaturesConfig) -> Features:
     """Run a labelled dataset through the trunk.
 
     Damaged samples are left out with a warning. Raises ValueError for a sample without label, and where the features
     would not fit into `memory_bytes`.
     """
-    shape = check_features(encoder.config, url, config)
+    shape = check_features(encoder.shape, url, config)
     wanted = shape[0]
     tokens_NLD, label_N = torch.empty(shape, dtype=torch.float16), torch.full((wanted,), -1)
-    device = encoder.trunk.post_trunk_norm.weight.device
-    normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD).to(device)
+    device = next(encoder.parameters()).device
+    normalise = Normalise(config.mean, config.std).to(device)
     encoder.eval()
-    with _open(url, encoder.config) as stream, torch.no_grad(), autocast("auto", device):
+    with _open(url, encoder.shape) as stream, torch.no_grad(), autocast("auto", device):
         for batch in stream:
             chosen = batch.valid & (batch.position < wanted)
             if chosen.any():
@@ -83,7 +87,7 @@ def dataset_features(encoder: Vit, url: str, *, config: FeaturesConfig) -> Featu
     return Features(tokens_NLD=tokens_NLD, label_N=label_N)
 
 
-def check_features(trunk: VitConfig, url: str, config: FeaturesConfig) -> tuple[int, int, int]:
+def check_features(trunk: EncoderShape, url: str, config: FeaturesConfig) -> tuple[int, int, int]:
     """Return [N, L, D] of a dataset's features, from its manifest and one index.
 
     Raises ValueError if it is not there, has no column of labels, or its features would not fit into `memory_bytes`.
@@ -99,12 +103,12 @@ def check_features(trunk: VitConfig, url: str, config: FeaturesConfig) -> tuple[
     return wanted, trunk.num_patches, trunk.width
 
 
-def _open(url: str, trunk: VitConfig) -> Stream:
+def _open(url: str, trunk: EncoderShape) -> Stream:
     mixture = plain_mixture(url, trunk.image_size)
     return open_stream(mixture, global_batch=IMAGES_PER_BATCH, columns=("label",), once=True)
 
 
-def mean_of_blocks(encoder: Vit, images_B3HH: Tensor, layers: tuple[int, ...]) -> Tensor:
+def mean_of_blocks(encoder: Encoder, images_B3HH: Tensor, layers: tuple[int, ...]) -> Tensor:
     """Return [B, L, D], the mean of the outputs of the blocks `layers` (0-based)."""
     total: Tensor | None = None
     for number, x_BLD in enumerate(encoder.block_outputs(images_B3HH)):

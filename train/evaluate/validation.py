@@ -1,8 +1,7 @@
 """The loss on images that are not trained on: the compass of a run.
 
-Invariant: the same number at any world size up to rounding, as samples, crops and prefixes are functions of (seed,
-place in the pass). The one thing a reader would get wrong: a finite pass is padded at its end; padded rows are in the
-batch, not in the loss.
+The same number at any world size up to rounding, as samples, crops and prefixes are functions of (seed, place in the
+pass). A finite pass is padded at its end; padded rows are in the batch, not in the loss.
 """
 
 import contextlib
@@ -13,13 +12,12 @@ from headrace.pipeline import open_stream
 from headrace.train.batches import first_samples, micro_batches
 from headrace.train.config import RunConfig
 from headrace.train.evaluate.passes import same_reading
-from headrace.train.objectives.aim import Aim
-from headrace.train.objectives.clip import Clip
+from headrace.train.objectives.objective import Objective
 from headrace.train.parallel.precision import autocast
 from headrace.train.parallel.ranks import Ranks
 
 
-def validation_loss(objective: Aim | Clip, run: RunConfig, ranks: Ranks) -> float:
+def validation_loss(objective: Objective, run: RunConfig, ranks: Ranks) -> float:
     """Return the mean loss over the terms of the validation set. Raises ValueError if there is no sample in it."""
     config = run.validation
     assert config is not None, "the loop asks only where the run has a validation"

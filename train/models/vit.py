@@ -1,9 +1,8 @@
-"""The vision transformer of AIM: what the prefix objective trains and what probes read.
+"""The vision transformer of AIM: what the prefix and the supervised objective train and what probes read.
 
-Names of parameters are those of AIM's released trunk, so a state dict can be compared key by key. The one thing a
-reader would get wrong: there is a LayerNorm directly after the patch projection, before the positions are added; the
-paper's text omits it. Source: AIM, arXiv:2401.08541, section 4, and the released inference code as described in the
-owner's reference.
+Names of parameters are those of AIM's released trunk, so a state dict can be compared key by key. There is a LayerNorm
+directly after the patch projection, before the positions are added; the paper's text omits it. Source: AIM,
+arXiv:2401.08541, section 4, and the released inference code.
 """
 
 # B batch, L patches, D width, H image side in pixels, K keys (= L)
@@ -14,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from headrace.train.models.encoder import Encoder
 
 # 1e-6 as in the released inference code; the training code uses 1e-5, which moves outputs by 2e-5.
 NORM_EPS = 1e-6
@@ -55,7 +56,7 @@ class VitConfig:
         return self.patch * self.patch * 3
 
 
-class Vit(nn.Module):
+class Vit(Encoder):
     """Patches -> pre-norm blocks -> LayerNorm; no class token, no bias in the blocks' linear layers."""
 
     def __init__(self, config: VitConfig) -> None:
@@ -64,6 +65,11 @@ class Vit(nn.Module):
         self.preprocessor = Preprocessor(config)
         self.trunk = Trunk(config)
         initialise(self)
+
+    @property
+    def shape(self) -> VitConfig:
+        """The sizes of this trunk."""
+        return self.config
 
     def forward(self, images_B3HH: Tensor, attend_BLK: Tensor | None = None) -> Tensor:
         """Return tokens [B, L, D] after the last norm.

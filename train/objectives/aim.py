@@ -1,8 +1,8 @@
 """AIM: predict each patch's pixels from the patches before it, with a random prefix that sees itself.
 
-Invariant: the loss is a function of (weights, images, seed, global position of each sample); no generator is kept. The
-one thing a reader would get wrong: the output at patch i predicts patch i + 1, so with a prefix of S patches the first
-output that counts is number S - 1, and S runs over 1..K-1 inclusive. Source: AIM, arXiv:2401.08541, sections 3 and 4.2.
+The loss is a function of (weights, images, seed, global position of each sample); no generator is kept. The output at
+patch i predicts patch i + 1, so with a prefix of S patches the first output that counts is number S - 1, and S runs
+over 1..K-1 inclusive. Source: AIM, arXiv:2401.08541, sections 3 and 4.2.
 """
 
 # B batch, L patches, D width, P values of a patch, N predicted patches of the whole batch
@@ -10,7 +10,7 @@ output that counts is number S - 1, and S runs over 1..K-1 inclusive. Source: AI
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from headrace.pipeline import Batch
 from headrace.shards.permutation import make_key
 from headrace.train.models.vit import Mlp, Vit, VitConfig, initialise, prefix_attention, sincos_positions
+from headrace.train.objectives.objective import Objective
 from headrace.train.pixels import IMAGENET_MEAN, IMAGENET_STD, Normalise
 
 TARGET_EPS = 1e-6
@@ -86,6 +87,10 @@ class AimConfig:
             **{name: getattr(row, name) if getattr(self, name) is None else getattr(self, name) for name in names}
         )
 
+    def build(self, *, image_size: int, seed: int) -> "Aim":
+        """Return the objective for images of this side; `seed` decides the prefixes."""
+        return Aim(self, image_size=image_size, seed=seed)
+
     def trunk(self, image_size: int) -> VitConfig:
         """Return the trunk for images of this side. Raises ValueError if they do not fit."""
         shape = self.shape
@@ -94,11 +99,10 @@ class AimConfig:
         )
 
 
-class Aim(nn.Module):
+class Aim(Objective):
     """Trunk with prefix attention, MLP head, squared error on normalised pixels."""
 
-    columns: ClassVar[tuple[str, ...]] = ()
-    splits: ClassVar[bool] = True
+    released_prefix = "encoder."
 
     def __init__(self, config: AimConfig, *, image_size: int, seed: int) -> None:
         super().__init__()
@@ -112,6 +116,11 @@ class Aim(nn.Module):
         self.normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD)
         self.encoder = Vit(trunk)
         self.head = PixelHead(trunk, config)
+
+    @property
+    def trunk(self) -> Vit:
+        """The encoder, which attends everywhere when a probe reads it."""
+        return self.encoder
 
     @cached_property
     def train_flops_per_image(self) -> float:
@@ -143,9 +152,6 @@ class Aim(nn.Module):
         target_NP = normalised_patches(images_B3HH, self.patch).flatten(0, 1)[rows_N + 1]
         loss_N = (predicted_NP.to(target_NP.dtype) - target_NP).square().mean(dim=1)
         return loss_N[:count].sum(), {}
-
-    def after_step(self) -> None:
-        """Nothing: no parameter is bounded."""
 
 
 class PixelHead(nn.Module):

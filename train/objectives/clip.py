@@ -1,25 +1,29 @@
 """CLIP: match each image with its caption among all captions of the batch.
 
-Invariant: architecture, tokenizer and names of parameters are open_clip's, so its `create_model` loads what `export`
-writes. The one thing a reader would get wrong: the loss of a batch is not the sum over its parts (each caption is
-everyone's negative), so this objective refuses micro-batches and several processes. Source: CLIP, arXiv:2103.00020;
-DFN, arXiv:2309.17425.
+Architecture, tokenizer and names of parameters are open_clip's, so its `create_model` loads what `export` writes. The
+loss of a batch is not the sum over its parts (each caption is everyone's negative), so this objective refuses
+micro-batches and several processes. Source: CLIP, arXiv:2103.00020; DFN, arXiv:2309.17425.
 """
 
 # B batch, D embedding width, T tokens of a caption
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from headrace.files import atomic_file
 from headrace.pipeline import Batch
+from headrace.train.objectives.objective import Objective
 from headrace.train.pixels import CLIP_MEAN, CLIP_STD, Normalise
+from headrace.train.runs.tensors import save_tensors
 
 INIT_LOGIT_SCALE = math.log(1 / 0.07)
 MAX_LOGIT_SCALE = math.log(100)
@@ -96,12 +100,17 @@ class ClipConfig:
     model_cfg: ClipModelConfig
     """The architecture, as in open_clip's model configs."""
 
+    def build(self, *, image_size: int, seed: int) -> "Clip":  # noqa: ARG002  torch's generator is seeded by then
+        """Return the objective. Raises ValueError for images of another side than the architecture's."""
+        return Clip(self, image_size=image_size)
 
-class Clip(nn.Module):
+
+class Clip(Objective):
     """open_clip's CLIP with the symmetric contrastive loss."""
 
-    columns: ClassVar[tuple[str, ...]] = ("caption",)
-    splits: ClassVar[bool] = False
+    columns = ("caption",)
+    splits = False
+    released_prefix = "model."
 
     def __init__(self, config: ClipConfig, *, image_size: int) -> None:
         super().__init__()
@@ -155,6 +164,16 @@ class Clip(nn.Module):
         """Keep the scale within [1, 100]."""
         with torch.no_grad():
             self.model.logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)
+
+    def export_beside(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Write the folder `open_clip/`, which open_clip and the clip annotator load."""
+        with atomic_file(str(folder / "open_clip" / "model.safetensors")) as path:
+            save_tensors(path, tensors, {"format": "pt"})
+        text = json.dumps(open_clip_config(self.config), indent=2, sort_keys=True) + "\n"
+        # The second name is the one that open_clip's `local-dir:FOLDER` looks for.
+        for name in ("model_config.json", "open_clip_config.json"):
+            with atomic_file(str(folder / "open_clip" / name)) as path:
+                path.write_text(text, encoding="ascii")
 
 
 def open_clip_config(config: ClipConfig) -> dict[str, Any]:

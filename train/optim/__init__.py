@@ -1,1 +1,44 @@
-"""Optimisers and schedules."""
+"""Optimisers and schedules: the value of `kind` in a run file -> the config that is meant."""
+
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from headrace.train.optim.adamw import AdamWConfig
+from headrace.train.optim.schedules import CosineConfig
+
+
+class OptimizerConfig(Protocol):
+    """What the frozen dataclass of an optimizer has in common with the others."""
+
+    @property
+    def kind(self) -> str:
+        """The tag in a run file."""
+        ...
+
+    @property
+    def lr(self) -> float:
+        """Highest learning rate; the schedule moves it."""
+        ...
+
+    def build(self, module: nn.Module) -> torch.optim.Optimizer:
+        """Return the optimizer over the trainable parameters of `module`, without state."""
+        ...
+
+
+class ScheduleConfig(Protocol):
+    """What the frozen dataclass of a schedule has in common with the others."""
+
+    @property
+    def kind(self) -> str:
+        """The tag in a run file."""
+        ...
+
+    def rate(self, step: int, *, steps: int, peak: float) -> float:
+        """Return the learning rate of step `step` (0-based) of `steps`."""
+        ...
+
+
+OPTIMIZERS: dict[str, type[OptimizerConfig]] = {"adamw": AdamWConfig}
+SCHEDULES: dict[str, type[ScheduleConfig]] = {"cosine": CosineConfig}

@@ -1,19 +1,43 @@
-"""AdamW with the papers' exclusions, and the learning rate as a function of the step.
+"""AdamW with the papers' exclusions.
 
-Invariant: nothing here has state of its own but AdamW's moments; the rate is computed, not stepped. The one thing a
-reader would get wrong: weight decay skips every tensor with fewer than two dimensions *and* learnt positions, which
-have two.
+Weight decay skips every tensor with fewer than two dimensions *and* learnt positions, which have two.
 """
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
 
-from headrace.train.config import OptimizerConfig, RunConfig
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdamWConfig:
+    """AdamW. The defaults are AIM's: arXiv:2401.08541, section 4.2, and the training code's config."""
+
+    lr: float = 1e-3
+    """Highest learning rate, reached at the end of the warm-up."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the first and second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.05
+    """Decoupled; never on biases, norms, scales and positions."""
+    kind: Literal["adamw"] = "adamw"
+    """The tag of this optimizer."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lr < math.inf or not 0 < self.eps < math.inf or not 0 <= self.weight_decay < math.inf:
+            raise ValueError("lr and eps must be above 0, weight_decay at least 0, all finite")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be in [0, 1), got {self.betas}")
+
+    def build(self, module: nn.Module) -> torch.optim.Optimizer:
+        """Return the optimizer over the trainable parameters of `module`."""
+        return build_optimizer(module, self)
 
 
-def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+def build_optimizer(module: nn.Module, config: AdamWConfig) -> torch.optim.AdamW:
     """Return AdamW over the trainable parameters, in two groups: decayed and not."""
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     groups = [
@@ -26,13 +50,3 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.A
 def is_decayed(name: str, parameter: torch.Tensor) -> bool:
     """True if weight decay applies: matrices and kernels, but not learnt positions."""
     return parameter.ndim >= 2 and not name.endswith(("positional_embedding", "class_embedding"))
-
-
-def learning_rate(step: int, config: RunConfig) -> float:
-    """Return the rate of step `step` (0-based): linear from warmup_lr to lr, then a cosine down to final_lr."""
-    schedule, peak = config.schedule, config.optimizer.lr
-    warmup = round(schedule.warmup_fraction * config.steps)
-    if step < warmup:
-        return schedule.warmup_lr + (peak - schedule.warmup_lr) * step / warmup
-    progress = (step - warmup) / max(1, config.steps - warmup)
-    return schedule.final_lr + (peak - schedule.final_lr) * (1 + math.cos(math.pi * progress)) / 2

@@ -1,8 +1,7 @@
 """The processes of one run: alone, or those that torchrun started.
 
-Invariant: every rank leaves a reduction with the same numbers, so every rank takes the same branch. The one thing a
-reader would get wrong: the sums here travel between hosts' memories (gloo), also in a run on GPUs, so they never wait
-for a device.
+Every rank leaves a reduction with the same numbers, so every rank takes the same branch. The sums here travel between
+hosts' memories (gloo), also in a run on GPUs, so they never wait for a device.
 """
 
 import contextlib
@@ -44,6 +43,24 @@ class Ranks:
     def wait(self) -> None:
         """Return when every rank has come here."""
         self.sum([0.0])
+
+    @contextlib.contextmanager
+    def first_writes(self, what: str) -> Iterator[bool]:
+        """Yield True where `what` is to be written, on rank 0; if that fails there, every rank raises OSError."""
+        error: OSError | None = None
+        try:
+            yield self.is_first
+        except OSError as caught:
+            error = caught
+        failed = self.from_first(error is not None)
+        if error is not None:
+            raise error
+        if failed:
+            raise OSError(f"rank {self.rank}: rank 0 could not write {what}")
+
+
+ALONE = Ranks(rank=0, size=1, device=torch.device("cpu"))
+"""A process without others."""
 
 
 @contextlib.contextmanager

@@ -1,9 +1,8 @@
 """Checkpoints: weights, moments and the position of the stream, written whole or not at all.
 
 `checkpoints/00001000/` holds `model.safetensors`, `optimizer.safetensors` and `state.json` (step, stream state, config,
-and sha256 of the other two). Invariant: a folder without a dot in front of its name is complete, as it is renamed last.
-The one thing a reader would get wrong: nothing is pickled; a file that holds a pickle is refused as damaged, and never
-run.
+and sha256 of the other two). A folder without a dot in front of its name is complete, as it is renamed last. Nothing is
+pickled: a file that holds a pickle is refused as damaged, and never run.
 """
 
 import hashlib
@@ -11,17 +10,22 @@ import json
 import logging
 import os
 import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from headrace.config import config_to_dict
-from headrace.train.config import RunConfig, first_difference, run_digest
+from headrace.train.config import RunConfig, completed, first_difference, run_digest
+from headrace.train.runs.optimizer_state import make_state, optimizer_tensors, restore_optimizer
+from headrace.train.runs.tensors import host_tensors, save_tensors
 
 VERSION = 1
 MAX_STATE_BYTES = 16 << 20
@@ -56,32 +60,73 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, *, progress: Progress, config: RunConfig
+    folder: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    progress: Progress,
+    config: RunConfig,
+    writes: bool = True,
 ) -> Path:
-    """Write a checkpoint under `folder` and return its path; an older one of the same step is replaced."""
-    step = progress.step
-    final, temporary = folder / f"{step:08d}", folder / f".{step:08d}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_file(host_tensors(module.state_dict()), str(temporary / FILES[0]))
-    save_file(host_tensors(optimizer_tensors(module, optimizer)), str(temporary / FILES[1]))
-    state = {
+    """Write a checkpoint under `folder` and return its path; an older one of the same step is replaced.
+
+    Called on all ranks; the one that `writes` does so. Raises OSError naming the folder, and leaves nothing half
+    written.
+    """
+    began = time.perf_counter()
+    final, temporary = folder / f"{progress.step:08d}", folder / f".{progress.step:08d}.tmp"
+    parts: dict[str, Callable[[], Mapping[str, Tensor]]] = {
+        FILES[0]: module.state_dict,
+        FILES[1]: lambda: optimizer_tensors(module, optimizer),
+    }
+    if not writes:
+        for part in parts.values():
+            host_tensors(part(), keep=False)
+        return final
+    with _removed_on_failure(temporary, final, list(parts.values())) as waiting:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name in FILES:
+            save_tensors(temporary / name, host_tensors(waiting.pop(0)()))
+        state = _state(progress, config, temporary)
+        (temporary / "state.json").write_text(json.dumps(state, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        for path in (*temporary.iterdir(), temporary):
+            _sync(path)
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+        _sync(folder)
+    size = sum(facts["bytes"] for facts in state["files"].values())
+    log.info("checkpoint %s: %d bytes in %.1f s", final, size, time.perf_counter() - began)
+    return final
+
+
+@contextmanager
+def _removed_on_failure(temporary: Path, final: Path, waiting: list[Any]) -> Iterator[list[Any]]:
+    """Take what was half written away again, and say what to do; the parts `waiting` are gathered all the same."""
+    try:
+        yield waiting
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for part in waiting:
+            host_tensors(part(), keep=False)  # the other ranks take part in it
+        free = shutil.disk_usage(final.parent if final.parent.exists() else "/").free
+        raise OSError(
+            f"the checkpoint {final} could not be written: {error}; {free:,} bytes are free there; "
+            "make room and run the same command again"
+        ) from error
+
+
+def _state(progress: Progress, config: RunConfig, folder: Path) -> dict[str, Any]:
+    return {
         "version": VERSION,
-        "step": step,
+        "step": progress.step,
         "stream": progress.stream,
         "config": config_to_dict(config),
         "config_digest": run_digest(config),
         "arithmetic": arithmetic(),
-        "files": {name: _facts(temporary / name) for name in FILES},
+        "files": {name: _facts(folder / name) for name in FILES},
     }
-    (temporary / "state.json").write_text(json.dumps(state, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    for path in (*temporary.iterdir(), temporary):
-        _sync(path)
-    if final.exists():
-        shutil.rmtree(final)
-    temporary.rename(final)
-    _sync(folder)
-    return final
 
 
 def remove_old(folder: Path, *, keep: int, step: int) -> None:
@@ -136,7 +181,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def refuse_other_config(checkpoint: Checkpoint, config: RunConfig) -> None:
     """Raise ValueError naming the first field in which `config` differs from the checkpoint's, free fields aside."""
-    difference = first_difference(checkpoint.config, config_to_dict(config))
+    difference = first_difference(completed(checkpoint.config), config_to_dict(config))
     if difference is not None:
         raise ValueError(
             f"{checkpoint.path} was written by another config: {difference}; use another `out` or the old value"
@@ -163,39 +208,13 @@ def warn_of_other_arithmetic(checkpoint: Checkpoint) -> None:
 def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put the checkpoint's weights and moments into place. Raises ValueError if shapes or names differ."""
     try:
+        make_state(optimizer)
         module.load_state_dict(checkpoint.model)
+        restore_optimizer(checkpoint.optimizer, module, optimizer)
     except RuntimeError as error:
         raise ValueError(f"{checkpoint.path}: the weights do not fit the model: {str(error)[:300]}") from error
-    names = _parameter_names(module, optimizer)
-    shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
-    moments: dict[int, dict[str, Tensor]] = {index: {} for index in range(len(names))}
-    place = {name: index for index, name in enumerate(names)}
-    for key, tensor in checkpoint.optimizer.items():
-        name, _, kind = key.rpartition("/")
-        if name not in place:
-            raise ValueError(f"{checkpoint.path}: optimizer state of an unknown parameter {name!r}")
-        if tensor.shape != (torch.Size() if kind == "step" else shapes[name]):
-            raise ValueError(f"{checkpoint.path}: optimizer state {key!r} has the shape {list(tensor.shape)}")
-        moments[place[name]][kind] = tensor
-    known = {index: state for index, state in moments.items() if state}
-    optimizer.load_state_dict({"state": known, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the optimizer's state as flat tensors named `PARAMETER/KIND`."""
-    state = optimizer.state_dict()["state"]
-    names = _parameter_names(module, optimizer)
-    return {f"{names[index]}/{kind}": tensor for index, kinds in state.items() for kind, tensor in kinds.items()}
-
-
-def host_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return copies in host memory that share no storage, as safetensors wants them."""
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-
-
-def _parameter_names(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
-    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    except ValueError as error:
+        raise ValueError(f"{checkpoint.path}: {error}") from error
 
 
 def _read_state(path: Path) -> dict[str, Any]:

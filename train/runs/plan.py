@@ -1,8 +1,7 @@
 """What a run will do, without doing it.
 
-Invariant: nothing is allocated or written; parameters are counted on the meta device. The one thing a reader would get
-wrong: FLOPs are those of forward and backward at all positions, as published counts are, although the head skips
-positions whose output is not used.
+Nothing is allocated or written; parameters are counted on the meta device. FLOPs are those of forward and backward at
+all positions, as published counts are, although AIM's head skips positions whose output is not used.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """Weights of a run, wherever they are: run folder, checkpoint, or exported file.
 
-Invariant: the config comes with the weights, so that nothing but the path is needed. The one thing a reader would get
-wrong: in an exported file the trunk's names have no `encoder.` in front.
+The config comes with the weights, so that nothing but the path is needed. In an exported file the trunk's names have no
+`encoder.` in front.
 """
 
 import json
@@ -16,19 +16,18 @@ from torch import Tensor
 
 from headrace.config import build_config
 from headrace.pipeline.mixture import MAX_IMAGE_SIZE
-from headrace.train.config import ObjectiveConfig
-from headrace.train.objectives.aim import Aim
+from headrace.train.config import AnyObjective
 from headrace.train.objectives.build import build_objective
-from headrace.train.objectives.clip import Clip
+from headrace.train.objectives.objective import Objective, released_names
 from headrace.train.runs.checkpoint import list_checkpoints, load_checkpoint, newest_checkpoint
-from headrace.train.runs.export import CONFIG_KEY, release_names
+from headrace.train.runs.export import CONFIG_KEY
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelRecord:
     """What of a run's config its weights need: read alone, so that other keys may come and go between versions."""
 
-    objective: ObjectiveConfig
+    objective: AnyObjective
     image_size: int
     seed: int
 
@@ -36,9 +35,14 @@ class ModelRecord:
         if not 1 <= self.image_size <= MAX_IMAGE_SIZE:
             raise ValueError(f"image_size must be 1..{MAX_IMAGE_SIZE}, got {self.image_size}")
 
-    def build(self) -> Aim | Clip:
+    def build(self) -> Objective:
         """Return the objective with the weights of step 0."""
         return build_objective(self.objective, image_size=self.image_size, seed=self.seed)
+
+    def sketch(self) -> Objective:
+        """Return the objective without memory for its weights."""
+        with torch.device("meta"):
+            return self.build()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,8 +57,8 @@ class Weights:
 
     def check(self) -> None:
         """Raise ValueError if names or shapes are not those of the config, before memory is taken by its word."""
-        with torch.device("meta"):
-            own = release_names(self.model.build())
+        sketch = self.model.sketch()
+        own = released_names(sketch, sketch.state_dict())
         differing = sorted(own.keys() ^ self.tensors.keys())
         differing += [
             name for name in sorted(own.keys() & self.tensors.keys()) if own[name].shape != self.tensors[name].shape
@@ -62,9 +66,9 @@ class Weights:
         if differing:
             raise ValueError(f"{self.path}: the weights do not fit the model, first difference: {differing[0]}")
 
-    def load_into(self, objective: Aim | Clip) -> None:
+    def load_into(self, objective: Objective) -> None:
         """Put the weights into `objective`, which `model.build` made."""
-        for name, tensor in release_names(objective).items():
+        for name, tensor in released_names(objective, objective.state_dict()).items():
             tensor.copy_(self.tensors[name])
 
 
@@ -84,12 +88,8 @@ def _read_checkpoint(path: Path) -> Weights:
         checkpoint = None
     if checkpoint is None:
         raise ValueError(f"{path}: neither a run folder with checkpoints, nor a checkpoint, nor a model.safetensors")
-    prefixes = ("encoder.", "model.")
-    names = {
-        name: next((name.removeprefix(p) for p in prefixes if name.startswith(p)), name) for name in checkpoint.model
-    }
-    tensors = {names[name]: tensor for name, tensor in checkpoint.model.items()}
     record = _record(checkpoint.config, checkpoint.path)
+    tensors = released_names(record.sketch(), checkpoint.model)
     return Weights(path=checkpoint.path, model=record, step=checkpoint.progress.step, tensors=tensors)
 
 

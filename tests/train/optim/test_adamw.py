@@ -8,10 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from headrace.train.config import load_run
+from headrace.train.config import RunConfig, load_run
 from headrace.train.objectives.aim import AimConfig
 from headrace.train.objectives.build import build_objective
-from headrace.train.optim.adamw import build_optimizer, is_decayed, learning_rate
+from headrace.train.optim.adamw import build_optimizer, is_decayed
+
+
+def learning_rate(step: int, config: RunConfig) -> float:
+    return config.schedule.rate(step, steps=config.steps, peak=config.optimizer.lr)
 
 
 def test_the_rate_warms_up_linearly_and_falls_as_a_cosine(run_file: Callable[..., Path]) -> None:

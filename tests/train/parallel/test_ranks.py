@@ -66,6 +66,38 @@ except NonFiniteError as error:
 else:
     sys.exit("this rank went on")
 """
+# A tensor in two halves on two ranks: rank 0 gets it whole, rank 1 helps and keeps nothing.
+GATHER = """
+import torch
+from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+from headrace.train.parallel.ranks import join_ranks
+from headrace.train.runs.tensors import host_tensors
+
+with join_ranks("cpu") as ranks:
+    mesh = init_device_mesh("cpu", (2,))
+    whole = torch.arange(12.0).reshape(6, 2)
+    halves = distribute_tensor(whole, mesh, [Shard(0)])
+    assert halves.to_local().shape == (3, 2)
+    kept = host_tensors({"a": halves, "b": whole}, keep=ranks.is_first)
+    assert set(kept) == ({"a", "b"} if ranks.is_first else set()), kept
+    assert all(torch.equal(tensor, whole) for tensor in kept.values())
+"""
+# Rank 0 cannot write: both ranks say so and leave together.
+UNWRITTEN = """
+import sys
+from headrace.train.parallel.ranks import join_ranks
+
+with join_ranks("cpu") as ranks:
+    try:
+        with ranks.first_writes("the checkpoint") as writes:
+            if writes:
+                raise OSError("no space")
+    except OSError as error:
+        assert str(error) == ("no space" if ranks.is_first else "rank 1: rank 0 could not write the checkpoint"), error
+    else:
+        sys.exit("this rank went on")
+    ranks.wait()
+"""
 TRAIN = "from headrace.cli.app import main; main()"
 # A pause after each step, so that a kill which a busy machine delivers late still finds steps left to do.
 SLOW_TRAIN = f"""
@@ -78,7 +110,7 @@ MetricsFile.write = lambda *given: (write(*given), time.sleep(0.2))
 
 
 # One thread and two round differently: what is compared bit for bit must have the same number.
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
 
 
 def torchrun(processes: int, program: str, *arguments: str) -> None:
@@ -192,6 +224,12 @@ def test_a_bad_loss_on_one_rank_stops_all_of_them(run_file: Callable[..., Path],
     positions = [json.loads((tmp_path / "run" / name).read_text())["position"] for name in names]
     assert sorted(positions[0] + positions[1]) == list(range(32, 48))
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["00000001", "00000002"]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("program", [GATHER, UNWRITTEN], ids=["gather", "unwritten"])
+def test_ranks_save_together(program: str) -> None:
+    two_processes(program)
 
 
 @pytest.mark.full

@@ -160,6 +160,18 @@ def test_another_config_is_refused_by_the_name_of_its_field(saved: Path, run_fil
         refuse_other_config(checkpoint, load_run(run_file("b", seed=4)))
 
 
+def test_a_checkpoint_from_before_a_key_existed_goes_on_with_its_default(
+    saved: Path, run_file: Callable[..., Path]
+) -> None:
+    path = saved / "00000015" / "state.json"
+    state = json.loads(path.read_text())
+    del state["config"]["optimizer"]["kind"], state["config"]["schedule"]["kind"], state["config"]["precision"]
+    path.write_text(json.dumps(state))
+    refuse_other_config(load_checkpoint(path.parent), load_run(run_file("b")))
+    with pytest.raises(ValueError, match=r"precision: was 'auto', is 'fp32'"):
+        refuse_other_config(load_checkpoint(path.parent), load_run(run_file("c", precision="fp32")))
+
+
 def test_weights_of_another_model_are_refused(saved: Path) -> None:
     module = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2))
     with pytest.raises(ValueError, match="do not fit the model"):

@@ -1,0 +1,81 @@
+"""What a run minimises: the base of every objective, and what its config must offer.
+
+An objective returns the *sum* of its loss terms and says beforehand how many there are. The loop divides by their
+number over all ranks and micro-batches: a mean per micro-batch, averaged over ranks, is biased as soon as the counts
+differ, and with random prefixes they always do.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from headrace.pipeline import Batch
+from headrace.train.models.encoder import Encoder
+from headrace.train.parallel.ranks import ALONE, Ranks
+from headrace.train.pixels import Normalise
+
+
+class Objective(nn.Module):
+    """The base: a module with its trunk and heads. A subclass gives `train_flops_per_image`, `num_terms`, `forward`."""
+
+    columns: tuple[str, ...] = ()
+    """Columns of the index that `forward` reads beside the images."""
+    splits: bool = True
+    """True if the loss of a batch is the sum over its parts, so that micro-batches and ranks may share it."""
+    gathers: bool = False
+    """True if `forward` gathers what it needs from other ranks: several processes may share a batch all the same."""
+    released_prefix: str = ""
+    """What the names of parameters have in front that exported files leave out."""
+    ranks: Ranks = ALONE
+    """Who computes the same step; the run sets it before the first one."""
+    normalise: Normalise
+    """From the stream's uint8 images to what the trunk takes."""
+
+    @property
+    def trunk(self) -> Encoder | None:
+        """The encoder that probes read; None = there is none that they can."""
+        return None
+
+    @property
+    def train_flops_per_image(self) -> float:
+        """Floating-point operations of forward and backward for one image."""
+        raise NotImplementedError
+
+    def num_terms(self, batch: Batch) -> int:
+        """Return how many terms the loss of `batch` sums; known on the host without touching the device."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Return the sum of the loss terms, and scalars to log: means over the terms, or values of the model."""
+        raise NotImplementedError
+
+    def before_step(self, step: int, steps: int) -> None:
+        """Prepare step `step` (0-based) of `steps`, before its first forward; a step done again prepares the same."""
+
+    def after_step(self) -> None:
+        """Bring parameters back to where they must be, after the optimizer moved them."""
+
+    def export_beside(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Write what other programs read beside `model.safetensors`; `tensors` are the weights under released names."""
+
+
+class ObjectiveConfig(Protocol):
+    """What the frozen dataclass of an objective has in common with the others."""
+
+    @property
+    def kind(self) -> str:
+        """The tag in a run file: a `Literal` field with one value, the name in the table."""
+        ...
+
+    def build(self, *, image_size: int, seed: int) -> Objective:
+        """Return the objective with its initial weights, drawn from torch's generator, which is seeded by then."""
+        ...
+
+
+def released_names(objective: Objective, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return `tensors` of the objective under the names of the released models."""
+    names = {name: name.removeprefix(objective.released_prefix) for name in tensors}
+    assert len(set(names.values())) == len(names), "two parameters would have one released name"
+    return {names[name]: tensor for name, tensor in tensors.items()}
