@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["FetchConfig", "InputConfig", "plan_fetch", "run_fetch"]
 
 
-# Imported late: a recipe needs the configs only, not aiohttp; and raw.py, which run.py needs, needs this package.
+# Imported late: a recipe needs the configs only, not the network.
 def plan_fetch(recipe: "Recipe") -> list[str]:
     """Say what fetch would do; nothing is requested or written."""
     from headrace.curation.fetch.stage import plan

@@ -10,6 +10,7 @@ from typing import Literal
 
 from headrace.curation.fetch.net.address import parse_allowed
 from headrace.curation.raw.schema import ERROR_CLASSES, RESERVED_COLUMNS, TRANSIENT_CLASSES
+from headrace.text import shown
 
 _RESERVED_LOWER = frozenset(RESERVED_COLUMNS)
 
@@ -75,6 +76,8 @@ class FetchConfig:
     """Leave images whose server sends X-Robots-Tag noai, noimageai, noindex, noimageindex or TDM-Reservation 1."""
     user_agent: str = "Mozilla/5.0 (compatible; headrace)"
     """User-Agent header."""
+    accept: str | None = "*/*"
+    """Accept header. A server that may choose sends the original for `*/*`, as to curl; null leaves the header out."""
     allow_private: tuple[str, ...] = ()
     """Exact ADDRESS:PORT pairs that may be fetched although they are not public, for example 127.0.0.1:8000."""
     resize: Literal["none", "keep_ratio", "keep_ratio_largest", "center_crop", "border"] = "none"
@@ -94,6 +97,10 @@ class FetchConfig:
                 raise ValueError(f"{name} must be {low:g} to {high:g}, got {getattr(self, name)}")
         if not re.fullmatch(r"[\x20-\x7e]{1,512}", self.user_agent):
             raise ValueError("user_agent must be 1 to 512 printable ASCII characters")
+        if self.accept is not None and not re.fullmatch(r"[\x21-\x7e](?:[\x20-\x7e]{0,510}[\x21-\x7e])?", self.accept):
+            raise ValueError(
+                f"accept must be 1 to 512 printable ASCII characters, or null for no header; got {shown(self.accept)}"
+            )
         unknown = sorted(set(self.retry_classes) - set(ERROR_CLASSES))
         if unknown:
             raise ValueError(f"retry_classes: unknown {', '.join(unknown)}; known: {', '.join(ERROR_CLASSES)}")

@@ -10,6 +10,7 @@ import os
 import resource
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -115,8 +116,7 @@ async def fetch_row(fetcher: Fetcher, record: dict[str, str | None], config: Fet
     try:
         if record["problem"] is not None:
             raise FetchError("bad-url", record["problem"])
-        body = await fetcher.fetch(record["url"])
-        header = check_image(body, max_pixels=config.max_pixels)
+        body, header = await fetcher.fetch(record["url"], partial(check_image, max_pixels=config.max_pixels))
         sha256 = check_sha256(body, record.get("expected_sha256"))
         original = header
         if config.resize != "none":

@@ -9,7 +9,8 @@ import asyncio
 import contextlib
 import copy
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TypeVar
 
 from yarl import URL
 
@@ -19,6 +20,8 @@ from headrace.curation.fetch.net.address import as_written, check_parts, parse_u
 from headrace.curation.fetch.net.http import HttpClient, Reply
 from headrace.curation.fetch.net.resolve import Lookup, lookup_host
 from headrace.shards.permutation import make_key
+
+T = TypeVar("T")
 
 
 class Fetcher:
@@ -39,13 +42,18 @@ class Fetcher:
     async def __aexit__(self, *error: object) -> None:
         await self._client.__aexit__(*error)
 
-    async def fetch(self, text: str | None) -> bytes:
-        """Return the body at the URL `text`. Raises FetchError with the class of the last attempt."""
+    async def fetch(self, text: str | None, check: Callable[[bytes], T]) -> tuple[bytes, T]:
+        """Return the body at the URL `text` and what `check` says of it. Raises FetchError of the last attempt.
+
+        A body that `check` calls truncated is asked for again where it ended with the connection: it may have been cut
+        on its way. One that is as long as the server said is so at its source.
+        """
         url = parse_url(text)
         deadline = _Clock(self._config.deadline_seconds)
         for attempt in range(self._config.retries + 1):
             try:
-                return await self._attempt(url, deadline)
+                reply = await self._attempt(url, deadline)
+                return reply.body, _checked(reply, check)
             except FetchError as error:
                 pause = self._pause_seconds(url, attempt, error)
                 if not error.retryable or attempt == self._config.retries or pause >= deadline.left:
@@ -59,13 +67,13 @@ class Fetcher:
         pause = self._config.backoff_seconds * (1 << attempt) * (0.5 + 0.5 * jitter)
         return max(pause, error.wait_seconds or 0.0)
 
-    async def _attempt(self, url: URL, deadline: "_Clock") -> bytes:
+    async def _attempt(self, url: URL, deadline: "_Clock") -> Reply:
         left = _Clock(min(self._config.attempt_seconds, deadline.left))
         for hop in range(self._config.max_redirects + 1):
             with _in_redirect(hop):
                 reply = await self._hop(url, left, deadline)
             if reply.location is None:
-                return reply.body
+                return reply
             with _in_redirect(hop + 1):
                 url = redirect_target(url, reply.location)
         raise FetchError("redirects", f"more than {self._config.max_redirects} redirects")
@@ -97,6 +105,14 @@ class Fetcher:
                 del self._hosts[host]
             else:
                 self._hosts[host] = (semaphore, users - 1)
+
+
+def _checked(reply: Reply, check: Callable[[bytes], T]) -> T:
+    try:
+        return check(reply.body)
+    except FetchError as error:
+        error.retryable = error.retryable or (error.error_class == "truncated" and not reply.declared)
+        raise
 
 
 class _Clock:

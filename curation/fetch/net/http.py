@@ -1,44 +1,51 @@
 """One request: a URL that was judged, to its body or to where it redirects.
 
-Nothing is believed: the body is capped while it streams and while it decompresses, headers are capped by the parser,
-cookies, proxies and credentials do not exist here. The one thing a reader would get wrong: we ask for `identity`, but
-some servers compress all the same, so the cap counts bytes after decompression too.
+Nothing is believed: the body is capped while it streams and while it decompresses, heads are capped by lines and
+bytes, cookies, proxies and credentials do not exist here. We ask for `identity`, but some servers compress all the
+same, so the cap counts bytes after decompression too.
+
+A connection is used again only if its last answer was read to an end that nobody can doubt and nothing stood behind
+it: what a server sends for one URL must not be taken for another.
 """
 
+import asyncio
 import email.utils
 import errno
 import os
+import re
 import ssl
-import sys
 import time
-import zlib
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-import aiohttp
 from yarl import URL
 
 from headrace.curation.fetch.check import SNIFF_BYTES, check_start
 from headrace.curation.fetch.config import FetchConfig
 from headrace.curation.fetch.errors import FetchError
 from headrace.curation.fetch.net.address import check_address, literal_address, parse_allowed
+from headrace.curation.fetch.net.body import Body
+from headrace.curation.fetch.net.coding import decoders
+from headrace.curation.fetch.net.connection import Connection, connect
+from headrace.curation.fetch.net.head import (
+    MAX_HEAD_BYTES,
+    MAX_LINE_BYTES,
+    MAX_LINES,
+    Head,
+    framing,
+    parse_head,
+    parse_status,
+)
 from headrace.curation.fetch.net.opt_out import opt_out, user_agent_tokens
+from headrace.curation.fetch.net.pool import Place, Pool
 from headrace.curation.fetch.net.resolve import CheckedResolver, Lookup, RefusedSocketError, lookup_host, open_socket
 
-ACCEPT = "image/avif,image/webp,image/png,image/jpeg,image/*;q=0.8,*/*;q=0.5"
-KEEPALIVE_SECONDS = 2.0  # short, as idle connections to thousands of hosts would use up the file handles
+MAX_INTERIM_ANSWERS = 10
 
-# Before these versions of Python a TLS connection that is being closed when the loop ends leaves its socket open
-# (python/cpython#118960); aiohttp then aborts it, if asked to.
-TLS_CLOSES_ITSELF = sys.version_info >= (3, 12, 8) and sys.version_info[:3] != (3, 13, 0)
-
-MAX_HEADER_BYTES = 32 * 1024  # of one line; policies of 10 kB are sent with images too
-
-# Servers also send `utf-8`, `none`, `binary` as Content-Encoding; such words change nothing.
-_CODINGS = frozenset(("br", "compress", "deflate", "gzip", "x-compress", "x-gzip", "zstd"))
 _REDIRECTS = (301, 302, 303, 307, 308)
 _OUR_SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+_REQUEST = re.compile(r"GET [\x21-\x7e]+ HTTP/1\.1\r\nHost: [\x21-\x7e]+\r\n")
+_RANGE = re.compile(r"bytes +([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,8 @@ class Reply:
 
     body: bytes = b""
     location: str | None = None
+    declared: bool = True
+    """The server said how long the body is, so it is as long as that; else it ended with the connection."""
 
 
 class HttpClient:
@@ -60,32 +69,20 @@ class HttpClient:
         self._ssl = ssl_context
         self._allowed = parse_allowed(config.allow_private)
         self._tokens = user_agent_tokens(config.user_agent)
+        accept = "" if config.accept is None else f"Accept: {config.accept}\r\n"
+        self._lines = f"User-Agent: {config.user_agent}\r\n{accept}Accept-Encoding: identity\r\n\r\n"
 
     async def __aenter__(self) -> "HttpClient":
         self._resolver = CheckedResolver(self._allowed, lookup=self._lookup)
-        connector = aiohttp.TCPConnector(
-            resolver=self._resolver,
-            use_dns_cache=False,
-            limit=0,
-            keepalive_timeout=KEEPALIVE_SECONDS,
-            ssl=self._ssl if self._ssl is not None else True,
-            socket_factory=partial(open_socket, allowed=self._allowed),
-            enable_cleanup_closed=not TLS_CLOSES_ITSELF,
-        )
-        self._session = aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": self._config.user_agent, "Accept": ACCEPT, "Accept-Encoding": "identity"},
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._config.connect_seconds),
-            auto_decompress=False,
-            max_line_size=MAX_HEADER_BYTES,
-            max_field_size=MAX_HEADER_BYTES,
-            trust_env=False,
-        )
+        self._pool = Pool()
+        self._make_socket = partial(open_socket, allowed=self._allowed)
+        if self._ssl is None:
+            self._ssl = ssl.create_default_context()
+            self._ssl.set_alpn_protocols(["http/1.1"])
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._session.close()
+        await self._pool.close()
         await self._resolver.close()
 
     async def get(self, url: URL) -> Reply:
@@ -94,37 +91,137 @@ class HttpClient:
         literal = literal_address(host)
         if literal is not None:
             check_address(literal, port, self._allowed)
-        try:
-            async with self._session.get(url, allow_redirects=False) as response:
-                return await self._read(response)
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise _as_fetch_error(error) from error
+        request = self._request(url)
+        used = self._pool.take(_place(url))
+        if used is not None:
+            try:
+                return await self._exchange(url, request, used)
+            except _StaleConnectionError:
+                pass  # it was closed, or spoke before it was asked; a GET may be sent twice
+        return await self._exchange(url, request, await self._connect(url))
 
-    async def _read(self, response: aiohttp.ClientResponse) -> Reply:
+    def _request(self, url: URL) -> bytes:
+        first = f"GET {url.raw_path_qs} HTTP/1.1\r\nHost: {url.host_port_subcomponent}\r\n"
+        if not _REQUEST.fullmatch(first):
+            raise FetchError("bad-url", "the URL cannot stand in a request")
+        return (first + self._lines).encode()
+
+    async def _connect(self, url: URL) -> Connection:
+        host, port = url.raw_host or "", url.port or 0
+        literal = literal_address(host)
+        addresses = [literal] if literal is not None else await self._resolver.resolve(host, port)
+        try:
+            async with asyncio.timeout(self._config.connect_seconds):
+                connection = await connect(
+                    addresses,
+                    port,
+                    make_socket=self._make_socket,
+                    tls=self._ssl if url.scheme == "https" else None,
+                    host=host.rstrip("."),
+                )
+        except OSError as error:  # TimeoutError and ssl.SSLError too
+            raise _connect_error(error) from error
+        self._pool.add(connection)
+        return connection
+
+    async def _exchange(self, url: URL, request: bytes, connection: Connection) -> Reply:
+        """Ask, and read the answer; the connection goes back to the pool if it stands at a clean end."""
+        body = None
+        try:
+            connection.write(request)
+            head = await _read_head(connection)
+            body = Body(connection, framing(head))
+            return await self._read(head, body)
+        except FetchError as error:
+            # What stands where it should not may be the rest of the answer before.
+            error.retryable = error.retryable or (connection.reused and error.error_class == "protocol")
+            raise
+        finally:
+            if body is not None and body.clean and head.keeps_open and not head.odd:
+                self._pool.give_back(_place(url), connection)
+            else:
+                self._pool.end(connection)
+
+    async def _read(self, head: Head, body: Body) -> Reply:
         if self._config.honor_opt_out:
-            headers = response.headers
-            refusal = opt_out(headers.getall("X-Robots-Tag", []), headers.getall("TDM-Reservation", []), self._tokens)
+            refusal = opt_out(head.values("x-robots-tag"), head.values("tdm-reservation"), self._tokens)
             if refusal is not None:
                 raise FetchError("opted-out", refusal)
-        if response.status in _REDIRECTS:
-            location = response.headers.get("Location")
+        if head.status in _REDIRECTS:
+            location = next(iter(head.values("location")), "")
             if not location:
-                raise FetchError("redirects", f"HTTP {response.status} without a Location")
+                raise FetchError("redirects", f"HTTP {head.status} without a Location")
+            body.drop()
             return Reply(location=location)
-        _check_status(response)
-        return Reply(body=await _read_body(response, self._config.max_bytes))
+        _check_status(head, body)
+        data = await _read_body(head, body, self._config.max_bytes)
+        if head.status == 206:
+            _check_range(head, len(data))
+        return Reply(body=data, declared=body.declared)
 
 
-def _check_status(response: aiohttp.ClientResponse) -> None:
-    status = response.status
-    if status in (200, 203):
-        return
-    message = f"HTTP {status}"
+class _StaleConnectionError(Exception):
+    """A connection that was used again gave no answer that can be read."""
+
+
+def _place(url: URL) -> Place:
+    return url.scheme, url.raw_host or "", url.port or 0
+
+
+async def _read_head(connection: Connection) -> Head:
+    """Return the final head. Raises FetchError, and _StaleConnectionError on a connection that is used again."""
+    try:
+        for _ in range(MAX_INTERIM_ANSWERS + 1):
+            head = await _one_head(connection)
+            if connection.reused and head.status == 408:
+                raise _StaleConnectionError
+            if head.status >= 200:
+                return head
+            if head.status == 101:
+                raise FetchError("protocol", "HTTP 101: the server speaks another protocol from here on")
+        raise FetchError("protocol", f"over {MAX_INTERIM_ANSWERS} interim answers")
+    except OSError as error:
+        if connection.reused:
+            raise _StaleConnectionError from error
+        raise FetchError("connect", _reason(error), retryable=True) from error
+    except FetchError as error:
+        if connection.reused:
+            raise _StaleConnectionError from error
+        raise
+
+
+async def _one_head(connection: Connection) -> Head:
+    lines: list[bytes] = []
+    size = 0
+    while True:
+        line, complete = await connection.line(MAX_LINE_BYTES)
+        size += len(line) + 1
+        if not complete:
+            if not lines and not line:
+                raise FetchError("connect", "the server closed the connection without an answer", retryable=True)
+            if not lines:
+                parse_status(line)  # says so if it is no HTTP at all
+            raise FetchError("truncated", "the connection ended inside the headers", retryable=True)
+        if not lines:
+            parse_status(line)  # before more is read from what may be no HTTP server
+        elif not line.rstrip(b"\r"):
+            return parse_head([*lines, line])
+        lines.append(line)
+        if len(lines) > MAX_LINES or size > MAX_HEAD_BYTES:
+            raise FetchError("protocol", f"the headers have over {MAX_LINES} lines or {MAX_HEAD_BYTES} bytes")
+
+
+def _check_status(head: Head, body: Body) -> None:
+    """Return for an answer whose body is what was asked for; any other is passed over. Raises FetchError."""
+    status, message = head.status, f"HTTP {head.status}"
     if status in (204, 205):
         raise FetchError("empty", message)
+    if 200 <= status < 300 and (status != 206 or head.values("content-range")):
+        return
+    body.drop()
     if status == 429 or status == 503:
         raise FetchError(
-            "http-429" if status == 429 else "http-5xx", message, retryable=True, wait_seconds=_retry_after(response)
+            "http-429" if status == 429 else "http-5xx", message, retryable=True, wait_seconds=_retry_after(head)
         )
     if 400 <= status < 500:
         raise FetchError("http-4xx", message)
@@ -133,8 +230,16 @@ def _check_status(response: aiohttp.ClientResponse) -> None:
     raise FetchError("protocol", f"{message}, expected 200")
 
 
-def _retry_after(response: aiohttp.ClientResponse) -> float | None:
-    value = response.headers.get("Retry-After", "").strip()
+def _check_range(head: Head, num_bytes: int) -> None:
+    """Refuse a part of a file: nobody asked for one."""
+    for value in head.values("content-range"):
+        found = _RANGE.fullmatch(value.strip())
+        if found is None or int(found[1]) != 0 or int(found[2]) + 1 != int(found[3]) or int(found[3]) != num_bytes:
+            raise FetchError("protocol", "HTTP 206: a part of the file that nobody asked for, expected all of it")
+
+
+def _retry_after(head: Head) -> float | None:
+    value = next(iter(head.values("retry-after")), "")
     if value.isascii() and value.isdecimal() and len(value) < 10:
         return float(value)
     try:
@@ -143,63 +248,49 @@ def _retry_after(response: aiohttp.ClientResponse) -> float | None:
         return None
 
 
-async def _read_body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
-    length = response.content_length
+async def _read_body(head: Head, body: Body, max_bytes: int) -> bytes:
+    length = body.framing.length
     if length is not None and length > max_bytes:
         raise FetchError("too-large", f"Content-Length is {length}, over the cap of {max_bytes} bytes")
-    body, received, sniffed = bytearray(), 0, False
-    inflate = _inflater(response)
+    layers = decoders([*head.words("content-encoding"), *body.framing.codings], max_bytes)
+    data, received, sniffed = bytearray(), 0, False
+    while piece := await body.piece():
+        received += len(piece)
+        for layer in layers:
+            piece = layer.feed(piece)
+        data += piece
+        if received > max_bytes or len(data) > max_bytes:
+            raise FetchError("too-large", f"the body is over the cap of {max_bytes} bytes")
+        if not sniffed and len(data) >= SNIFF_BYTES:
+            check_start(bytes(data[:SNIFF_BYTES]))
+            sniffed = True
     try:
-        async for chunk in response.content.iter_any():
-            received += len(chunk)
-            if inflate is None:
-                body += chunk
-            else:
-                body += inflate.decompress(chunk, max_bytes - len(body) + 1)
-            if received > max_bytes or len(body) > max_bytes:
-                raise FetchError("too-large", f"the body is over the cap of {max_bytes} bytes")
-            if not sniffed and len(body) >= SNIFF_BYTES:
-                check_start(bytes(body[:SNIFF_BYTES]))
-                sniffed = True
-    except zlib.error as error:
-        raise FetchError("protocol", "the body does not decompress") from error
-    except (aiohttp.ClientPayloadError, aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-        expected = "the end of the body" if length is None else f"the {length} bytes of Content-Length"
-        raise FetchError("truncated", f"the connection ended before {expected}", retryable=True) from error
-    if inflate is not None and received and not inflate.eof:
-        raise FetchError("truncated", "the compressed body is cut")
-    return bytes(body)
+        rest = b""
+        for layer in layers:
+            rest = layer.feed(rest) + layer.finish()
+    except FetchError as error:
+        error.retryable = error.error_class == "truncated" and not body.declared
+        raise
+    data += rest
+    if len(data) > max_bytes:
+        raise FetchError("too-large", f"the body is over the cap of {max_bytes} bytes")
+    return bytes(data)
 
 
-def _inflater(response: aiohttp.ClientResponse) -> Any:
-    coding = response.headers.get("Content-Encoding", "").strip().lower()
-    if _CODINGS.isdisjoint(word.strip() for word in coding.split(",")):
-        return None
-    if coding in ("gzip", "x-gzip", "deflate"):
-        return zlib.decompressobj(wbits=47)  # gzip or zlib, by their headers
-    shown = "".join(char if "!" <= char <= "~" else "?" for char in coding[:40])
-    raise FetchError("protocol", f"Content-Encoding {shown} was not asked for")
-
-
-def _as_fetch_error(error: Exception) -> FetchError:
-    """Sort what aiohttp raises into our classes; the order matters, as its classes inherit from each other."""
-    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    if isinstance(cause, OSError) and cause.errno in _OUR_SHORTAGE:
-        raise cause
-    if isinstance(cause, RefusedSocketError):
-        return FetchError("refused-address", str(cause))
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        reason = getattr(error.certificate_error, "verify_message", "") or "not valid for this host"
-        return FetchError("tls", f"certificate: {reason}")
-    if isinstance(error, aiohttp.ClientConnectorSSLError):
-        return FetchError("tls", f"TLS: {getattr(error.os_error, 'reason', None) or 'handshake failed'}")
-    if isinstance(error, aiohttp.ServerTimeoutError | TimeoutError):
+def _connect_error(error: OSError) -> FetchError:
+    """Say why there is no connection; raises `error` itself if this machine is short of something."""
+    if error.errno in _OUR_SHORTAGE:
+        raise error
+    if isinstance(error, RefusedSocketError):
+        return FetchError("refused-address", str(error))
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return FetchError("tls", f"certificate: {error.verify_message or 'not valid for this host'}")
+    if isinstance(error, ssl.SSLError):
+        return FetchError("tls", f"TLS: {error.reason or 'handshake failed'}")
+    if isinstance(error, TimeoutError) and not error.errno:
         return FetchError("timeout", "no connection in time", retryable=True)
-    if isinstance(error, aiohttp.ServerDisconnectedError):
-        return FetchError("connect", "the server closed the connection without an answer", retryable=True)
-    if isinstance(error, aiohttp.InvalidURL):
-        return FetchError("bad-url", "not a URL that can be requested")
-    if isinstance(error, OSError):
-        number = cause.errno if isinstance(cause, OSError) else None
-        return FetchError("connect", os.strerror(number).lower() if number else "no connection", retryable=True)
-    return FetchError("protocol", "the answer cannot be read as HTTP")
+    return FetchError("connect", _reason(error), retryable=True)
+
+
+def _reason(error: OSError) -> str:
+    return os.strerror(error.errno).lower() if error.errno else "no connection"

@@ -1,8 +1,8 @@
 """Names to addresses, each checked before anything connects to it; and the last gate at the socket.
 
-The addresses a name gave are the addresses that are connected to: aiohttp gets them from here, not from the name, so
-a second answer of the name server (DNS rebinding) cannot change the target. The one thing a reader would get wrong:
-aiohttp never asks a resolver about an address written out in a URL; the gate in `open_socket` sees those too.
+The addresses a name gave are the addresses that are connected to, so a second answer of the name server (DNS
+rebinding) cannot change the target. An address written out in a URL is never looked up; the gate in `open_socket` sees
+those too.
 """
 
 import asyncio
@@ -11,8 +11,6 @@ import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-
-from aiohttp.abc import AbstractResolver, ResolveResult
 
 from headrace.curation.fetch.errors import FetchError
 from headrace.curation.fetch.net.address import Address, AllowedPairs, check_address
@@ -34,7 +32,7 @@ class RefusedSocketError(OSError):
     """A connection to an address that is not public was about to be opened."""
 
 
-class CheckedResolver(AbstractResolver):
+class CheckedResolver:
     """Resolve names in threads, check every address, remember the answers for a while."""
 
     def __init__(self, allowed: AllowedPairs, *, lookup: Lookup = lookup_host, threads: int = 32) -> None:
@@ -43,25 +41,9 @@ class CheckedResolver(AbstractResolver):
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="dns")
         self._cache: dict[str, tuple[float, asyncio.Task[list[Address]]]] = {}
 
-    async def resolve(
-        self,
-        host: str,
-        port: int = 0,
-        family: socket.AddressFamily = socket.AF_INET,  # noqa: ARG002 (aiohttp's interface; both families are used)
-    ) -> list[ResolveResult]:
+    async def resolve(self, host: str, port: int) -> Sequence[Address]:
         """Return the checked addresses of `host`. Raises FetchError `dns` or `refused-address`."""
-        addresses = check_all(await self._addresses(host), port, self._allowed)
-        return [
-            ResolveResult(
-                hostname=host,
-                host=str(address),
-                port=port,
-                family=socket.AF_INET6 if address.version == 6 else socket.AF_INET,
-                proto=0,
-                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
-            )
-            for address in addresses
-        ]
+        return check_all(await self._addresses(host), port, self._allowed)
 
     async def close(self) -> None:
         """Let go of the threads; one that hangs in the system's resolver is not waited for."""

@@ -235,6 +235,18 @@ def test_a_failure_that_may_pass_is_tried_again(server, web) -> None:
     assert web.fetch(server.url(), web.config_for(server, retries=0)).error_class == "http-5xx"
 
 
+@pytest.mark.parametrize(("length", "requests"), [(None, 2), (-1, 1)])
+def test_a_cut_image_is_asked_for_again_where_the_cut_may_be_on_its_way(server, web, length, requests: int) -> None:
+    async def second_time(server, writer) -> None:
+        body = web.jpeg()[:-100] if len(server.requests) == 1 else web.jpeg()
+        writer.write(web.reply(body, length=length))
+
+    server.answers["/"] = second_time
+    outcome = web.fetch(server.url(), web.config_for(server, retries=1))
+    assert outcome.error_class == (None if requests == 2 else "truncated")
+    assert len(server.requests) == requests
+
+
 @pytest.mark.parametrize("status", ["404 Not Found", "403 Forbidden", "410 Gone"])
 def test_a_failure_that_will_not_pass_is_not_tried_again(server, web, status: str) -> None:
     server.answers["/"] = web.reply(status=status)
