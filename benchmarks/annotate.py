@@ -22,9 +22,9 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageDraw, ImageFont
 
-from headrace.curation.annotate.annotator import Annotator, Batch, Pixels
+from headrace.curation.annotate.annotator import AnnotationBatch, Annotator, Pixels
 from headrace.curation.annotate.annotators.caption import CaptionConfig, CaptionFacts
-from headrace.curation.annotate.annotators.clip import Clip, ClipConfig
+from headrace.curation.annotate.annotators.clip import ClipConfig, ClipScore
 from headrace.curation.annotate.annotators.faces import FaceBoxes, FacesConfig
 from headrace.curation.annotate.annotators.hashes import Hashes, HashesConfig, ImageHashes, image_hashes
 from headrace.curation.annotate.annotators.image import ImageConfig, ImageFacts
@@ -118,7 +118,7 @@ def rate_table(files: list[bytes], annotators: dict[str, Annotator]) -> Iterator
     yield "| --- | --- |"
     decoded, seconds = timed(lambda: [decode(data) for data in files])
     yield f"| decode (libjpeg-turbo) | {len(files) / seconds:,.0f} |"
-    batch = Batch(
+    batch = AnnotationBatch(
         keys=[str(row) for row in range(len(files))],
         captions=["a photograph of a small dog on a wide green lawn"] * len(files),
         sha256=["0" * 64] * len(files),
@@ -142,7 +142,7 @@ def timed(work: Callable[[], list[object]]) -> tuple[list[object], float]:
     return result, min(seconds)
 
 
-def random_clip(name: str, folder: str) -> Clip:
+def random_clip(name: str, folder: str) -> ClipScore:
     """Return the annotator of an open_clip model with random weights: rates do not depend on them."""
     import open_clip
     from safetensors.torch import save_file
@@ -150,7 +150,7 @@ def random_clip(name: str, folder: str) -> Clip:
     path = str(Path(folder, "random.safetensors"))
     network = open_clip.create_model(name, load_weights=False)
     save_file({key: value.contiguous() for key, value in network.state_dict().items()}, path)
-    return Clip(ClipConfig(model=name, checkpoint=path, images_per_batch=32))
+    return ClipScore(ClipConfig(model=name, checkpoint=path, images_per_batch=32))
 
 
 def main() -> None:

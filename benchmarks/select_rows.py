@@ -24,16 +24,11 @@ from headrace.curation.annotate.unit import write_annotations
 from headrace.curation.engine import EngineConfig
 from headrace.curation.job import Job
 from headrace.curation.ledger import ledger_url
+from headrace.curation.select.database import Limits
 from headrace.curation.select.load import Annotation, find_inputs
+from headrace.curation.select.place import Placement
 from headrace.curation.select.stage import Plan, select_rows
-from headrace.curation.select.steps.configs import (
-    ExactDuplicates,
-    Limits,
-    NearDuplicates,
-    Placement,
-    Rule,
-    TopFraction,
-)
+from headrace.curation.select.steps import ExactDuplicates, NearDuplicates, Rule, TopFraction
 
 ROWS_PER_SHARD = 10_000
 PLANTED_SHARE = 0.1

@@ -7,24 +7,26 @@ import importlib.util
 from collections.abc import Sequence
 
 from headrace import files
-from headrace.curation.annotate import annotation_digests
+from headrace.curation.annotate.config import annotators
+from headrace.curation.annotate.tables import annotation_digests
 from headrace.curation.recipe import Recipe
-from headrace.curation.select.steps.configs import Decontaminate
-
-# Annotator -> packages of the extras that it imports.
-PACKAGES = {"clip": ("open_clip", "torch"), "unsafe_image": ("onnxruntime",)}
 
 
 def check_needs(recipe: Recipe, stages: Sequence[str]) -> None:
     """Raise ValueError for a model file or an evaluation set that is not there, ModuleNotFoundError for a package."""
     if "annotate" in stages:
-        for annotator, packages in PACKAGES.items():
-            for package in packages:
-                if getattr(recipe.annotate, annotator) is not None and importlib.util.find_spec(package) is None:
-                    raise ModuleNotFoundError(f"annotate.{annotator} needs {package}", name=package)
+        for name, annotator in annotators(recipe.annotate).items():
+            _check_packages(f"annotate.{name}", annotator.packages)
         annotation_digests(recipe.annotate)
     if "select" in stages:
         for step in recipe.select:
-            for evaluation in step.against if isinstance(step, Decontaminate) else ():
+            _check_packages(f"step {step.name!r}", step.packages)
+            for evaluation in step.evaluation_sets():
                 if not files.exists(evaluation.url):
                     raise ValueError(f"evaluation set {evaluation.name!r}: no such file or folder: {evaluation.url}")
+
+
+def _check_packages(who: str, packages: Sequence[str]) -> None:
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(f"{who} needs the package {package}", name=package)

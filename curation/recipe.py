@@ -1,24 +1,26 @@
 """A recipe: one YAML file that says everything about a job of curation.
 
-The one thing a reader would get wrong: `unsafe_images: remove` is the default and a promise; a recipe that cannot
-keep it (no image model, no `unsafe` step) is refused, until it says `off`.
+`unsafe_images: remove` is the default and a promise: a recipe that cannot keep it (no image model, no step that removes
+them) is refused, until it says `off`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
 
 from headrace import files
-from headrace.config import config_to_dict, load_config
-from headrace.curation.annotate.config import AnnotateConfig
+from headrace.config import Extended, config_to_dict, load_config
+from headrace.curation.annotate.annotators import column_hints
+from headrace.curation.annotate.config import AnnotateConfig, annotate_config, annotate_config_type, annotators
 from headrace.curation.build.config import BuildConfig
 from headrace.curation.engine import EngineConfig
 from headrace.curation.fetch.config import FetchConfig, InputConfig
 from headrace.curation.report.config import ReportConfig
-from headrace.curation.select.steps.configs import Limits, SelectStep, Unsafe, check_steps
+from headrace.curation.select.database import Limits
+from headrace.curation.select.steps import SelectStep, check_steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,12 +32,12 @@ class Recipe:
     seed: int = 0
     """Seed of the order of the rows and of the shuffle of the dataset."""
     unsafe_images: Literal["remove", "off"] = "remove"
-    """`remove` promises that images over the unsafe step's threshold are gone; `off` makes no promise."""
+    """`remove` promises that a step removes unsafe images (`unsafe` does); `off` makes no promise."""
     input: InputConfig
     """The URL list, or raw shards that exist already."""
     fetch: FetchConfig = field(default_factory=FetchConfig)
     """How the list is downloaded."""
-    annotate: AnnotateConfig = field(default_factory=AnnotateConfig)
+    annotate: Annotated[AnnotateConfig, Extended(annotate_config_type)] = field(default_factory=annotate_config)
     """Which columns are computed."""
     select: tuple[SelectStep, ...] = ()
     """The steps that decide what is kept, in order."""
@@ -56,21 +58,22 @@ class Recipe:
         check_steps(self.select)
         if self.unsafe_images == "remove":
             self._check_unsafe_promise()
-        if self.build.blur_faces and self.annotate.faces is None:
+        if self.build.blur_faces and "faces" not in annotators(self.annotate):
             raise ValueError(
                 "build.blur_faces is on, but no faces would be found: add annotate.faces or build.blur_faces: false"
             )
 
     def _check_unsafe_promise(self) -> None:
-        if self.annotate.unsafe_image is None:
-            missing = "annotate.unsafe_image has no model"
-        elif not any(isinstance(step, Unsafe) and step.image_threshold is not None for step in self.select):
-            missing = "select has no step `unsafe` with an image_threshold"
-        else:
-            return
-        raise ValueError(
-            f"the recipe promises to remove unsafe images, but {missing}; add it, or say unsafe_images: off"
-        )
+        hints = column_hints()
+        made = {column for annotator in annotators(self.annotate).values() for column in annotator.columns.names}
+        keeping = [step for step in self.select if step.unsafe_image_columns()]
+        missing = "" if keeping else "select has no step that removes them (`unsafe` with an image_threshold); add it"
+        for step in keeping:
+            for column in step.unsafe_image_columns():
+                if column in hints and column not in made:
+                    missing = f"step {step.name!r} needs {column}: {hints[column]}"
+        if missing:
+            raise ValueError(f"the recipe promises to remove unsafe images, but {missing}, or say unsafe_images: off")
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -1,8 +1,8 @@
 """Why a row was kept or dropped: the ledger, the raw row, its columns and what build made of it, joined for one uid.
 
 Everything is read back from the job; nothing is recomputed but the values that a step looked at, from the same columns
-by the same SQL. The one thing a reader would get wrong: a uid may stand in the list several times; each is a row of its
-own, and of several fetches of one row the ledger knows only the one that counts.
+by the same SQL. A uid may stand in the list several times: each is a row of its own. Of several fetches of one row the
+ledger knows only the one that counts.
 """
 
 import math
@@ -19,12 +19,12 @@ from headrace.curation.ledger import LedgerSummary, StepSummary, ledger_url, rea
 from headrace.curation.raw.read import read_raw
 from headrace.curation.select.expression import Checker
 from headrace.curation.select.load import Annotation, Inputs, row_columns, sql_types
+from headrace.curation.select.steps import step_of
 from headrace.shards.commit import is_committed
 from headrace.shards.parquet import open_parquet, read_equal, read_table
 
 MIN_PREFIX = 4
 MAX_TEXT = 200
-_UNSAFE_SCORES = (("image_threshold", "unsafe_image_score"), ("text_threshold", "unsafe_text_score"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,18 +165,13 @@ def _looked_at(
     connection: duckdb.DuckDBPyConnection, checker: Checker, step: StepSummary
 ) -> tuple[float | None, float | None]:
     """Return the value that a step which let the row pass looked at, and its threshold."""
-    settings = step.settings
-    if step.step == "unsafe":
-        # The score that came nearest to its threshold.
-        scores = [
-            (_evaluate(connection, checker, column), float(settings[name]))
-            for name, column in _UNSAFE_SCORES
-            if settings[name] is not None
-        ]
-        present = [(value, limit) for value, limit in scores if value is not None]
-        return max(present, key=lambda pair: pair[0] - pair[1]) if present else (None, None)
-    text = settings.get("score") or settings.get("value")
-    return (_evaluate(connection, checker, text) if text else None), step.threshold
+    cuts = step_of(step).cuts(step.threshold)
+    found = [(_evaluate(connection, checker, cut.expression), cut.threshold) for cut in cuts]
+    # Of several, the value that came nearest to its threshold.
+    near = [(value, limit) for value, limit in found if value is not None and limit is not None]
+    if near:
+        return min(near, key=lambda pair: abs(pair[0] - pair[1]))
+    return (found[0][0] if found else None), (step.threshold if len(found) < 2 else None)
 
 
 def _evaluate(connection: duckdb.DuckDBPyConnection, checker: Checker, text: str) -> float | None:

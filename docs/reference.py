@@ -19,7 +19,7 @@ from typing import Any
 import typer
 
 from headrace.cli.app import app
-from headrace.config import OneOf
+from headrace.config import Extended, OneOf
 from headrace.curation.recipe import Recipe
 from headrace.pipeline.mixture import Mixture
 from headrace.train.config import RunConfig
@@ -115,9 +115,11 @@ def _sections(config: type, seen: set[type]) -> list[str]:
 
 
 def _field_texts(config: type) -> dict[str, str]:
+    texts = {item.name: item.metadata["text"] for item in dataclasses.fields(config) if "text" in item.metadata}
+    if texts:  # its class was made, not written; a base was
+        return _field_texts(config.__bases__[0]) | texts
     body = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0]
     assert isinstance(body, ast.ClassDef)
-    texts = {}
     for before, after in zip(body.body, body.body[1:], strict=False):
         if isinstance(before, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
             texts[ast.unparse(before.target)] = " ".join(str(after.value.value).split()).replace("|", "\\|")
@@ -127,6 +129,9 @@ def _field_texts(config: type) -> dict[str, str]:
 def _type(hint: Any) -> str:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
+        made = [mark.make() for mark in args[1:] if isinstance(mark, Extended)]
+        if made:
+            return _type(made[0])
         tables = [mark.table() for mark in args[1:] if isinstance(mark, OneOf)]
         return " | ".join(choice.__name__ for choice in tables[0].values()) if tables else _type(args[0])
     if origin is typing.Literal:
@@ -153,6 +158,8 @@ def _dataclasses(hint: Any) -> list[type]:
     for mark in getattr(hint, "__metadata__", ()):
         if isinstance(mark, OneOf):
             return list(mark.table().values())
+        if isinstance(mark, Extended):
+            return [mark.make()]
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return [hint]
     return [found for arg in typing.get_args(hint) for found in _dataclasses(arg)]

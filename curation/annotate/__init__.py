@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from headrace import files
 from headrace.config import canonical_json
 from headrace.curation.annotate.annotator import digest, file_sha256, identity
-from headrace.curation.annotate.config import ANNOTATORS, AnnotateConfig, annotators
+from headrace.curation.annotate.annotators import ANNOTATORS
+from headrace.curation.annotate.config import AnnotateConfig, annotators
 from headrace.curation.annotate.tables import annotated_shards, annotation_digests, annotation_folders
 from headrace.curation.engine import OnProgress, no_progress, run_units
 from headrace.curation.job import Job

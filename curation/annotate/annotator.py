@@ -1,14 +1,14 @@
 """What an annotator is: columns, settings, and a function from a batch of images to values of those columns.
 
-An annotator is a pure function of a batch: it sees no file names, no other row and no clock. The one thing a reader
-would get wrong: constructing one loads nothing, so select and build can ask for its digest on a machine without
-torch or a GPU; models are loaded by the first `annotate` in a process.
+An annotator is a pure function of a batch: it sees no file names, no other row and no clock. Constructing one loads
+nothing, so select and build can ask for its digest on a machine without torch or a GPU; models are loaded by the first
+`annotate` in a process.
 """
 
 import hashlib
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,7 @@ READ_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
+class AnnotationBatch:
     """Consecutive rows of one raw shard; every list has one item a row."""
 
     keys: list[str]
@@ -39,27 +39,50 @@ class Batch:
     """`class: message` of the images that do not decode."""
 
 
-class Annotator(Protocol):
-    """One row in, one row of columns out. `annotate` must give null wherever it needs pixels and there are none."""
+class Annotator:
+    """One row in, one row of columns out, and what the rest of curation asks of it.
+
+    An annotator is one file with one subclass, and one line in the table `ANNOTATORS`, or in the extension of another
+    package. Its docstring's first line is what `headrace annotators` says.
+    """
 
     name: ClassVar[str]
+    """Its key in the recipe, and the beginning of its folder's name."""
     version: ClassVar[int]
     """Raised whenever the same input and settings would give other values."""
     columns: ClassVar[pa.Schema]
     """The columns after `key`."""
     needs_pixels: ClassVar[bool]
+    config_type: ClassVar[type[Any]]
+    """The frozen dataclass of its settings in a recipe."""
+    by_default: ClassVar[bool] = False
+    """True if it runs, with its defaults, where a recipe does not name it."""
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Python packages that it imports and that headrace alone does not bring."""
+    hint: ClassVar[str] = ""
+    """What to do where a column is missing; empty: add its key to the recipe."""
+    not_carried: ClassVar[frozenset[str]] = frozenset()
+    """Columns that build leaves out: facts of the fetched image; the index measures them again on the published one."""
+    no_amounts: ClassVar[frozenset[str]] = frozenset()
+    """Columns of numbers that are no amounts, so that a histogram says nothing."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
 
     def settings(self) -> dict[str, Any]:
         """Return everything but files that changes the values, as plain data."""
-        ...
+        return {}
 
     def files(self) -> dict[str, str]:
         """Return role -> URL of each model file. Their content counts, not their place."""
-        ...
+        return {}
 
-    def annotate(self, batch: Batch) -> Columns:
-        """Return a list for each column. Raises ValueError if a model cannot be loaded, naming its file."""
-        ...
+    def annotate(self, batch: AnnotationBatch) -> Columns:
+        """Return a list for each column, null wherever pixels are needed and there are none.
+
+        Raises ValueError if a model cannot be loaded, naming its file.
+        """
+        raise NotImplementedError(f"annotator {self.name!r} has no annotate()")
 
 
 def identity(annotator: Annotator) -> dict[str, Any]:

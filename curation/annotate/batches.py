@@ -7,7 +7,7 @@ wrong: a batch may be shorter than `batch_size` anywhere in a shard, where its i
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from headrace.curation.annotate.annotator import Batch
+from headrace.curation.annotate.annotator import AnnotationBatch
 from headrace.curation.annotate.annotators.hashes import sha256_hex
 from headrace.curation.annotate.decode import Decoded, decode
 from headrace.shards.group import MAX_IMAGE_BYTES, group_members
@@ -41,20 +41,20 @@ class _Pending:
         self.decoded.append(decoded)
         self.pixels += _num_pixels(decoded)
 
-    def take(self) -> Batch:
+    def take(self) -> AnnotationBatch:
         batch = _batch(self.rows, self.decoded)
         self.rows, self.decoded, self.pixels = [], [], 0
         return batch
 
 
-def batches_without_images(rows: Sequence[Row], batch_size: int) -> Iterator[Batch]:
+def batches_without_images(rows: Sequence[Row], batch_size: int) -> Iterator[AnnotationBatch]:
     """Yield batches for annotators that need no pixels; the tar is not read."""
     for start in range(0, len(rows), batch_size):
         chosen = rows[start : start + batch_size]
         yield _batch(chosen, [Decoded()] * len(chosen))
 
 
-def batches_with_images(rows: Sequence[Row], tar_url: str, batch_size: int) -> Iterator[Batch]:
+def batches_with_images(rows: Sequence[Row], tar_url: str, batch_size: int) -> Iterator[AnnotationBatch]:
     """Yield batches of decoded images in the order of `rows`. Raises ShardError if the tar is damaged."""
     members = {
         sample.key: sample.image for sample in group_members(scan_tar(tar_url), tar_url) if sample.image is not None
@@ -109,8 +109,8 @@ def _num_pixels(decoded: Decoded) -> int:
     return 0 if decoded.pixels is None else decoded.pixels.shape[0] * decoded.pixels.shape[1]
 
 
-def _batch(rows: Sequence[Row], decoded: Sequence[Decoded]) -> Batch:
-    return Batch(
+def _batch(rows: Sequence[Row], decoded: Sequence[Decoded]) -> AnnotationBatch:
+    return AnnotationBatch(
         keys=[row.key for row in rows],
         captions=[row.caption for row in rows],
         sha256=[row.sha256 for row in rows],

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from headrace import files
-from headrace.curation.annotate.annotator import Annotator, Batch, digest
+from headrace.curation.annotate.annotator import AnnotationBatch, Annotator, digest
 from headrace.curation.annotate.batches import Row, batches_with_images, batches_without_images
 from headrace.curation.annotate.config import AnnotateConfig, annotators
 from headrace.curation.annotate.decode import error_class
@@ -86,13 +86,13 @@ def _rows(unit: AnnotateUnit) -> list[Row]:
     ]
 
 
-def _batches(unit: AnnotateUnit, rows: list[Row], chosen: Mapping[str, Annotator]) -> Iterator[Batch]:
+def _batches(unit: AnnotateUnit, rows: list[Row], chosen: Mapping[str, Annotator]) -> Iterator[AnnotationBatch]:
     if not any(annotator.needs_pixels for annotator in chosen.values()):
         return batches_without_images(rows, unit.config.batch_size)
     return batches_with_images(rows, raw_tar_url(unit.job, unit.shard), unit.config.batch_size)
 
 
-def _table(annotator: Annotator, batch: Batch) -> pa.Table:
+def _table(annotator: Annotator, batch: AnnotationBatch) -> pa.Table:
     columns = {"key": batch.keys, **annotator.annotate(batch)}
     return pa.Table.from_pydict(columns, schema=_schema(annotator))
 

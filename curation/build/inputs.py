@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from headrace.curation.annotate.annotators import known_annotators
 from headrace.curation.annotate.tables import open_annotation
 from headrace.curation.job import Job
 from headrace.curation.ledger import ledger_url
@@ -25,8 +26,6 @@ from headrace.shards.payloads import read_payloads
 from headrace.shards.tar import iterate_members
 from headrace.shards.windows import Windows
 
-# Facts of the fetched image that the index measures again on the published one, or that are null for all that is kept.
-_NOT_CARRIED = {"image_width", "image_height", "aspect", "image_format", "orientation", "decode_error"}
 FACE_BOXES = "face_boxes"
 _NO_IMAGE = {"txt", "json", "cls"}
 # Two shuffle windows of the default size.
@@ -88,10 +87,11 @@ class RawShard:
     def fields(self) -> dict[str, tuple[pa.Field, bool]]:
         """Return the columns that may be carried, and whether they are carried without being asked for."""
         result: dict[str, tuple[pa.Field, bool]] = {}
+        not_carried = frozenset[str]().union(*(kind.not_carried for kind in known_annotators().values()))
         for number, schema in enumerate(self.schemas):
             for field in schema:
                 if field.name not in INDEX_SCHEMA.names and field.name not in result:
-                    standard = number > 0 and not pa.types.is_nested(field.type) and field.name not in _NOT_CARRIED
+                    standard = number > 0 and not pa.types.is_nested(field.type) and field.name not in not_carried
                     result[field.name] = (field, standard)
         return result
 

@@ -21,6 +21,7 @@ from headrace.curation.report.pictures import Pictures, Thumbnail
 from headrace.curation.report.sketch import Tally
 from headrace.curation.report.tables import ledger_by_shard
 from headrace.curation.report.values import kept_values
+from headrace.curation.select.steps import step_of
 from headrace.shards.dataset import Dataset
 
 Row = dict[str, Any]
@@ -59,7 +60,7 @@ def choose(
     if not samples:
         return result
     pictures = Pictures(job, summary, dataset, pixels)
-    cuts = [step for step in summary.steps if step.threshold is not None and step.step != "unsafe"]
+    cuts = [step for step in summary.steps if step.threshold is not None and step_of(step).shows_dropped]
     groups = [uid for uid, _ in duplicates.top(samples)]
     dropped, members = _walk_ledger(job, cuts, groups, samples * SPARE)
     above: dict[str, list[Row]] = {step.name: [] for step in cuts}

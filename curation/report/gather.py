@@ -12,12 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headrace import files
+from headrace.curation.annotate.annotators import known_annotators
 from headrace.curation.job import Job
 from headrace.curation.ledger import LedgerSummary
 from headrace.curation.raw.read import read_raw
 from headrace.curation.report.sketch import Distinct, Histogram, Ranges, Tally, hosts, is_numeric, numbers
 from headrace.curation.report.tables import annotation_folders, ledger_by_shard, read_annotations
 from headrace.curation.report.values import open_evaluator, with_cut_values
+from headrace.curation.select.steps import step_of
 from headrace.shards.dataset import Dataset
 from headrace.shards.parquet import read_table
 
@@ -45,7 +47,7 @@ def gather_job(job: Job, summary: LedgerSummary) -> Numbers:
     """Count everything of a job that has a ledger."""
     result = Numbers(distinct={"hosts": Distinct(), "urls": Distinct(), "captions": Distinct(), "images": Distinct()})
     folders, ranges = annotation_folders(job, summary), Ranges()
-    near_steps = [step.name for step in summary.steps if step.step == "near_duplicates"]
+    near_steps = [step.name for step in summary.steps if step_of(step).links == "groups"]
     with open_evaluator() as evaluator:
         for shard, rows in ledger_by_shard(job):
             _count_ledger(result, rows, near_steps)
@@ -118,12 +120,13 @@ def gather_dataset(dataset: Dataset) -> Numbers:
     return result
 
 
-_NO_HISTOGRAM = {"offset", "crc32", "orientation", "label"}
+_NO_HISTOGRAM = {"offset", "crc32", "label"}  # of the index
 
 
 def _shown_columns(schema: pa.Schema) -> list[str]:
     """Return the numeric columns whose values are amounts."""
-    return [item.name for item in schema if is_numeric(item.type) and item.name not in _NO_HISTOGRAM]
+    hidden = _NO_HISTOGRAM.union(*(annotator.no_amounts for annotator in known_annotators().values()))
+    return [item.name for item in schema if is_numeric(item.type) and item.name not in hidden]
 
 
 def dataset_numbers(dataset: Dataset) -> dict[str, Any]:

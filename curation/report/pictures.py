@@ -6,7 +6,7 @@ score where the recipe removes unsafe images), it is not shown.
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -20,7 +20,8 @@ from headrace import files
 from headrace.curation.build.blur import blur_boxes
 from headrace.curation.build.inputs import load_raw_shard
 from headrace.curation.job import Job
-from headrace.curation.ledger import LedgerSummary, StepSummary
+from headrace.curation.ledger import LedgerSummary
+from headrace.curation.select.steps import step_of
 from headrace.shards.dataset import Dataset
 from headrace.shards.errors import ShardError
 from headrace.shards.images.decode import decode_rgb
@@ -39,32 +40,6 @@ class Thumbnail:
     url: str
 
 
-@dataclass(frozen=True, slots=True)
-class UnsafeLimits:
-    """Scores at which a picture is unsafe; None where the recipe does not look."""
-
-    image: float | None = None
-    text: float | None = None
-
-    def allow(self, facts: Mapping[str, Any]) -> bool:
-        """True if the scores are known and under the limits; a row without a caption needs no text score."""
-        image, text = facts.get("unsafe_image_score"), facts.get("unsafe_text_score")
-        # A comparison with NaN is false, so an unknown score is never allowed.
-        if self.image is not None and not (image is not None and image < self.image):
-            return False
-        return self.text is None or not facts.get("caption") or (text is not None and text < self.text)
-
-
-def unsafe_limits(steps: Sequence[StepSummary]) -> UnsafeLimits:
-    """Return the lowest limits of a recipe's `unsafe` steps."""
-    settings = [step.settings for step in steps if step.step == "unsafe"]
-
-    def lowest(name: str) -> float | None:
-        return min((float(item[name]) for item in settings if item.get(name) is not None), default=None)
-
-    return UnsafeLimits(lowest("image_threshold"), lowest("text_threshold"))
-
-
 def thumbnail(pixels: NDArray[np.uint8], pixels_per_side: int) -> bytes:
     """Return a small JPEG of upright RGB pixels, its longer side at most `pixels_per_side`."""
     image = Image.fromarray(pixels)
@@ -81,8 +56,7 @@ class Pictures:
         load_raw_shard.cache_clear()
         _index.cache_clear()
         self._job = job
-        self._limits = unsafe_limits(summary.steps)
-        self._unsafe_steps = {step.name for step in summary.steps if step.step == "unsafe"}
+        self._steps = {step.name: step_of(step) for step in summary.steps}
         parent = files.join(job.url, "annotations")
         self._annotations = tuple(
             (name, files.join(parent, folder)) for name, folder in sorted(summary.annotations.items())
@@ -95,7 +69,8 @@ class Pictures:
         """Return the thumbnail of a ledger row: as published if it was, from the raw shard if it was dropped."""
         if row["kept"]:
             return self.of_sample(row["out_shard"], f"{row['out_shard']}{row['out_index']:06d}")
-        if row["step"] in self._unsafe_steps:
+        step = self._steps.get(row["step"])
+        if step is None or not step.shows_dropped:
             return None
         return self._of_raw(row["raw_shard"], row["key"])
 
@@ -129,7 +104,9 @@ class Pictures:
             # Raw tars are often deleted once the dataset is built; the numbers need none of them.
             return None
         facts = raw.facts(key)
-        if facts is None or facts.get("face_boxes") is None or not self._limits.allow(facts):
+        if facts is None or facts.get("face_boxes") is None:
+            return None
+        if not all(step.may_show(facts) for step in self._steps.values()):
             return None
         try:
             (data,) = raw.read([key])

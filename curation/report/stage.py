@@ -29,7 +29,7 @@ from headrace.curation.report.gather import (
     gather_job,
 )
 from headrace.curation.report.render import render
-from headrace.curation.report.values import cut_expression
+from headrace.curation.report.values import cuts_of
 from headrace.curation.select import decides
 from headrace.shards.dataset import Dataset, open_dataset
 
@@ -170,15 +170,8 @@ def _job_report(job: Job, ledger: LedgerSummary, numbers: Numbers, dataset: Data
 
 
 def _cuts(ledger: LedgerSummary, column: str) -> list[dict[str, Any]]:
-    cuts = []
-    for step in ledger.steps:
-        value = step.threshold if cut_expression(step) == column else None
-        if step.step == "unsafe":
-            limits = {"unsafe_image_score": "image_threshold", "unsafe_text_score": "text_threshold"}
-            value = step.settings.get(limits.get(column, ""))
-        if value is not None:
-            cuts.append({"step": step.name, "value": float(value)})
-    return cuts
+    found = [(step.name, cut) for step in ledger.steps for cut in cuts_of(step) if cut.expression == column]
+    return [{"step": name, "value": float(cut.threshold)} for name, cut in found if cut.threshold is not None]
 
 
 def _duplicates(numbers: Numbers) -> dict[str, Any]:

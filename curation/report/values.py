@@ -1,8 +1,8 @@
 """The values that the steps with a threshold look at, in rows they dropped and in rows they let pass.
 
 The ledger holds a value for a row that was dropped only; for others the step's expression is evaluated again, with
-select's own checks. The one thing a reader would get wrong: near-duplicates and decontamination cut at a distance
-that no column holds, so they have no kept side.
+select's own checks. Near-duplicates and decontamination cut at a distance that no column holds, so they have no kept
+side.
 """
 
 import contextlib
@@ -19,19 +19,21 @@ from headrace.curation.raw.read import read_raw
 from headrace.curation.report.tables import annotation_folders, ledger_by_shard, read_annotations
 from headrace.curation.select.expression import Checker
 from headrace.curation.select.load import sql_types
+from headrace.curation.select.step import Cut
+from headrace.curation.select.steps import step_of
 
 _LEDGER = ["uid", "raw_shard", "key", "kept", "step", "duplicate_of", "out_shard", "out_index"]
 
 
-def cut_expression(step: StepSummary) -> str:
-    """Return the SQL expression whose value a step cuts at; empty if there is none."""
-    return str(step.settings.get("score") or step.settings.get("value") or "")
+def cuts_of(step: StepSummary) -> tuple[Cut, ...]:
+    """Return the numbers that a step of the ledger compares with a threshold."""
+    return step_of(step).cuts(step.threshold)
 
 
 def kept_values(job: Job, summary: LedgerSummary, steps: list[StepSummary]) -> Iterator[tuple[str, pa.Table]]:
     """Yield (step, kept rows of one raw shard with their `value`), shard by shard."""
-    steps = [step for step in steps if cut_expression(step)]
-    if not steps:
+    texts = {step.name: cuts[0].expression for step in steps if (cuts := cuts_of(step))}
+    if not texts:
         return
     folders = annotation_folders(job, summary)
     with open_evaluator() as evaluator:
@@ -41,8 +43,8 @@ def kept_values(job: Job, summary: LedgerSummary, steps: list[StepSummary]) -> I
                 continue
             columns = _columns(read_raw(job, shard), read_annotations(folders, shard), kept["key"])
             checker = Checker(evaluator, sql_types(evaluator, columns.schema))
-            for step in steps:
-                yield step.name, kept.append_column("value", _values(evaluator, checker, columns, cut_expression(step)))
+            for name, text in texts.items():
+                yield name, kept.append_column("value", _values(evaluator, checker, columns, text))
 
 
 @contextlib.contextmanager
@@ -57,7 +59,7 @@ def with_cut_values(
     evaluator: duckdb.DuckDBPyConnection, steps: Sequence[StepSummary], raw: pa.Table, annotated: pa.Table
 ) -> pa.Table:
     """Return `annotated` and, under its text, each expression that a step cuts at and that is no column of it."""
-    texts = dict.fromkeys(filter(None, map(cut_expression, steps)))
+    texts = dict.fromkeys(cut.expression for step in steps for cut in cuts_of(step))
     missing = [text for text in texts if text not in annotated.column_names]
     if not missing:
         return annotated

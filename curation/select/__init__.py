@@ -18,8 +18,8 @@ from headrace.curation.job import Job
 from headrace.curation.ledger import LedgerSummary
 from headrace.curation.raw.schema import OWN_SCHEMA
 from headrace.curation.select.load import Annotation, Inputs, NotReadyError, find_inputs, visible_columns
+from headrace.curation.select.place import Placement
 from headrace.curation.select.stage import Plan, check_columns, check_plan, decision_digest, select_rows
-from headrace.curation.select.steps.configs import Placement
 
 if TYPE_CHECKING:
     from headrace.curation.recipe import Recipe

@@ -1,8 +1,7 @@
 """The database of one run: a DuckDB file in a work folder, locked down before any text of a recipe reaches it.
 
-Tables enter as Arrow and leave as Arrow; the engine itself can open no file and no network. The one thing a reader
-would get wrong: DuckDB returns rows in any order, so whatever is written must come from a query that ends in a total
-ORDER BY.
+Tables enter as Arrow and leave as Arrow; the engine itself can open no file and no network. DuckDB returns rows in any
+order, so whatever is written must come from a query that ends in a total ORDER BY.
 """
 
 import contextlib
@@ -11,6 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
@@ -18,12 +18,31 @@ import pyarrow as pa
 
 from headrace import files
 from headrace.curation.select.expression import first_line
-from headrace.curation.select.steps.configs import Limits
 
 log = logging.getLogger(__name__)
 
 WORK_FOLDER = ".work"
 READ_ROWS = 100_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What the database may use. Never changes the result."""
+
+    memory_bytes: int = 4 << 30
+    """Memory of the database; beyond it, it spills to a folder beside the ledger."""
+    threads: int = 0
+    """Threads of the database; 0: one for each CPU this process may use."""
+    max_bucket: int = 2000
+    """Comparisons that one member of a near-duplicate bucket may cost; larger buckets are linked as stars."""
+
+    def __post_init__(self) -> None:
+        if self.memory_bytes < 64 << 20:
+            raise ValueError(f"memory_bytes must be at least {64 << 20} (64 MiB), got {self.memory_bytes}")
+        if self.threads < 0 or self.max_bucket < 2:
+            raise ValueError(
+                f"threads must be 0 or more and max_bucket 2 or more, got {self.threads}, {self.max_bucket}"
+            )
 
 
 @contextlib.contextmanager

@@ -1,12 +1,13 @@
 """Evaluation sets as hashes: each image's sha256, and PDQ of it and of its mirror image, each with and without border.
 
 The images are read anew in every run, because only their bytes say whether the set is still the same; hashes of bytes
-seen before are taken from `ledger/evaluation/NAME/`. The one thing a reader would get wrong: an image that does not
-decode is still looked for by its sha256, and is counted.
+seen before are taken from `ledger/evaluation/NAME/`. An image that does not decode is still looked for by its sha256,
+and is counted.
 """
 
 import hashlib
 import io
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,6 @@ import pyarrow.parquet as pq
 from headrace import files
 from headrace.curation.annotate.annotators.hashes import Hashes, image_hashes
 from headrace.curation.engine import EngineConfig, OnProgress, no_progress, run_units
-from headrace.curation.select.steps.configs import EvaluationSet
 from headrace.shards.group import IMAGE_EXTENSIONS, split_name
 from headrace.shards.images.decode import decode_rgb
 from headrace.shards.imports.folder import open_folder
@@ -44,6 +44,21 @@ SCHEMA = pa.schema(
     ],
     metadata={"headrace.hashes": str(Hashes.version)},
 )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationSet:
+    """Images that must not be trained on."""
+
+    name: str
+    """Name in the ledger."""
+    url: str
+    """Folder of images, dataset of shards, tar, or parquet with a column of image bytes; any fsspec URL."""
+
+    def __post_init__(self) -> None:
+        # The name is also that of a folder beside the ledger.
+        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", self.name):
+            raise ValueError(f"name of an evaluation set: letters, digits, '-', '_' and '.' only, got {self.name!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,6 +134,13 @@ class Checker:
             items.append(OrderItem(expression, (match["direction"] or "").lower() == "desc"))
         return tuple(items)
 
+    def require(self, columns: Iterable[str], where: str) -> None:
+        """Raise ValueError if a column is missing, saying what to do."""
+        for name in columns:
+            if name.lower() not in self._columns:
+                hint = self._hints.get(name, "carry it from the list with input.columns")
+                raise ValueError(f"{where} needs the column {name!r}, which no annotator of this recipe makes; {hint}")
+
     def names(self) -> list[str]:
         """Return the known columns."""
         return sorted(self._columns.values())

@@ -1,7 +1,7 @@
 """Raw shards and their annotations -> one table `rows` in the database, one row an input row.
 
-Rows are numbered (`__row`) by raw shard, then key: the order of the ledger. The one thing a reader would get wrong:
-after a retry one input row has several raw rows; the first successful one counts, and the others are in no ledger.
+Rows are numbered (`__row`) by raw shard, then key: the order of the ledger. After a retry one input row has several raw
+rows; the first successful one counts, and the others are in no ledger.
 """
 
 import contextlib
@@ -27,36 +27,9 @@ LEDGER_COLUMNS = (*IDENTITY, "url", "key", "status", "error_class")
 HASH_COLUMNS = ("pdq", "pdq_trimmed")
 HASH_BYTES = 32
 
-# What to add to a recipe that names a column which no annotator of it makes.
-ANNOTATOR_OF = {
-    "image_width": "image",
-    "image_height": "image",
-    "aspect": "image",
-    "image_format": "image",
-    "orientation": "image",
-    "decode_error": "image",
-    "pdq": "hashes",
-    "pdq_trimmed": "hashes",
-    "pdq_quality": "hashes",
-    "sha256": "hashes",
-    "caption_chars": "caption",
-    "caption_words": "caption",
-    "clip_score": "clip",
-    "clip_embedding": "clip",
-    "unsafe_text_score": "unsafe_text",
-    "unsafe_text_words": "unsafe_text",
-    "unsafe_image_score": "unsafe_image",
-    "num_faces": "faces",
-    "face_boxes": "faces",
-    "face_scores": "faces",
-}
-
 
 class NotReadyError(ValueError):
     """A stage before this one has not finished."""
-
-
-HINTS = {column: f"add annotate.{name} and run `headrace annotate`" for column, name in ANNOTATOR_OF.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,29 @@
 """Where each kept row goes: raw order, shuffled within windows of raw shards, cut into output shards.
 
-A pure function of (seed, windows, which rows are kept). The one thing a reader would get wrong: output shards are cut
-across the ends of windows, so all but the last are full, and one output shard may read from the raw shards of two
-windows.
+A pure function of (seed, windows, which rows are kept). Output shards are cut across the ends of windows, so all but
+the last are full, and one output shard may read from the raw shards of two windows.
 """
+
+from dataclasses import dataclass
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 
 from headrace.curation.select.database import insert, read_batches
-from headrace.curation.select.steps.configs import Placement
 from headrace.shards.permutation import make_key, permute
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """Where kept rows go: raw order, shuffled within windows of raw shards, cut into output shards."""
+
+    seed: int
+    """The recipe's seed."""
+    shuffle_window: int
+    """Raw shards a window."""
+    samples_per_shard: int
+    """Rows an output shard."""
 
 
 def place_rows(connection: duckdb.DuckDBPyConnection, placement: Placement) -> int:

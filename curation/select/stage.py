@@ -1,8 +1,7 @@
 """Run the steps over the tables and write the ledger.
 
-The state between steps is one table, `alive`; every drop goes into `dropped` with its step. The one thing a reader
-would get wrong: the ledger follows from the tables, the steps and the placement alone; limits and engine never change
-a byte.
+The state between steps is one table, `alive`; every drop goes into `dropped` with its step. The ledger follows from the
+tables, the steps and the placement alone; limits and engine never change a byte.
 """
 
 import math
@@ -15,6 +14,7 @@ import pyarrow as pa
 
 from headrace import files
 from headrace.config import config_to_dict
+from headrace.curation.annotate.annotators import column_hints
 from headrace.curation.engine import EngineConfig, OnProgress, no_progress
 from headrace.curation.ledger import (
     LedgerSummary,
@@ -25,29 +25,13 @@ from headrace.curation.ledger import (
     write_ledger,
     write_summary,
 )
-from headrace.curation.select.database import count, insert, open_database, read_batches, remove_leftovers
+from headrace.curation.select.database import Limits, count, insert, open_database, read_batches, remove_leftovers
 from headrace.curation.select.evaluation import hash_evaluation_set
 from headrace.curation.select.expression import TEXT_HINT, UNKNOWN, Checker, first_line, quoted
-from headrace.curation.select.load import HINTS, Inputs, known_columns, load_rows, sql_types
-from headrace.curation.select.place import place_rows
-from headrace.curation.select.step import Bench, Outcome, Prepared, stored_columns
-from headrace.curation.select.steps.configs import (
-    Decontaminate,
-    ExactDuplicates,
-    Limits,
-    NearDuplicates,
-    Placement,
-    Rule,
-    SelectStep,
-    TopFraction,
-    Unsafe,
-    check_steps,
-)
-from headrace.curation.select.steps.decontaminate import prepare_decontaminate
-from headrace.curation.select.steps.exact_duplicates import prepare_exact_duplicates
-from headrace.curation.select.steps.near_duplicates import prepare_near_duplicates
-from headrace.curation.select.steps.rule import prepare_decode, prepare_fetch, prepare_rule, prepare_unsafe
-from headrace.curation.select.steps.top_fraction import prepare_top_fraction
+from headrace.curation.select.load import Inputs, known_columns, load_rows, sql_types
+from headrace.curation.select.place import Placement, place_rows
+from headrace.curation.select.step import Bench, Prepared, Step, StepResult, stored_columns
+from headrace.curation.select.steps import FIRST_STEPS, check_steps
 
 # Raised whenever the same inputs would give another ledger.
 VERSION = 1
@@ -60,7 +44,7 @@ EvaluationTables = Mapping[str, Mapping[str, pa.Table]]
 class Plan:
     """What one run of select decides by."""
 
-    steps: tuple[SelectStep, ...]
+    steps: tuple[Step, ...]
     placement: Placement
 
 
@@ -80,14 +64,14 @@ def select_rows(
     if summary is not None:
         return summary
     with open_database(inputs.job.ledger, limits) as connection:
-        checker = Checker(connection, sql_types(connection, known_columns(inputs)), HINTS)
-        steps = _prepare(plan.steps, checker, tables)
+        checker = Checker(connection, sql_types(connection, known_columns(inputs)), column_hints())
+        steps = _prepare(plan.steps, checker)
         total = len(inputs.shards) + len(steps) + 1
         columns = [name for _, prepared in steps for name in prepared.columns]
         for done in load_rows(connection, inputs, columns):
             on_progress(done, total)
         funnel = []
-        for line in _run_steps(connection, steps, limits):
+        for line in _run_steps(connection, steps, limits, tables):
             funnel.append(line)
             on_progress(len(inputs.shards) + len(funnel), total)
         summary = _write(connection, inputs, plan, digest, funnel)
@@ -100,23 +84,22 @@ def check_plan(inputs: Inputs, plan: Plan) -> list[str]:
     return check_columns(plan.steps, known_columns(inputs))
 
 
-def check_columns(steps: Sequence[SelectStep], schema: pa.Schema, untyped: Sequence[str] = ()) -> list[str]:
+def check_columns(steps: Sequence[Step], schema: pa.Schema, untyped: Sequence[str] = ()) -> list[str]:
     """Check every expression against columns and return their names; the types of `untyped` ones are not known yet."""
     with duckdb.connect() as connection:
         types = sql_types(connection, schema) | dict.fromkeys(untyped, UNKNOWN)
-        checker = Checker(connection, types, HINTS)
-        empty: EvaluationTables = {step.name: {} for step in steps}
-        _prepare(steps, checker, empty)
+        checker = Checker(connection, types, column_hints())
+        _prepare(steps, checker)
         return checker.names()
 
 
-def _evaluation_tables(inputs: Inputs, steps: Sequence[SelectStep], engine: EngineConfig) -> EvaluationTables:
-    found: dict[str, dict[str, pa.Table]] = {}
-    for step in steps:
-        if isinstance(step, Decontaminate):
-            folder = files.join(inputs.job.ledger, "evaluation")
-            found[step.name] = {item.name: hash_evaluation_set(item, folder, engine) for item in step.against}
-    return found
+def _evaluation_tables(inputs: Inputs, steps: Sequence[Step], engine: EngineConfig) -> EvaluationTables:
+    folder = files.join(inputs.job.ledger, "evaluation")
+    return {
+        step.name: {item.name: hash_evaluation_set(item, folder, engine) for item in step.evaluation_sets()}
+        for step in steps
+        if step.evaluation_sets()
+    }
 
 
 def _inputs_digest(inputs: Inputs, plan: Plan, tables: EvaluationTables) -> str:
@@ -127,7 +110,7 @@ def _inputs_digest(inputs: Inputs, plan: Plan, tables: EvaluationTables) -> str:
     parts: dict[str, Any] = {
         "version": VERSION,
         "tables": inputs.digests(),
-        "steps": [_settings(step) for step in plan.steps],
+        "steps": [config_to_dict(step) for step in plan.steps],
         "placement": config_to_dict(plan.placement),
         "evaluation": {
             step: {name: digest_of({"rows": rows}) for name, rows in of.items()} for step, of in sets.items()
@@ -138,41 +121,23 @@ def _inputs_digest(inputs: Inputs, plan: Plan, tables: EvaluationTables) -> str:
 
 def decision_digest(plan: Plan, annotations: Mapping[str, str]) -> str:
     """Return the digest of what a recipe decides by; `annotations`: annotator -> name of its folder."""
-    steps = [_settings(step) for step in plan.steps]
+    steps = [config_to_dict(step) for step in plan.steps]
     return digest_of({"steps": steps, "placement": config_to_dict(plan.placement), "annotations": dict(annotations)})
 
 
-def _settings(step: SelectStep) -> dict[str, Any]:
-    return config_to_dict(step)
-
-
-def _prepare(
-    steps: Sequence[SelectStep], checker: Checker, tables: EvaluationTables
-) -> list[tuple[SelectStep | str, Prepared]]:
-    prepared: list[tuple[SelectStep | str, Prepared]] = [
-        ("fetch", prepare_fetch()),
-        ("decode", prepare_decode(checker)),
-    ]
-    for step in steps:
-        match step:
-            case Rule():
-                made = prepare_rule(step, checker)
-            case Unsafe():
-                made = prepare_unsafe(step, checker)
-            case ExactDuplicates():
-                made = prepare_exact_duplicates(step, checker)
-            case NearDuplicates():
-                made = prepare_near_duplicates(step, checker)
-            case Decontaminate():
-                made = prepare_decontaminate(step, checker, tables[step.name])
-            case TopFraction():
-                made = prepare_top_fraction(step, checker)
-        prepared.append((step, made))
+def _prepare(steps: Sequence[Step], checker: Checker) -> list[tuple[Step, Prepared]]:
+    prepared = []
+    for step in (*FIRST_STEPS, *steps):
+        checker.require(step.needs_columns(), f"step {step.name!r}")
+        prepared.append((step, step.prepare(checker)))
     return prepared
 
 
 def _run_steps(
-    connection: duckdb.DuckDBPyConnection, steps: Sequence[tuple[SelectStep | str, Prepared]], limits: Limits
+    connection: duckdb.DuckDBPyConnection,
+    steps: Sequence[tuple[Step, Prepared]],
+    limits: Limits,
+    evaluation: EvaluationTables,
 ) -> Iterator[StepSummary]:
     connection.execute("CREATE TABLE alive AS SELECT __row FROM rows")
     connection.execute(
@@ -182,35 +147,32 @@ def _run_steps(
     num_input = 0
     num_here = count(connection, "SELECT count(*) FROM alive")
     for number, (step, prepared) in enumerate(steps):
-        if number == 2:  # after fetch and decode
+        if number == len(FIRST_STEPS):
             num_input = num_here
         columns = ", ".join(quoted(name) for name in stored_columns(prepared.columns))
         connection.execute(
             f"CREATE TABLE here AS SELECT __row{columns and ', ' + columns} FROM rows SEMI JOIN alive USING (__row)"
         )
         try:
-            outcome = prepared.run(Bench(connection, limits, num_input, num_here))
+            result = prepared.run(Bench(connection, limits, num_input, num_here, evaluation.get(step.name, {})))
         except (duckdb.DataError, duckdb.InvalidInputException) as error:
-            name = step if isinstance(step, str) else step.name
             hint = TEXT_HINT if isinstance(error, duckdb.ConversionException) else ""
             raise ValueError(
-                f"step {name!r}: an expression has no value for a row: {first_line(error)}{hint}"
+                f"step {step.name!r}: an expression has no value for a row: {first_line(error)}{hint}"
             ) from None
-        line = _settle(connection, step, outcome, num_here)
+        line = _settle(connection, step, result, num_here)
         num_here = line.rows_out
         yield line
 
 
-def _settle(
-    connection: duckdb.DuckDBPyConnection, step: SelectStep | str, outcome: Outcome, num_here: int
-) -> StepSummary:
+def _settle(connection: duckdb.DuckDBPyConnection, step: Step, result: StepResult, num_here: int) -> StepSummary:
     """Move the rows of `verdict` from `alive` to `dropped`."""
-    name = step if isinstance(step, str) else step.name
     reasons = connection.execute("SELECT reason, count(*) FROM verdict GROUP BY reason ORDER BY reason").fetchall()
     num_dropped = sum(number for _, number in reasons)
     assert num_dropped == count(connection, "SELECT count(DISTINCT __row) FROM verdict SEMI JOIN here USING (__row)")
     connection.execute(
-        "INSERT INTO dropped SELECT __row, $name, reason, value, threshold, duplicate_of FROM verdict", {"name": name}
+        "INSERT INTO dropped SELECT __row, $name, reason, value, threshold, duplicate_of FROM verdict",
+        {"name": step.name},
     )
     if num_dropped:
         connection.execute("CREATE TABLE left_over AS SELECT __row FROM alive ANTI JOIN verdict USING (__row)")
@@ -218,16 +180,16 @@ def _settle(
         connection.execute("ALTER TABLE left_over RENAME TO alive")
     connection.execute("DROP TABLE here")
     connection.execute("DROP TABLE verdict")
-    threshold = outcome.threshold
+    threshold = result.threshold
     return StepSummary(
-        name=name,
-        step=step if isinstance(step, str) else step.step,
-        settings={} if isinstance(step, str) else _settings(step),
+        name=step.name,
+        step=step.step,
+        settings={} if step in FIRST_STEPS else config_to_dict(step),
         rows_in=num_here,
         dropped=dict(reasons),
         rows_out=num_here - num_dropped,
         threshold=threshold if threshold is not None and math.isfinite(threshold) else None,
-        details=outcome.details,
+        details=result.details,
     )
 
 

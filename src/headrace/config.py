@@ -54,6 +54,19 @@ class OneOf:
         return core_schema.tagged_union_schema(choices, discriminator=choose)
 
 
+@dataclass(frozen=True, slots=True)
+class Extended:
+    """Marks a field whose dataclass is made when a config is first loaded, as extensions add keys to it:
+    `annotate: Annotated[AnnotateConfig, Extended(annotate_config_type)]`.
+    """
+
+    make: Callable[[], type]
+    """Returns the dataclass. A field's `metadata["text"]` is its text in the reference."""
+
+    def __get_pydantic_core_schema__(self, _source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return handler.generate_schema(self.make())
+
+
 class _Loader(yaml.SafeLoader):
     """SafeLoader with YAML 1.2 scalars, no aliases (they can expand without bound) and no duplicate keys."""
 
@@ -275,9 +288,11 @@ def _mark(annotation: Any) -> OneOf | None:
 
 
 def _dataclasses_in(annotation: Any) -> list[Any]:
-    mark = _mark(annotation)
-    if mark is not None:
-        return list(mark.table().values())
+    for mark in getattr(annotation, "__metadata__", ()):
+        if isinstance(mark, OneOf):
+            return list(mark.table().values())
+        if isinstance(mark, Extended):
+            return [mark.make()]
     annotation = _bare(annotation)
     if dataclasses.is_dataclass(annotation):
         return [annotation]

@@ -10,15 +10,17 @@ import pytest
 from typer.testing import CliRunner
 
 from headrace.cli.app import app
-from headrace.curation.annotate.config import AnnotateConfig
+from headrace.curation.annotate.config import annotate_config
 from headrace.curation.annotate.tables import annotation_folders
 from headrace.curation.annotate.unit import write_annotations
 from headrace.curation.engine import EngineConfig
 from headrace.curation.job import Job
 from headrace.curation.raw.schema import OWN_SCHEMA
+from headrace.curation.select.database import Limits
 from headrace.curation.select.load import Annotation, find_inputs
+from headrace.curation.select.place import Placement
 from headrace.curation.select.stage import Plan, select_rows
-from headrace.curation.select.steps.configs import ExactDuplicates, Limits, Placement, Rule, TopFraction
+from headrace.curation.select.steps import ExactDuplicates, Rule, TopFraction
 from headrace.shards.commit import commit
 
 # uid, status, width, score in thousandths
@@ -60,7 +62,7 @@ def job(tmp_path: Path) -> Job:
     (tmp_path / "raw").mkdir()
     pq.write_table(pa.table(columns, schema=OWN_SCHEMA), tmp_path / "raw" / "00000.parquet")
     commit(job.raw, "00000", {})
-    folder = annotation_folders(AnnotateConfig(), job)["caption"]
+    folder = annotation_folders(annotate_config(), job)["caption"]
     keys = [record["key"] for record in records if record["status"] == "success"]
     table = pa.table({"key": keys, "caption_chars": pa.array([9] * 5, pa.int32())})
     write_annotations(folder, "00000", table, {})

@@ -16,7 +16,7 @@ from PIL import Image
 
 from headrace.config import canonical_json
 from headrace.curation.annotate.annotators.faces import FacesConfig
-from headrace.curation.annotate.config import AnnotateConfig
+from headrace.curation.annotate.config import annotate_config
 from headrace.curation.annotate.unit import write_annotations
 from headrace.curation.build.config import BuildConfig
 from headrace.curation.engine import EngineConfig
@@ -119,6 +119,13 @@ def _table(rows: list[dict[str, Any]], types: dict[str, pa.DataType]) -> pa.Tabl
     return pa.table({name: pa.array([row[name] for row in rows], kind) for name, kind in types.items()})
 
 
+STEP_SETTINGS: dict[str, dict[str, Any]] = {
+    "unsafe": {"image_threshold": 0.5, "text_threshold": None},
+    "rule": {"name": "rule", "keep": "true"},
+    "top_fraction": {"score": "clip_score", "fraction": 0.8},
+}
+
+
 def _write_raw(job: Job, shard: int, rows: list[dict[str, Any]]) -> None:
     folder = Path(job.raw)
     folder.mkdir(parents=True, exist_ok=True)
@@ -179,7 +186,7 @@ def write_job_ledger(recipe: Recipe, *, drop: tuple[int, ...] = ()) -> None:
         step = StepSummary(
             name=name,
             step=name,
-            settings={"unsafe": {"image_threshold": 0.5}, "top_fraction": {"score": "clip_score"}}.get(name, {}),
+            settings=STEP_SETTINGS.get(name, {}),
             rows_in=remaining,
             dropped={reason: reasons.count(reason) for reason in sorted(set(reasons))},
             rows_out=remaining - len(reasons),
@@ -215,7 +222,7 @@ def make_job(tmp_path: Path) -> Callable[..., Recipe]:
             job=job.url,
             unsafe_images="off",
             input=InputConfig(urls=("urls.parquet",)),
-            annotate=AnnotateConfig(faces=FacesConfig()),
+            annotate=annotate_config(faces=FacesConfig()),
             build=BuildConfig(**{"samples_per_shard": 5, **build}),
             engine=EngineConfig(executor="local" if workers else "inline", workers=workers),
         )

@@ -6,6 +6,7 @@ import pytest
 
 from headrace.config import build_config
 from headrace.curation import needs
+from headrace.curation.annotate.annotators.clip import ClipScore
 from headrace.curation.recipe import Recipe
 
 STAGES = ("fetch", "annotate", "select", "build", "report")
@@ -33,7 +34,7 @@ def test_an_evaluation_set_that_is_not_there_stops_before_the_fetch(tmp_path: Pa
 
 def test_a_missing_package_stops_before_the_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = _recipe(tmp_path, annotate={"clip": {"model": "m.json", "checkpoint": "m.safetensors"}})
-    monkeypatch.setitem(needs.PACKAGES, "clip", ("no_such_package",))
+    monkeypatch.setattr(ClipScore, "packages", ("no_such_package",))
     with pytest.raises(ModuleNotFoundError) as stopped:
         needs.check_needs(recipe, STAGES)
     assert stopped.value.name == "no_such_package"

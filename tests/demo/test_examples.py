@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from headrace.curation.recipe import load_recipe
-from headrace.curation.select.steps.configs import Decontaminate, NearDuplicates, TopFraction
+from headrace.curation.select.steps import Decontaminate, NearDuplicates, TopFraction
 
 RECIPE = Path(__file__).parents[2] / "examples" / "dfn2b.yaml"
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from headrace.curation.annotate.annotator import Batch, Columns
+from headrace.curation.annotate.annotator import AnnotationBatch, Annotator, Columns
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -13,24 +13,22 @@ class CaptionConfig:
     """Caption length. Nothing to set."""
 
 
-class CaptionFacts:
-    """Null where there is no caption, 0 where it is empty."""
+class CaptionFacts(Annotator):
+    """Caption length.
+
+    Null where there is no caption, 0 where it is empty.
+    """
 
     name: ClassVar[str] = "caption"
     version: ClassVar[int] = 1
+    config_type: ClassVar[type[Any]] = CaptionConfig
+    by_default: ClassVar[bool] = True
     needs_pixels: ClassVar[bool] = False
     columns: ClassVar[pa.Schema] = pa.schema([("caption_chars", pa.int32()), ("caption_words", pa.int32())])
 
-    def __init__(self, config: CaptionConfig) -> None:
-        self.config = config
+    config: CaptionConfig
 
-    def settings(self) -> dict[str, Any]:
-        return {}
-
-    def files(self) -> dict[str, str]:
-        return {}
-
-    def annotate(self, batch: Batch) -> Columns:
+    def annotate(self, batch: AnnotationBatch) -> Columns:
         return {
             "caption_chars": [None if text is None else len(text) for text in batch.captions],
             "caption_words": [None if text is None else len(text.split()) for text in batch.captions],

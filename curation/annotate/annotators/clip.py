@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from headrace.curation.annotate.annotator import Batch, Columns, Pixels
+from headrace.curation.annotate.annotator import AnnotationBatch, Annotator, Columns, Pixels
 from headrace.curation.annotate.annotators.clip_model import features, load_clip
 
 # A resize keeps the aspect, so one line of pixels would become a picture of gigabytes; the centre crop sees only a
@@ -38,16 +38,20 @@ class ClipConfig:
             raise ValueError(f"images_per_batch must be 1..4096, got {self.images_per_batch}")
 
 
-class Clip:
-    """Embedding: float16, of length 1, before rounding."""
+class ClipScore(Annotator):
+    """Image-text score and embedding.
+
+    The embedding is float16, of length 1 before rounding.
+    """
 
     name: ClassVar[str] = "clip"
     version: ClassVar[int] = 1
+    config_type: ClassVar[type[Any]] = ClipConfig
+    packages: ClassVar[tuple[str, ...]] = ("open_clip", "torch")
     needs_pixels: ClassVar[bool] = True
     columns: ClassVar[pa.Schema] = pa.schema([("clip_score", pa.float32()), ("clip_embedding", pa.list_(pa.float16()))])
 
-    def __init__(self, config: ClipConfig) -> None:
-        self.config = config
+    config: ClipConfig
 
     def settings(self) -> dict[str, Any]:
         named = {} if self.config.model.endswith(".json") else {"model": self.config.model}
@@ -57,7 +61,7 @@ class Clip:
         config = {"model": self.config.model} if self.config.model.endswith(".json") else {}
         return {**config, "checkpoint": self.config.checkpoint}
 
-    def annotate(self, batch: Batch) -> Columns:
+    def annotate(self, batch: AnnotationBatch) -> Columns:
         model = load_clip(self.config.model, self.config.checkpoint, self.config.device)
         scores: list[float | None] = [None] * len(batch.keys)
         embeddings: list[NDArray[np.float16] | None] = [None] * len(batch.keys)

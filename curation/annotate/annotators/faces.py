@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace import files
-from headrace.curation.annotate.annotator import Batch, Columns, Pixels
+from headrace.curation.annotate.annotator import AnnotationBatch, Annotator, Columns, Pixels
 
 # The long side of what is searched: YuNet was trained at 640, and finds faces of 10 to 300 pixels.
 MIN_LONG_SIDE = 640
@@ -59,11 +59,16 @@ class Faces:
     scores: NDArray[np.float32] | None
 
 
-class FaceBoxes:
-    """Boxes from left to right, then from top to bottom."""
+class FaceBoxes(Annotator):
+    """Face boxes: what build blurs.
+
+    From left to right, then from top to bottom.
+    """
 
     name: ClassVar[str] = "faces"
     version: ClassVar[int] = 1
+    config_type: ClassVar[type[Any]] = FacesConfig
+    by_default: ClassVar[bool] = True
     needs_pixels: ClassVar[bool] = True
     columns: ClassVar[pa.Schema] = pa.schema(
         [
@@ -73,8 +78,7 @@ class FaceBoxes:
         ]
     )
 
-    def __init__(self, config: FacesConfig) -> None:
-        self.config = config
+    config: FacesConfig
 
     def settings(self) -> dict[str, Any]:
         config = self.config
@@ -85,7 +89,7 @@ class FaceBoxes:
     def files(self) -> dict[str, str]:
         return {"model": self.config.model or str(_haar_file())}
 
-    def annotate(self, batch: Batch) -> Columns:
+    def annotate(self, batch: AnnotationBatch) -> Columns:
         found = [None if pixels is None else find_faces(pixels, self.config) for pixels in batch.images]
         return {
             "num_faces": [None if faces is None else len(faces.boxes) for faces in found],

@@ -16,7 +16,7 @@ import pdqhash
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from headrace.curation.annotate.annotator import Batch, Columns, Pixels
+from headrace.curation.annotate.annotator import AnnotationBatch, Annotator, Columns, Pixels
 
 CANONICAL_PIXELS = 256
 MIN_TRIMMED_PIXELS = 16
@@ -53,11 +53,16 @@ class ImageHashes:
     quality: int
 
 
-class Hashes:
-    """sha256 is there even for an image that does not decode."""
+class Hashes(Annotator):
+    """sha256 and PDQ.
+
+    sha256 is there even for an image that does not decode.
+    """
 
     name: ClassVar[str] = "hashes"
     version: ClassVar[int] = 2
+    config_type: ClassVar[type[Any]] = HashesConfig
+    by_default: ClassVar[bool] = True
     needs_pixels: ClassVar[bool] = True
     columns: ClassVar[pa.Schema] = pa.schema(
         [
@@ -68,16 +73,9 @@ class Hashes:
         ]
     )
 
-    def __init__(self, config: HashesConfig) -> None:
-        self.config = config
+    config: HashesConfig
 
-    def settings(self) -> dict[str, Any]:
-        return {}
-
-    def files(self) -> dict[str, str]:
-        return {}
-
-    def annotate(self, batch: Batch) -> Columns:
+    def annotate(self, batch: AnnotationBatch) -> Columns:
         found = [None if pixels is None else image_hashes(pixels) for pixels in batch.images]
         return {
             "sha256": list(batch.sha256),

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from headrace.curation.annotate.annotator import Batch, Columns
+from headrace.curation.annotate.annotator import AnnotationBatch, Annotator, Columns
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -13,12 +13,21 @@ class ImageConfig:
     """Size, aspect, format, orientation, decode error. Nothing to set."""
 
 
-class ImageFacts:
-    """Size as seen: width and height are of the upright image."""
+class ImageFacts(Annotator):
+    """Size, aspect, format, whether it decodes.
+
+    Width and height are of the upright image.
+    """
 
     name: ClassVar[str] = "image"
     version: ClassVar[int] = 1
+    config_type: ClassVar[type[Any]] = ImageConfig
+    by_default: ClassVar[bool] = True
     needs_pixels: ClassVar[bool] = True
+    not_carried: ClassVar[frozenset[str]] = frozenset(
+        ("image_width", "image_height", "aspect", "image_format", "orientation", "decode_error")
+    )
+    no_amounts: ClassVar[frozenset[str]] = frozenset(("orientation",))
     columns: ClassVar[pa.Schema] = pa.schema(
         [
             ("image_width", pa.int32()),
@@ -30,16 +39,9 @@ class ImageFacts:
         ]
     )
 
-    def __init__(self, config: ImageConfig) -> None:
-        self.config = config
+    config: ImageConfig
 
-    def settings(self) -> dict[str, Any]:
-        return {}
-
-    def files(self) -> dict[str, str]:
-        return {}
-
-    def annotate(self, batch: Batch) -> Columns:
+    def annotate(self, batch: AnnotationBatch) -> Columns:
         result: Columns = {name: [None] * len(batch.keys) for name in self.columns.names}
         result["decode_error"] = list(batch.errors)
         for row, (header, pixels) in enumerate(zip(batch.headers, batch.images, strict=True)):

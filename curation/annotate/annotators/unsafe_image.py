@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace import files
-from headrace.curation.annotate.annotator import Batch, Columns, Pixels
+from headrace.curation.annotate.annotator import AnnotationBatch, Annotator, Columns, Pixels
 
 MAX_IMAGE_SIZE = 4096
 
@@ -56,16 +56,20 @@ class Classifier:
     std: Triple
 
 
-class UnsafeImage:
-    """One image a run, one thread: the score does not depend on its neighbours."""
+class UnsafeImage(Annotator):
+    """ONNX classifier of unsafe images.
+
+    One image a run, one thread: no score depends on its neighbours.
+    """
 
     name: ClassVar[str] = "unsafe_image"
     version: ClassVar[int] = 1
+    config_type: ClassVar[type[Any]] = UnsafeImageConfig
+    packages: ClassVar[tuple[str, ...]] = ("onnxruntime",)
     needs_pixels: ClassVar[bool] = True
     columns: ClassVar[pa.Schema] = pa.schema([("unsafe_image_score", pa.float32())])
 
-    def __init__(self, config: UnsafeImageConfig) -> None:
-        self.config = config
+    config: UnsafeImageConfig
 
     def settings(self) -> dict[str, Any]:
         config = self.config
@@ -78,7 +82,7 @@ class UnsafeImage:
     def files(self) -> dict[str, str]:
         return {"model": self.config.model}
 
-    def annotate(self, batch: Batch) -> Columns:
+    def annotate(self, batch: AnnotationBatch) -> Columns:
         classifier = load_classifier(self.config)
         return {
             "unsafe_image_score": [

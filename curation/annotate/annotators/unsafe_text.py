@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from headrace import files
-from headrace.curation.annotate.annotator import Batch, Columns
+from headrace.curation.annotate.annotator import AnnotationBatch, Annotator, Columns
 
 DEFAULT_LEXICON = Path(__file__).with_name("unsafe_words.txt")
 MAX_LEXICON_BYTES = 16 * 1024 * 1024
@@ -33,26 +33,26 @@ class UnsafeTextConfig:
     """File (any fsspec URL, UTF-8) of one word or phrase a line, `#` for comments; empty: a short English list."""
 
 
-class UnsafeText:
-    """Null where there is no caption."""
+class UnsafeText(Annotator):
+    """Caption against a lexicon.
+
+    Null where there is no caption.
+    """
 
     name: ClassVar[str] = "unsafe_text"
     version: ClassVar[int] = 1
+    config_type: ClassVar[type[Any]] = UnsafeTextConfig
     needs_pixels: ClassVar[bool] = False
     columns: ClassVar[pa.Schema] = pa.schema(
         [("unsafe_text_score", pa.float32()), ("unsafe_text_words", pa.list_(pa.string()))]
     )
 
-    def __init__(self, config: UnsafeTextConfig) -> None:
-        self.config = config
-
-    def settings(self) -> dict[str, Any]:
-        return {}
+    config: UnsafeTextConfig
 
     def files(self) -> dict[str, str]:
         return {"lexicon": self.config.lexicon or str(DEFAULT_LEXICON)}
 
-    def annotate(self, batch: Batch) -> Columns:
+    def annotate(self, batch: AnnotationBatch) -> Columns:
         lexicon = load_lexicon(self.files()["lexicon"])
         found = [None if text is None else find_phrases(text, lexicon) for text in batch.captions]
         return {

@@ -1,1 +1,64 @@
-"""The steps of select, one a file."""
+"""The steps that a recipe may list under `select`, in the order written: one file each, and this table.
+
+Every step drops rows of what the steps before it kept; `fetch` and `decode` come first and need not be written.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from headrace.config import OneOf, build_config
+from headrace.curation.ledger import StepSummary
+from headrace.curation.select.step import Step, UnknownStep
+from headrace.curation.select.steps.decontaminate import Decontaminate
+from headrace.curation.select.steps.exact_duplicates import ExactDuplicates
+from headrace.curation.select.steps.first import DecodeStep, FetchStep
+from headrace.curation.select.steps.near_duplicates import NearDuplicates
+from headrace.curation.select.steps.rule import Rule
+from headrace.curation.select.steps.top_fraction import TopFraction
+from headrace.curation.select.steps.unsafe import Unsafe
+from headrace.extensions import with_extensions
+
+# Tag in the recipe -> the step of that tag.
+STEPS: dict[str, type[Step]] = {
+    "rule": Rule,
+    "unsafe": Unsafe,
+    "exact_duplicates": ExactDuplicates,
+    "near_duplicates": NearDuplicates,
+    "decontaminate": Decontaminate,
+    "top_fraction": TopFraction,
+}
+FIRST_STEPS: tuple[Step, ...] = (FetchStep(), DecodeStep())
+
+
+def known_steps() -> dict[str, type[Step]]:
+    """Return `STEPS` with those of extensions. Raises ValueError for one that is no step."""
+    table = with_extensions("steps", STEPS)
+    for tag, kind in table.items():
+        if not (isinstance(kind, type) and issubclass(kind, Step)):
+            raise ValueError(f"the step {tag!r} of an extension must be a subclass of Step, got {kind!r}")
+    return table
+
+
+SelectStep = Annotated[Step, OneOf("step", known_steps)]
+
+
+def check_steps(steps: Sequence[Step]) -> None:
+    """Raise ValueError if two steps share a name, or one takes a reserved name."""
+    seen = {step.name for step in FIRST_STEPS}
+    for position, step in enumerate(steps):
+        if not step.name or step.name in seen:
+            raise ValueError(
+                f"select.{position}: the name {step.name!r} is empty or taken; give this step a name of its own"
+            )
+        seen.add(step.name)
+
+
+def step_of(summary: StepSummary) -> Step:
+    """Return the step that a ledger speaks of: an `UnknownStep` where it cannot be made any more."""
+    for step in FIRST_STEPS:
+        if step.step == summary.step:
+            return step
+    try:
+        return build_config(known_steps()[summary.step], summary.settings)
+    except (KeyError, ValueError):
+        return UnknownStep(step=summary.step, name=summary.name)

@@ -1,23 +1,24 @@
 """The step `decontaminate`: drop copies of images of evaluation sets.
 
-Exact: every pair within the distance is found. The one thing a reader would get wrong: a row without a hash cannot be
-cleared, so it is dropped (reason `no-hash`); quality is asked of the evaluation image only.
+Exact: every pair within the distance is found. A row without a hash cannot be cleared, so it is dropped (reason
+`no-hash`); quality is asked of the evaluation image only.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace.curation.select.database import insert, read_batches
-from headrace.curation.select.evaluation import VARIANTS
-from headrace.curation.select.expression import Checker
+from headrace.curation.select.evaluation import VARIANTS, EvaluationSet
 from headrace.curation.select.hamming import FAR, WORDS, Indices, NearestReference, Words, hash_words
 from headrace.curation.select.load import HASH_COLUMNS, word_column
-from headrace.curation.select.step import Bench, Outcome, Prepared, require
-from headrace.curation.select.steps.configs import Decontaminate
+from headrace.curation.select.step import Bench, Links, Step, StepResult
+
+MAX_EVALUATION_DISTANCE = 64
 
 VERDICT_SCHEMA = pa.schema(
     [
@@ -67,26 +68,50 @@ class References:
         return cls(found, image_of[order], np.array(names, object), np.array(sets, object), by_sha256)
 
 
-def prepare_decontaminate(step: Decontaminate, checker: Checker, tables: Mapping[str, pa.Table]) -> Prepared:
-    """Drop what is a copy by sha256, or by PDQ within the distance, of an image in `tables`."""
-    require(checker, ["sha256", *HASH_COLUMNS], f"step {step.name!r}")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decontaminate(Step):
+    """Drop every image that is, by sha256 or by PDQ, a copy of an image of an evaluation set."""
 
-    def run(bench: Bench) -> Outcome:
-        references = References.of(tables, step.min_quality)
-        nearest = NearestReference(references.words, step.distance)
+    step: Literal["decontaminate"] = "decontaminate"
+    """The tag of this step."""
+    name: str = "decontaminate"
+    """Name in the ledger and the funnel."""
+    against: tuple[EvaluationSet, ...]
+    """The evaluation sets."""
+    distance: int = 31
+    """Differing bits, of 256, up to which an image counts as a copy."""
+    min_quality: int = 50
+    """An evaluation image of lower PDQ quality (flat, almost empty) is found only as the same bytes."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.distance <= MAX_EVALUATION_DISTANCE:
+            raise ValueError(f"distance must be 0 to {MAX_EVALUATION_DISTANCE} of 256 bits, got {self.distance}")
+        names = [item.name for item in self.against]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"against needs evaluation sets, each with its own name; got {names}")
+
+    links: ClassVar[Links] = "references"
+
+    def needs_columns(self) -> tuple[str, ...]:
+        return ("sha256", *HASH_COLUMNS)
+
+    def evaluation_sets(self) -> tuple[EvaluationSet, ...]:
+        return self.against
+
+    def run(self, bench: Bench) -> StepResult:
+        references = References.of(bench.evaluation, self.min_quality)
+        nearest = NearestReference(references.words, self.distance)
         words = ", ".join(word_column(name, word) for name in HASH_COLUMNS for word in range(WORDS))
         insert(bench.connection, "verdict", VERDICT_SCHEMA.empty_table())
         for table in read_batches(bench.connection, f"SELECT __row, sha256, {words} FROM here ORDER BY __row"):
-            insert(bench.connection, "verdict", _judge(table, references, nearest, step.distance))
+            insert(bench.connection, "verdict", _judge(table, references, nearest, self.distance))
         protected = len(np.unique(references.image_of))
         details = {
             "evaluation_images": len(references.names),
             "evaluation_hashes": len(references.words),
             "found_only_as_same_bytes": len(references.names) - protected,
         }
-        return Outcome(float(step.distance), details)
-
-    return Prepared(("sha256", *HASH_COLUMNS), run)
+        return StepResult(float(self.distance), details)
 
 
 def _judge(table: pa.Table, references: References, nearest: NearestReference, threshold: int) -> pa.Table:

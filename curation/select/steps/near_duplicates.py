@@ -1,11 +1,13 @@
 """The step `near_duplicates`: images linked by small PDQ distances, one of each group kept.
 
-Equal hashes are one node; nodes that agree in a band are compared; links make groups (connected components). The one
-thing a reader would get wrong: a group is closed under links, so a row may lie farther than `distance` from the row
-kept for it; its reason is then `near-duplicate-chain` and its value that larger distance.
+Equal hashes are one node; nodes that agree in a band are compared; links make groups. If A~B and B~C, all three form
+one group even if A and C are far apart: a row may lie farther than `distance` from the row kept for it. Its reason is
+then `near-duplicate-chain` and its value that larger distance.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import duckdb
 import numpy as np
@@ -26,56 +28,82 @@ from headrace.curation.select.hamming import (
 from headrace.curation.select.load import IDENTITY, word_column
 from headrace.curation.select.step import (
     Bench,
-    Outcome,
+    Links,
     Prepared,
+    Step,
+    StepResult,
     columns_of,
     order_by,
     order_columns,
-    require,
 )
-from headrace.curation.select.steps.configs import NearDuplicates
 
 # Nodes read at a time: 40 bytes each.
 CHUNK_NODES = 500_000
+MAX_NEAR_DISTANCE = 31
 
 _WORDS_SQL = ", ".join(f"h{word}" for word in range(WORDS))
 
 
-def prepare_near_duplicates(step: NearDuplicates, checker: Checker) -> Prepared:
-    """Drop all but the best row of each group."""
-    where = f"step {step.name!r}"
-    require(checker, [*step.hashes, "pdq_quality"], where)
-    order = checker.check_order(step.order, where)
-    ranking = (order_columns(order), order_by(order))
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NearDuplicates(Step):
+    """Of each group of images linked by PDQ distances up to `distance`, keep the best by `order`."""
 
-    def run(bench: Bench) -> Outcome:
-        connection = bench.connection
-        _create_nodes(connection, step)
-        num_nodes = count(connection, "SELECT count(*) FROM nodes")
-        bands = choose_bands(num_nodes, step.distance)
-        components = Components(num_nodes)
-        largest_bucket = 0
-        for band in range(bands.count):
-            for keys, nodes, hashes in _band_buckets(connection, bands, band):
-                largest_bucket = max(largest_bucket, largest_run(keys))
-                pairs = linked_pairs(keys, hashes, distance=step.distance, max_bucket=bench.limits.max_bucket)
-                for left, right in pairs:
-                    components.link(nodes[left], nodes[right])
-        for left, right in _own_links(connection):
-            components.link(left, right)
-        labels = components.labels()
-        insert(connection, "labels", pa.table({"node": np.arange(num_nodes), "label": labels}))
-        _write_verdict(connection, step, ranking)
-        details = _details(connection, bench) | {
-            "bands": bands.count,
-            "largest_bucket": largest_bucket,
-            "every_pair_found": bands.exact and largest_bucket <= bench.limits.max_bucket,
-        }
-        for name in ("nodes", "members", "labels", "grouped"):
-            connection.execute(f"DROP TABLE {name}")
-        return Outcome(float(step.distance), details)
+    step: Literal["near_duplicates"] = "near_duplicates"
+    """The tag of this step."""
+    name: str = "near_duplicates"
+    """Name in the ledger and the funnel."""
+    distance: int = 20
+    """Differing bits, of 256, up to which two images are linked."""
+    min_quality: int = 50
+    """Images of lower PDQ quality (flat, almost empty) are left alone."""
+    hashes: tuple[Literal["pdq", "pdq_trimmed"], ...] = ("pdq", "pdq_trimmed")
+    """Columns compared, any with any."""
+    order: tuple[str, ...] = ("width * height desc",)
+    """SQL expressions, each with `asc` or `desc`; nulls and NaN last; then uid, input_file, input_row."""
 
-    return Prepared((*step.hashes, "pdq_quality", *columns_of(order)), run)
+    def __post_init__(self) -> None:
+        if not 0 <= self.distance <= MAX_NEAR_DISTANCE:
+            raise ValueError(f"distance must be 0 to {MAX_NEAR_DISTANCE} of 256 bits, got {self.distance}")
+        if not self.hashes or len(set(self.hashes)) != len(self.hashes):
+            raise ValueError(f"hashes must name each of pdq, pdq_trimmed at most once, got {list(self.hashes)}")
+
+    links: ClassVar[Links] = "groups"
+
+    def needs_columns(self) -> tuple[str, ...]:
+        return (*self.hashes, "pdq_quality")
+
+    def prepare(self, checker: Checker) -> Prepared:
+        order = checker.check_order(self.order, f"step {self.name!r}")
+        ranking = (order_columns(order), order_by(order))
+
+        def run(bench: Bench) -> StepResult:
+            connection = bench.connection
+            _create_nodes(connection, self)
+            num_nodes = count(connection, "SELECT count(*) FROM nodes")
+            bands = choose_bands(num_nodes, self.distance)
+            components = Components(num_nodes)
+            largest_bucket = 0
+            for band in range(bands.count):
+                for keys, nodes, hashes in _band_buckets(connection, bands, band):
+                    largest_bucket = max(largest_bucket, largest_run(keys))
+                    pairs = linked_pairs(keys, hashes, distance=self.distance, max_bucket=bench.limits.max_bucket)
+                    for left, right in pairs:
+                        components.link(nodes[left], nodes[right])
+            for left, right in _own_links(connection):
+                components.link(left, right)
+            labels = components.labels()
+            insert(connection, "labels", pa.table({"node": np.arange(num_nodes), "label": labels}))
+            _write_verdict(connection, self, ranking)
+            details = _details(connection, bench) | {
+                "bands": bands.count,
+                "largest_bucket": largest_bucket,
+                "every_pair_found": bands.exact and largest_bucket <= bench.limits.max_bucket,
+            }
+            for name in ("nodes", "members", "labels", "grouped"):
+                connection.execute(f"DROP TABLE {name}")
+            return StepResult(float(self.distance), details)
+
+        return Prepared((*self.hashes, "pdq_quality", *columns_of(order)), run)
 
 
 def _create_nodes(connection: duckdb.DuckDBPyConnection, step: NearDuplicates) -> None:

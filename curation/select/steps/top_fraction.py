@@ -1,44 +1,64 @@
 """The step `top_fraction`: an exact count, over the whole job.
 
-Kept are round-half-up(fraction x n) rows by (score descending, uid, input_file, input_row). The one thing a reader
-would get wrong: the threshold is the score of the last row kept, and rows that tie with it may be dropped (reason
-`tie-at-cut`).
+Kept are round-half-up(fraction x n) rows by (score descending, uid, input_file, input_row). The
+threshold is the score of the last row kept; rows that tie with it may be dropped (reason `tie-at-cut`).
 """
 
+from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
+from typing import Literal
 
 import duckdb
 
 from headrace.curation.select.database import count
 from headrace.curation.select.expression import Checker
 from headrace.curation.select.load import IDENTITY
-from headrace.curation.select.step import Bench, Outcome, Prepared
-from headrace.curation.select.steps.configs import TopFraction
+from headrace.curation.select.step import Bench, Cut, Prepared, Step, StepResult
 
 
-def prepare_top_fraction(step: TopFraction, checker: Checker) -> Prepared:
-    """Drop what is below the cut, ties beyond the count, and rows without a score."""
-    where = f"step {step.name!r}"
-    score = checker.check_number(step.score, f"{where}: score")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TopFraction(Step):
+    """Keep exactly round-half-up(fraction x n) rows with the highest score (fewer if fewer have one)."""
 
-    def run(bench: Bench) -> Outcome:
-        connection = bench.connection
-        connection.execute(
-            f"""
-            CREATE TABLE scored AS
-            SELECT __row, {", ".join(IDENTITY)}, CASE WHEN isnan(__score) THEN NULL ELSE __score END AS score
-            FROM (SELECT __row, {", ".join(IDENTITY)}, __number::DOUBLE AS __score
-                  FROM (SELECT __row, {", ".join(IDENTITY)}, {score.sql} AS __number FROM here))
-            """
-        )
-        base = bench.num_input if step.of == "input" else bench.num_here
-        asked = exact_count(step.fraction, base)
-        scored = count(connection, "SELECT count(score) FROM scored")
-        threshold = _cut(connection, min(asked, scored))
-        connection.execute("DROP TABLE scored")
-        return Outcome(threshold, {"of": base, "asked": asked, "with_score": scored})
+    step: Literal["top_fraction"] = "top_fraction"
+    """The tag of this step."""
+    name: str = "top_fraction"
+    """Name in the ledger and the funnel."""
+    score: str
+    """Column or SQL expression (a number). Null and NaN are never kept (reason `no-score`)."""
+    fraction: float
+    """Share to keep, above 0 and at most 1."""
+    of: Literal["input", "survivors"] = "survivors"
+    """n: `input` counts the rows that were fetched and decoded, `survivors` those that reach this step."""
 
-    return Prepared((*IDENTITY, *score.columns), run)
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction must be above 0 and at most 1, got {self.fraction}")
+
+    def prepare(self, checker: Checker) -> Prepared:
+        score = checker.check_number(self.score, f"step {self.name!r}: score")
+
+        def run(bench: Bench) -> StepResult:
+            connection = bench.connection
+            connection.execute(
+                f"""
+                CREATE TABLE scored AS
+                SELECT __row, {", ".join(IDENTITY)}, CASE WHEN isnan(__score) THEN NULL ELSE __score END AS score
+                FROM (SELECT __row, {", ".join(IDENTITY)}, __number::DOUBLE AS __score
+                      FROM (SELECT __row, {", ".join(IDENTITY)}, {score.sql} AS __number FROM here))
+                """
+            )
+            base = bench.num_input if self.of == "input" else bench.num_here
+            asked = exact_count(self.fraction, base)
+            scored = count(connection, "SELECT count(score) FROM scored")
+            threshold = _cut(connection, min(asked, scored))
+            connection.execute("DROP TABLE scored")
+            return StepResult(threshold, {"of": base, "asked": asked, "with_score": scored})
+
+        return Prepared((*IDENTITY, *score.columns), run)
+
+    def cuts(self, learned: float | None) -> tuple[Cut, ...]:
+        return (Cut(self.score, learned),)
 
 
 def exact_count(fraction: float, base: int) -> int:

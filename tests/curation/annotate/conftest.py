@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from headrace.curation.annotate.annotator import Batch
-from headrace.curation.annotate.config import AnnotateConfig
+from headrace.curation.annotate.annotator import AnnotationBatch
+from headrace.curation.annotate.config import annotate_config
 from headrace.curation.annotate.decode import decode
 from headrace.curation.build.config import BuildConfig
 from headrace.curation.engine import EngineConfig
@@ -64,12 +64,12 @@ def encode() -> Callable[..., bytes]:
 
 
 @pytest.fixture
-def batch_of() -> Callable[..., Batch]:
+def batch_of() -> Callable[..., AnnotationBatch]:
     """Return a function that makes a batch of pixels (None: does not decode) and captions."""
 
-    def make(images: Sequence[Pixels | None], captions: Sequence[str | None] | None = None) -> Batch:
+    def make(images: Sequence[Pixels | None], captions: Sequence[str | None] | None = None) -> AnnotationBatch:
         decoded = [None if pixels is None else decode(encode_image(pixels, "PNG")) for pixels in images]
-        return Batch(
+        return AnnotationBatch(
             keys=[f"{number:09d}" for number in range(len(images))],
             captions=list(captions) if captions is not None else [None] * len(images),
             sha256=["0" * 64] * len(images),
@@ -143,7 +143,7 @@ def make_recipe(tmp_path: Path) -> Callable[..., Recipe]:
             unsafe_images="off",
             input=InputConfig(urls=("urls.parquet",)),
             # Looking for faces is slow, so only where a test asks for it.
-            annotate=AnnotateConfig(**{"faces": None, **annotate}),
+            annotate=annotate_config(**{"faces": None, **annotate}),
             build=BuildConfig(blur_faces=False),
             engine=EngineConfig(executor="local" if workers else "inline", workers=workers),
         )

@@ -13,7 +13,7 @@ from headrace.curation.annotate import ANNOTATORS, annotation_folders, plan_anno
 from headrace.curation.annotate import batches as batches_module
 from headrace.curation.annotate.annotators.faces import FacesConfig
 from headrace.curation.annotate.annotators.unsafe_text import UnsafeTextConfig
-from headrace.curation.annotate.config import AnnotateConfig
+from headrace.curation.annotate.config import AnnotateConfig, annotate_config
 from headrace.curation.annotate.tables import open_annotation
 from headrace.curation.annotate.unit import AnnotateUnit, annotate_shard
 from headrace.curation.job import Job
@@ -267,7 +267,7 @@ def test_an_empty_shard_has_empty_tables_of_the_same_columns(make_recipe):
 
 def test_a_recipe_that_runs_nothing_is_refused():
     with pytest.raises(ValueError, match="no annotator at all"):
-        AnnotateConfig(image=None, hashes=None, caption=None, faces=None)
+        annotate_config(image=None, hashes=None, caption=None, faces=None)
 
 
 def test_the_folder_says_what_it_was_made_with(make_recipe):

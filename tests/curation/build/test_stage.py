@@ -23,7 +23,7 @@ from headrace.curation.build import plan_build, run_build
 from headrace.curation.engine import EngineConfig
 from headrace.curation.job import Job
 from headrace.curation.recipe import Recipe
-from headrace.curation.select.steps.configs import Rule
+from headrace.curation.select.steps import Rule
 from headrace.shards.dataset import open_dataset
 from headrace.shards.images.decode import decode_rgb
 from headrace.shards.images.header import ImageHeader

@@ -26,7 +26,7 @@ from headrace.curation.job import Job
 from headrace.curation.ledger import read_summary, write_summary
 from headrace.curation.recipe import Recipe, recipe_text
 from headrace.curation.report import ReportConfig, plan_report, report_dataset, run_report
-from headrace.curation.select.steps.configs import Rule
+from headrace.curation.select.steps import Rule
 from headrace.shards.commit import commit
 
 MakeJob = Callable[..., Recipe]
@@ -86,7 +86,10 @@ def test_what_a_step_cuts_at_has_a_histogram_though_no_annotator_made_it(built: 
     # A carried column, an expression, and one that fails on some of the rows: select may never have evaluated it there.
     for text in ("input_row", "least(image_width, 100)", "caption::INTEGER"):
         steps = [
-            replace(step, settings={"value": text}, threshold=80.0) if step is rule else step for step in summary.steps
+            replace(step, settings={"name": "rule", "keep": "true", "value": text}, threshold=80.0)
+            if step is rule
+            else step
+            for step in summary.steps
         ]
         write_summary(job, replace(summary, steps=steps))
         run_report(built)

@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 from headrace.curation.engine import EngineConfig
 from headrace.curation.job import Job
 from headrace.curation.ledger import LedgerSummary, ledger_url
+from headrace.curation.select.database import Limits
 from headrace.curation.select.load import Annotation, find_inputs
+from headrace.curation.select.place import Placement
 from headrace.curation.select.stage import Plan, select_rows
-from headrace.curation.select.steps.configs import Limits, Placement, SelectStep
+from headrace.curation.select.steps import SelectStep
 
 RAW_SCHEMA = pa.schema(
     [

@@ -6,14 +6,7 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
-from headrace.curation.select.steps.configs import (
-    ExactDuplicates,
-    NearDuplicates,
-    Rule,
-    SelectStep,
-    TopFraction,
-    Unsafe,
-)
+from headrace.curation.select.steps import ExactDuplicates, NearDuplicates, Rule, SelectStep, TopFraction, Unsafe
 
 Row = dict[str, Any]
 Key = tuple[str, str, int]

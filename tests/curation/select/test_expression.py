@@ -7,18 +7,10 @@ import duckdb
 import pytest
 from select_jobs import make_row, run, write_job
 
-from headrace.curation.annotate.config import ANNOTATORS
-from headrace.curation.select.database import open_database
+from headrace.curation.annotate.annotators import ANNOTATORS, column_hints
+from headrace.curation.select.database import Limits, open_database
 from headrace.curation.select.expression import Checker
-from headrace.curation.select.load import ANNOTATOR_OF
-from headrace.curation.select.steps.configs import (
-    ExactDuplicates,
-    Limits,
-    NearDuplicates,
-    Rule,
-    SelectStep,
-    TopFraction,
-)
+from headrace.curation.select.steps import ExactDuplicates, NearDuplicates, Rule, SelectStep, TopFraction
 
 COLUMNS = {
     "width": "INTEGER",
@@ -184,6 +176,7 @@ def test_a_rule_sees_only_rows_that_earlier_steps_kept(tmp_path: Path) -> None:
 
 
 def test_every_annotator_column_has_its_hint() -> None:
-    schemas = {name: getattr(kind, "columns") for name, kind in ANNOTATORS.items()}  # noqa: B009
-    made = {column: name for name, schema in schemas.items() for column in schema.names}
-    assert made == ANNOTATOR_OF
+    made = {column: name for name, kind in ANNOTATORS.items() for column in kind.columns.names}
+    assert {column: hint.split()[1] for column, hint in column_hints().items()} == {
+        column: f"annotate.{name}" for column, name in made.items()
+    }

@@ -15,16 +15,9 @@ from hypothesis import strategies as st
 from select_jobs import flip_bits, hash_bytes, ledger, make_row, run, write_job
 
 from headrace.curation.ledger import ledger_url
-from headrace.curation.select.steps.configs import (
-    ExactDuplicates,
-    Limits,
-    NearDuplicates,
-    Placement,
-    Rule,
-    SelectStep,
-    TopFraction,
-    Unsafe,
-)
+from headrace.curation.select.database import Limits
+from headrace.curation.select.place import Placement
+from headrace.curation.select.steps import ExactDuplicates, NearDuplicates, Rule, SelectStep, TopFraction, Unsafe
 
 SCORES = st.sampled_from([0.0, 0.25, 0.5, 0.75, math.nan, None, -1.0, math.inf])
 ORDERS = st.lists(

@@ -20,17 +20,10 @@ from select_jobs import commit_table, flip_bits, hash_bytes, ledger, make_row, r
 from headrace import files
 from headrace.curation.job import Job
 from headrace.curation.ledger import LEDGER_SCHEMA, ledger_url, read_summary, summary_url
+from headrace.curation.select.database import Limits
 from headrace.curation.select.load import NotReadyError, find_inputs
-from headrace.curation.select.steps.configs import (
-    ExactDuplicates,
-    Limits,
-    NearDuplicates,
-    Placement,
-    Rule,
-    SelectStep,
-    TopFraction,
-    Unsafe,
-)
+from headrace.curation.select.place import Placement
+from headrace.curation.select.steps import ExactDuplicates, NearDuplicates, Rule, SelectStep, TopFraction, Unsafe
 from headrace.curation.select.steps.top_fraction import exact_count
 from headrace.shards.errors import ShardError
 from headrace.shards.permutation import make_key, permute
@@ -287,7 +280,7 @@ def test_killed_select_run_again_gives_the_same_files(
     program = (
         f"import sys; sys.path.append({str(Path(__file__).parent)!r})\n"
         "from select_jobs import run; from headrace.curation.job import Job\n"
-        "from headrace.curation.select.steps.configs import *\n"
+        "from headrace.curation.select.steps import ExactDuplicates, NearDuplicates, Rule, TopFraction\n"
         f"run(Job({job.url!r}), {STEPS!r})\n"
     )
     command = [sys.executable, "-c", program]

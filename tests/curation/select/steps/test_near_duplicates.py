@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from select_jobs import flip_bits, hash_bytes, ledger, make_row, run, write_job
 
 from headrace.curation.select import hamming
+from headrace.curation.select.database import Limits
 from headrace.curation.select.hamming import (
     FAR,
     Components,
@@ -21,7 +22,7 @@ from headrace.curation.select.hamming import (
     hash_words,
     linked_pairs,
 )
-from headrace.curation.select.steps.configs import Limits, NearDuplicates
+from headrace.curation.select.steps import NearDuplicates
 
 
 def planted(rng: np.random.Generator, singles: int, pairs: int, bits: Sequence[int]) -> list[bytes]:
