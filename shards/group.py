@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from headrace.shards.errors import ShardError
+from headrace.shards.images.formats import IMAGE_EXTENSIONS
 from headrace.shards.images.header import read_header
 from headrace.shards.tar import TarMember
 from headrace.shards.windows import Windows
-
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 
 MAX_IMAGE_BYTES = 256 * 1024 * 1024
 MAX_TEXT_BYTES = 16 * 1024 * 1024

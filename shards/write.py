@@ -19,7 +19,8 @@ from headrace.config import canonical_json
 from headrace.shards.commit import check_name, commit, committed, read_commit
 from headrace.shards.dataset import MANIFEST_NAME, MANIFEST_SCHEMA, OWN_LAYOUT, SCHEMA_VERSION, SUMMARY_NAME
 from headrace.shards.errors import ShardError
-from headrace.shards.group import IMAGE_EXTENSIONS, header_columns
+from headrace.shards.group import header_columns
+from headrace.shards.images.formats import IMAGE_EXTENSIONS
 from headrace.shards.index import INDEX_SCHEMA, parquet_bytes, sample_uid
 from headrace.shards.tar import ShardWriter, TarMember, check_key
 

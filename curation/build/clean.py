@@ -17,10 +17,9 @@ from headrace.curation.build.blur import blur_boxes
 from headrace.curation.build.strip import strip_metadata
 from headrace.curation.build.strip_jpeg import add_icc
 from headrace.shards.images.decode import decode_rgb
+from headrace.shards.images.formats import EXTENSIONS
 from headrace.shards.images.header import ImageHeader, check_complete, read_header
 from headrace.shards.images.pillow import PILLOW_ERRORS, open_image
-
-EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp", "gif": "gif"}
 
 # What an image that must be encoded again becomes: without loss where the source has none.
 _ENCODED_AS = {"jpeg": "jpeg", "webp": "webp", "png": "png", "gif": "png", "bmp": "png", "tiff": "png", "avif": "jpeg"}

@@ -18,18 +18,9 @@ from headrace.config import canonical_json
 from headrace.curation.fetch.lists.spill import write_parquet
 from headrace.curation.raw.schema import OWN_SCHEMA, RESERVED_COLUMNS, status_of, uid_of
 from headrace.shards.commit import commit
+from headrace.shards.images.formats import EXTENSIONS
 from headrace.shards.images.header import ImageHeader
 from headrace.shards.tar import ShardWriter
-
-EXTENSIONS = {
-    "jpeg": "jpg",
-    "png": "png",
-    "webp": "webp",
-    "gif": "gif",
-    "bmp": "bmp",
-    "tiff": "tiff",
-    "avif": "avif",
-}
 
 MIN_ROW_DIGITS = 4
 

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 from headrace import files
 from headrace.curation.annotate.annotators.hashes import Hashes, image_hashes
 from headrace.curation.engine import EngineConfig, OnProgress, no_progress, run_units
-from headrace.shards.group import IMAGE_EXTENSIONS, split_name
 from headrace.shards.images.decode import decode_rgb
+from headrace.shards.images.formats import names_image
 from headrace.shards.imports.folder import open_folder
 from headrace.shards.parquet import open_parquet, read_table
 from headrace.shards.payloads import read_payloads
@@ -192,7 +192,7 @@ def find_parts(url: str) -> Iterator[Part]:
 
 def _tar_parts(url: str) -> Iterator[Part]:
     shard = files.basename(url)
-    images = [member for member in scan_tar(url, allow_missing_end=True) if _is_image(member.name)]
+    images = [member for member in scan_tar(url, allow_missing_end=True) if names_image(member.name)]
     for start in range(0, len(images), IMAGES_PER_UNIT):
         some = images[start : start + IMAGES_PER_UNIT]
         spans = tuple((member.offset, member.size) for member in some)
@@ -209,18 +209,13 @@ def _parquet_parts(url: str) -> Iterator[Part]:
 def _folder_parts(url: str) -> Iterator[Part]:
     fs, path = files.open_fs(url)
     if fs.isfile(path):
-        if _is_image(files.basename(url)):
+        if names_image(files.basename(url)):
             yield Part(url, (files.basename(url),))
         return
     # As `headrace import` lists it: links are followed, as image folders are often made of them.
     folder = open_folder(url)
-    for name in filter(_is_image, folder.paths):
+    for name in filter(names_image, folder.paths):
         yield Part(files.join(url, name), (name,))
-
-
-def _is_image(name: str) -> bool:
-    parts = split_name(name)
-    return parts is not None and parts[1].rpartition(".")[2] in IMAGE_EXTENSIONS
 
 
 def read_part(part: Part) -> Iterator[tuple[str, bytes]]:

@@ -18,6 +18,7 @@ from headrace.shards.commit import committed, read_commit
 from headrace.shards.dataset import SUMMARY_NAME
 from headrace.shards.foreign.find import expand_files
 from headrace.shards.images.decode import decode_rgb
+from headrace.shards.images.formats import EXTENSIONS
 from headrace.shards.images.header import check_complete, read_header
 from headrace.shards.imports.folder import FolderSource, open_folder
 from headrace.shards.imports.parquet import open_parquet_files
@@ -40,16 +41,6 @@ REJECTS_SCHEMA = pa.schema(
     ]
 )
 _EXTRA_SCHEMA = pa.schema([("source", pa.string())])
-
-EXTENSIONS = {
-    "jpeg": "jpg",
-    "png": "png",
-    "webp": "webp",
-    "gif": "gif",
-    "bmp": "bmp",
-    "tiff": "tif",
-    "avif": "avif",
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
