@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from headrace.curation.annotate.unit import write_annotations
 from headrace.curation.engine import EngineConfig
 from headrace.curation.job import Job
-from headrace.curation.ledger import ledger_url
+from headrace.curation.ledger import latest_decision
 from headrace.curation.select.database import Limits
 from headrace.curation.select.load import Annotation, find_inputs
 from headrace.curation.select.place import Placement
@@ -176,7 +176,8 @@ def write(path: Path, columns: dict[str, object]) -> None:
 
 def recall(folder: Path, copy_of: NDArray[np.int64], bits: NDArray[np.int64]) -> dict[str, object]:
     """Return the share of planted pairs of which one was dropped, among those whose rows both reached the step."""
-    table = pq.read_table(ledger_url(Job(str(folder))), columns=["input_row", "step"]).sort_by("input_row")
+    url = latest_decision(Job(str(folder))).ledger.table
+    table = pq.read_table(url, columns=["input_row", "step"]).sort_by("input_row")
     step = np.array(table["step"].fill_null("kept").to_pylist())
     reached = ~np.isin(step, ["size", "aspect", "exact_duplicates"])
     dropped = step == "near_duplicates"

@@ -16,10 +16,12 @@ from typing import Any
 
 from headrace import files
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# Of schema 1 the one ledger lies in ledger/ itself; it is read as it is, new ones are written beside it.
+READ_SCHEMAS = (1, 2)
 
 # What a job writes into its folder.
-PARTS = ("recipe.yaml", "input", "raw", "retries", "annotations", "ledger", "dataset", "build", "report")
+PARTS = ("recipe.yaml", "input", "raw", "retries", "annotations", "ledger", "dataset", "datasets", "build", "report")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +40,27 @@ class Job:
         return files.join(self.url, "annotations", f"{name}-{digest[:8]}")
 
     @property
-    def ledger(self) -> str:
-        """The decision on every row."""
+    def ledgers(self) -> str:
+        """One folder for each decision on every row, and what they share."""
         return files.join(self.url, "ledger")
 
     @property
     def dataset(self) -> str:
-        """The curated dataset."""
-        return files.join(self.url, "dataset")
+        """The published dataset."""
+        return self.dataset_named("")
 
     @property
-    def build_failures(self) -> str:
-        """What build could not write, by output shard."""
-        return files.join(self.url, "build", "failures")
+    def datasets(self) -> str:
+        """The datasets beside the published one, by name."""
+        return files.join(self.url, "datasets")
+
+    def dataset_named(self, name: str) -> str:
+        """A dataset beside the published one; of the empty name the published one."""
+        return files.join(self.datasets, name) if name else files.join(self.url, "dataset")
+
+    def build_failures(self, name: str = "") -> str:
+        """What build could not write of a dataset, by output shard."""
+        return files.join(self.url, "build", *([name] if name else []), "failures")
 
     @property
     def report(self) -> str:
@@ -105,8 +115,9 @@ def _check_schema(job: Job) -> None:
         schema = json.loads(files.read_bytes(url))["schema"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{url} is not a job file of headrace; choose another job folder") from error
-    if schema != SCHEMA_VERSION:
-        raise ValueError(f"{url}: job of schema {schema}, this headrace reads schema {SCHEMA_VERSION}")
+    if schema not in READ_SCHEMAS:
+        known = " and ".join(map(str, READ_SCHEMAS))
+        raise ValueError(f"{url}: job of schema {schema}, this headrace reads schemas {known}")
 
 
 def _owner_url(job: Job) -> str:

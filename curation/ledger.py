@@ -1,7 +1,9 @@
-"""The ledger on disk: `ledger.parquet`, then `summary.json`, whose presence means that the ledger is whole.
+"""Ledgers on disk: `ledger/NAME/ledger.parquet`, then `summary.json`, whose presence means that the ledger is whole.
 
-Both are the same bytes whenever the inputs and the recipe are. The one thing a reader would get wrong: the summary is
-removed before the table is replaced, so a killed run leaves no summary and every reader refuses.
+A ledger is named by all it follows from (tables, steps, placement, evaluation sets), so another decision never takes
+the place of one that explains published data. `ledger/latest.json` says which one select wrote last, in all and for
+each recipe. Both files of a ledger are the same bytes whenever the inputs and the recipe are; its summary is removed
+before its table is replaced, so a killed run leaves no summary and every reader refuses.
 """
 
 import hashlib
@@ -19,6 +21,11 @@ from headrace.curation.job import Job
 
 SCHEMA_VERSION = 1
 READ_BYTES = 16 << 20
+NAME_LETTERS = 16
+LATEST_NAME = "latest.json"
+SUMMARY_NAME = "summary.json"
+INDEX_DIGITS = 6
+"""Digits of a key behind the output shard's name; build.samples_per_shard is at most a million."""
 
 LEDGER_SCHEMA = pa.schema(
     [
@@ -79,59 +86,145 @@ class LedgerSummary:
     def __str__(self) -> str:
         share = f" ({100 * self.kept / self.rows:.1f} %)" if self.rows else ""
         drops = ", ".join(f"{step.name} {sum(step.dropped.values())}" for step in self.steps if step.dropped)
-        return f"kept {self.kept} of {self.rows} rows{share} in {self.out_shards} shards; dropped: {drops or 'none'}"
+        return (
+            f"kept {self.kept} of {self.rows} rows{share} in {self.out_shards} shards; dropped: {drops or 'none'}; "
+            f"ledger {self.inputs[:NAME_LETTERS]}"
+        )
 
 
-def ledger_url(job: Job) -> str:
-    """Return the URL of the table."""
-    return files.join(job.ledger, "ledger.parquet")
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """The folder of one ledger."""
+
+    url: str
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return files.basename(self.url)
+
+    @property
+    def table(self) -> str:
+        """The URL of its table."""
+        return files.join(self.url, "ledger.parquet")
+
+    @property
+    def summary(self) -> str:
+        """The URL of its summary."""
+        return files.join(self.url, SUMMARY_NAME)
 
 
-def summary_url(job: Job) -> str:
-    """Return the URL of the summary."""
-    return files.join(job.ledger, "summary.json")
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A whole ledger of a job, with what it says of itself."""
+
+    job: Job
+    ledger: Ledger
+    summary: LedgerSummary
+
+    def annotation_folders(self) -> dict[str, str]:
+        """Return annotator -> the folder whose tables the ledger was made from."""
+        parent = files.join(self.job.url, "annotations")
+        return {name: files.join(parent, folder) for name, folder in sorted(self.summary.annotations.items())}
 
 
-def read_summary(job: Job) -> LedgerSummary:
-    """Return the summary of a whole ledger. Raises ValueError if there is none."""
-    url = summary_url(job)
+def ledger_named(job: Job, inputs: str) -> Ledger:
+    """Return the place of the ledger that follows from the inputs of this digest; it need not be there yet."""
+    return Ledger(files.join(job.ledgers, inputs[:NAME_LETTERS]))
+
+
+def list_ledgers(job: Job) -> list[Ledger]:
+    """Return the whole ledgers of a job; one of schema 1, which lies in `ledger/` itself, comes first."""
+    places = [Ledger(job.ledgers)] + [Ledger(files.join(job.ledgers, name)) for name in files.list_names(job.ledgers)]
+    return [ledger for ledger in places if files.exists(ledger.summary)]
+
+
+def read_decision(job: Job, ledger: Ledger) -> Decision:
+    """Return a ledger with its summary. Raises ValueError if it is not whole."""
+    return Decision(job, ledger, read_summary(ledger))
+
+
+def latest_decision(job: Job, decided_by: str = "") -> Decision:
+    """Return the ledger that select wrote last, in all or for the recipe of this digest. Raises ValueError."""
+    name = _latest(job).get(decided_by[:NAME_LETTERS])
+    if name is not None:
+        return read_decision(job, Ledger(files.join(job.ledgers, name)))
+    if files.exists(Ledger(job.ledgers).summary):
+        decision = read_decision(job, Ledger(job.ledgers))
+        if decided_by in ("", decision.summary.decided_by):
+            return decision
+    others = len(list_ledgers(job))
+    if decided_by and others:
+        raise ValueError(
+            f"{job.ledgers} holds no ledger of this recipe ({others} of other recipes: select, annotate, seed, "
+            "build.samples_per_shard or build.shuffle_window differ); run `headrace annotate` and `headrace select` "
+            "with this recipe first"
+        )
+    raise ValueError(f"{job.ledgers} holds no whole ledger; run `headrace select` first")
+
+
+def set_latest(decision: Decision) -> None:
+    """Note that select came to this ledger last."""
+    name = decision.ledger.name
+    latest = {**_latest(decision.job), "": name, decision.summary.decided_by[:NAME_LETTERS]: name}
+    text = json.dumps({"schema": SCHEMA_VERSION, "latest": latest}, indent=1, sort_keys=True) + "\n"
+    files.write_atomic(files.join(decision.job.ledgers, LATEST_NAME), text.encode())
+
+
+def _latest(job: Job) -> dict[str, str]:
+    """Return recipe's digest -> name of the ledger that select wrote last; of the empty digest, in all."""
+    url = files.join(job.ledgers, LATEST_NAME)
     try:
-        data = json.loads(files.read_bytes(url))
+        latest = json.loads(files.read_bytes(url))["latest"]
+        return {str(key): files.basename(str(name)) for key, name in latest.items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{url} is damaged ({error}); remove it and run `headrace select` again") from error
+
+
+def read_summary(ledger: Ledger) -> LedgerSummary:
+    """Return the summary of a whole ledger. Raises ValueError if there is none."""
+    try:
+        data = json.loads(files.read_bytes(ledger.summary))
         if data["schema"] != SCHEMA_VERSION:
             raise ValueError(f"schema {data['schema']}, this headrace reads {SCHEMA_VERSION}")
         data["steps"] = [StepSummary(**step) for step in data["steps"]]
         return LedgerSummary(**data)
     except FileNotFoundError as error:
-        raise ValueError(f"{job.ledger} holds no whole ledger; run `headrace select` first") from error
+        raise ValueError(f"{ledger.url} holds no whole ledger; run `headrace select` first") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{url} is not a summary that this version of headrace wrote: {error}; remove its folder and run select"
+            f"{ledger.summary} is not a summary that this version of headrace wrote: {error}; remove its folder and "
+            "run select"
         ) from error
 
 
-def find_summary(job: Job, inputs: str) -> LedgerSummary | None:
-    """Return the summary if the ledger there follows from the inputs of this digest and is undamaged."""
-    if not files.exists(summary_url(job)):
-        return None
-    summary = read_summary(job)
-    if summary.inputs != inputs or not files.exists(ledger_url(job)):
-        return None
-    return summary if _file_sha256(ledger_url(job)) == summary.ledger_sha256 else None
+def find_decision(job: Job, inputs: str) -> Decision | None:
+    """Return the ledger that follows from the inputs of this digest, if it is there and undamaged."""
+    for ledger in (ledger_named(job, inputs), Ledger(job.ledgers)):
+        if not files.exists(ledger.summary):
+            continue
+        summary = read_summary(ledger)
+        if summary.inputs == inputs and files.exists(ledger.table):
+            return Decision(job, ledger, summary) if _file_sha256(ledger.table) == summary.ledger_sha256 else None
+    return None
 
 
-def check_ledger(job: Job, summary: LedgerSummary) -> None:
+def check_ledger(decision: Decision) -> None:
     """Raise ValueError if the table is not the bytes that its summary speaks of."""
-    if not files.exists(ledger_url(job)) or _file_sha256(ledger_url(job)) != summary.ledger_sha256:
-        raise ValueError(f"{ledger_url(job)} is damaged or missing; run `headrace select` to write it again")
+    url = decision.ledger.table
+    if not files.exists(url) or _file_sha256(url) != decision.summary.ledger_sha256:
+        raise ValueError(f"{url} is damaged or missing; run `headrace select` to write it again")
 
 
-def write_ledger(job: Job, tables: Iterable[pa.Table]) -> str:
-    """Replace the table; return its sha256. There is no summary until `write_summary`.
+def write_ledger(ledger: Ledger, tables: Iterable[pa.Table]) -> str:
+    """Write the table; return its sha256. There is no summary until `write_summary`.
 
     Each table becomes one row group, so the caller must cut them the same way every time.
     """
-    files.remove(summary_url(job))
-    with files.atomic_file(ledger_url(job)) as path:
+    files.remove(ledger.summary)
+    with files.atomic_file(ledger.table) as path:
         with pq.ParquetWriter(path, LEDGER_SCHEMA, compression="zstd", version="2.6") as writer:
             for table in tables:
                 writer.write_table(table.cast(LEDGER_SCHEMA), row_group_size=max(1, table.num_rows))
@@ -139,9 +232,21 @@ def write_ledger(job: Job, tables: Iterable[pa.Table]) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_summary(job: Job, summary: LedgerSummary) -> None:
+def write_summary(ledger: Ledger, summary: LedgerSummary) -> None:
     """Declare the ledger whole."""
-    files.write_atomic(summary_url(job), (json.dumps(asdict(summary), indent=1, sort_keys=True) + "\n").encode())
+    files.write_atomic(ledger.summary, (json.dumps(asdict(summary), indent=1, sort_keys=True) + "\n").encode())
+
+
+def dataset_key(out_shard: str, out_index: int) -> str:
+    """Return the key of a sample in the dataset: the key that batches and quarantine files print."""
+    return f"{out_shard}{out_index:0{INDEX_DIGITS}d}"
+
+
+def place_of_key(key: str) -> tuple[str, int] | None:
+    """Return (output shard, index) of a sample's key; None if the text is no such key."""
+    if not key.isascii() or not key.isdecimal() or len(key) <= INDEX_DIGITS:
+        return None
+    return key[:-INDEX_DIGITS], int(key[-INDEX_DIGITS:])
 
 
 def ledger_digest(inputs: str, ledger_sha256: str) -> str:

@@ -1,8 +1,8 @@
 """Why a row was kept or dropped: the ledger, the raw row, its columns and what build made of it, joined for one uid.
 
 Everything is read back from the job; nothing is recomputed but the values that a step looked at, from the same columns
-by the same SQL. A uid may stand in the list several times: each is a row of its own. Of several fetches of one row the
-ledger knows only the one that counts.
+by the same SQL. A uid may stand in the list several times; each is a row of its own, and of several fetches of one row
+the ledger knows only the one that counts.
 """
 
 import math
@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headrace import files
+from headrace.curation.datasets import Explained, explain_dataset, shown_name
 from headrace.curation.job import Job
-from headrace.curation.ledger import LedgerSummary, StepSummary, ledger_url, read_summary
+from headrace.curation.ledger import Decision, LedgerSummary, StepSummary, dataset_key, place_of_key
 from headrace.curation.raw.read import read_raw
 from headrace.curation.select.expression import Checker
 from headrace.curation.select.load import Annotation, Inputs, row_columns, sql_types
@@ -44,6 +45,10 @@ class StepOutcome:
 class RowStory:
     """Everything the job knows of one input row."""
 
+    ledger: str
+    """Name of the ledger that this is the story of."""
+    dataset: str | None
+    """Folder of the dataset that was built from that ledger; None: none was."""
     uid: str
     url: str | None
     caption: str | None
@@ -67,30 +72,39 @@ class RowStory:
     build_message: str | None
 
 
-def explain(job: Job, query: str) -> list[RowStory]:
-    """Return the rows of a uid, of an unambiguous start of one, or of a URL. Raises ValueError if there is none."""
-    if not files.exists(files.join(job.url, "job.json")) and not files.exists(job.ledger):
+def explain(job: Job, query: str, *, dataset: str | None = None, ledger: str = "") -> list[RowStory]:
+    """Return the rows of a uid, of an unambiguous start of one, of a URL, or of a sample's key in the dataset.
+
+    They are told by the ledger that explains `dataset` (None: the published one), or by the one that `ledger` names;
+    see `explain_dataset`. Raises ValueError if there is no such row.
+    """
+    if not files.exists(files.join(job.url, "job.json")) and not files.exists(job.ledgers):
         raise ValueError(f"{job.url} is no job (no job.json there); give the folder that the recipe names as `job`")
-    summary = read_summary(job)
-    return [_story(job, summary, row) for row in _find(job, query)]
+    explained = explain_dataset(job, dataset=dataset, ledger=ledger)
+    return [_story(explained, row) for row in _find(explained.decision, query)]
 
 
-def _find(job: Job, query: str) -> list[dict[str, Any]]:
-    ledger = ledger_url(job)
-    rows = read_equal(ledger, {"uid": query}).to_pylist()
+def _find(decision: Decision, query: str) -> list[dict[str, Any]]:
+    table = decision.ledger.table
+    rows = read_equal(table, {"uid": query}).to_pylist()
     if not rows and "://" in query:
-        rows = read_equal(ledger, {"url": query}).to_pylist()
+        rows = read_equal(table, {"url": query}).to_pylist()
+    place = place_of_key(query)
+    if not rows and place is not None:
+        rows = read_equal(table, {"out_shard": place[0], "out_index": place[1]}).to_pylist()
     if not rows and len(query) >= MIN_PREFIX:
-        rows = _starting_with(ledger, query)
+        rows = _starting_with(table, query)
         found = sorted({row["uid"] for row in rows})
         if len(found) > 1:
             some = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
             raise ValueError(f"{query!r} is the start of {len(found)} uids: {some}; give more of it")
     if not rows:
-        with open_parquet(ledger) as file:
+        with open_parquet(table) as file:
             num_rows = file.num_rows
         hint = f"; give at least {MIN_PREFIX} letters of a uid" if len(query) < MIN_PREFIX else ""
-        raise ValueError(f"{job.ledger}: no row with the uid or URL {query!r}; the ledger has {num_rows} rows{hint}")
+        raise ValueError(
+            f"{decision.ledger.url}: no row with the uid, URL or key {query!r}; the ledger has {num_rows} rows{hint}"
+        )
     return sorted(rows, key=lambda row: (row["raw_shard"], row["key"]))
 
 
@@ -102,17 +116,19 @@ def _starting_with(ledger: str, prefix: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _story(job: Job, summary: LedgerSummary, row: dict[str, Any]) -> RowStory:
+def _story(explained: Explained, row: dict[str, Any]) -> RowStory:
+    job, summary = explained.decision.job, explained.decision.summary
     raw = read_raw(job, row["raw_shard"])
     at = pc.index(raw["key"], row["key"]).as_py()
     if at < 0:
         raise ValueError(f"raw shard {row['raw_shard']} has no row {row['key']} any more; run `headrace select` again")
     fetched = raw.slice(at, 1).to_pylist()[0]
-    folders = {name: files.join(job.url, "annotations", folder) for name, folder in summary.annotations.items()}
-    annotations = tuple(Annotation(name, url) for name, url in folders.items())
+    annotations = tuple(Annotation(name, url) for name, url in explained.decision.annotation_folders().items())
     columns = row_columns(Inputs(job=job, shards=(row["raw_shard"],), annotations=annotations), row["raw_shard"], at)
-    build, reason, message = _build(job, row)
+    build, reason, message = _build(explained, row)
     return RowStory(
+        ledger=explained.decision.ledger.name,
+        dataset=None if explained.dataset is None else shown_name(explained.dataset),
         **{name: row[name] for name in ("uid", "url", "input_file", "input_row", "raw_shard", "key", "kept")},
         **{name: fetched[name] for name in ("caption", "status", "error_class", "error_message")},
         steps=_outcomes(summary, row, columns),
@@ -121,7 +137,7 @@ def _story(job: Job, summary: LedgerSummary, row: dict[str, Any]) -> RowStory:
         },
         out_shard=row["out_shard"],
         out_index=row["out_index"],
-        dataset_key=f"{row['out_shard']}{row['out_index']:06d}" if row["kept"] else None,
+        dataset_key=dataset_key(row["out_shard"], row["out_index"]) if row["kept"] else None,
         build=build,
         build_reason=reason,
         build_message=message,
@@ -184,12 +200,13 @@ def _evaluate(connection: duckdb.DuckDBPyConnection, checker: Checker, text: str
     return None if value is None else float(value)
 
 
-def _build(job: Job, row: dict[str, Any]) -> tuple[str, str | None, str | None]:
+def _build(explained: Explained, row: dict[str, Any]) -> tuple[str, str | None, str | None]:
     if not row["kept"]:
         return "dropped", None, None
-    if not is_committed(job.dataset, row["out_shard"]):
+    job, name = explained.decision.job, explained.dataset
+    if name is None or not is_committed(job.dataset_named(name), row["out_shard"]):
         return "not built yet", None, None
-    url = files.join(job.build_failures, f"{row['out_shard']}.parquet")
+    url = files.join(job.build_failures(name), f"{row['out_shard']}.parquet")
     if files.exists(url):
         for failure in read_table(url).to_pylist():
             if (failure["raw_shard"], failure["key"]) == (row["raw_shard"], row["key"]):

@@ -4,6 +4,7 @@ The one thing a reader would get wrong: `samples_per_shard` and `shuffle_window`
 the place of each kept row into the ledger; build only follows the ledger. Change them and select must run again.
 """
 
+import re
 from dataclasses import dataclass
 
 
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 class BuildConfig:
     """How kept rows become the curated dataset."""
 
+    dataset: str = ""
+    """Name of the dataset, for one beside the published: `datasets/NAME/`. Empty: the published one, `dataset/`."""
     samples_per_shard: int = 10_000
     """Samples in each output shard; only the last one is shorter."""
     shuffle_window: int = 16
@@ -27,6 +30,8 @@ class BuildConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.samples_per_shard <= 1_000_000:
             raise ValueError(f"samples_per_shard must be 1..1000000, got {self.samples_per_shard}")
+        if self.dataset and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", self.dataset):
+            raise ValueError(f"dataset: letters, digits, '-' and '_' only, got {self.dataset!r}")
         if self.shuffle_window < 1:
             raise ValueError(f"shuffle_window must be at least 1 raw shard, got {self.shuffle_window}")
         if not 50 <= self.jpeg_quality <= 100:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from headrace.curation.annotate.annotators import known_annotators
 from headrace.curation.annotate.tables import open_annotation
 from headrace.curation.job import Job
-from headrace.curation.ledger import ledger_url
+from headrace.curation.ledger import Ledger
 from headrace.curation.raw.read import raw_tar_url, read_raw
 from headrace.shards.commit import is_committed
 from headrace.shards.errors import ShardError
@@ -96,16 +96,16 @@ class RawShard:
         return result
 
 
-def read_kept(job: Job, out_shard: str) -> list[KeptRow]:
+def read_kept(ledger: Ledger, out_shard: str) -> list[KeptRow]:
     """Return the ledger's rows for one output shard, in the order of their places."""
     names = [field.name for field in fields(KeptRow)]
-    table = read_equal(ledger_url(job), {"kept": True, "out_shard": out_shard}, names)
+    table = read_equal(ledger.table, {"kept": True, "out_shard": out_shard}, names)
     rows = sorted((KeptRow(**row) for row in table.to_pylist()), key=lambda row: row.out_index)
     for before, after in pairwise(rows):
         if before.out_index == after.out_index:
-            raise ValueError(f"{job.ledger}: place {after.out_index} of output shard {out_shard} is given twice")
+            raise ValueError(f"{ledger.table}: place {after.out_index} of output shard {out_shard} is given twice")
     if not rows:
-        raise ValueError(f"{job.ledger}: no kept row for output shard {out_shard}")
+        raise ValueError(f"{ledger.table}: no kept row for output shard {out_shard}")
     return rows
 
 

@@ -18,6 +18,7 @@ from headrace.curation.build.clean import clean_image
 from headrace.curation.build.config import BuildConfig
 from headrace.curation.build.inputs import KeptRow, RawShard, load_raw_shard, read_kept
 from headrace.curation.job import Job
+from headrace.curation.ledger import Ledger, dataset_key
 from headrace.shards.commit import is_committed
 from headrace.shards.index import parquet_bytes
 from headrace.shards.write import Sample, commit_shard, write_shard_files
@@ -49,6 +50,10 @@ class BuildUnit:
     """The output shard."""
     job: str
     """URL of the job."""
+    ledger: str
+    """URL of the ledger's folder."""
+    ledger_digest: str
+    """What the commit record names, so that an unfinished dataset too can say what explains it."""
     annotations: tuple[tuple[str, str], ...]
     """(annotator, folder of its tables)."""
     config: BuildConfig
@@ -67,24 +72,26 @@ class RowError(ValueError):
 def build_unit(unit: BuildUnit) -> None:
     """Write and commit one output shard, unless it is committed."""
     job = Job(unit.job)
-    if is_committed(job.dataset, unit.name):
+    dataset = job.dataset_named(unit.config.dataset)
+    if is_committed(dataset, unit.name):
         return
-    rows = read_kept(job, unit.name)
+    rows = read_kept(Ledger(unit.ledger), unit.name)
     names = sorted({row.raw_shard for row in rows})
     shards = {name: load_raw_shard(job, name, unit.annotations, unit.config.columns) for name in names}
     fields = _carried_fields(unit, next(iter(shards.values())))
     failures: list[dict[str, Any]] = []
     samples = _samples(unit, rows, shards, fields, failures)
-    record = write_shard_files(job.dataset, unit.name, samples, pa.schema([*fields, *BUILT_FIELDS]))
+    record = write_shard_files(dataset, unit.name, samples, pa.schema([*fields, *BUILT_FIELDS]))
     _check_budget(unit, len(rows), failures)
     table = parquet_bytes(pa.Table.from_pylist(failures, schema=FAILURES_SCHEMA))
-    files.write_atomic(files.join(job.build_failures, f"{unit.name}.parquet"), table)
+    files.write_atomic(files.join(job.build_failures(unit.config.dataset), f"{unit.name}.parquet"), table)
     facts = {
         "inputs": unit.inputs_digest,
+        "ledger": unit.ledger_digest,
         "num_failed": len(failures),
         "failures_sha256": hashlib.sha256(table).hexdigest(),
     }
-    commit_shard(job.dataset, unit.name, {**record, **facts})
+    commit_shard(dataset, unit.name, {**record, **facts})
 
 
 def _samples(
@@ -158,7 +165,7 @@ def _sample(unit: BuildUnit, row: KeptRow, shard: RawShard, payload: bytes | Non
         "faces_blurred": len(boxes),
         "reencoded": image.reencoded,
     }
-    return Sample(f"{unit.name}{row.out_index:06d}", image.data, image.extension, columns)
+    return Sample(dataset_key(unit.name, row.out_index), image.data, image.extension, columns)
 
 
 def _plain(value: Any, kind: pa.DataType) -> Any:

@@ -15,8 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace.curation.job import Job
-from headrace.curation.ledger import LedgerSummary, StepSummary
+from headrace.curation.ledger import Decision, Ledger, StepSummary
 from headrace.curation.report.pictures import Pictures, Thumbnail
 from headrace.curation.report.sketch import Tally
 from headrace.curation.report.tables import ledger_by_shard
@@ -52,22 +51,21 @@ class Galleries:
     kept: list[Shown] = field(default_factory=list)
 
 
-def choose(
-    job: Job, summary: LedgerSummary, dataset: Dataset | None, duplicates: Tally, *, samples: int, pixels: int
-) -> Galleries:
+def choose(decision: Decision, dataset: Dataset | None, duplicates: Tally, *, samples: int, pixels: int) -> Galleries:
     """Choose and load every picture of a job's report."""
     result = Galleries()
     if not samples:
         return result
-    pictures = Pictures(job, summary, dataset, pixels)
-    cuts = [step for step in summary.steps if step.threshold is not None and step_of(step).shows_dropped]
+    pictures = Pictures(decision, dataset, pixels)
+    steps = decision.summary.steps
+    cuts = [step for step in steps if step.threshold is not None and step_of(step).shows_dropped]
     groups = [uid for uid, _ in duplicates.top(samples)]
-    dropped, members = _walk_ledger(job, cuts, groups, samples * SPARE)
+    dropped, members = _walk_ledger(decision.ledger, cuts, groups, samples * SPARE)
     above: dict[str, list[Row]] = {step.name: [] for step in cuts}
     faces: list[Row] = []
     kept: list[Row] = []
     if dataset is not None:
-        above = _walk_kept(job, summary, cuts, samples * SPARE)
+        above = _walk_kept(decision, cuts, samples * SPARE)
         faces, kept = _walk_dataset(dataset, samples * SPARE)
     for step in cuts:
         near = _load(above[step.name], pictures.of_ledger_row, samples, lambda row: _score(row, "kept"))
@@ -112,14 +110,14 @@ def _of_group(row: Row) -> str:
 
 
 def _walk_ledger(
-    job: Job, cuts: list[StepSummary], groups: list[str], count: int
+    ledger: Ledger, cuts: list[StepSummary], groups: list[str], count: int
 ) -> tuple[dict[str, list[Row]], dict[str, list[Row]]]:
     """Return for each cut the dropped rows nearest to it, and for each group the best and the first others."""
     near: dict[str, list[Row]] = {step.name: [] for step in cuts}
     members: dict[str, list[Row]] = {uid: [] for uid in groups}
     wanted = pa.array(groups, pa.string())
     columns = ["uid", "raw_shard", "key", "kept", "step", "value", "duplicate_of", "out_shard", "out_index"]
-    for _, rows in ledger_by_shard(job, columns):
+    for _, rows in ledger_by_shard(ledger, columns):
         for step in cuts:
             assert step.threshold is not None
             mine = rows.filter(pc.fill_null(pc.equal(rows["step"], step.name), False))
@@ -155,11 +153,11 @@ def _nearest(rows: list[Row], target: float, count: int) -> list[Row]:
     return sorted(finite, key=lambda row: (abs(row["value"] - target), row["uid"], row["key"]))[:count]
 
 
-def _walk_kept(job: Job, summary: LedgerSummary, cuts: list[StepSummary], count: int) -> dict[str, list[Row]]:
+def _walk_kept(decision: Decision, cuts: list[StepSummary], count: int) -> dict[str, list[Row]]:
     """Return for each cut the kept rows nearest to it."""
     thresholds = {step.name: step.threshold for step in cuts}
     near: dict[str, list[Row]] = {step.name: [] for step in cuts}
-    for name, rows in kept_values(job, summary, cuts):
+    for name, rows in kept_values(decision, cuts):
         threshold = thresholds[name]
         assert threshold is not None
         near[name] = _nearest([*near[name], *_closest(rows, threshold, count)], threshold, count)

@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 from headrace import files
 from headrace.curation.annotate.annotators import known_annotators
 from headrace.curation.job import Job
-from headrace.curation.ledger import LedgerSummary
+from headrace.curation.ledger import Decision
 from headrace.curation.raw.read import read_raw
 from headrace.curation.report.sketch import Distinct, Histogram, Ranges, Tally, hosts, is_numeric, numbers
-from headrace.curation.report.tables import annotation_folders, ledger_by_shard, read_annotations
+from headrace.curation.report.tables import ledger_by_shard, read_annotations
 from headrace.curation.report.values import open_evaluator, with_cut_values
 from headrace.curation.select.steps import step_of
 from headrace.shards.dataset import Dataset
@@ -43,19 +43,20 @@ class Numbers:
     histograms: dict[str, Histogram] = field(default_factory=dict)
 
 
-def gather_job(job: Job, summary: LedgerSummary) -> Numbers:
-    """Count everything of a job that has a ledger."""
+def gather_job(decision: Decision) -> Numbers:
+    """Count everything of a job and one of its ledgers."""
+    job, summary = decision.job, decision.summary
     result = Numbers(distinct={"hosts": Distinct(), "urls": Distinct(), "captions": Distinct(), "images": Distinct()})
-    folders, ranges = annotation_folders(job, summary), Ranges()
+    folders, ranges = decision.annotation_folders(), Ranges()
     near_steps = [step.name for step in summary.steps if step_of(step).links == "groups"]
     with open_evaluator() as evaluator:
-        for shard, rows in ledger_by_shard(job):
+        for shard, rows in ledger_by_shard(decision.ledger):
             _count_ledger(result, rows, near_steps)
             table = with_cut_values(evaluator, summary.steps, read_raw(job, shard), read_annotations(folders, shard))
             ranges.add(table, _shown_columns(table.schema))
         result.histograms = ranges.histograms()
         result.host_images = {host: Distinct(10) for host, _ in result.hosts["rows"].top(TOP_HOSTS)}
-        for shard, rows in ledger_by_shard(job, ["raw_shard", "key", "kept"]):
+        for shard, rows in ledger_by_shard(decision.ledger, ["raw_shard", "key", "kept"]):
             raw = read_raw(job, shard)
             table = with_cut_values(evaluator, summary.steps, raw, read_annotations(folders, shard))
             _count_shard(result, raw, table, rows["key"].filter(pc.fill_null(rows["kept"], False)))
@@ -154,12 +155,12 @@ def dataset_numbers(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def build_failures(job: Job) -> dict[str, Any]:
+def build_failures(job: Job, dataset: str) -> dict[str, Any]:
     """Return build's failures: how many by reason, and the first of them."""
     reasons = Tally()
     rows: list[dict[str, Any]] = []
-    for name in files.list_names(job.build_failures, ".parquet"):
-        table = read_table(files.join(job.build_failures, name))
+    for name in files.list_names(job.build_failures(dataset), ".parquet"):
+        table = read_table(files.join(job.build_failures(dataset), name))
         reasons.add(table["reason"])
         if len(rows) < MAX_FAILURES:
             rows.extend(table.slice(0, MAX_FAILURES - len(rows)).to_pylist())

@@ -16,11 +16,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from headrace import files
 from headrace.curation.build.blur import blur_boxes
 from headrace.curation.build.inputs import load_raw_shard
-from headrace.curation.job import Job
-from headrace.curation.ledger import LedgerSummary
+from headrace.curation.ledger import Decision, dataset_key
 from headrace.curation.select.steps import step_of
 from headrace.shards.dataset import Dataset
 from headrace.shards.errors import ShardError
@@ -52,15 +50,12 @@ def thumbnail(pixels: NDArray[np.uint8], pixels_per_side: int) -> bytes:
 class Pictures:
     """Finds thumbnails of ledger rows and of dataset rows; None for what may not or cannot be shown."""
 
-    def __init__(self, job: Job, summary: LedgerSummary, dataset: Dataset | None, pixels_per_side: int) -> None:
+    def __init__(self, decision: Decision, dataset: Dataset | None, pixels_per_side: int) -> None:
         load_raw_shard.cache_clear()
         _index.cache_clear()
-        self._job = job
-        self._steps = {step.name: step_of(step) for step in summary.steps}
-        parent = files.join(job.url, "annotations")
-        self._annotations = tuple(
-            (name, files.join(parent, folder)) for name, folder in sorted(summary.annotations.items())
-        )
+        self._job = decision.job
+        self._steps = {step.name: step_of(step) for step in decision.summary.steps}
+        self._annotations = tuple(decision.annotation_folders().items())
         self._dataset = dataset
         self._pixels_per_side = pixels_per_side
         self._shard_numbers = {shard.name: number for number, shard in enumerate(dataset.shards)} if dataset else {}
@@ -68,7 +63,7 @@ class Pictures:
     def of_ledger_row(self, row: Mapping[str, Any]) -> Thumbnail | None:
         """Return the thumbnail of a ledger row: as published if it was, from the raw shard if it was dropped."""
         if row["kept"]:
-            return self.of_sample(row["out_shard"], f"{row['out_shard']}{row['out_index']:06d}")
+            return self.of_sample(row["out_shard"], dataset_key(row["out_shard"], row["out_index"]))
         step = self._steps.get(row["step"])
         if step is None or not step.shows_dropped:
             return None

@@ -14,10 +14,10 @@ import yaml
 
 from headrace import files
 from headrace.config import build_config, canonical_json, parse_yaml
-from headrace.curation.build.stage import built_from
+from headrace.curation.datasets import Explained, dataset_of
 from headrace.curation.engine import OnProgress, no_progress
 from headrace.curation.job import Job
-from headrace.curation.ledger import LedgerSummary, read_summary
+from headrace.curation.ledger import LedgerSummary, latest_decision
 from headrace.curation.report.config import ReportConfig
 from headrace.curation.report.galleries import Galleries, choose
 from headrace.curation.report.gather import (
@@ -30,7 +30,7 @@ from headrace.curation.report.gather import (
 )
 from headrace.curation.report.render import render
 from headrace.curation.report.values import cuts_of
-from headrace.curation.select import decides
+from headrace.curation.select import decided_by, decides
 from headrace.shards.dataset import Dataset, open_dataset
 
 if TYPE_CHECKING:  # the recipe imports this stage's config
@@ -60,12 +60,17 @@ def plan_report(recipe: "Recipe") -> list[str]:
 
 
 def run_report(recipe: "Recipe", *, on_progress: OnProgress = no_progress) -> ReportSummary:
-    """Write the report of a recipe's job. Raises ValueError if it has no ledger."""
+    """Write the report of a recipe's ledger and dataset. Raises ValueError if the job has no such ledger."""
     on_progress(0, 1)
-    job = Job(recipe.job)
-    summary = report_job(job, recipe.report, job.report)
+    summary = report_job(explain_recipe(recipe), recipe.report, report_folder(Job(recipe.job), recipe.build.dataset))
     on_progress(1, 1)
     return summary
+
+
+def explain_recipe(recipe: "Recipe") -> Explained:
+    """Return the ledger that this recipe decided last, and what is built from it. Raises ValueError."""
+    decision = latest_decision(Job(recipe.job), decided_by(recipe))
+    return Explained(decision, dataset_of(decision))
 
 
 def config_of(job: Job) -> ReportConfig:
@@ -74,13 +79,19 @@ def config_of(job: Job) -> ReportConfig:
     return ReportConfig() if data is None else build_config(ReportConfig, data.get("report", {}))
 
 
-def report_job(job: Job, config: ReportConfig, out: str) -> ReportSummary:
-    """Write the report of a job into the folder `out`. Raises ValueError if it has no ledger."""
-    ledger = read_summary(job)
-    numbers = gather_job(job, ledger)
-    dataset = _built_dataset(job, ledger)
-    galleries = choose(job, ledger, dataset, numbers.duplicates, samples=config.samples, pixels=config.thumbnail_pixels)
-    report = _job_report(job, ledger, numbers, dataset)
+def report_folder(job: Job, dataset: str | None) -> str:
+    """Return where the report of a dataset lies; of the published one in `report/` itself."""
+    return files.join(job.report, dataset) if dataset else job.report
+
+
+def report_job(explained: Explained, config: ReportConfig, out: str) -> ReportSummary:
+    """Write the report of a ledger, and of the dataset that is built from it, into the folder `out`."""
+    decision = explained.decision
+    job, ledger = decision.job, decision.summary
+    numbers = gather_job(decision)
+    dataset = _built_dataset(explained)
+    galleries = choose(decision, dataset, numbers.duplicates, samples=config.samples, pixels=config.thumbnail_pixels)
+    report = _job_report(explained, numbers, dataset)
     report["title"] = config.title or "Curation report"
     report["notes"].extend(_recipe_notes(job, ledger))
     if config.samples and not _num_pictures(galleries):
@@ -120,8 +131,9 @@ def _empty() -> dict[str, Any]:
     }
 
 
-def _job_report(job: Job, ledger: LedgerSummary, numbers: Numbers, dataset: Dataset | None) -> dict[str, Any]:
-    failures = build_failures(job) if dataset is not None else {"by_reason": {}, "rows": []}
+def _job_report(explained: Explained, numbers: Numbers, dataset: Dataset | None) -> dict[str, Any]:
+    job, ledger = explained.decision.job, explained.decision.summary
+    failures = {"by_reason": {}, "rows": []} if explained.dataset is None else build_failures(job, explained.dataset)
     fetched = ledger.rows - sum(numbers.errors.counts.values())
     facts: dict[str, Any] = {
         "input_rows": ledger.rows,
@@ -141,7 +153,7 @@ def _job_report(job: Job, ledger: LedgerSummary, numbers: Numbers, dataset: Data
         notes.append("There are more hosts than are counted one by one; the counts of rare hosts are too low.")
     return {
         **_empty(),
-        "subtitle": f"From {ledger.rows:,} rows to {ledger.kept:,}",
+        "subtitle": f"From {ledger.rows:,} rows to {ledger.kept:,}: {explained}",
         "notes": notes,
         "facts": {**facts, **_distinct(numbers)},
         "funnel": [
@@ -203,10 +215,9 @@ def _hosts(numbers: Numbers) -> list[dict[str, Any]]:
     ]
 
 
-def _built_dataset(job: Job, ledger: LedgerSummary) -> Dataset | None:
-    if not files.exists(files.join(job.dataset, "dataset.json")):
-        return None
-    return open_dataset(job.dataset) if built_from(job) == ledger.digest else None
+def _built_dataset(explained: Explained) -> Dataset | None:
+    url = explained.dataset_url
+    return open_dataset(url) if url is not None and files.exists(files.join(url, "dataset.json")) else None
 
 
 def _recipe_data(job: Job) -> dict[str, Any] | None:

@@ -10,16 +10,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headrace import files
-from headrace.curation.job import Job
-from headrace.curation.ledger import LedgerSummary, ledger_url
+from headrace.curation.ledger import Ledger
 from headrace.shards.parquet import open_parquet
 
 _LEDGER_COLUMNS = ["uid", "url", "raw_shard", "key", "kept", "step", "reason", "value", "threshold", "duplicate_of"]
 
 
-def ledger_by_shard(job: Job, columns: list[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
+def ledger_by_shard(ledger: Ledger, columns: list[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
     """Yield (raw shard, its rows of the ledger) in order; row groups may cut a shard anywhere."""
-    with open_parquet(ledger_url(job)) as file:
+    with open_parquet(ledger.table) as file:
         pending: list[pa.Table] = []
         name: str | None = None
         for batch in file.batches(1 << 16, columns or _LEDGER_COLUMNS):
@@ -37,12 +36,6 @@ def ledger_by_shard(job: Job, columns: list[str] | None = None) -> Iterator[tupl
                 table = table.slice(count)
         if name is not None:
             yield name, pa.concat_tables(pending)
-
-
-def annotation_folders(job: Job, summary: LedgerSummary) -> dict[str, str]:
-    """Return the folder of each annotator whose tables the ledger was made from."""
-    parent = files.join(job.url, "annotations")
-    return {name: files.join(parent, folder) for name, folder in sorted(summary.annotations.items())}
 
 
 def read_annotations(folders: Mapping[str, str], shard: str, *, nested: bool = False) -> pa.Table:

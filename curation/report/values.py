@@ -13,10 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace.curation.job import Job
-from headrace.curation.ledger import LedgerSummary, StepSummary
+from headrace.curation.ledger import Decision, StepSummary
 from headrace.curation.raw.read import read_raw
-from headrace.curation.report.tables import annotation_folders, ledger_by_shard, read_annotations
+from headrace.curation.report.tables import ledger_by_shard, read_annotations
 from headrace.curation.select.expression import Checker
 from headrace.curation.select.load import sql_types
 from headrace.curation.select.step import Cut
@@ -30,18 +29,18 @@ def cuts_of(step: StepSummary) -> tuple[Cut, ...]:
     return step_of(step).cuts(step.threshold)
 
 
-def kept_values(job: Job, summary: LedgerSummary, steps: list[StepSummary]) -> Iterator[tuple[str, pa.Table]]:
+def kept_values(decision: Decision, steps: list[StepSummary]) -> Iterator[tuple[str, pa.Table]]:
     """Yield (step, kept rows of one raw shard with their `value`), shard by shard."""
     texts = {step.name: cuts[0].expression for step in steps if (cuts := cuts_of(step))}
     if not texts:
         return
-    folders = annotation_folders(job, summary)
+    folders = decision.annotation_folders()
     with open_evaluator() as evaluator:
-        for shard, rows in ledger_by_shard(job, _LEDGER):
+        for shard, rows in ledger_by_shard(decision.ledger, _LEDGER):
             kept = rows.filter(pc.fill_null(rows["kept"], False))
             if not kept.num_rows:
                 continue
-            columns = _columns(read_raw(job, shard), read_annotations(folders, shard), kept["key"])
+            columns = _columns(read_raw(decision.job, shard), read_annotations(folders, shard), kept["key"])
             checker = Checker(evaluator, sql_types(evaluator, columns.schema))
             for name, text in texts.items():
                 yield name, kept.append_column("value", _values(evaluator, checker, columns, text))

@@ -30,7 +30,7 @@ __all__ = ["check_recipe", "decided_by", "decides", "plan_select", "run_select"]
 def plan_select(recipe: "Recipe", *, annotate_first: bool = False) -> list[str]:
     """Say what select would do: each step, and whether it fits the columns there are (or will be)."""
     job = Job(recipe.job)
-    lines = [f"{len(recipe.select)} steps after fetch and decode; ledger at {job.ledger}"]
+    lines = [f"{len(recipe.select)} steps after fetch and decode; ledgers at {job.ledgers}"]
     for number, step in enumerate(recipe.select):
         settings = {name: value for name, value in config_to_dict(step).items() if name not in ("step", "name")}
         shown = ", ".join(f"{name}={value!r}" for name, value in settings.items())

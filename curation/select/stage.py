@@ -17,11 +17,14 @@ from headrace.config import config_to_dict
 from headrace.curation.annotate.annotators import column_hints
 from headrace.curation.engine import EngineConfig, OnProgress, no_progress
 from headrace.curation.ledger import (
+    Decision,
     LedgerSummary,
     StepSummary,
     digest_of,
-    find_summary,
+    find_decision,
     ledger_digest,
+    ledger_named,
+    set_latest,
     write_ledger,
     write_summary,
 )
@@ -51,19 +54,22 @@ class Plan:
 def select_rows(
     inputs: Inputs, plan: Plan, *, limits: Limits, engine: EngineConfig, on_progress: OnProgress = no_progress
 ) -> LedgerSummary:
-    """Write the ledger of a job; nothing is done if the one there follows from the same inputs.
+    """Write the ledger of a job; nothing is done if one is there that follows from the same inputs.
 
     Raises ValueError for a step that does not fit the columns, before any row is read.
     """
     check_steps(plan.steps)
     check_plan(inputs, plan)
-    remove_leftovers(inputs.job.ledger)
+    remove_leftovers(inputs.job.ledgers)
+    for name in files.list_names(inputs.job.ledgers):
+        files.remove_leftovers(files.join(inputs.job.ledgers, name))
     tables = _evaluation_tables(inputs, plan.steps, engine)
     digest = _inputs_digest(inputs, plan, tables)
-    summary = find_summary(inputs.job, digest)
-    if summary is not None:
-        return summary
-    with open_database(inputs.job.ledger, limits) as connection:
+    decision = find_decision(inputs.job, digest)
+    if decision is not None:
+        set_latest(decision)
+        return decision.summary
+    with open_database(inputs.job.ledgers, limits) as connection:
         checker = Checker(connection, sql_types(connection, known_columns(inputs)), column_hints())
         steps = _prepare(plan.steps, checker)
         total = len(inputs.shards) + len(steps) + 1
@@ -94,7 +100,7 @@ def check_columns(steps: Sequence[Step], schema: pa.Schema, untyped: Sequence[st
 
 
 def _evaluation_tables(inputs: Inputs, steps: Sequence[Step], engine: EngineConfig) -> EvaluationTables:
-    folder = files.join(inputs.job.ledger, "evaluation")
+    folder = files.join(inputs.job.ledgers, "evaluation")
     return {
         step.name: {item.name: hash_evaluation_set(item, folder, engine) for item in step.evaluation_sets()}
         for step in steps
@@ -208,7 +214,8 @@ def _write(
         FROM rows JOIN shards USING (__shard) LEFT JOIN dropped USING (__row) LEFT JOIN placed USING (__row)
         ORDER BY __row
         """
-    sha256 = write_ledger(inputs.job, read_batches(connection, query))
+    ledger = ledger_named(inputs.job, digest)
+    sha256 = write_ledger(ledger, read_batches(connection, query))
     annotations = {item.name: files.basename(item.url) for item in inputs.annotations}
     summary = LedgerSummary(
         decided_by=decision_digest(plan, annotations),
@@ -222,5 +229,6 @@ def _write(
         annotations=annotations,
         steps=list(funnel),
     )
-    write_summary(inputs.job, summary)
+    write_summary(ledger, summary)
+    set_latest(Decision(inputs.job, ledger, summary))
     return summary

@@ -15,6 +15,7 @@ from headrace.curation.annotate.tables import annotation_folders
 from headrace.curation.annotate.unit import write_annotations
 from headrace.curation.engine import EngineConfig
 from headrace.curation.job import Job
+from headrace.curation.ledger import latest_decision
 from headrace.curation.raw.schema import OWN_SCHEMA
 from headrace.curation.select.database import Limits
 from headrace.curation.select.load import Annotation, find_inputs
@@ -140,9 +141,9 @@ def test_a_prefix_and_a_url_find_the_row(job: Job) -> None:
     ("query", "message"),
     [
         ("aaaa", "'aaaa' is the start of 2 uids: aaaa0001, aaaa0002; give more of it"),
-        ("ffff0000", "no row with the uid or URL 'ffff0000'; the ledger has 6 rows"),
-        ("ccc", "no row with the uid or URL 'ccc'"),
-        ("http://host/99", "no row with the uid or URL"),
+        ("ffff0000", "no row with the uid, URL or key 'ffff0000'; the ledger has 6 rows"),
+        ("ccc", "no row with the uid, URL or key 'ccc'"),
+        ("http://host/99", "no row with the uid, URL or key"),
     ],
 )
 def test_what_is_not_there_is_one_line(job: Job, query: str, message: str) -> None:
@@ -162,16 +163,31 @@ def test_without_a_ledger_it_says_what_to_run(tmp_path: Path) -> None:
 def test_what_build_made_of_a_kept_row(job: Job) -> None:
     (row,) = rows_of(job, "aaaa0001")
     assert row["build"] == "not built yet"
-    commit(job.dataset, row["out_shard"], {})
+    commit(job.dataset, row["out_shard"], {"ledger": latest_decision(job).summary.digest})
     (row,) = rows_of(job, "aaaa0001")
     assert row["build"] == "built"
     assert row["dataset_key"] == f"{row['out_shard']}{row['out_index']:06d}"
     failure = {"raw_shard": "00000", "key": "000000000", "reason": "sha256", "message": "sha256 is 1, not 2"}
-    Path(job.build_failures).mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist([failure]), f"{job.build_failures}/{row['out_shard']}.parquet")
+    Path(job.build_failures()).mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist([failure]), f"{job.build_failures()}/{row['out_shard']}.parquet")
     (row,) = rows_of(job, "aaaa0001")
     assert (row["build"], row["build_reason"], row["build_message"]) == ("failed", "sha256", "sha256 is 1, not 2")
     assert "failed: sha256: sha256 is 1, not 2" in why(job, "aaaa0001").output
+
+
+def test_a_key_that_a_batch_printed_leads_back_to_the_row(job: Job) -> None:
+    (row,) = rows_of(job, "aaaa0001")
+    assert rows_of(job, row["dataset_key"]) == [row]
+    with_missing = row["dataset_key"][:-6] + "000999"
+    assert "no row with the uid, URL or key" in str(why(job, with_missing).exception)
+
+
+def test_it_says_which_ledger_and_dataset_it_speaks_of(job: Job) -> None:
+    name = latest_decision(job).ledger.name
+    assert f"ledger {name} (no dataset is built from it)" in " ".join(why(job, "aaaa0001").output.split())
+    commit(job.dataset_named("other"), "00000", {"ledger": latest_decision(job).summary.digest})
+    (row,) = rows_of(job, "aaaa0001")
+    assert (row["ledger"], row["dataset"]) == (name, "datasets/other")
 
 
 def test_text_from_the_web_cannot_speak_to_the_terminal(job: Job) -> None:

@@ -22,7 +22,17 @@ from headrace.curation.build.config import BuildConfig
 from headrace.curation.engine import EngineConfig
 from headrace.curation.fetch.config import InputConfig
 from headrace.curation.job import Job
-from headrace.curation.ledger import LEDGER_SCHEMA, LedgerSummary, StepSummary, write_ledger, write_summary
+from headrace.curation.ledger import (
+    LEDGER_SCHEMA,
+    Decision,
+    LedgerSummary,
+    StepSummary,
+    digest_of,
+    ledger_named,
+    set_latest,
+    write_ledger,
+    write_summary,
+)
 from headrace.curation.recipe import Recipe
 from headrace.curation.select import decided_by
 from headrace.shards.commit import commit
@@ -178,7 +188,9 @@ def write_job_ledger(recipe: Recipe, *, drop: tuple[int, ...] = ()) -> None:
         place = {"out_shard": None if out_shard is None else f"{out_shard:05d}", "out_index": out_index}
         known = {name: row[name] for name in ("uid", "input_file", "input_row", "url", "key")}
         ledger.append({**known, "raw_shard": row["key"][:5], **decision, **place})
-    digest = write_ledger(job, [pa.Table.from_pylist(ledger, schema=LEDGER_SCHEMA)])
+    inputs = digest_of({"drop": list(drop)})
+    place = ledger_named(job, inputs)
+    digest = write_ledger(place, [pa.Table.from_pylist(ledger, schema=LEDGER_SCHEMA)])
     steps, remaining = [], len(rows)
     for name in ("fetch", "decode", "unsafe", "near_duplicates", "rule", "top_fraction"):
         reasons = [decision["reason"] for decision in decisions if decision["step"] == name]
@@ -197,7 +209,7 @@ def write_job_ledger(recipe: Recipe, *, drop: tuple[int, ...] = ()) -> None:
     summary = LedgerSummary(
         decided_by=decided_by(recipe),
         digest=digest,
-        inputs="0" * 64,
+        inputs=inputs,
         ledger_sha256=digest,
         rows=len(rows),
         kept=len(kept),
@@ -206,7 +218,8 @@ def write_job_ledger(recipe: Recipe, *, drop: tuple[int, ...] = ()) -> None:
         annotations={name: f"{name}-01234567" for name in ANNOTATION_TYPES},
         steps=steps,
     )
-    write_summary(job, summary)
+    write_summary(place, summary)
+    set_latest(Decision(job, place, summary))
 
 
 @pytest.fixture

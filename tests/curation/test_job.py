@@ -66,7 +66,7 @@ def test_a_folder_that_is_no_job_is_never_written_over(tmp_path: Path, name: str
 
 def test_what_a_job_writes_is_what_it_will_not_write_over() -> None:
     job = Job("memory://job")
-    urls = [job.raw, job.ledger, job.dataset, job.build_failures, job.report, job.annotations("clip", "0" * 8)]
+    urls = [job.raw, job.ledgers, job.dataset, job.build_failures(), job.report, job.annotations("clip", "0" * 8)]
     assert {url.removeprefix("memory://job/").split("/")[0] for url in urls} <= set(PARTS)
 
 

@@ -33,7 +33,7 @@ MAX_SECONDS = 180
 DONE: dict[str, tuple[str, ...]] = {
     "fetch": ("raw/commits/*",),
     "annotate": ("annotations/*/commits/*",),
-    "select": ("ledger/summary.json",),
+    "select": ("ledger/*/summary.json", "ledger/latest.json"),
     "build": ("dataset/commits/*", "dataset/dataset.json"),
     "report": ("report/report.html",),
 }

@@ -13,6 +13,13 @@ def report_command(
     index_dir: Annotated[
         str | None, typer.Option("--index-dir", help="Where a read-only dataset's index lies.")
     ] = None,
+    dataset: Annotated[
+        str, typer.Option("--dataset", help="Of a job: the dataset built under this name; default: the published one.")
+    ] = "",
+    ledger: Annotated[
+        str,
+        typer.Option("--ledger", help="Of a job: this ledger; default: the one that explains the dataset."),
+    ] = "",
     title: Annotated[str | None, typer.Option("--title", help="Heading of the page.")] = None,
     samples: Annotated[int | None, typer.Option("--samples", help="Pictures in each gallery.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
@@ -26,8 +33,9 @@ def report_command(
     from dataclasses import replace
 
     from headrace import files
+    from headrace.curation.datasets import explain_dataset
     from headrace.curation.job import Job
-    from headrace.curation.report import config_of, report_dataset, report_job
+    from headrace.curation.report import config_of, explain_recipe, report_dataset, report_folder, report_job
 
     is_recipe = target.endswith((".yaml", ".yml"))
     if is_recipe:
@@ -35,11 +43,12 @@ def report_command(
 
         recipe = load_recipe(target)
         target, config = recipe.job, recipe.report
+        dataset = dataset or recipe.build.dataset
     else:
         config = config_of(Job(target))
     config = replace(config, title=config.title if title is None else title)
     config = replace(config, samples=config.samples if samples is None else samples)
-    folder = out or files.join(target, "report")
+    folder = out or report_folder(Job(target), dataset)
     is_job = files.exists(files.join(target, "job.json")) or files.exists(files.join(target, "ledger"))
     planned = is_recipe and dry_run  # other stages may come first
     if not (is_job or planned or files.exists(files.join(index_dir or target, "dataset.json"))):
@@ -51,7 +60,14 @@ def report_command(
         typer.echo(f"report: write {files.join(folder, 'report.html')} and report.json")
         return
     if is_job:
-        summary = report_job(Job(target), config, folder)
+        of_recipe = is_recipe and not ledger
+        explained = (
+            explain_recipe(recipe)
+            if of_recipe
+            else explain_dataset(Job(target), dataset=dataset or None, ledger=ledger)
+        )
+        summary = report_job(explained, config, folder)
+        typer.echo(f"report: of {explained}")
     else:
         summary = report_dataset(target, config, folder, index_dir=index_dir)
     typer.echo(f"report: {summary}")

@@ -14,10 +14,20 @@ COLOURS = {"passed": "green", "dropped": "red", "not reached": "dim"}
 
 def why_command(
     job: Annotated[str, typer.Argument(help="Folder or URL of the job.")],
-    uid: Annotated[str, typer.Argument(help="A uid, an unambiguous start of one, or a URL of the list.")],
+    uid: Annotated[
+        str,
+        typer.Argument(help="A uid, the start of one, a URL of the list, or the key of a sample in a batch."),
+    ],
+    dataset: Annotated[
+        str, typer.Option("--dataset", help="Name of the dataset to speak of; default: the published one.")
+    ] = "",
+    ledger: Annotated[
+        str,
+        typer.Option("--ledger", help="The ledger to speak of; default: the one that explains the dataset."),
+    ] = "",
     json: Annotated[bool, typer.Option("--json", help="Print JSON: one list with an object a row.")] = False,
 ) -> None:
-    """Show every row of a uid: how it was fetched, what each step decided, where it stands in the dataset.
+    """Show every row of a uid, URL or key: how it was fetched, what each step decided, where it stands in the dataset.
 
     Example: headrace why /data/job 0f3a9c
     """
@@ -29,7 +39,7 @@ def why_command(
     from headrace.curation.job import Job
     from headrace.curation.why import explain
 
-    stories = explain(Job(job), uid)
+    stories = explain(Job(job), uid, dataset=dataset or None, ledger=ledger)
     if json:
         print(json_module.dumps([dataclasses.asdict(story) for story in stories], indent=1))
         return
@@ -64,6 +74,7 @@ def _facts(story: "RowStory") -> list[tuple[str, str]]:
     if story.error_class:
         fetched += f": {story.error_class}" + (f" ({story.error_message})" if story.error_message else "")
     facts = [
+        ("told by", f"ledger {story.ledger} ({story.dataset or 'no dataset is built from it'})"),
         ("uid", story.uid),
         ("url", _one_line(story.url)),
         ("caption", _one_line(story.caption)),

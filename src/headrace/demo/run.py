@@ -19,6 +19,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from headrace.curation.job import Job
+from headrace.curation.ledger import latest_decision
 from headrace.demo import truth
 from headrace.demo.pairs import unsafe_drawings, write_clean_pairs, write_labelled
 from headrace.demo.server import SmallWeb
@@ -100,7 +102,7 @@ def _pretrain(out: Path, seed: int, on_step: OnStep) -> float:
 def _conclude(
     out: Path, site: Site, entries: list[tuple[str, Entry]], private: int, accuracy: float, seconds: float
 ) -> DemoResult:
-    ledger = truth.read_ledger(str(out / "job" / "ledger" / "ledger.parquet"))
+    ledger = truth.read_ledger(latest_decision(Job(str(out / "job"))).ledger.table)
     built, num_built = truth.read_built(str(out / "job" / "dataset"), ledger)
     verdicts = truth.judge(entries, ledger, built)
     rows = truth.table(entries, verdicts)

@@ -76,7 +76,7 @@ def test_a_killed_build_ends_with_the_same_bytes(make_job: MakeJob, hold: Hold, 
     if again.stderr:
         again.stderr.close()
     assert digests(job.dataset) == expected
-    assert digests(job.build_failures) == digests(Job(whole.job).build_failures)
+    assert digests(job.build_failures()) == digests(Job(whole.job).build_failures())
 
 
 @pytest.mark.full

@@ -22,6 +22,7 @@ from headrace.curation.annotate.unit import write_annotations
 from headrace.curation.build import plan_build, run_build
 from headrace.curation.engine import EngineConfig
 from headrace.curation.job import Job
+from headrace.curation.ledger import latest_decision
 from headrace.curation.recipe import Recipe
 from headrace.curation.select.steps import Rule
 from headrace.shards.dataset import open_dataset
@@ -49,7 +50,7 @@ def index_rows(recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def ledger_rows(recipe: Recipe) -> list[dict[str, Any]]:
-    return pq.read_table(Path(Job(recipe.job).ledger) / "ledger.parquet").to_pylist()
+    return pq.read_table(latest_decision(Job(recipe.job)).ledger.table).to_pylist()
 
 
 def raw_payloads(recipe: Recipe) -> dict[str, bytes]:
@@ -154,7 +155,7 @@ def test_two_workers_write_the_bytes_of_one(make_job: MakeJob) -> None:
     found = digests(Job(together.job).dataset)
     # The recipe digest leaves out the engine and the folder, so even dataset.json is the same.
     assert found == expected
-    assert digests(Job(alone.job).build_failures) == digests(Job(together.job).build_failures)
+    assert digests(Job(alone.job).build_failures()) == digests(Job(together.job).build_failures())
 
 
 def test_a_rerun_changes_nothing_and_an_interrupted_run_is_completed(make_job: MakeJob) -> None:
@@ -219,13 +220,13 @@ def test_a_plan_after_select_says_what_a_changed_threshold_will_cost(make_job: M
     assert "cannot start yet" in plan_build(other)[-1]
     lines = plan_build(other, select_first=True)
     assert "would be refused" in lines[-2]
-    assert "(4 shards are there); build with --start-over" in lines[-2]
+    assert "(4 shards are there); build beside it with build.dataset=NAME, or with --start-over" in lines[-2]
     assert lines[-1] == "rows and shards are what select will decide"
     lines = plan_build(other, select_first=True, start_over=True)
     assert "remove the dataset that is there first (4 shards)" in lines
     assert not any("refused" in line for line in lines)
     fresh = make_job("fresh")
-    shutil.rmtree(Job(fresh.job).ledger)
+    shutil.rmtree(Job(fresh.job).ledgers)
     lines = plan_build(fresh, select_first=True)
     assert not any("refused" in line or "start" in line for line in lines)
 
@@ -256,9 +257,9 @@ def test_a_recipe_that_moved_on_since_select_is_refused(make_job: MakeJob) -> No
         },
     ):
         other = dataclasses.replace(recipe, **change)
-        with pytest.raises(ValueError, match="decided by another recipe"):
+        with pytest.raises(ValueError, match="no ledger of this recipe"):
             run_build(other)
-        assert any("decided by another recipe" in line for line in plan_build(other))
+        assert any("no ledger of this recipe" in line for line in plan_build(other))
 
 
 def test_shards_of_an_older_ledger_that_were_never_committed_are_removed(make_job: MakeJob) -> None:
@@ -285,7 +286,7 @@ def test_rows_that_fail_are_named_and_the_rest_is_written(make_job: MakeJob) -> 
     assert summary.num_failed == 1
     failures = [
         row
-        for path in Path(Job(recipe.job).build_failures).glob("*.parquet")
+        for path in Path(Job(recipe.job).build_failures()).glob("*.parquet")
         for row in pq.read_table(path).to_pylist()
     ]
     (failure,) = failures
@@ -304,7 +305,7 @@ def test_a_truncated_raw_tar_loses_only_what_is_gone(make_job: MakeJob) -> None:
     run_build(recipe)
     failures = [
         row
-        for path in Path(Job(recipe.job).build_failures).glob("*.parquet")
+        for path in Path(Job(recipe.job).build_failures()).glob("*.parquet")
         for row in pq.read_table(path).to_pylist()
     ]
     kept = {row["key"] for row in ledger_rows(recipe) if row["kept"]}
@@ -326,7 +327,7 @@ def test_an_unknown_column_is_refused_with_the_known_ones(make_job: MakeJob) -> 
 
 def test_without_a_ledger_the_user_is_told_to_select(make_job: MakeJob) -> None:
     recipe = make_job()
-    shutil.rmtree(Job(recipe.job).ledger)
+    shutil.rmtree(Job(recipe.job).ledgers)
     with pytest.raises(ValueError, match="headrace select"):
         run_build(recipe)
     assert "cannot start yet" in plan_build(recipe)[-1]
@@ -334,7 +335,7 @@ def test_without_a_ledger_the_user_is_told_to_select(make_job: MakeJob) -> None:
 
 def test_a_damaged_ledger_is_not_built(make_job: MakeJob) -> None:
     recipe = make_job()
-    table = Path(Job(recipe.job).ledger, "ledger.parquet")
+    table = Path(latest_decision(Job(recipe.job)).ledger.table)
     data = table.read_bytes()
     for damaged in (data[:-1], data.replace(b"urls.parquet", b"urls.parquex"), b""):
         table.write_bytes(damaged)

@@ -23,7 +23,7 @@ from headrace.cli.app import app
 from headrace.curation.annotate.unit import write_annotations
 from headrace.curation.build import run_build
 from headrace.curation.job import Job
-from headrace.curation.ledger import read_summary, write_summary
+from headrace.curation.ledger import latest_decision, write_summary
 from headrace.curation.recipe import Recipe, recipe_text
 from headrace.curation.report import ReportConfig, plan_report, report_dataset, run_report
 from headrace.curation.select.steps import Rule
@@ -58,7 +58,7 @@ def uid_of(number: int) -> str:
 def test_the_numbers_are_those_of_the_ledger(built: Recipe) -> None:
     run_report(built)
     report, html = read(built)
-    ledger = pq.read_table(Path(Job(built.job).ledger) / "ledger.parquet").to_pylist()
+    ledger = pq.read_table(latest_decision(Job(built.job)).ledger.table).to_pylist()
     kept = sum(row["kept"] for row in ledger)
     assert report["facts"]["input_rows"] == len(ledger) == 24
     assert report["facts"]["kept"] == report["facts"]["num_samples"] == kept == 17
@@ -80,8 +80,8 @@ def test_the_numbers_are_those_of_the_ledger(built: Recipe) -> None:
 
 
 def test_what_a_step_cuts_at_has_a_histogram_though_no_annotator_made_it(built: Recipe) -> None:
-    job = Job(built.job)
-    summary = read_summary(job)
+    decision = latest_decision(Job(built.job))
+    summary = decision.summary
     rule = next(step for step in summary.steps if step.name == "rule")
     # A carried column, an expression, and one that fails on some of the rows: select may never have evaluated it there.
     for text in ("input_row", "least(image_width, 100)", "caption::INTEGER"):
@@ -91,7 +91,7 @@ def test_what_a_step_cuts_at_has_a_histogram_though_no_annotator_made_it(built: 
             else step
             for step in summary.steps
         ]
-        write_summary(job, replace(summary, steps=steps))
+        write_summary(decision.ledger, replace(summary, steps=steps))
         run_report(built)
         report, html = read(built)
         histogram = report["histograms"].get(text)
@@ -123,7 +123,7 @@ def test_raw_shards_that_the_ledger_does_not_know_are_left_out(built: Recipe) ->
 
 
 def test_a_row_without_a_host_is_no_host(built: Recipe) -> None:
-    path = Path(Job(built.job).ledger, "ledger.parquet")
+    path = Path(latest_decision(Job(built.job)).ledger.table)
     table = pq.read_table(path)
     urls = ["not a url", *table["url"].to_pylist()[1:]]
     pq.write_table(table.set_column(table.schema.get_field_index("url"), "url", pa.array(urls)), path)
@@ -319,7 +319,7 @@ def test_any_indexed_dataset_is_reported_without_a_ledger(built: Recipe, tmp_pat
 
 def test_without_a_ledger_the_user_is_told_to_select(make_job: MakeJob) -> None:
     recipe = make_job()
-    shutil.rmtree(Job(recipe.job).ledger)
+    shutil.rmtree(Job(recipe.job).ledgers)
     with pytest.raises(ValueError, match="headrace select"):
         run_report(recipe)
     assert plan_report(recipe)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from headrace.curation.engine import EngineConfig
 from headrace.curation.job import Job
-from headrace.curation.ledger import LedgerSummary, ledger_url
+from headrace.curation.ledger import LedgerSummary, latest_decision
 from headrace.curation.select.database import Limits
 from headrace.curation.select.load import Annotation, find_inputs
 from headrace.curation.select.place import Placement
@@ -142,7 +142,7 @@ def run(
 
 def ledger(job: Job) -> list[Mapping[str, Any]]:
     """Return the ledger's rows."""
-    return list(pq.read_table(ledger_url(job)).to_pylist())
+    return list(pq.read_table(latest_decision(job).ledger.table).to_pylist())
 
 
 def write_large_job(folder: Path, num_rows: int) -> Job:

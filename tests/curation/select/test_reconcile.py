@@ -3,6 +3,7 @@
 import hashlib
 import math
 import random
+import shutil
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from select_jobs import flip_bits, hash_bytes, ledger, make_row, run, write_job
 
-from headrace.curation.ledger import ledger_url
+from headrace.curation.ledger import latest_decision
 from headrace.curation.select.database import Limits
 from headrace.curation.select.place import Placement
 from headrace.curation.select.steps import ExactDuplicates, NearDuplicates, Rule, SelectStep, TopFraction, Unsafe
@@ -167,8 +168,8 @@ def test_threads_and_memory_do_not_change_a_byte(tmp_path: Path) -> None:
     job = write_job(tmp_path, cut(rows, 100))
     digests = set()
     for limits in (Limits(threads=1), Limits(threads=4), Limits(threads=2, memory_bytes=64 << 20)):
-        Path(ledger_url(job)).unlink(missing_ok=True)
-        digests.add(
-            (run(job, steps, limits=limits).digest, hashlib.sha256(Path(ledger_url(job)).read_bytes()).digest())
-        )
+        shutil.rmtree(job.ledgers, ignore_errors=True)
+        summary = run(job, steps, limits=limits)
+        table = Path(latest_decision(job).ledger.table)
+        digests.add((summary.digest, hashlib.sha256(table.read_bytes()).digest()))
     assert len(digests) == 1

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 from select_jobs import commit_table, flip_bits, hash_bytes, ledger, make_row, run, write_job, write_large_job
 
-from headrace import files
 from headrace.curation.job import Job
-from headrace.curation.ledger import LEDGER_SCHEMA, ledger_url, read_summary, summary_url
+from headrace.curation.ledger import LEDGER_SCHEMA, latest_decision, list_ledgers
 from headrace.curation.select.database import Limits
 from headrace.curation.select.load import NotReadyError, find_inputs
 from headrace.curation.select.place import Placement
@@ -48,8 +48,10 @@ def files_of(folder: Path) -> dict[str, str]:
 def test_the_ledger_has_exactly_the_contracts_columns(tmp_path: Path) -> None:
     job = write_job(tmp_path, [[make_row(0)]])
     run(job, STEPS)
-    assert pq.read_schema(ledger_url(job)).equals(LEDGER_SCHEMA)
-    assert sorted(path.name for path in (tmp_path / "ledger").iterdir()) == ["ledger.parquet", "summary.json"]
+    ledger = latest_decision(job).ledger
+    assert pq.read_schema(ledger.table).equals(LEDGER_SCHEMA)
+    assert sorted(path.name for path in Path(ledger.url).iterdir()) == ["ledger.parquet", "summary.json"]
+    assert sorted(path.name for path in (tmp_path / "ledger").iterdir()) == sorted([ledger.name, "latest.json"])
 
 
 def test_the_same_job_in_another_folder_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -64,10 +66,11 @@ def test_nothing_is_done_twice_and_a_change_is_seen(tmp_path: Path) -> None:
     rows = [make_row(number, clip_score=number % 7 / 7) for number in range(20)]
     job = write_job(tmp_path, [rows[:10], rows[10:]])
     first = run(job, STEPS)
-    before = Path(ledger_url(job)).stat().st_mtime_ns
+    table = Path(latest_decision(job).ledger.table)
+    before = table.stat().st_mtime_ns
     assert run(job, STEPS) == first
     assert run(job, STEPS, limits=Limits(threads=2, memory_bytes=1 << 30)) == first
-    assert Path(ledger_url(job)).stat().st_mtime_ns == before
+    assert table.stat().st_mtime_ns == before
     changed = [
         run(job, STEPS[:-1]),
         run(job, STEPS, placement=Placement(seed=2, shuffle_window=2, samples_per_shard=3)),
@@ -75,19 +78,22 @@ def test_nothing_is_done_twice_and_a_change_is_seen(tmp_path: Path) -> None:
         run(write_job(tmp_path, [rows[:10], rows[10:19]]), STEPS),
     ]
     assert len({summary.digest for summary in (first, *changed)}) == 5
+    assert len(list_ledgers(job)) == 5
+    assert table.stat().st_mtime_ns == before, "a ledger is never overwritten by another decision"
 
 
 def test_a_damaged_or_half_written_ledger_is_written_again(tmp_path: Path) -> None:
     job = write_job(tmp_path, [[make_row(number) for number in range(5)]])
     run(job, STEPS)
     whole = files_of(tmp_path)
-    table, summary = Path(ledger_url(job)), Path(summary_url(job))
+    ledger = latest_decision(job).ledger
+    table, summary = Path(ledger.table), Path(ledger.summary)
     for damage in (
         lambda: table.write_bytes(table.read_bytes()[:-1]),
         lambda: table.unlink(),
         lambda: summary.unlink(),
         lambda: (tmp_path / "ledger" / ".work").mkdir() or (tmp_path / "ledger" / ".work" / "select.duckdb").touch(),
-        lambda: (tmp_path / "ledger" / ".ledger.parquet.x.tmp").write_bytes(b"half"),
+        lambda: (table.parent / ".ledger.parquet.x.tmp").write_bytes(b"half"),
     ):
         damage()
         run(job, STEPS)
@@ -98,11 +104,15 @@ def test_a_damaged_or_half_written_ledger_is_written_again(tmp_path: Path) -> No
 def test_a_reader_refuses_a_ledger_without_its_summary(tmp_path: Path) -> None:
     job = write_job(tmp_path, [[make_row(0)]])
     with pytest.raises(ValueError, match="run `headrace select` first"):
-        read_summary(job)
+        latest_decision(job)
     run(job, STEPS)
-    Path(summary_url(job)).write_text("{}")
+    summary = Path(latest_decision(job).ledger.summary)
+    summary.write_text("{}")
     with pytest.raises(ValueError, match="is not a summary that this version of headrace wrote"):
-        read_summary(job)
+        latest_decision(job)
+    summary.unlink()
+    with pytest.raises(ValueError, match="run `headrace select` first"):
+        latest_decision(job)
 
 
 def test_a_retried_row_counts_once_by_its_success(tmp_path: Path) -> None:
@@ -287,10 +297,9 @@ def test_killed_select_run_again_gives_the_same_files(
     subprocess.run(command, check=True, timeout=120)
     whole = files_of(tmp_path)
     rng = np.random.default_rng(int.from_bytes(os.urandom(4)))
-    held = hold(f"{tmp_path}/ledger/ledger.parquet", 1)
+    held = hold(f"{tmp_path}/ledger/*/ledger.parquet", 1)
     for _ in range(5):
-        for path in (tmp_path / "ledger").iterdir():
-            path.unlink()
+        shutil.rmtree(tmp_path / "ledger")
         process = subprocess.Popen(command, env=held)
         while not (tmp_path / "ledger" / ".work" / "select.duckdb").exists():
             assert process.poll() is None
@@ -298,7 +307,7 @@ def test_killed_select_run_again_gives_the_same_files(
         time.sleep(float(rng.uniform(0, 0.6)))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert not files.exists(summary_url(job)), "the kill came too late to prove anything"
+        assert not list_ledgers(job), "the kill came too late to prove anything"
         subprocess.run(command, check=True, timeout=120)
         assert files_of(tmp_path) == whole
 
@@ -306,12 +315,12 @@ def test_killed_select_run_again_gives_the_same_files(
 def test_the_summary_is_plain_json_that_reads_back(tmp_path: Path) -> None:
     job = write_job(tmp_path, [[make_row(number, clip_score=float("inf")) for number in range(3)]])
     summary = run(job, STEPS)
-    assert read_summary(job) == summary
+    assert latest_decision(job).summary == summary
 
     def refuse(constant: str) -> Any:
         raise AssertionError(constant)
 
-    data = json.loads(Path(summary_url(job)).read_text(), parse_constant=refuse)
+    data = json.loads(Path(latest_decision(job).ledger.summary).read_text(), parse_constant=refuse)
     assert [step["name"] for step in data["steps"]] == ["fetch", "decode", "size", *(step.name for step in STEPS[1:])]
 
 
