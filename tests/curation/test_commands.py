@@ -36,7 +36,7 @@ def test_a_refused_run_leaves_the_recipe_of_the_last_stage_that_finished(
     assert run("build", tmp_path / "r.yaml")[0] == 0
     kept = Path(recipe.job, "recipe.yaml").read_bytes()
     assert kept.decode() == recipe_text(recipe)
-    for override, told in (("seed=9", "decided by another recipe"), ("build.jpeg_quality=70", "--start-over")):
+    for override, told in (("seed=9", "no ledger of this recipe"), ("build.jpeg_quality=70", "--start-over")):
         code, text = run("build", tmp_path / "r.yaml", override)
         assert code == 1
         assert told in text
