@@ -17,6 +17,7 @@ from headrace import files
 from headrace.curation.datasets import Explained, explain_dataset, shown_name
 from headrace.curation.job import Job
 from headrace.curation.ledger import Decision, LedgerSummary, StepSummary, dataset_key, place_of_key
+from headrace.curation.nearest import Neighbour, neighbours
 from headrace.curation.raw.read import read_raw
 from headrace.curation.select.expression import Checker
 from headrace.curation.select.load import Annotation, Inputs, row_columns, sql_types
@@ -70,18 +71,22 @@ class RowStory:
     """`built`, `failed`, `not built yet`, or `dropped`."""
     build_reason: str | None
     build_message: str | None
+    nearest: list[Neighbour]
+    """Nearest kept row and evaluation images by PDQ; empty unless asked for."""
 
 
-def explain(job: Job, query: str, *, dataset: str | None = None, ledger: str = "") -> list[RowStory]:
+def explain(
+    job: Job, query: str, *, dataset: str | None = None, ledger: str = "", nearest: bool = False
+) -> list[RowStory]:
     """Return the rows of a uid, of an unambiguous start of one, of a URL, or of a sample's key in the dataset.
 
     They are told by the ledger that explains `dataset` (None: the published one), or by the one that `ledger` names;
-    see `explain_dataset`. Raises ValueError if there is no such row.
+    see `explain_dataset`. `nearest` reads all hashes of the job. Raises ValueError if there is no such row.
     """
     if not files.exists(files.join(job.url, "job.json")) and not files.exists(job.ledgers):
         raise ValueError(f"{job.url} is no job (no job.json there); give the folder that the recipe names as `job`")
     explained = explain_dataset(job, dataset=dataset, ledger=ledger)
-    return [_story(explained, row) for row in _find(explained.decision, query)]
+    return [_story(explained, row, nearest=nearest) for row in _find(explained.decision, query)]
 
 
 def _find(decision: Decision, query: str) -> list[dict[str, Any]]:
@@ -116,7 +121,7 @@ def _starting_with(ledger: str, prefix: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _story(explained: Explained, row: dict[str, Any]) -> RowStory:
+def _story(explained: Explained, row: dict[str, Any], *, nearest: bool) -> RowStory:
     job, summary = explained.decision.job, explained.decision.summary
     raw = read_raw(job, row["raw_shard"])
     at = pc.index(raw["key"], row["key"]).as_py()
@@ -141,6 +146,7 @@ def _story(explained: Explained, row: dict[str, Any]) -> RowStory:
         build=build,
         build_reason=reason,
         build_message=message,
+        nearest=neighbours(explained.decision, row) if nearest else [],
     )
 
 

@@ -25,6 +25,9 @@ def why_command(
         str,
         typer.Option("--ledger", help="The ledger to speak of; default: the one that explains the dataset."),
     ] = "",
+    nearest: Annotated[
+        bool, typer.Option("--nearest", help="Also find the nearest kept row and evaluation images; reads all hashes.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON: one list with an object a row.")] = False,
 ) -> None:
     """Show every row of a uid, URL or key: how it was fetched, what each step decided, where it stands in the dataset.
@@ -39,7 +42,7 @@ def why_command(
     from headrace.curation.job import Job
     from headrace.curation.why import explain
 
-    stories = explain(Job(job), uid, dataset=dataset or None, ledger=ledger)
+    stories = explain(Job(job), uid, dataset=dataset or None, ledger=ledger, nearest=nearest)
     if json:
         print(json_module.dumps([dataclasses.asdict(story) for story in stories], indent=1))
         return
@@ -89,7 +92,8 @@ def _facts(story: "RowStory") -> list[tuple[str, str]]:
         place = f"dropped by {drop.name}: {drop.reason}"
         if drop.duplicate_of is not None:
             place += f"; a copy of {_one_line(drop.duplicate_of)}"
-    return [*facts, ("verdict", place)]
+    near = [("nearest", f"{item.kind} {_one_line(item.name)}: {item.distance} of 256 bits") for item in story.nearest]
+    return [*facts, ("verdict", place), *near]
 
 
 def _one_line(text: str | None) -> str:

@@ -1,0 +1,120 @@
+"""How near a row came to being a duplicate: its PDQ distance to the nearest kept row and to each evaluation set.
+
+Everything is read back from the job: all hashes of the ledger's kept rows, one raw shard at a time. On a hundred
+million rows that is some gigabytes and minutes, so it must be asked for, and speaks of one row.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from headrace import files
+from headrace.curation.ledger import Decision
+from headrace.curation.select.evaluation import SCHEMA as EVALUATION_SCHEMA
+from headrace.curation.select.evaluation import VARIANTS
+from headrace.shards.parquet import open_parquet, read_table
+
+HASHES = ("pdq", "pdq_trimmed")
+HASH_BYTES = 32
+
+Words = NDArray[np.uint64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Neighbour:
+    """The nearest of one kind."""
+
+    kind: str
+    """`kept row`, or the name of an evaluation set."""
+    name: str
+    """Its uid, or the name of the image in the set."""
+    distance: int
+    """Differing bits of 256, the smallest over both hashes of each, with and without border."""
+
+
+def neighbours(decision: Decision, row: dict[str, Any]) -> list[Neighbour]:
+    """Return the nearest kept row and the nearest image of each evaluation set of the job, nearest first.
+
+    Nothing is returned for a row without hashes: it was not fetched, does not decode, or was never hashed.
+    """
+    folder = decision.annotation_folders().get("hashes")
+    mine = _hashes_of(folder, row) if folder is not None else None
+    if folder is None or mine is None:
+        return []
+    found = [_nearest_row(decision, folder, row, mine), *_nearest_images(decision, mine)]
+    return sorted((item for item in found if item is not None), key=lambda item: (item.distance, item.kind))
+
+
+def _hashes_of(folder: str, row: dict[str, Any]) -> Words | None:
+    table = read_table(files.join(folder, f"{row['raw_shard']}.parquet"), ["key", *HASHES])
+    at = pc.index(table["key"], row["key"]).as_py()
+    values = [table[name][at].as_py() for name in HASHES] if at >= 0 else []
+    present = [value for value in values if value is not None]
+    return np.frombuffer(b"".join(present), np.uint64).reshape(-1, HASH_BYTES // 8) if present else None
+
+
+def _nearest_row(decision: Decision, folder: str, row: dict[str, Any], mine: Words) -> Neighbour | None:
+    best: Neighbour | None = None
+    for shard, rows in _kept_by_shard(decision):
+        others = rows if shard != row["raw_shard"] else rows.filter(pc.not_equal(rows["key"], row["key"]))
+        hashes = read_table(files.join(folder, f"{shard}.parquet"), ["key", *HASHES])
+        hashes = hashes.filter(pc.is_in(hashes["key"], value_set=others["key"].combine_chunks()))
+        found = _nearest(hashes, HASHES, mine)
+        if found is not None and (best is None or found[1] < best.distance):
+            at = pc.index(others["key"], hashes["key"][found[0]]).as_py()
+            best = Neighbour(kind="kept row", name=others["uid"][at].as_py(), distance=found[1])
+    return best
+
+
+def _kept_by_shard(decision: Decision) -> Iterator[tuple[str, pa.Table]]:
+    """Yield (raw shard, key and uid of its kept rows); the ledger is sorted by raw shard."""
+    pending: list[pa.Table] = []
+    name: str | None = None
+    with open_parquet(decision.ledger.table) as file:
+        for batch in file.batches(1 << 16, ["uid", "raw_shard", "key", "kept"]):
+            table = pa.Table.from_batches([batch])
+            table = table.filter(pc.fill_null(table["kept"], False))
+            for shard in pc.unique(table["raw_shard"]).to_pylist():
+                if name is not None and shard != name:
+                    yield name, pa.concat_tables(pending)
+                    pending = []
+                name = shard
+                pending.append(table.filter(pc.equal(table["raw_shard"], shard)))
+    if name is not None:
+        yield name, pa.concat_tables(pending)
+
+
+def _nearest_images(decision: Decision, mine: Words) -> Iterator[Neighbour]:
+    folder = files.join(decision.job.ledgers, "evaluation")
+    for name in files.list_names(folder):
+        best: Neighbour | None = None
+        for part in files.list_names(files.join(folder, name), ".parquet"):
+            table = read_table(files.join(folder, name, part), ["name", *VARIANTS])
+            assert table.schema.field("name").type == EVALUATION_SCHEMA.field("name").type
+            found = _nearest(table, VARIANTS, mine)
+            if found is not None and (best is None or found[1] < best.distance):
+                best = Neighbour(kind=name, name=table["name"][found[0]].as_py(), distance=found[1])
+        if best is not None:
+            yield best
+
+
+def _nearest(table: pa.Table, columns: tuple[str, ...], mine: Words) -> tuple[int, int] | None:
+    """Return (row, distance) of the nearest; None if no row has a hash."""
+    best: tuple[int, int] | None = None
+    for column in columns:
+        present = np.flatnonzero(pc.is_valid(table[column]).to_numpy(zero_copy_only=False))
+        if not len(present):
+            continue
+        held = table[column].drop_null().combine_chunks().cast(pa.binary()).to_pylist()
+        words = np.frombuffer(b"".join(held), np.uint64).reshape(len(present), HASH_BYTES // 8)
+        for one in mine:
+            distances = np.bitwise_count(words ^ one).sum(axis=1)
+            at = int(distances.argmin())
+            if best is None or distances[at] < best[1]:
+                best = int(present[at]), int(distances[at])
+    return best
