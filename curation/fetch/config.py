@@ -24,7 +24,7 @@ class InputConfig:
     raw: str | None = None
     """Output folder of img2dataset (webdataset format), used as it is; nothing is fetched."""
     format: Literal["auto", "txt", "csv", "tsv", "json", "jsonl", "parquet"] = "auto"
-    """Format of the lists; `auto` goes by the suffix, before .gz."""
+    """Format of the lists; `auto` goes by the suffix, before one of .gz, .bz2, .xz, .zst."""
     url_column: str = "url"
     """Column of the URL. A txt list has no columns: one URL a line."""
     caption_column: str | None = "caption"

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from headrace import files
 from headrace.config import canonical_json
 from headrace.curation.fetch.config import FetchConfig
+from headrace.curation.fetch.lists.rows import LIST_PROBLEM
 from headrace.curation.fetch.lists.spill import SpilledList, write_parquet
 from headrace.curation.job import Job
 from headrace.curation.raw.read import read_raw
@@ -89,9 +90,17 @@ def failed_rows(job: Job, classes: tuple[str, ...], *, num_list_shards: int) -> 
             parts.append(table.filter(pa.array([row not in succeeded for row in identity], pa.bool_())))
     table = pa.concat_tables(parts)
     carried = [name for name in table.column_names if name not in RAW_COLUMNS]
+    problems = _problems(table)
     table = table.select(["url", "caption", "input_file", "input_row", *carried])
-    table = table.append_column("problem", pa.nulls(table.num_rows, pa.string()))
+    table = table.append_column("problem", problems)
     return table.add_column(0, "place", pa.array(range(table.num_rows), pa.int64()))
+
+
+def _problems(table: pa.Table) -> pa.Array:
+    """Return why the list itself gave no URL to fetch, where it did not: that is no failure to try again."""
+    messages = zip(table.column("error_class").to_pylist(), table.column("error_message").to_pylist(), strict=True)
+    told = [message if kind == "bad-url" and LIST_PROBLEM.match(message or "") else None for kind, message in messages]
+    return pa.array(told, pa.string())
 
 
 def _remove_leftovers(job: Job, num_begun: int) -> None:

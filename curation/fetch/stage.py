@@ -12,7 +12,7 @@ from headrace import files
 from headrace.curation.engine import OnProgress, no_progress, run_units
 from headrace.curation.fetch import retry
 from headrace.curation.fetch.lists.inputs import list_files
-from headrace.curation.fetch.lists.spill import SpilledList, spill
+from headrace.curation.fetch.lists.spill import SpilledList, read_tally, spill
 from headrace.curation.fetch.lists.table import check_list
 from headrace.curation.fetch.unit import FetchUnit, fetch_shard
 from headrace.curation.job import Job
@@ -36,6 +36,8 @@ class FetchSummary:
     """Failures by error class when first fetched."""
     retried: int = 0
     """Of those, the rows that a retry has fetched."""
+    odd: dict[str, int] = field(default_factory=dict)
+    """Rows of the lists that could not be read, or not as they stand, by reason."""
 
     def __str__(self) -> str:
         failed = ", ".join(f"{name} {count}" for name, count in sorted(self.failed.items()))
@@ -43,6 +45,7 @@ class FetchSummary:
             f"{self.rows} rows, {self.fetched} images in {self.shards} raw shards"
             + (f"; failed: {failed}" if failed else "")
             + (f"; {self.retried} of these fetched by a retry" if self.retried else "")
+            + "".join(f"; in the list: {reason} ({count})" for reason, count in self.odd.items())
         )
 
 
@@ -135,4 +138,5 @@ def summarize(job: Job, *, num_list_shards: int | None = None) -> FetchSummary:
             continue
         rows += int(record["count"])
         failed.update({kind: int(count) for kind, count in record["status_dict"].items() if kind != "success"})
-    return FetchSummary(rows, rows - failed.total() + retried, len(names), dict(failed), retried)
+    odd = {reason: found.rows for reason, found in read_tally(files.join(job.url, "input", "runs")).all().items()}
+    return FetchSummary(rows, rows - failed.total() + retried, len(names), dict(failed), retried, odd)

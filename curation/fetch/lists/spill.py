@@ -2,13 +2,14 @@
 
 Row r of the list goes to place permute(r); raw shard i holds places [i * S, (i + 1) * S). One pass cuts the list into
 runs of `RUN_ROWS`, each sorted by place and written at once (an external merge sort), so memory is one run and a kill
-costs one run. The one thing a reader would get wrong: a shard reads from every run; row groups are sized so that it
-needs about two of each, see docs/fetch.md for the arithmetic.
+costs one run. A shard reads from every run; row groups are sized so that it needs about two of each, see docs/fetch.md
+for the arithmetic.
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,16 @@ import pyarrow.parquet as pq
 from headrace import files
 from headrace.config import canonical_json, config_to_dict
 from headrace.curation.fetch.config import InputConfig
-from headrace.curation.fetch.lists.inputs import ListFile, fingerprint, list_files
+from headrace.curation.fetch.lists.inputs import fingerprint, list_files
+from headrace.curation.fetch.lists.rows import Odd, Tally
 from headrace.curation.fetch.lists.table import scan, tables
 from headrace.shards.parquet import ParquetReader, open_parquet
 from headrace.shards.permutation import make_key, permute
 
+log = logging.getLogger(__name__)
+
+# Raised whenever the same list would give other rows. 1: until quotes of tsv became letters.
+READER = 2
 RUN_ROWS = 1 << 17
 MIN_GROUP_ROWS = 256
 
@@ -58,18 +64,30 @@ def spill(config: InputConfig, folder: str, *, seed: int, samples_per_shard: int
     plan_url = files.join(folder, "plan.json")
     runs_folder = files.join(folder, "runs")
     files.remove_leftovers(folder)
+    found = None
     if not files.exists(plan_url):
         found = scan(lists, config)
         if sum(found.rows) == 0:
             raise ValueError(f"input.urls: the lists hold no rows: {', '.join(file.url for file in lists)}")
-        files.put_if_absent(plan_url, (canonical_json({**told, "rows": list(found.rows)}) + "\n").encode())
+        plan = {**told, "reader": READER, "rows": list(found.rows)}
+        files.put_if_absent(plan_url, (canonical_json(plan) + "\n").encode())
     plan = json.loads(files.read_bytes(plan_url))
     _check_same(plan_url, plan, told)
     num_rows = sum(plan["rows"])
     spilled = SpilledList(runs_folder, -(-num_rows // RUN_ROWS), num_rows)
     if len(files.list_names(runs_folder, ".parquet")) < spilled.num_runs:
+        if plan.get("reader", 1) != READER:
+            raise ValueError(
+                f"{plan_url}: an older headrace began this job, which cut this list into other rows, and some of "
+                f"{runs_folder} is missing; give the list a new job folder, or finish this fetch with the older version"
+            )
         files.remove_leftovers(runs_folder)
-        _write_runs(lists, config, spilled, seed=seed, samples_per_shard=samples_per_shard)
+        found = found or scan(lists, config)
+        if sum(found.rows) != num_rows:
+            raise ValueError(f"input.urls: {num_rows} rows at first, {sum(found.rows)} now; the list was changed")
+        tally = Tally()
+        blocks = tables(lists, config, found.schema, tally)
+        _write_runs(blocks, tally, spilled, seed=seed, samples_per_shard=samples_per_shard)
     return spilled
 
 
@@ -84,21 +102,43 @@ def _check_same(plan_url: str, plan: dict[str, Any], told: dict[str, Any]) -> No
 
 
 def _write_runs(
-    lists: Sequence[ListFile], config: InputConfig, spilled: SpilledList, *, seed: int, samples_per_shard: int
+    blocks: Iterator[pa.Table], tally: Tally, spilled: SpilledList, *, seed: int, samples_per_shard: int
 ) -> None:
-    found = scan(lists, config)
-    if sum(found.rows) != spilled.num_rows:
-        raise ValueError(f"input.urls: {spilled.num_rows} rows at first, {sum(found.rows)} now; the list was changed")
     key = make_key("fetch order", seed)
     group = max(MIN_GROUP_ROWS, min(RUN_ROWS, samples_per_shard * RUN_ROWS // spilled.num_rows))
     done = set(files.list_names(spilled.folder, ".parquet"))
     start = 0
-    for number, run in enumerate(_cut(tables(lists, config, found.schema))):
+    for number, run in enumerate(_cut(blocks)):
+        if number == spilled.num_runs - 1:  # all rows are read; before the run that ends this work
+            _write_tally(spilled.folder, tally)
         if files.basename(spilled.run_url(number)) not in done:
             place = permute(np.arange(start, start + run.num_rows, dtype=np.int64), spilled.num_rows, key)
             table = run.add_column(0, "place", pa.array(place)).sort_by("place")
             write_parquet(spilled.run_url(number), table, row_group_size=group)
         start += run.num_rows
+
+
+def _write_tally(runs_folder: str, tally: Tally) -> None:
+    for title, counts in (("not fetched", tally.rejected), ("not taken as they stand", tally.repaired)):
+        for reason, odd in counts.items():
+            log.warning("input.urls: %d rows %s: %s; first: %s", odd.rows, title, reason, odd.first)
+    files.write_atomic(_tally_url(runs_folder), (canonical_json(asdict(tally)) + "\n").encode())
+
+
+def read_tally(runs_folder: str) -> Tally:
+    """Return what was odd in the lists of a job; nothing, if an older headrace read them."""
+    url = _tally_url(runs_folder)
+    try:
+        told = json.loads(files.read_bytes(url))
+        return Tally(*({reason: Odd(**odd) for reason, odd in told[name].items()} for name in ("rejected", "repaired")))
+    except FileNotFoundError:
+        return Tally()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{url}: damaged: {error}; remove it, only the summary needs it") from error
+
+
+def _tally_url(runs_folder: str) -> str:
+    return files.join(runs_folder.removesuffix("/runs"), "lists.json")
 
 
 def _cut(blocks: Iterator[pa.Table]) -> Iterator[pa.Table]:

@@ -1,31 +1,22 @@
 """The rows of all lists as arrow tables of one schema.
 
-Two passes: `scan` counts rows and finds the types of carried columns, `tables` gives the rows. The one thing a reader
-would get wrong: the same row number means the same row in both, so nothing may be skipped in either.
+Two passes: `scan` counts rows and finds the types of carried columns, `tables` gives the rows. The same row is the
+same row in both, so nothing may be skipped in either.
 """
 
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from headrace.curation.fetch.config import InputConfig
-from headrace.curation.fetch.lists.inputs import (
-    BLOCK_ROWS,
-    MAX_KNOWN_COLUMNS,
-    ListFile,
-    Row,
-    check_columns,
-    clean,
-    open_parquet_list,
-    opened,
-    text_rows,
-    wanted_columns,
-)
+from headrace.curation.fetch.lists.carried import carried_type, carry, plain_text
+from headrace.curation.fetch.lists.columns import check_columns, wanted_columns
+from headrace.curation.fetch.lists.inputs import ListFile, open_parquet_list, opened, text_blocks
+from headrace.curation.fetch.lists.rows import BLOCK_ROWS, NO_TEXT, URL_NO_TEXT, Tally, problem_column, settle, to_text
 
 _OWN = (("url", pa.string()), ("caption", pa.string()), ("problem", pa.string()))
 _PLACE = (("input_file", pa.string()), ("input_row", pa.int64()))
@@ -54,7 +45,7 @@ def scan(files: Sequence[ListFile], config: InputConfig) -> Scan:
                 f"{file.url}: a carried column has another type than in the lists before: {error} (a csv column is "
                 "text; make it text in all lists, then a recipe may say try_cast(COLUMN as double))"
             ) from error
-    kinds = {field.name: field.type for field in carried}
+    kinds = {field.name: field.type for field in carried if not pa.types.is_null(field.type)}
     expected = (("expected_sha256", pa.string()),) if config.sha256_column else ()
     columns = ((name, kinds.get(name, pa.string())) for name in config.columns)
     return Scan(tuple(counts), pa.schema([*_OWN, *_PLACE, *expected, *columns]))
@@ -63,31 +54,29 @@ def scan(files: Sequence[ListFile], config: InputConfig) -> Scan:
 def _scan_parquet(file: ListFile, config: InputConfig) -> tuple[int, pa.Schema]:
     with opened(file) as stream:
         parquet = open_parquet_list(stream, file, config)
-        schema = parquet.schema
-        fields = [schema.field(name) for name in config.columns]
-        return parquet.num_rows, pa.schema([_plain(field) for field in fields])
+        return parquet.num_rows, parquet_carried(parquet.schema, file, config)
 
 
-def _plain(field: pa.Field) -> pa.Field:
-    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-    return pa.field(field.name, kind)
+def parquet_carried(schema: pa.Schema, file: ListFile, config: InputConfig) -> pa.Schema:
+    """Return the carried columns of a parquet list as they will be kept. Raises ValueError for what cannot be."""
+    fields = [schema.field(name) for name in config.columns]
+    return pa.schema([(field.name, carried_type(field, file.url)) for field in fields])
 
 
 def _scan_text(file: ListFile, config: InputConfig) -> tuple[int, pa.Schema]:
-    count, known = 0, dict[str, None]()
-    kinds: dict[str, set[str]] = {name: set() for name in config.columns}
-    for row in text_rows(file, config):
-        count += 1
-        for name, value in row.values.items():
-            if value is not None:
-                kinds[name].add(_kind(value))
-        if len(known) < MAX_KNOWN_COLUMNS:
-            known.update(dict.fromkeys(row.known))
+    count, known = 0, tuple[str, ...]()
+    kinds: list[set[str]] = [set() for _ in config.columns]
+    for block in text_blocks(file, config, Tally()):
+        count += len(block.numbers)
+        known = tuple(block.known)
+        for found, values in zip(kinds, block.carried, strict=True):
+            found |= _kinds(values)
     if file.format == "txt":
         _check_txt(file, config)
     elif count:
-        check_columns(file, known, config)
-    return count, pa.schema([(name, _arrow_type(found)) for name, found in kinds.items() if found])
+        check_columns(file.url, known, config)
+    fields = zip(config.columns, kinds, strict=True)
+    return count, pa.schema([(name, _arrow_type(found)) for name, found in fields if found])
 
 
 def _check_txt(file: ListFile, config: InputConfig) -> None:
@@ -99,92 +88,105 @@ def check_list(file: ListFile, config: InputConfig) -> None:
     """Raise ValueError if a list lacks a column that the config names; no more of it is read than that takes."""
     if file.format == "parquet":
         with opened(file) as stream:
-            open_parquet_list(stream, file, config)
+            parquet_carried(open_parquet_list(stream, file, config).schema, file, config)
         return
     if file.format == "txt":
         _check_txt(file, config)
-    wanted, known = set(wanted_columns(config).values()), dict[str, None]()
-    with contextlib.closing(text_rows(file, config)) as rows:
-        row = None
-        for row in rows:
-            known.update(dict.fromkeys(row.known))
-            if file.format not in ("json", "jsonl") or wanted <= known.keys():
+    wanted, known, any_row = set(wanted_columns(config).values()), tuple[str, ...](), False
+    with contextlib.closing(text_blocks(file, config, Tally())) as blocks:
+        for block in blocks:
+            known, any_row = tuple(block.known), any_row or bool(block.numbers)
+            if file.format not in ("json", "jsonl") or wanted <= set(known):
                 return
-    if row is not None:
-        check_columns(file, known, config)
+    if any_row:
+        check_columns(file.url, known, config)
 
 
-def _kind(value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool) and not -(1 << 63) <= value < 1 << 63:
-        return "other"
-    return type(value).__name__ if isinstance(value, bool | int | float | str) else "other"
+_FLOAT_EXACT = 1 << 53
+
+
+def _kinds(values: list[Any]) -> set[str]:
+    kinds = {kind.__name__ for kind in set(map(type, values))} - {"NoneType"}
+    if "int" in kinds:
+        numbers = [value for value in values if type(value) is int]
+        largest = max(map(abs, numbers))
+        if largest > _FLOAT_EXACT:
+            # A float would not hold it; nor would int64, at the end.
+            kinds.add("int64" if max(numbers) < 1 << 63 and min(numbers) >= -(1 << 63) else "other")
+    return kinds
 
 
 def _arrow_type(kinds: set[str]) -> pa.DataType:
     if kinds == {"bool"}:
         return pa.bool_()
-    if kinds == {"int"}:
+    if kinds <= {"int", "int64"}:
         return pa.int64()
     return pa.float64() if kinds <= {"int", "float"} else pa.string()
 
 
-def tables(files: Sequence[ListFile], config: InputConfig, schema: pa.Schema) -> Iterator[pa.Table]:
-    """Yield the rows of all lists in order, some thousand at a time."""
+def tables(
+    files: Sequence[ListFile], config: InputConfig, schema: pa.Schema, tally: Tally | None = None
+) -> Iterator[pa.Table]:
+    """Yield the rows of all lists in order, some thousand at a time; what was odd in them is counted in `tally`."""
+    counted = Tally() if tally is None else tally
     for file in files:
-        blocks = _parquet_blocks(file, config) if file.format == "parquet" else _text_blocks(file, config, schema)
-        start = 0
+        if file.format == "parquet":
+            blocks = _parquet_tables(file, config, schema, counted)
+        else:
+            blocks = _text_tables(file, config, schema, counted)
         for block in blocks:
             rows = len(block["url"])
+            if not rows:
+                continue
             block["input_file"] = pa.repeat(pa.scalar(file.name), rows)
+            columns = [pa.nulls(rows, item.type) if block[item.name] is None else block[item.name] for item in schema]
+            yield pa.table(columns, schema=schema)
+
+
+def _text_tables(file: ListFile, config: InputConfig, schema: pa.Schema, tally: Tally) -> Iterator[dict[str, Any]]:
+    for block in text_blocks(file, config, tally):
+        own = settle(block, config, file.name, tally)
+        carried = {
+            name: _carried(values, schema.field(name), f"{file.url}: column {name!r}")
+            for name, values in zip(config.columns, block.carried, strict=True)
+        }
+        yield {**own, **carried}
+
+
+def _carried(values: list[Any], field: pa.Field, where: str) -> pa.Array:
+    if pa.types.is_string(field.type):
+        return to_text(values)[0]
+    try:
+        return pa.array(values, field.type)
+    except (pa.ArrowException, TypeError, OverflowError) as error:
+        raise ValueError(f"{where}: {error}; the list changed while it was read") from error
+
+
+def _parquet_tables(file: ListFile, config: InputConfig, schema: pa.Schema, tally: Tally) -> Iterator[dict[str, Any]]:
+    own = {"url": config.url_column, "caption": config.caption_column, "expected_sha256": config.sha256_column}
+    wanted = sorted({*(name for name in own.values() if name is not None), *config.columns})
+    start = 0
+    with opened(file) as stream:
+        for batch in open_parquet_list(stream, file, config).batches(BLOCK_ROWS, wanted):
+            rows = len(batch)
+            block: dict[str, Any] = dict.fromkeys(own)
+            problems: dict[int, str] = {}
+            for name, source in own.items():
+                if source is not None:
+                    block[name], broken = plain_text(batch.column(source))
+                    for row in broken:
+                        if name == "url":
+                            problems[row] = URL_NO_TEXT
+                        else:
+                            tally.repair(NO_TEXT, f"{file.name} row {start + row}")
+            block["problem"] = problem_column(block["url"], problems, partial(_row_place, start), file.name, tally)
             block["input_row"] = pa.array(range(start, start + rows), pa.int64())
-            try:
-                yield pa.table([_cast(block[field.name], field, rows) for field in schema], schema=schema)
-            except pa.ArrowException as error:
-                raise ValueError(f"{file.url}: rows from {start}: {error}") from error
+            for name in config.columns:
+                where = f"{file.url}: rows from {start}: column {name!r}"
+                block[name] = carry(batch.column(name), schema.field(name).type, where)
+            yield block
             start += rows
 
 
-def _cast(column: Any, field: pa.Field, rows: int) -> Any:
-    if column is None:
-        return pa.nulls(rows, field.type)
-    if not pa.types.is_string(field.type):
-        return pc.cast(column, field.type)
-    # Parquet holds any bytes as text; only a cast from binary looks at them.
-    raw = pc.cast(column if _is_bytes(column.type) else pc.cast(column, field.type), pa.binary())
-    try:
-        return pc.cast(raw, field.type)
-    except pa.ArrowInvalid:
-        texts = [None if value is None else value.decode("utf-8", "replace") for value in raw.to_pylist()]
-        return pa.array(texts, field.type)
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
-
-
-def _parquet_blocks(file: ListFile, config: InputConfig) -> Iterator[dict[str, Any]]:
-    sources = {"url": config.url_column, "caption": config.caption_column, "expected_sha256": config.sha256_column}
-    sources |= {name: name for name in config.columns}
-    with opened(file) as stream:
-        parquet = open_parquet_list(stream, file, config)
-        wanted = sorted({name for name in sources.values() if name is not None})
-        for batch in parquet.batches(BLOCK_ROWS, wanted):
-            block = {name: None if source is None else batch.column(source) for name, source in sources.items()}
-            yield {**block, "problem": None}
-
-
-def _text_blocks(file: ListFile, config: InputConfig, schema: pa.Schema) -> Iterator[dict[str, Any]]:
-    rows = text_rows(file, config)
-    while block := list(islice(rows, BLOCK_ROWS)):
-        own = {
-            name: pa.array([getattr(row, name) for row in block], pa.string())
-            for name in ("url", "caption", "expected_sha256", "problem")
-        }
-        yield {**own, **{name: _carried(block, schema.field(name)) for name in config.columns}}
-
-
-def _carried(block: list[Row], field: pa.Field) -> pa.Array:
-    values = [row.values.get(field.name) for row in block]
-    if pa.types.is_string(field.type):
-        return pa.array([clean(value) for value in values], field.type)
-    return pa.array(values, field.type)
+def _row_place(start: int, row: int) -> str:
+    return f"row {start + row}"

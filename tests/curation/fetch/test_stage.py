@@ -371,3 +371,39 @@ def spill_megabytes(folder: Path, num_rows: int) -> int:
 def test_the_memory_to_shuffle_a_list_does_not_grow_with_it(tmp_path: Path) -> None:
     short, long = spill_megabytes(tmp_path, 200_000), spill_megabytes(tmp_path, 1_000_000)
     assert long < 1.4 * short, f"{short} MB for 200,000 rows, {long} MB for 1,000,000"
+
+
+def test_what_was_odd_in_the_list_is_counted_logged_and_in_the_summary(
+    server, web, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.answers["/0.jpg"] = web.reply(web.jpeg(0))
+    link = server.url("/0.jpg")
+    (tmp_path / "l.csv").write_text(f'url,caption\n{link},"open\n{link},a, b\n{link},c, d\n,none\n\n')
+    recipe = web.recipe_for(tmp_path / "job", tmp_path / "l.csv", web.config_for(server, retry_classes=("bad-url",)))
+    summary = run_fetch(recipe)
+    assert (summary.rows, summary.fetched, summary.failed) == (4, 1, {"bad-url": 3})
+    assert "in the list: more cells than the header has (2)" in str(summary)
+    assert "the row has no URL (1)" in str(summary)
+    assert "quotes that do not pair, taken as letters (1)" in str(summary)
+    assert "2 rows not fetched: more cells than the header has; first: l.csv line 3" in caplog.text
+    messages = {row["input_row"]: row["error_message"] for row in all_rows(tmp_path / "job")}
+    assert messages[2] == "line 4: more cells than the header has"
+    # Trying again cannot help: the URL of such a line may be cut.
+    server.requests.clear()
+    assert run_fetch(recipe, retry_failed=True).retried == 0
+    assert server.requests == []
+
+
+def test_a_job_whose_list_an_older_reader_cut_goes_on_only_with_its_rows(server, web, tmp_path: Path) -> None:
+    write_list(tmp_path / "list.jsonl", server, web)
+    recipe = web.recipe_for(tmp_path / "job", tmp_path / "list.jsonl", web.config_for(server, samples_per_shard=10))
+    run_fetch(recipe)
+    plan = tmp_path / "job/input/plan.json"
+    told = json.loads(plan.read_text())
+    assert told.pop("reader") == spilling.READER
+    plan.write_text(json.dumps(told))
+    (tmp_path / "job/input/lists.json").unlink()
+    assert run_fetch(recipe).rows == 23
+    (tmp_path / "job/input/runs/00000.parquet").unlink()
+    with pytest.raises(ValueError, match="an older headrace began this job"):
+        run_fetch(recipe)

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from list_reading import read
 
 from headrace.config import build_config
 from headrace.curation.fetch.config import FetchConfig, InputConfig
@@ -23,16 +24,6 @@ RECORDS = [
     {"url": None, "caption": "no url", "score": None, "tags": []},
     {"url": "http://a.example/\u00e4.jpg", "caption": None, "score": -1.5, "tags": ["\u00e9"]},
 ]
-
-
-def read(path: Any, **settings: Any) -> list[dict[str, Any]]:
-    urls = path if isinstance(path, tuple) else (str(path),)
-    config = InputConfig(urls=urls, **settings)
-    files = list_files(config)
-    found = scan(files, config)
-    rows = [row for table in tables(files, config, found.schema) for row in table.to_pylist()]
-    assert len(rows) == sum(found.rows)
-    return rows
 
 
 def write(path: Path, records: list[dict[str, Any]]) -> Path:
@@ -48,8 +39,11 @@ def write(path: Path, records: list[dict[str, Any]]) -> Path:
             file.writelines(json.dumps(record) + "\n" for record in records)
         elif kind == "txt":
             file.writelines((record["url"] or "") + "\n" for record in records)
+        elif kind == "tsv":
+            cells = [list(records[0]), *(["" if value is None else value for value in r.values()] for r in records)]
+            file.writelines("\t".join(str(cell).replace("\t", " ") for cell in row) + "\n" for row in cells)
         else:
-            writer = csv.DictWriter(file, list(records[0]), delimiter="\t" if kind == "tsv" else ",")
+            writer = csv.DictWriter(file, list(records[0]))
             writer.writeheader()
             writer.writerows(records)
     return path
@@ -62,7 +56,10 @@ def write(path: Path, records: list[dict[str, Any]]) -> Path:
 def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
     rows = read(write(tmp_path / name, RECORDS), columns=("score",))
     assert [row["url"] or None for row in rows] == [record["url"] for record in RECORDS]
-    assert [row["caption"] or None for row in rows] == [record["caption"] for record in RECORDS]
+    captions = [record["caption"] for record in RECORDS]
+    if "tsv" in name:  # which has no way to hold a tab
+        captions = [caption and caption.replace("\t", " ") for caption in captions]
+    assert [row["caption"] or None for row in rows] == captions
     assert [(row["input_file"], row["input_row"]) for row in rows] == [(name, number) for number in range(4)]
     if "csv" not in name and "tsv" not in name:
         assert [row["score"] for row in rows] == [record["score"] for record in RECORDS]

@@ -1,0 +1,43 @@
+"""The columns that a config names, found among those that a list has."""
+
+from collections.abc import Iterable, Sequence
+
+from headrace.curation.fetch.config import InputConfig
+from headrace.text import shown
+
+MAX_NAMES_SHOWN = 50
+
+
+def wanted_columns(config: InputConfig) -> dict[str, str]:
+    """Return the columns that the config names, by setting."""
+    own = {
+        "url_column": config.url_column,
+        "caption_column": config.caption_column,
+        "sha256_column": config.sha256_column,
+    }
+    wanted = {setting: name for setting, name in own.items() if name is not None}
+    return wanted | {f"columns ({name})": name for name in config.columns}
+
+
+def trimmed(names: Iterable[str]) -> list[str]:
+    """Return the cells of a header without spaces, marks and letters of no width at their ends."""
+    return [name.strip("\ufeff\u200b\u2060\0 \t\r\n\v\f\u00a0\u3000") for name in names]
+
+
+def check_columns(url: str, known: Sequence[str], config: InputConfig, *, hint: str = "") -> None:
+    """Raise ValueError if a column the config names is not among those the list has, or is there twice."""
+    for setting, name in wanted_columns(config).items():
+        if name not in known:
+            none = ", or to null if the list has none" if setting == "caption_column" else ""
+            raise ValueError(
+                f"{url}: no column {shown(name)}; its columns: {_listed(known)}; set input.{setting}{none}{hint}"
+            )
+        if known.count(name) > 1:
+            raise ValueError(f"{url}: {known.count(name)} columns are named {shown(name)}; rename all but one")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return names as a message shows them: quoted where a letter would not be seen."""
+    texts = [name if name.isprintable() and name == name.strip() and name else shown(name) for name in names]
+    more = f" and {len(texts) - MAX_NAMES_SHOWN} more" if len(texts) > MAX_NAMES_SHOWN else ""
+    return ", ".join(text[:200] for text in texts[:MAX_NAMES_SHOWN]) + more
