@@ -17,13 +17,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from headrace.pipeline import Batch
 from headrace.shards.permutation import make_key
+from headrace.text import shown
 from headrace.train.batches import micro_batches
 from headrace.train.config import RunConfig
-from headrace.train.evaluate.validation import validation_loss
+from headrace.train.evaluate.validation import validation_values
+from headrace.train.objectives.objective import RowError
 from headrace.train.parallel.precision import autocast
 from headrace.train.parallel.ranks import Ranks, join_ranks
 from headrace.train.runs.export import export_model
-from headrace.train.runs.folder import NonFiniteError, own_run, watch_signals, write_config, write_non_finite
+from headrace.train.runs.folder import NonFiniteError, own_run, watch_signals, write_non_finite, write_records
 from headrace.train.runs.metrics import Meter, Metrics, MetricsFile, batch_digest, memory_bytes
 from headrace.train.state import TrainState, open_state, save_state
 
@@ -81,8 +83,8 @@ def train(config: RunConfig, *, on_metrics: Callable[[Metrics], None] = lambda _
             validates = config.validation is not None and (last or state.step % config.validation.every == 0)
             if validates and not ranks.from_first(metrics.has_validation(state.step)):
                 with meter.paused():
-                    loss = validation_loss(state.objective, config, ranks)
-                log({"event": "validation", "step": state.step, "loss": loss})
+                    values = validation_values(state.objective, config, ranks)
+                log({"event": "validation", "step": state.step, **values})
 
             if state.step > saved_step and (last or stop or state.step % config.checkpoint.every == 0):
                 with meter.paused():
@@ -101,6 +103,8 @@ def train(config: RunConfig, *, on_metrics: Callable[[Metrics], None] = lambda _
                 line = {"event": "train", "step": state.step, "samples": state.step * config.global_batch}
                 line |= {"loss": step.loss, "lr": step.lr, "grad_norm": step.grad_norm}
                 line |= {name: float(value) for name, value in step.report.items()}
+                if state.objective.missing:
+                    line[state.objective.missing] = state.missing
                 line |= meter.read(flops, ranks) | {"memory_bytes": memory_bytes(ranks.device)}
                 log(line | {"batch_digest": int(ranks.sum([batch_digest(batch)])[0])})
 
@@ -119,7 +123,8 @@ def take_step(config: RunConfig, state: TrainState, batch: Batch, *, ranks: Rank
     for group in state.optimizer.param_groups:
         group["lr"] = lr
 
-    terms = ranks.sum([state.objective.num_terms(batch)])[0]
+    terms, missing = ranks.sum(_counts(config, state, batch))
+    terms = max(terms, 1.0)  # a step of nothing but rows without captions has a loss of 0
     total, report = torch.zeros((), device=ranks.device), {}
     parts = micro_batches(batch, config.images_per_micro_batch)
     for part in parts:
@@ -146,7 +151,18 @@ def take_step(config: RunConfig, state: TrainState, batch: Batch, *, ranks: Rank
     state.optimizer.zero_grad(set_to_none=True)
     state.objective.after_step()
     state.step += 1
+    state.missing += int(missing)
     return Step(loss=loss_value, grad_norm=grad_norm, lr=lr, stop=stops > 0, report=report)
+
+
+def _counts(config: RunConfig, state: TrainState, batch: Batch) -> list[float]:
+    """Return terms and rows left out of this rank's share. Raises ValueError naming a sample that is never right."""
+    try:
+        return [state.objective.num_terms(batch), state.objective.num_missing(batch)]
+    except RowError as error:
+        source = config.mixture.sources[int(batch.source[error.row])]
+        where = f"source {source.name!r} ({source.url}), sample {shown(batch.key[error.row])}"
+        raise ValueError(f"step {state.step}: {where}: {error}") from error
 
 
 def _reducing(model: torch.nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
@@ -159,5 +175,6 @@ def _reducing(model: torch.nn.Module, last: bool) -> contextlib.AbstractContextM
 def _open_metrics(config: RunConfig, state: TrainState, ranks: Ranks) -> MetricsFile:
     if not ranks.is_first:
         return MetricsFile(None, step=-1)
-    write_config(config)
+    if state.step < config.steps:
+        write_records(config)
     return MetricsFile(Path(config.out) / "metrics.jsonl", step=state.step if state.resumed else -1)

@@ -29,6 +29,7 @@ from headrace.train.runs.checkpoint import (
     save_checkpoint,
     warn_of_other_arithmetic,
 )
+from headrace.train.sources import check_sources
 
 
 @dataclass(slots=True)
@@ -42,6 +43,8 @@ class TrainState:
     stream: Stream
     step: int
     """Optimizer steps done."""
+    missing: int
+    """Samples that were left out so far, over all ranks, for want of what the objective needs of their columns."""
     resumed: bool
     """True if a checkpoint was found."""
 
@@ -75,13 +78,22 @@ def open_state(config: RunConfig, ranks: Ranks) -> Iterator[TrainState]:
         columns=objective.columns,
     )
     with contextlib.closing(stream):
+        check_sources(objective, config)
         if checkpoint is not None:
             stream.load_state_dict(checkpoint.progress.stream)
         if stream.position != step * config.global_batch:
             raise ValueError(
                 f"{checkpoints_of(config)}: step {step} does not belong to position {stream.position} of the stream"
             )
-        yield TrainState(objective, _reducing(objective, ranks), optimizer, stream, step, checkpoint is not None)
+        yield TrainState(
+            objective=objective,
+            model=_reducing(objective, ranks),
+            optimizer=optimizer,
+            stream=stream,
+            step=step,
+            missing=0 if checkpoint is None else checkpoint.progress.missing,
+            resumed=checkpoint is not None,
+        )
 
 
 def refuse_splitting(objective: Objective, config: RunConfig, *, world_size: int) -> None:
@@ -106,7 +118,7 @@ def _reducing(objective: Objective, ranks: Ranks) -> nn.Module:
 def save_state(config: RunConfig, state: TrainState, ranks: Ranks) -> None:
     """Write the checkpoint of this step and remove old ones; called on all ranks, and rank 0 writes."""
     folder = checkpoints_of(config)
-    progress = Progress(step=state.step, stream=state.stream.state_dict())
+    progress = Progress(step=state.step, stream=state.stream.state_dict(), missing=state.missing)
     with ranks.first_writes(f"the checkpoint of step {state.step}") as writes:
         save_checkpoint(folder, state.objective, state.optimizer, progress=progress, config=config, writes=writes)
         if writes:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,17 +30,30 @@ def draw(number: int, side: int) -> np.ndarray:
     return np.clip(ramp[..., None] + colour + rng.normal(0, 8, (side, side, 3)), 0, 255).astype(np.uint8)
 
 
-def write_pictures(folder: Path, *, samples: int, side: int = 32, first: int = 0) -> str:
-    """Write a dataset of two shards and return its URL; label and caption say the colour."""
+def write_pictures(
+    folder: Path,
+    *,
+    samples: int,
+    side: int = 32,
+    first: int = 0,
+    change: Callable[[int, dict[str, Any]], dict[str, Any]] = lambda _, columns: columns,
+) -> str:
+    """Write a dataset of two shards and return its URL; label and caption say the colour, unless changed."""
     rows = []
     for number in range(first, first + samples):
         jpeg = simplejpeg.encode_jpeg(draw(number, side), quality=95)
-        columns = {"label": number % 3, "caption": f"a {list(COLOURS)[number % 3]} picture"}
+        columns = change(number, {"label": number % 3, "caption": f"a {list(COLOURS)[number % 3]} picture"})
         rows.append(Sample(f"{number:06d}", jpeg, "jpg", columns))
     write_shard(str(folder), "00000", rows[: samples // 2])
     write_shard(str(folder), "00001", rows[samples // 2 :])
     finish_dataset(str(folder), recipe_digest="test")
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def write_dataset() -> Callable[..., str]:
+    """The function `write_pictures`."""
+    return write_pictures
 
 
 @pytest.fixture(scope="session")
@@ -97,11 +111,12 @@ def run_file(tmp_path: Path, pictures: str, other_pictures: str) -> Callable[...
 def make_batch() -> Callable[..., Batch]:
     """Return a function that makes a batch of drawn pictures at consecutive positions."""
 
-    def make(size: int, *, side: int = 16, first: int = 0, valid: list[bool] | None = None) -> Batch:
+    def make(size: int, *, side: int = 16, first: int = 0, valid: list[bool] | None = None, **columns: Any) -> Batch:
         numbers = range(first, first + size)
+        captions = [f"a {list(COLOURS)[number % 3]} picture {number}" for number in numbers]
         return Batch(
             images=np.stack([draw(number, side) for number in numbers]),
-            columns={"caption": [f"a {list(COLOURS)[number % 3]} picture {number}" for number in numbers]},
+            columns={"caption": captions, "label": np.array([number % 3 for number in numbers]), **columns},
             position=np.arange(first, first + size, dtype=np.int64),
             source=np.zeros(size, np.int32),
             key=[f"{number:06d}" for number in numbers],

@@ -202,6 +202,19 @@ def test_a_changed_run_is_not_continued(run_file: Callable[..., Path], override:
         train(load_run(path, [override]))
 
 
+def test_a_refused_start_leaves_the_records_of_the_run(run_file: Callable[..., Path]) -> None:
+    path = run_file(steps=3, validation=None)
+    out = train(load_run(path)).out
+    before = {}
+    for name in ("run.yaml", "versions.json", "metrics.jsonl"):
+        (out / name).write_text("as it was")
+        before[name] = (out / name).stat().st_mtime_ns
+    for override in ("optimizer.lr=0.5", "mixture.seed=6", "global_batch=9", "objective.width=32"):
+        with pytest.raises(ValueError, match=r".+"):
+            train(load_run(path, [override]))
+    assert {name: (out / name).stat().st_mtime_ns for name in before} == before
+
+
 def test_a_damaged_newest_checkpoint_costs_only_its_steps(
     run_file: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -5,23 +5,30 @@ pass). A finite pass is padded at its end; padded rows are in the batch, not in 
 """
 
 import contextlib
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
-from headrace.pipeline import open_stream
+from headrace.pipeline import Batch, open_stream
+from headrace.text import shown
 from headrace.train.batches import first_samples, micro_batches
 from headrace.train.config import RunConfig
 from headrace.train.evaluate.passes import same_reading
-from headrace.train.objectives.objective import Objective
+from headrace.train.objectives.objective import Objective, RowError
 from headrace.train.parallel.precision import autocast
 from headrace.train.parallel.ranks import Ranks
 
 
-def validation_loss(objective: Objective, run: RunConfig, ranks: Ranks) -> float:
-    """Return the mean loss over the terms of the validation set. Raises ValueError if there is no sample in it."""
+def validation_values(objective: Objective, run: RunConfig, ranks: Ranks) -> dict[str, float]:
+    """Return the mean `loss` over the terms of the validation set, what the objective reports, and what was left out.
+
+    Raises ValueError if there is no term in it.
+    """
     config = run.validation
     assert config is not None, "the loop asks only where the run has a validation"
-    total, terms = torch.zeros((), dtype=torch.float64, device=ranks.device), 0
+    sums: dict[str, Tensor] = {}
+    terms, missing = 0, 0
     stream = open_stream(
         same_reading(run.mixture, config.dataset),
         global_batch=run.global_batch,
@@ -34,13 +41,39 @@ def validation_loss(objective: Objective, run: RunConfig, ranks: Ranks) -> float
     with contextlib.closing(stream), torch.no_grad(), autocast(run.precision, ranks.device):
         for batch in stream:
             for part in micro_batches(first_samples(batch, config.samples), run.images_per_micro_batch):
-                if part.valid.any():
-                    total += objective(part)[0]
-                    terms += objective.num_terms(part)
+                count, left_out = _counts(objective, part, config.dataset)
+                missing += left_out
+                if count:
+                    _add(sums, objective(part), count)
+                    terms += count
             if config.samples and int(batch.position.min()) >= config.samples:
                 break
     objective.train()
-    loss, count = ranks.sum([float(total), terms])
-    if not count:
-        raise ValueError(f"validation.dataset {config.dataset} gave no sample")
-    return loss / count
+    return _means(sums, objective, url=config.dataset, counts=(terms, missing), ranks=ranks)
+
+
+def _counts(objective: Objective, part: Batch, url: str) -> tuple[int, int]:
+    try:
+        return objective.num_terms(part), objective.num_missing(part)
+    except RowError as error:
+        raise ValueError(f"validation.dataset {url}, sample {shown(part.key[error.row])}: {error}") from error
+
+
+def _add(sums: dict[str, Tensor], result: tuple[Tensor, Mapping[str, Tensor]], count: int) -> None:
+    """Add a part's loss, which is a sum, and its reports, which are means over `count` terms."""
+    loss, report = result
+    for name, value in {"loss": loss, **{name: value * count for name, value in report.items()}}.items():
+        sums[name] = sums.get(name, 0.0) + value.double()
+
+
+def _means(
+    sums: dict[str, Tensor], objective: Objective, *, url: str, counts: tuple[int, int], ranks: Ranks
+) -> dict[str, float]:
+    # A rank whose share was padding alone has no sums, so the names are the objective's and not those that came.
+    names = ["loss", *objective.reports]
+    terms, missing, *totals = ranks.sum([*counts, *(float(sums.get(name, 0.0)) for name in names)])
+    if not terms:
+        why = f": {objective.missing} {missing:,.0f}" if missing else ""
+        raise ValueError(f"validation.dataset {url} gave no sample to validate on{why}")
+    values = {name: total / terms for name, total in zip(names, totals, strict=True)}
+    return values | ({objective.missing: int(missing)} if objective.missing else {})

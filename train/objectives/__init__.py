@@ -4,9 +4,14 @@ from headrace.extensions import with_extensions
 from headrace.train.objectives.aim import AimConfig
 from headrace.train.objectives.clip import ClipConfig
 from headrace.train.objectives.objective import ObjectiveConfig
+from headrace.train.objectives.supervised import SupervisedConfig
 
 # The value of `objective.kind` -> the config of that objective.
-OBJECTIVES: dict[str, type[ObjectiveConfig]] = {"aim": AimConfig, "clip": ClipConfig}
+OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
+    "aim": AimConfig,
+    "clip": ClipConfig,
+    "supervised": SupervisedConfig,
+}
 
 
 def objective_configs() -> dict[str, type[ObjectiveConfig]]:

@@ -50,7 +50,7 @@ AIM_SHAPES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AimConfig:
-    """What is trained: a trunk from the model table, a patch size, a head."""
+    """AIM: predict each patch's pixels from the patches before it; a trunk from the model table and a pixel head."""
 
     kind: Literal["aim"]
     """The tag of this objective."""

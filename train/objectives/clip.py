@@ -15,13 +15,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from headrace.files import atomic_file
 from headrace.pipeline import Batch
-from headrace.train.objectives.objective import Objective
+from headrace.train.objectives.objective import Columns, Objective
 from headrace.train.pixels import CLIP_MEAN, CLIP_STD, Normalise
 from headrace.train.runs.tensors import save_tensors
 
@@ -93,7 +95,7 @@ class ClipModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipConfig:
-    """What is trained: a model in open_clip's form."""
+    """CLIP: match each image with its caption among all of the batch; a model in open_clip's form."""
 
     kind: Literal["clip"]
     """The tag of this objective."""
@@ -109,6 +111,8 @@ class Clip(Objective):
     """open_clip's CLIP with the symmetric contrastive loss."""
 
     columns = ("caption",)
+    missing = "missing_captions"
+    reports = ("logit_scale", "caption_accuracy")
     splits = False
     released_prefix = "model."
 
@@ -137,18 +141,22 @@ class Clip(Objective):
         attention = vision.layers * vision.width * tokens**2 + text.layers * text.width * text.context_length**2
         return total + 12.0 * attention
 
+    def usable(self, columns: Columns) -> NDArray[np.bool_]:
+        """Return which samples have a caption: an empty text is the same for all, and nobody's pair."""
+        return np.array([bool(caption and caption.strip()) for caption in columns["caption"]], np.bool_)
+
     def num_terms(self, batch: Batch) -> int:
-        """Return the number of images that have a place in the loss."""
-        return int(batch.valid.sum())
+        """Return the number of images that have a caption."""
+        return int(self.counted(batch).sum())
 
     def forward(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Return the contrastive loss times the number of pairs; report scale and share of right captions."""
-        valid = batch.valid
-        if not valid.any():
+        counted = self.counted(batch)
+        if not counted.any():
             return self.model.logit_scale * 0.0, {}
-        images = self.normalise(batch.images[valid])
-        captions = [caption for caption, good in zip(batch.columns["caption"], valid, strict=True) if good]
-        tokens_BT = self.tokenizer([caption or "" for caption in captions]).to(images.device)
+        images = self.normalise(batch.images[counted])
+        captions = [caption for caption, good in zip(batch.columns["caption"], counted, strict=True) if good]
+        tokens_BT = self.tokenizer(captions).to(images.device)
         image_BD = self.model.encode_image(images, normalize=True)
         text_BD = self.model.encode_text(tokens_BT, normalize=True)
         logits_BB = (self.model.logit_scale.exp() * image_BD @ text_BD.T).float()

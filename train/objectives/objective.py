@@ -7,8 +7,10 @@ differ, and with random prefixes they always do.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headrace.pipeline import Batch
@@ -16,12 +18,28 @@ from headrace.train.models.encoder import Encoder
 from headrace.train.parallel.ranks import ALONE, Ranks
 from headrace.train.pixels import Normalise
 
+Columns = Mapping[str, NDArray[np.generic] | list[Any]]
+"""Columns of the index as a batch has them: numbers as arrays (missing: -1 or NaN), everything else as lists."""
+
+
+class RowError(ValueError):
+    """What the index says of one sample cannot be trained on."""
+
+    def __init__(self, row: int, message: str) -> None:
+        super().__init__(message)
+        self.row = row
+        """Number of the sample among those that were looked at; whoever knows its name puts it in front."""
+
 
 class Objective(nn.Module):
     """The base: a module with its trunk and heads. A subclass gives `train_flops_per_image`, `num_terms`, `forward`."""
 
     columns: tuple[str, ...] = ()
     """Columns of the index that `forward` reads beside the images."""
+    missing: str = ""
+    """Name of the metric that counts samples whose columns hold nothing to train on; empty = it needs none."""
+    reports: tuple[str, ...] = ()
+    """Names of what `forward` reports and validation is to average over the terms."""
     splits: bool = True
     """True if the loss of a batch is the sum over its parts, so that micro-batches and ranks may share it."""
     gathers: bool = False
@@ -42,6 +60,21 @@ class Objective(nn.Module):
     def train_flops_per_image(self) -> float:
         """Floating-point operations of forward and backward for one image."""
         raise NotImplementedError
+
+    def usable(self, columns: Columns) -> NDArray[np.bool_]:
+        """Return which samples have what the loss needs of `columns`. Raises RowError for what can never be right.
+
+        Asked only of an objective with a name for `missing`.
+        """
+        raise NotImplementedError
+
+    def counted(self, batch: Batch) -> NDArray[np.bool_]:
+        """Return which rows of `batch` have a place in the loss."""
+        return batch.valid & self.usable(batch.columns) if self.missing else batch.valid
+
+    def num_missing(self, batch: Batch) -> int:
+        """Return how many rows of `batch` are left out because their columns hold nothing to train on."""
+        return int((batch.valid & ~self.usable(batch.columns)).sum()) if self.missing else 0
 
     def num_terms(self, batch: Batch) -> int:
         """Return how many terms the loss of `batch` sums; known on the host without touching the device."""

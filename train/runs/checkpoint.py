@@ -42,6 +42,8 @@ class Progress:
     """Optimizer steps done."""
     stream: dict[str, Any]
     """State of the stream: what the next step reads."""
+    missing: int = 0
+    """Samples left out so far for want of a caption, a label."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,6 +124,7 @@ def _state(progress: Progress, config: RunConfig, folder: Path) -> dict[str, Any
         "version": VERSION,
         "step": progress.step,
         "stream": progress.stream,
+        "missing": progress.missing,
         "config": config_to_dict(config),
         "config_digest": run_digest(config),
         "arithmetic": arithmetic(),
@@ -171,7 +174,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     tensors = [_read_tensors(path / name, state["files"].get(name)) for name in FILES]
     return Checkpoint(
         path=path,
-        progress=Progress(step=state["step"], stream=state["stream"]),
+        progress=Progress(step=state["step"], stream=state["stream"], missing=state["missing"]),
         config=state["config"],
         arithmetic=state["arithmetic"],
         model=tensors[0],
@@ -218,7 +221,7 @@ def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Op
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    wanted = {"step": int, "stream": dict, "config": dict, "arithmetic": dict, "files": dict}
+    wanted = {"step": int, "missing": int, "stream": dict, "config": dict, "arithmetic": dict, "files": dict}
     try:
         if path.stat().st_size > MAX_STATE_BYTES:
             raise ValueError(f"it is over {MAX_STATE_BYTES} bytes")
@@ -227,6 +230,7 @@ def _read_state(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: damaged checkpoint: {error}") from error
     if not isinstance(state, dict) or state.get("version") != VERSION:
         raise ValueError(f"{path}: not a checkpoint of version {VERSION}")
+    state.setdefault("missing", 0)  # older checkpoints of this version do not count
     for name, kind in wanted.items():
         if not isinstance(state.get(name), kind):
             raise ValueError(f"{path}: damaged checkpoint: {name} is missing or of the wrong type")

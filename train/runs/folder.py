@@ -1,8 +1,7 @@
 """The folder of a run: who owns it, what it records, and how a run is asked to stop.
 
-Invariant: one run at a time writes into a folder; the lock dies with its process, so a killed run blocks nothing. The
-one thing a reader would get wrong: a signal only asks; the loop saves and leaves at the end of its step, on all ranks
-together.
+One run at a time writes into a folder; the lock dies with its process, so a killed run blocks nothing. A signal only
+asks: the loop saves and leaves at the end of its step, on all ranks together.
 """
 
 import contextlib
@@ -35,10 +34,7 @@ class NonFiniteError(ValueError):
 
 @contextlib.contextmanager
 def own_run(config: RunConfig, ranks: Ranks) -> Iterator[None]:
-    """Hold the run folder for as long as the context lasts; record config and versions.
-
-    Raises ValueError if it is in use.
-    """
+    """Hold the run folder for as long as the context lasts. Raises ValueError if it is in use."""
     if not ranks.is_first:
         ranks.wait()
         yield
@@ -52,7 +48,6 @@ def own_run(config: RunConfig, ranks: Ranks) -> Iterator[None]:
             raise ValueError(
                 f"{out} is in use by another training process; wait for it or choose another `out`"
             ) from error
-        _write_versions(out / "versions.json")
         ranks.wait()
         yield
 
@@ -65,10 +60,14 @@ def check_out(config: RunConfig) -> Path:
     return out
 
 
-def write_config(config: RunConfig) -> None:
-    """Write `run.yaml`, the run as it was understood."""
+def write_records(config: RunConfig) -> None:
+    """Write `run.yaml`, the run as it was understood, and `versions.json`, what computes it.
+
+    Call it when nothing can refuse the run any more: what is there speaks of the steps that were done.
+    """
     text = yaml.safe_dump(config_to_dict(config), sort_keys=False)
     write_atomic(str(Path(config.out) / "run.yaml"), text.encode())
+    _write_versions(Path(config.out) / "versions.json")
 
 
 @contextlib.contextmanager

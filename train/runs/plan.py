@@ -11,6 +11,7 @@ from headrace.shards.dataset import open_dataset
 from headrace.train.config import RunConfig
 from headrace.train.objectives.build import build_objective
 from headrace.train.runs.folder import check_out
+from headrace.train.sources import check_sources
 from headrace.train.state import refuse_splitting
 
 
@@ -20,6 +21,7 @@ def plan_run(config: RunConfig) -> list[str]:
     with torch.device("meta"):
         objective = build_objective(config.objective, image_size=config.mixture.image_size, seed=config.seed)
     refuse_splitting(objective, config, world_size=1)
+    check_sources(objective, config)
     parts = {name: sum(p.numel() for p in part.parameters()) for name, part in objective.named_children()}
     images = config.steps * config.global_batch
     flops = objective.train_flops_per_image

@@ -29,6 +29,7 @@ COMMANDS = {
     "stream": "stream",
     "train": "train",
     "probe": "probe",
+    "objectives": "objectives",
     "demo": "demo",
     "new": "new",
     "doctor": "doctor",

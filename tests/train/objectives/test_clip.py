@@ -66,6 +66,20 @@ def test_padded_pairs_are_nobodys_negatives(make_batch: Callable[..., Batch]) ->
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("nothing", [None, "", " \t\n"])
+def test_a_picture_without_a_caption_is_nobodys_pair(make_batch: Callable[..., Batch], nothing: str | None) -> None:
+    objective, whole = small_clip(), make_batch(4)
+    captions = [*whole.columns["caption"][:3], nothing]
+    batch = make_batch(4, caption=captions)
+    assert (objective.num_terms(batch), objective.num_missing(batch)) == (3, 1)
+    assert float(objective(batch)[0]) == pytest.approx(float(objective(make_batch(3))[0]), rel=1e-5)
+    damaged = make_batch(4, caption=captions, valid=[True, False, True, False])
+    assert (objective.num_terms(damaged), objective.num_missing(damaged)) == (2, 0)
+    without = make_batch(2, caption=[nothing, nothing])
+    assert (objective.num_terms(without), float(objective(without)[0])) == (0, 0.0)
+
+
+@torch.no_grad()
 def test_the_scale_stays_within_its_bounds() -> None:
     objective = small_clip()
     for value, expected in ((-1.0, 0.0), (9.0, MAX_LOGIT_SCALE), (3.0, 3.0)):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 
 from headrace.train.config import RunConfig, load_run
@@ -145,9 +146,24 @@ def two_processes(program: str, *arguments: str) -> None:
     assert [process.returncode for process in processes] == [0, 0], errors
 
 
-def test_two_processes_have_the_gradients_of_one(run_file: Callable[..., Path], tmp_path: Path) -> None:
-    """Each rank has 8 of the 16 images, in micro-batches of 3, 3 and 2."""
+SUPERVISED = {"kind": "supervised", "num_classes": 3, "patch": 4, "width": 16, "depth": 1, "heads": 2}
+
+
+@pytest.mark.parametrize("kind", ["aim", "supervised"])
+def test_two_processes_have_the_gradients_of_one(
+    run_file: Callable[..., Path], tmp_path: Path, write_dataset: Callable[..., str], kind: str
+) -> None:
+    """Each rank has 8 of the 16 images, in micro-batches of 3, 3 and 2; of the supervised ones two thirds count."""
+
+    def change(number: int, columns: dict[str, object]) -> dict[str, object]:
+        return columns | ({"label": None} if number % 3 == 0 else {})
+
     path = run_file(validation=None)
+    if kind == "supervised":
+        path = run_file(validation=None, objective=SUPERVISED)
+        data = yaml.safe_load(path.read_text())
+        data["mixture"]["sources"][0]["url"] = write_dataset(tmp_path / "labels", samples=96, change=change)
+        path.write_text(yaml.safe_dump(data))
     two_processes(GRADIENTS, str(path), str(tmp_path / "two"), "images_per_micro_batch=3")
     loss, whole = gradients_here(load_run(path))
     assert len(whole) == len(list(parameters_of(path)))

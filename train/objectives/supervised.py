@@ -1,0 +1,205 @@
+"""Supervised: the classes of each picture, from a column of the index.
+
+`softmax` wants one class a picture; `sigmoid` asks each class for itself, so a picture may have several or none.
+Pictures without a label are left out of the loss and counted. The sigmoid loss is summed over classes and averaged over
+pictures: Scaling Vision Transformers, arXiv:2106.04560.
+"""
+
+# B batch, L patches, D width, C classes, N pairs of a picture and one of its classes
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from headrace.pipeline import Batch
+from headrace.train.models.vit import Vit, VitConfig
+from headrace.train.objectives.objective import Columns, Objective, RowError
+from headrace.train.pixels import IMAGENET_MEAN, IMAGENET_STD, Normalise
+
+# Width, depth, heads: table 2 of arXiv:2106.04560, as far as its MLPs are four times the width; tiny is AIM's here.
+SHAPES = {
+    "tiny": (192, 6, 3),
+    "s": (256, 6, 8),
+    "Ti": (192, 12, 3),
+    "S": (384, 12, 6),
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+}
+
+# What a batch has where the index has null.
+NO_LABEL = -1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SupervisedConfig:
+    """Supervised: the classes of each picture, from a column; a trunk, the mean of its tokens, a linear head."""
+
+    kind: Literal["supervised"]
+    """The tag of this objective."""
+    num_classes: int
+    """Classes are 0 .. num_classes - 1; a label outside is refused."""
+    model: str = "tiny"
+    """A row of the model table: tiny, s, Ti, S, B or L."""
+    patch: int = 16
+    """Side of a patch in pixels; divides the mixture's image_size."""
+    width: int | None = None
+    """Channels of the trunk; null = the table's."""
+    depth: int | None = None
+    """Blocks of the trunk; null = the table's."""
+    heads: int | None = None
+    """Attention heads of the trunk; null = the table's."""
+    column: str = "label"
+    """Column of the index: a whole number, or a list of them; null and -1 = no label."""
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    """softmax = one class a picture; sigmoid = any number."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all classes; softmax only."""
+
+    def __post_init__(self) -> None:
+        if self.model not in SHAPES:
+            raise ValueError(f"unknown model {self.model!r}; known models: {', '.join(SHAPES)}")
+        least = 2 if self.loss == "softmax" else 1
+        if self.num_classes < least:
+            raise ValueError(f"num_classes must be at least {least} with loss {self.loss}, got {self.num_classes}")
+        if not 0 <= self.label_smoothing < 1 or (self.label_smoothing and self.loss == "sigmoid"):
+            raise ValueError(
+                f"label_smoothing must be in [0, 1), and 0 with sigmoid, got {self.label_smoothing} with {self.loss}"
+            )
+
+    def build(self, *, image_size: int, seed: int) -> "Supervised":  # noqa: ARG002  torch's generator is seeded by then
+        """Return the objective for images of this side."""
+        return Supervised(self, image_size=image_size)
+
+    def trunk(self, image_size: int) -> VitConfig:
+        """Return the trunk for images of this side. Raises ValueError if they do not fit."""
+        width, depth, heads = SHAPES[self.model]
+        return VitConfig(
+            image_size=image_size,
+            patch=self.patch,
+            width=width if self.width is None else self.width,
+            depth=depth if self.depth is None else self.depth,
+            heads=heads if self.heads is None else self.heads,
+        )
+
+
+class Supervised(Objective):
+    """Trunk with attention everywhere, mean of its tokens, linear head."""
+
+    missing = "missing_labels"
+    reports = ("top1",)
+    released_prefix = "encoder."
+
+    def __init__(self, config: SupervisedConfig, *, image_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.columns = (config.column,)
+        self.normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD)
+        self.encoder = Vit(config.trunk(image_size))
+        self.head = nn.Linear(self.encoder.config.width, config.num_classes)
+        nn.init.zeros_(self.head.weight)
+        nn.init.constant_(self.head.bias, _first_bias(config))
+
+    @property
+    def trunk(self) -> Vit:
+        """The encoder."""
+        return self.encoder
+
+    @cached_property
+    def train_flops_per_image(self) -> float:
+        """6 x parameters x tokens + 12 x depth x width x tokens^2 of the trunk; the head sees one token."""
+        trunk = self.encoder.config
+        parameters = sum(parameter.numel() for parameter in self.encoder.parameters())
+        head = 6.0 * trunk.width * self.config.num_classes
+        return 6.0 * parameters * trunk.num_patches + 12.0 * trunk.depth * trunk.width * trunk.num_patches**2 + head
+
+    def usable(self, columns: Columns) -> NDArray[np.bool_]:
+        """Return which pictures have a label. Raises RowError for one that is no class here."""
+        return self._labels(columns).known_B
+
+    def num_terms(self, batch: Batch) -> int:
+        """Return the number of pictures that have a label."""
+        return int(self.counted(batch).sum())
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Return the sum over labelled pictures of their cross-entropy, and the share whose best class is right."""
+        labels = self._labels(batch.columns)
+        counted = batch.valid & labels.known_B
+        images_B3HH = self.normalise(batch.images)
+        device = images_B3HH.device
+        row_N, class_N, counted_B = (
+            torch.from_numpy(array).to(device, non_blocking=True) for array in (labels.row_N, labels.class_N, counted)
+        )
+        logits_BC = self.head(self.encoder(images_B3HH).mean(dim=1)).float()
+        target_BC = torch.zeros_like(logits_BC)
+        target_BC[row_N, class_N] = 1.0
+        # All rows go through the trunk, also those that do not count: every rank has a gradient for every weight.
+        loss = self._losses(logits_BC, target_BC).mul(counted_B).sum()
+        right_B = target_BC.gather(1, logits_BC.detach().argmax(dim=1, keepdim=True))[:, 0]
+        return loss, {"top1": right_B.mul(counted_B).sum() / max(1, int(counted.sum()))}
+
+    def _losses(self, logits_BC: Tensor, target_BC: Tensor) -> Tensor:
+        if self.config.loss == "sigmoid":
+            return functional.binary_cross_entropy_with_logits(logits_BC, target_BC, reduction="none").sum(dim=1)
+        spread = self.config.label_smoothing
+        smooth_BC = target_BC * (1 - spread) + spread / self.config.num_classes
+        return -(smooth_BC * logits_BC.log_softmax(dim=1)).sum(dim=1)
+
+    def _labels(self, columns: Columns) -> "Labels":
+        labels = read_labels(columns[self.config.column], self.config.num_classes)
+        if self.config.loss == "softmax":
+            counts = np.bincount(labels.row_N, minlength=len(labels.known_B))
+            several = np.flatnonzero(counts > 1)
+            if len(several):
+                row = int(several[0])
+                raise RowError(row, f"{counts[row]} labels; loss softmax wants one a picture, loss sigmoid takes any")
+            return replace(labels, known_B=labels.known_B & (counts == 1))
+        return labels
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Labels:
+    """The classes of the pictures of a batch, as pairs."""
+
+    known_B: NDArray[np.bool_]
+    """False where there is no label."""
+    row_N: NDArray[np.int64]
+    class_N: NDArray[np.int64]
+
+
+def read_labels(column: NDArray[np.generic] | list[object], num_classes: int) -> Labels:
+    """Return the classes that a column of whole numbers or of lists of them holds. Raises RowError for what is none."""
+    if isinstance(column, np.ndarray):
+        if column.dtype.kind != "i":
+            raise RowError(0, f"the column of labels holds {column.dtype.name}; classes are whole numbers, or null")
+        known_B = np.asarray(column != NO_LABEL)
+        row_N, class_N = np.flatnonzero(known_B), column[known_B].astype(np.int64)
+    else:
+        known_B = np.array([value is not None and value != NO_LABEL for value in column], np.bool_)
+        pairs = [(row, one) for row in np.flatnonzero(known_B).tolist() for one in _classes(column[row], row)]
+        row_N, class_N = np.array(pairs, np.int64).reshape(-1, 2).T
+    wrong = np.flatnonzero((class_N < 0) | (class_N >= num_classes))
+    if len(wrong):
+        row, found = int(row_N[wrong[0]]), int(class_N[wrong[0]])
+        raise RowError(row, f"label {found} is out of range: num_classes is {num_classes}, so 0..{num_classes - 1}")
+    return Labels(known_B=known_B, row_N=row_N, class_N=class_N)
+
+
+def _classes(value: object, row: int) -> list[int]:
+    found = value if isinstance(value, list | tuple) else [value]
+    for one in found:
+        if type(one) is not int:
+            raise RowError(row, f"label {one!r} is no whole number; classes are 0, 1, 2, ...")
+    return sorted({one for one in found if type(one) is int})
+
+
+def _first_bias(config: SupervisedConfig) -> float:
+    """Return where class biases start: with sigmoid at the log odds of one class a picture, -10.3 for JFT's 29,593."""
+    return -math.log(max(1, config.num_classes - 1)) if config.loss == "sigmoid" else 0.0
