@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from yarl import URL
 
 from headrace.curation.fetch.errors import FetchError
+from headrace.curation.fetch.net.spelling import parse, trimmed
 
 MAX_URL_CHARS = 8192
 MAX_HOST_CHARS = 253
@@ -23,13 +24,6 @@ _HOST = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?")
 _IPV4 = re.compile(r"(?:(?:0|[1-9][0-9]{0,2})\.){3}(?:0|[1-9][0-9]{0,2})")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]*):")
-
-# Path and query of a URL that needs no quoting (RFC 3986), after an absolute URL's authority or alone.
-_CHAR = r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})"
-_AS_WRITTEN = re.compile(
-    rf"(?:[A-Za-z]+://[^/?#\\\s]+)?(?P<path>/(?!/){_CHAR}*)(?:\?(?P<query>(?:{_CHAR}|\?)*))?(?:#.*)?"
-)
-_DOT_SEGMENT = re.compile(r"/\.{1,2}(?:/|$)")
 
 # Not ipaddress.is_global: what it says changed within Python 3.11 (gh-113171). From IANA's two special-purpose
 # address registries; what is not reachable from the whole internet, and relays to such addresses.
@@ -71,7 +65,7 @@ def parse_url(text: str | None) -> URL:
     """Return the URL to fetch. Raises FetchError: `bad-url`, `refused-scheme`, or `refused-address` for odd numbers."""
     if text is None or not text.strip():
         raise FetchError("bad-url", "the row has no URL")
-    text = text.strip()
+    text = trimmed(text)
     if len(text) > MAX_URL_CHARS:
         raise FetchError("bad-url", f"the URL has {len(text)} characters, over {MAX_URL_CHARS}")
     scheme = _SCHEME.match(text)
@@ -80,30 +74,10 @@ def parse_url(text: str | None) -> URL:
     if scheme[1].lower() not in ("http", "https"):
         raise FetchError("refused-scheme", f"scheme {scheme[1].lower()[:40]!r} is not fetched, only http and https")
     try:
-        url = URL(text)
+        url = parse(text)
     except (ValueError, TypeError) as error:
         raise FetchError("bad-url", f"not a URL: {_one_line(error)}") from error
-    return as_written(check_parts(url), text)
-
-
-def as_written(url: URL, text: str) -> URL:
-    """Return a checked URL with path and query as `text` spells them, where that is a valid spelling.
-
-    yarl turns `%2C` into `,` and the like: the same to most servers, but a signature is over the very bytes. Scheme,
-    host and port stay those that were checked.
-    """
-    found = _AS_WRITTEN.fullmatch(text)
-    if found is None or _DOT_SEGMENT.search(found["path"]):
-        return url
-    built = URL.build(
-        scheme=url.scheme,
-        authority=url.raw_authority,
-        path=found["path"],
-        query_string=found["query"] or "",
-        encoded=True,
-    )
-    same = (built.scheme, built.raw_host, built.port) == (url.scheme, url.raw_host, url.port)
-    return built if same else url
+    return check_parts(url)
 
 
 def check_parts(url: URL) -> URL:

@@ -16,9 +16,10 @@ from yarl import URL
 
 from headrace.curation.fetch.config import FetchConfig
 from headrace.curation.fetch.errors import FetchError
-from headrace.curation.fetch.net.address import as_written, check_parts, parse_url
+from headrace.curation.fetch.net.address import check_parts, parse_url
 from headrace.curation.fetch.net.http import HttpClient, Reply
 from headrace.curation.fetch.net.resolve import Lookup, lookup_host
+from headrace.curation.fetch.net.spelling import resolve, trimmed
 from headrace.shards.permutation import make_key
 
 T = TypeVar("T")
@@ -144,9 +145,8 @@ def redirect_target(url: URL, location: str) -> URL:
         raw.decode()
     except UnicodeDecodeError:
         location = "".join(chr(byte) if byte < 128 else f"%{byte:02X}" for byte in raw)
-    location = location.strip()
     try:
-        return as_written(check_parts(url.join(URL(location))), location)
+        return check_parts(resolve(url, trimmed(location)))
     except (ValueError, TypeError) as error:
         raise FetchError("redirects", "the Location is not a URL") from error
     except FetchError as error:
