@@ -34,6 +34,7 @@ class ShardRows:
     crc32: IntArray
     """-1 where the index has none (`--fast`)."""
     orientation: IntArray
+    """0 where the index has none (`--fast`): the image's own counts."""
     columns: dict[str, pa.ChunkedArray]
 
 
@@ -44,6 +45,7 @@ class OpenedSource:
         self.config = source
         self.dataset: Dataset = open_dataset(source.url, index_dir=source.index_dir or None)
         self.starts: IntArray = np.cumsum([0, *(shard.num_samples for shard in self.dataset.shards)], dtype=np.int64)
+        self.dataset.require_columns(columns)
         if not self.num_samples:
             raise ValueError(f"source {source.name!r}: {source.url} holds no samples")
         self._columns = tuple(columns)
@@ -100,7 +102,7 @@ class OpenedSource:
             offset=_integers(table, "offset", -1),
             size=_integers(table, "size", -1),
             crc32=_integers(table, "crc32", -1),
-            orientation=_integers(table, "orientation", 1),
+            orientation=_integers(table, "orientation", 0),
             columns={name: table.column(name) for name in self._columns},
         )
 

@@ -5,6 +5,7 @@ sample as the order asks. The one thing a reader would get wrong: a damaged samp
 error; only a fault of the way raises.
 """
 
+import contextlib
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from headrace import files
 from headrace.pipeline.catalog import OpenedSource, ShardRows
+from headrace.shards.images.header import read_header
 from headrace.shards.payloads import LOCAL_GAP_BYTES, MAX_REQUEST_BYTES, REMOTE_GAP_BYTES, coalesce
 from headrace.shards.ranges import RangeReader
 
@@ -42,6 +44,16 @@ class Payload:
     def key(self) -> str:
         """The sample's key."""
         return str(self.rows.key[self.row].as_py())
+
+    @property
+    def orientation(self) -> int:
+        """The index's; the image's own where the index was made without reading it."""
+        known = int(self.rows.orientation[self.row])
+        if known:
+            return known
+        with contextlib.suppress(ValueError):  # a damaged image is judged where it is decoded
+            return read_header(self.data).orientation
+        return 1
 
     @property
     def where(self) -> tuple[str, int]:

@@ -65,8 +65,7 @@ class ImageMaker:
     def __call__(self, payload: Payload, position: int, out: NDArray[np.uint8]) -> None:
         """Write the picture that stands at `position` into `out`. Raises SampleError."""
         draws = position_draws(self._key, position)
-        orientation = int(payload.rows.orientation[payload.row])
-        self._decoder.decode_into(payload.data, orientation, partial(choose_window, self._augment, draws), out)
+        self._decoder.decode_into(payload.data, payload.orientation, partial(choose_window, self._augment, draws), out)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

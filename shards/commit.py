@@ -1,19 +1,28 @@
 """Commit records: a unit of work is done when `FOLDER/commits/NAME.json` exists.
 
 The record is put if absent, after everything it speaks of is in place, so a killed unit leaves nothing that counts.
-The one thing a reader would get wrong: a second commit of the same name changes nothing and is told so by False.
+A second commit of the same name changes nothing and is told so by False.
 """
 
 import json
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 from headrace import files
 from headrace.config import canonical_json
+from headrace.text import shown
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _SUFFIX = ".json"
+_SPELLED = {int: "a whole number", str: "text", list: "a list", bool: "true or false", dict: "a mapping"}
+
+NO_FIELDS: Mapping[str, type] = MappingProxyType({})
+RECORD_FIELDS: Mapping[str, type] = MappingProxyType({"num_samples": int, "num_bytes": int, "index_sha256": str})
+"""What the record of every shard holds."""
+SHARD_FIELDS: Mapping[str, type] = MappingProxyType({**RECORD_FIELDS, "sha256": str})
+"""What the record of a shard that was written here holds."""
 
 
 def check_name(name: str) -> str:
@@ -39,8 +48,11 @@ def is_committed(folder: str, name: str) -> bool:
     return files.exists(_record_url(folder, name))
 
 
-def read_commit(folder: str, name: str) -> dict[str, Any]:
-    """Return the record of one finished unit. Raises FileNotFoundError, or ValueError if it is damaged."""
+def read_commit(folder: str, name: str, *, fields: Mapping[str, type] = NO_FIELDS) -> dict[str, Any]:
+    """Return the record of one finished unit. Raises FileNotFoundError, or ValueError if it is damaged.
+
+    `fields` are the entries that the caller needs, and the type of each.
+    """
     url = _record_url(folder, name)
     try:
         record = json.loads(files.read_bytes(url))
@@ -48,6 +60,11 @@ def read_commit(folder: str, name: str) -> dict[str, Any]:
         raise ValueError(f"{url}: not a commit record: {error}") from error
     if not isinstance(record, dict):
         raise ValueError(f"{url}: not a commit record: expected a mapping, got {type(record).__name__}")
+    for field, kind in fields.items():
+        value = record.get(field)
+        if type(value) is not kind:
+            got = "no such field" if field not in record else f"{shown(value)}"
+            raise ValueError(f"{url}: damaged commit record: {field} must be {_SPELLED[kind]}, got {got}")
     return cast(dict[str, Any], record)
 
 

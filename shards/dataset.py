@@ -1,10 +1,14 @@
 """Open a dataset: its manifest, where each shard and each index lies.
 
-Immutable and small: nothing is held open. The one thing a reader would get wrong: the index may lie in another folder
+Immutable and small: nothing is held open, and opening reads two small files. What they claim is compared with each
+other: a manifest that lost a row, names a shard twice or lacks a sum is refused. The index may lie in another folder
 than the tars (`index_dir`, for data that is read-only), so always ask `tar_url` and `index`.
 """
 
+import hashlib
 import json
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +16,13 @@ import pyarrow as pa
 
 from headrace import files
 from headrace.shards.errors import ShardError
-from headrace.shards.index import read_index
-from headrace.shards.parquet import read_table
+from headrace.shards.index import INDEX_SCHEMA, parse_index
+from headrace.shards.parquet import ParquetReader
+from headrace.text import shown
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1 had no `manifest_sha256` and no `not_held`; it is still read."""
+READ_VERSIONS = (1, 2)
 SUMMARY_NAME = "dataset.json"
 MANIFEST_NAME = "shards.parquet"
 
@@ -23,6 +30,12 @@ MANIFEST_NAME = "shards.parquet"
 # under the index_dir; img2dataset has its own NAME.parquet beside each tar, which must stay.
 OWN_LAYOUT = "headrace"
 FOREIGN_LAYOUT = "webdataset"
+
+# Columns that `headrace index --fast` can fill: all others need bytes of the samples.
+FAST_COLUMNS = ("key", "offset", "size")
+
+_TOTALS = ("num_shards", "num_samples", "num_bytes")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -43,7 +56,7 @@ class ShardEntry:
     num_samples: int
     num_bytes: int
     sha256: str | None
-    index_sha256: str | None = None
+    index_sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +69,8 @@ class Dataset:
     shards: tuple[ShardEntry, ...]
     classes: tuple[str, ...] = ()
     recipe_digest: str | None = None
+    not_held: tuple[str, ...] = ()
+    """Columns that the index of some shard was made without (`headrace index --fast`): null there means not read."""
 
     @property
     def num_samples(self) -> int:
@@ -72,15 +87,40 @@ class Dataset:
         folder = "shards" if self.layout == OWN_LAYOUT else "index"
         return files.join(self.index_base, folder, f"{self.shards[shard].name}.parquet")
 
+    @property
+    def commits_folder(self) -> str:
+        """The folder whose `commits/` hold one record a shard."""
+        return self.index_base if self.layout == OWN_LAYOUT else files.join(self.index_base, "index")
+
+    def commit_name(self, shard: int) -> str:
+        """Return the name of the record of shard number `shard`."""
+        name = self.shards[shard].name
+        return name if self.layout == OWN_LAYOUT else foreign_commit_name(name)
+
+    def missing_columns(self, columns: Iterable[str]) -> tuple[str, ...]:
+        """Return which of `columns` the index does not hold, whatever stands in it."""
+        return tuple(name for name in columns if name in self.not_held)
+
+    def require_columns(self, columns: Iterable[str]) -> None:
+        """Raise ValueError if the index does not hold one of `columns`, saying what to run."""
+        missing = self.missing_columns(columns)
+        if missing:
+            elsewhere = f" --index-dir {self.index_base}" if self.index_base != self.url else ""
+            raise ValueError(
+                f"{self.url}: its index was made with --fast and does not hold {', '.join(missing)}; "
+                f"run without --fast: headrace index {self.url}{elsewhere}"
+            )
+
     def index(self, shard: int) -> pa.Table:
         """Read the index of one shard. Raises ShardError if it does not fit the manifest."""
-        table = read_index(self.index_url(shard))
-        entry = self.shards[shard]
+        url, entry = self.index_url(shard), self.shards[shard]
+        data = files.read_bytes(url)
+        table = parse_index(data, url)
         if table.num_rows != entry.num_samples:
-            raise ShardError(
-                f"the index has {table.num_rows} rows, the manifest says {entry.num_samples}",
-                shard=self.index_url(shard),
-            )
+            raise ShardError(f"the index has {table.num_rows} rows, the manifest says {entry.num_samples}", shard=url)
+        got = hashlib.sha256(data).hexdigest()
+        if got != entry.index_sha256:
+            raise ShardError(f"sha256 of the index is {got}, the manifest says {entry.index_sha256}", shard=url)
         return table
 
 
@@ -98,38 +138,116 @@ def open_dataset(url: str, *, index_dir: str | None = None) -> Dataset:
         summary = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{summary_url}: not valid JSON: {error}") from error
-    if not isinstance(summary, dict) or summary.get("schema") != SCHEMA_VERSION:
+    if not isinstance(summary, dict) or summary.get("schema") not in READ_VERSIONS:
         version = summary.get("schema") if isinstance(summary, dict) else None
-        raise ValueError(f"{summary_url}: schema version {version!r}, this headrace reads {SCHEMA_VERSION}")
+        known = " and ".join(map(str, READ_VERSIONS))
+        raise ValueError(f"{summary_url}: schema version {shown(version)}, this headrace reads {known}")
     layout = summary.get("layout")
     if layout not in (OWN_LAYOUT, FOREIGN_LAYOUT):
-        raise ValueError(f"{summary_url}: unknown layout {layout!r}")
-    classes, digest = summary.get("classes") or [], summary.get("recipe_digest")
+        raise ValueError(f"{summary_url}: unknown layout {shown(layout)}")
+    shards = _read_manifest(files.join(base, MANIFEST_NAME), summary, layout)
+    digest = summary.get("recipe_digest")
     return Dataset(
         url=url,
         index_base=base,
         layout=layout,
-        shards=_read_manifest(files.join(base, MANIFEST_NAME)),
-        classes=tuple(str(name) for name in classes) if isinstance(classes, list) else (),
+        shards=shards,
+        classes=_texts(summary, "classes", summary_url),
         recipe_digest=digest if isinstance(digest, str) else None,
+        not_held=_not_held(summary, shards, summary_url),
     )
 
 
-def _read_manifest(url: str) -> tuple[ShardEntry, ...]:
+def foreign_commit_name(shard: str) -> str:
+    """Return the name of a foreign shard's record: its own name may hold what a record's may not."""
+    return hashlib.sha256(shard.encode()).hexdigest()[:32]
+
+
+def fast_not_held() -> tuple[str, ...]:
+    """Return the columns that an index made with --fast does not hold."""
+    return tuple(name for name in INDEX_SCHEMA.names if name not in FAST_COLUMNS)
+
+
+def _read_manifest(url: str, summary: Mapping[str, Any], layout: str) -> tuple[ShardEntry, ...]:
     try:
-        table = read_table(url)
-        rows: list[dict[str, Any]] = table.select(MANIFEST_SCHEMA.names).cast(MANIFEST_SCHEMA).to_pylist()
+        data = files.read_bytes(url)
     except FileNotFoundError:
-        raise ShardError("missing; finish the dataset or run `headrace index` again", shard=url) from None
+        raise ShardError(f"missing; {_remedy(layout)}", shard=url) from None
+    expected = summary.get("manifest_sha256")
+    if expected is None and summary["schema"] > 1:
+        raise ShardError(f"{SUMMARY_NAME} does not hold the sha256 of this manifest; {_remedy(layout)}", shard=url)
+    try:
+        table = ParquetReader(data, url).read()
+        rows: list[dict[str, Any]] = table.select(MANIFEST_SCHEMA.names).cast(MANIFEST_SCHEMA).to_pylist()
     except (ValueError, KeyError, OSError) as error:
         raise ShardError(f"not a manifest of shards: {error}", shard=url) from error
+    seen: set[str] = set()
     for row in rows:
-        name = row["name"] or ""
-        if not name or "/" in name or "\\" in name or "\0" in name or name.startswith("."):
-            raise ShardError(f"{name!r} may not name a shard", shard=url)
-        if row["num_samples"] is None or row["num_samples"] < 0 or row["num_bytes"] is None:
-            raise ShardError(f"no count of samples or bytes for shard {name!r}", shard=url)
+        _check_entry(row, url, layout)
+        if row["name"] in seen:
+            raise ShardError(f"names shard {shown(row['name'])} twice; {_remedy(layout)}", shard=url)
+        seen.add(row["name"])
+    _check_totals(summary, tuple(ShardEntry(**row) for row in rows), url, _remedy(layout))
+    got = hashlib.sha256(data).hexdigest()
+    if expected is not None and got != expected:
+        raise ShardError(
+            f"sha256 is {got}, {SUMMARY_NAME} says {shown(expected)}: one of them was changed; {_remedy(layout)}",
+            shard=url,
+        )
     return tuple(ShardEntry(**row) for row in rows)
+
+
+def _check_entry(row: Mapping[str, Any], url: str, layout: str) -> None:
+    name = row["name"] or ""
+    if not name or "/" in name or "\\" in name or "\0" in name or name.startswith("."):
+        raise ShardError(f"{name!r} may not name a shard", shard=url)
+    for column in ("num_samples", "num_bytes"):
+        if row[column] is None or row[column] < 0:
+            raise ShardError(f"{column} of shard {shown(name)} is {row[column]}; {_remedy(layout)}", shard=url)
+    for column in ("sha256", "index_sha256"):
+        # Only an index made from headers alone has no sum of its tar.
+        allowed = row[column] is None and column == "sha256" and layout == FOREIGN_LAYOUT
+        if not allowed and not _DIGEST.fullmatch(row[column] or ""):
+            raise ShardError(
+                f"{column} of shard {shown(name)} is {shown(row[column])}, expected 64 hex digits; {_remedy(layout)}",
+                shard=url,
+            )
+
+
+def _check_totals(summary: Mapping[str, Any], shards: tuple[ShardEntry, ...], url: str, remedy: str) -> None:
+    found = (len(shards), sum(shard.num_samples for shard in shards), sum(shard.num_bytes for shard in shards))
+    for name, got in zip(_TOTALS, found, strict=True):
+        expected = summary.get(name)
+        if type(expected) is not int or expected != got:
+            raise ShardError(
+                f"{name} is {shown(expected)} in {SUMMARY_NAME}, {got} by the rows of {MANIFEST_NAME}: "
+                f"one of them lost or gained shards; {remedy}",
+                shard=url,
+            )
+
+
+def _not_held(summary: Mapping[str, Any], shards: tuple[ShardEntry, ...], url: str) -> tuple[str, ...]:
+    """Return what dataset.json says of it; schema 1 did not, but left the sum of the tar out where it was fast."""
+    fast = any(shard.sha256 is None for shard in shards)
+    if summary["schema"] == 1:
+        return fast_not_held() if fast else ()
+    not_held = _texts(summary, "not_held", url)
+    if fast and not not_held:
+        raise ShardError(f"a shard has no sha256, yet {SUMMARY_NAME} says that its index is full", shard=url)
+    return not_held
+
+
+def _texts(summary: Mapping[str, Any], name: str, url: str) -> tuple[str, ...]:
+    values = summary.get(name)
+    if values is None:
+        return ()
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{url}: {name} must be a list of texts, got {shown(values)}")
+    return tuple(values)
+
+
+def _remedy(layout: str) -> str:
+    return "run headrace index again" if layout == FOREIGN_LAYOUT else "run the command that wrote the dataset again"
 
 
 def _why_missing(url: str, base: str) -> str:

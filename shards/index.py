@@ -64,7 +64,7 @@ class IndexedShard:
 def index_shard(url: str, *, fast: bool = False) -> pa.Table:
     """Return the index of any WebDataset tar. Raises ShardError if the tar is damaged.
 
-    `fast` reads tar headers only: crc32, size, label, caption, url stay null and uid is of shard and key.
+    `fast` reads tar headers only: key, offset and size are known, all else is null.
     """
     indexed = build_index(url, fast=fast)
     for fault in indexed.faults[:10]:
@@ -111,7 +111,7 @@ def _index_sample(
         columns = read_columns(windows, sample)
         row.update(columns.values)
         faults.extend(Fault(sample.key, offset, message) for offset, message in columns.faults)
-    row["uid"] = row.get("uid") or sample_uid(row.get("caption"), row.get("url"), shard=shard, key=sample.key)
+        row["uid"] = row.get("uid") or sample_uid(row.get("caption"), row.get("url"), shard=shard, key=sample.key)
     return row
 
 
@@ -129,7 +129,11 @@ def parquet_bytes(table: pa.Table) -> bytes:
 
 def read_index(url: str) -> pa.Table:
     """Read an index and check its columns. Raises ShardError if it is not one, FileNotFoundError if it is missing."""
-    data = files.read_bytes(url)
+    return parse_index(files.read_bytes(url), url)
+
+
+def parse_index(data: bytes, url: str) -> pa.Table:
+    """Return the index that `data` is. Raises ShardError, naming `url`, if it is not one."""
     try:
         table = ParquetReader(data, url).read()
     except ValueError as error:

@@ -1,7 +1,8 @@
 """Check every byte of a dataset against its index and manifest, and name each damaged sample.
 
-One forward pass over each tar. The one thing a reader would get wrong: a cut tar does not end the check of that
-shard; rows whose bytes are still whole are still checked, so the answer is exactly the samples that are lost.
+One forward pass over each tar. A cut tar does not end the check of that shard: rows whose bytes are still whole are
+still checked, so the answer is exactly the samples that are lost. Opening compared dataset.json with the manifest; here
+the manifest is compared with the commit records, and each index with its sum.
 """
 
 import hashlib
@@ -9,19 +10,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from headrace import files
-from headrace.shards.dataset import Dataset, open_dataset
+from headrace.shards.commit import RECORD_FIELDS, committed, read_commit
+from headrace.shards.dataset import OWN_LAYOUT, Dataset, ShardEntry, open_dataset
 from headrace.shards.errors import ShardError
 from headrace.shards.group import SampleMembers, group_members, read_columns
 from headrace.shards.images.decode import decode_rgb
 from headrace.shards.images.header import check_complete, read_header
-from headrace.shards.index import INDEX_SCHEMA
+from headrace.shards.index import INDEX_SCHEMA, parse_index
 from headrace.shards.payloads import check_crc
 from headrace.shards.tar import iterate_members
 from headrace.shards.windows import Windows
+from headrace.text import printable, shown
 
 # Columns of the index that the small members of the tar repeat.
 _TEXT_COLUMNS = ("caption", "label", "url")
+
+_SUMS = ("sha256",)  # null in the record of an index made from headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +42,8 @@ class Damage:
 
     def __str__(self) -> str:
         place = f" sample {self.key!r}" if self.key is not None else ""
-        return f"{self.shard}{place}{'' if self.offset is None else f' at byte {self.offset}'}: {self.message}"
+        where = f"{self.shard}{place}{'' if self.offset is None else f' at byte {self.offset}'}"
+        return printable(f"{where}: {self.message}")
 
 
 def verify_dataset(url: str, *, index_dir: str | None = None, decode: bool = False) -> Iterator[Damage]:
@@ -44,8 +52,34 @@ def verify_dataset(url: str, *, index_dir: str | None = None, decode: bool = Fal
     `decode` also decodes every image. Raises ValueError if there is no dataset at `url`.
     """
     dataset = open_dataset(url, index_dir=index_dir)
+    yield from _check_records(dataset)
     for shard in range(len(dataset.shards)):
         yield from verify_shard(dataset, shard, decode=decode)
+
+
+def _check_records(dataset: Dataset) -> Iterator[Damage]:
+    """Compare the manifest with the commit records, where they can be listed: they were copied along, or not at all."""
+    folder = dataset.commits_folder
+    names = committed(folder)
+    entries = {dataset.commit_name(shard): entry for shard, entry in enumerate(dataset.shards)}
+    for name in names:
+        try:
+            record = read_commit(folder, name, fields=RECORD_FIELDS)
+        except (ValueError, FileNotFoundError) as error:
+            yield Damage(name, None, None, str(error))
+            continue
+        entry = entries.get(name)
+        if entry is None and dataset.layout == OWN_LAYOUT:
+            samples = f"a shard of {record['num_samples']} samples is committed"
+            yield Damage(name, None, None, f"{samples}, yet the manifest does not name it")
+        for field in (*RECORD_FIELDS, *_SUMS) if entry is not None else ():
+            expected, got = getattr(entry, field), record.get(field)
+            if got != expected:
+                where = "its commit record"
+                yield Damage(name, None, None, f"{field} is {shown(got)} in {where}, {shown(expected)} in the manifest")
+    for name, entry in entries.items() if names else ():
+        if name not in names:
+            yield Damage(entry.name, None, None, "the manifest names this shard, yet it has no commit record")
 
 
 def verify_shard(dataset: Dataset, shard: int, *, decode: bool = False) -> Iterator[Damage]:
@@ -53,14 +87,13 @@ def verify_shard(dataset: Dataset, shard: int, *, decode: bool = False) -> Itera
     entry = dataset.shards[shard]
     rows: dict[int, dict[str, Any]] = {}
     try:
-        if entry.index_sha256 is not None:
-            got = hashlib.sha256(files.read_bytes(dataset.index_url(shard))).hexdigest()
-            if got != entry.index_sha256:
-                yield Damage(entry.name, None, None, f"sha256 of the index is {got}, expected {entry.index_sha256}")
-        table = dataset.index(shard)
-        rows = {row["offset"]: row for row in table.select(INDEX_SCHEMA.names).to_pylist()}
-        if len(rows) < table.num_rows:
-            yield Damage(entry.name, None, None, f"{table.num_rows - len(rows)} rows of the index share an offset")
+        data = files.read_bytes(dataset.index_url(shard))
+        got = hashlib.sha256(data).hexdigest()
+        if got != entry.index_sha256:
+            yield Damage(entry.name, None, None, f"sha256 of the index is {got}, expected {entry.index_sha256}")
+        table = parse_index(data, dataset.index_url(shard))
+        yield from _check_rows(entry, table)
+        rows = {row["offset"]: row for row in table.select(INDEX_SCHEMA.names).to_pylist() if _has_place(row)}
     except FileNotFoundError:
         yield Damage(entry.name, None, None, f"missing index {dataset.index_url(shard)}")
     except ShardError as error:
@@ -78,6 +111,23 @@ def verify_shard(dataset: Dataset, shard: int, *, decode: bool = False) -> Itera
             yield Damage(entry.name, None, None, f"sha256 of the tar is {windows.sha256()}, expected {entry.sha256}")
 
 
+def _check_rows(entry: ShardEntry, table: pa.Table) -> Iterator[Damage]:
+    if table.num_rows != entry.num_samples:
+        counts = f"the index has {table.num_rows} rows, the manifest says {entry.num_samples}"
+        yield Damage(entry.name, None, None, counts)
+    placed = [row for row in table.select(["key", "offset", "size"]).to_pylist() if _has_place(row)]
+    if len(placed) < table.num_rows:
+        lost = f"{table.num_rows - len(placed)} rows of the index have no key, offset or size"
+        yield Damage(entry.name, None, None, lost)
+    shared = len(placed) - len({row["offset"] for row in placed})
+    if shared:
+        yield Damage(entry.name, None, None, f"{shared} rows of the index share an offset")
+
+
+def _has_place(row: dict[str, Any]) -> bool:
+    return row["key"] is not None and row["offset"] is not None and row["size"] is not None
+
+
 def _check_tar(windows: Windows, shard: str, rows: dict[int, dict[str, Any]], decode: bool) -> Iterator[Damage]:
     """Check each indexed sample where the tar has it, then those that the tar's headers no longer reach."""
     left = dict(rows)
@@ -89,7 +139,7 @@ def _check_tar(windows: Windows, shard: str, rows: dict[int, dict[str, Any]], de
     except ShardError as error:
         yield Damage(shard, error.key, error.offset, error.detail)
     for offset, row in sorted(left.items()):
-        if offset < 0 or row["size"] is None or row["size"] < 0 or offset + row["size"] > windows.size:
+        if offset < 0 or row["size"] < 0 or offset + row["size"] > windows.size:
             cut = f"{row['size']} bytes expected, the tar ends at byte {windows.size}"
             yield Damage(shard, row["key"], offset, cut)
             continue

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from headrace import files
 from headrace.config import canonical_json
-from headrace.shards.commit import check_name, commit, committed, read_commit
+from headrace.shards.commit import SHARD_FIELDS, check_name, commit, committed, read_commit
 from headrace.shards.dataset import MANIFEST_NAME, MANIFEST_SCHEMA, OWN_LAYOUT, SCHEMA_VERSION, SUMMARY_NAME
 from headrace.shards.errors import ShardError
 from headrace.shards.group import header_columns
@@ -95,7 +95,7 @@ def finish_dataset(dataset_url: str, *, recipe_digest: str, facts: Mapping[str, 
     names = committed(dataset_url)
     if not names:
         raise ValueError(f"{dataset_url}: no shard is committed, nothing to finish")
-    records = [{**read_commit(dataset_url, name), "name": name} for name in names]
+    records = [{**read_commit(dataset_url, name, fields=SHARD_FIELDS), "name": name} for name in names]
     write_manifest(dataset_url, records, {"recipe_digest": recipe_digest, "layout": OWN_LAYOUT, **(facts or {})})
 
 
@@ -110,14 +110,16 @@ def write_manifest(url: str, records: Iterable[Mapping[str, Any]], facts: Mappin
     table = pa.Table.from_pylist(
         [{name: record[name] for name in MANIFEST_SCHEMA.names} for record in records], schema=MANIFEST_SCHEMA
     )
+    manifest = parquet_bytes(table)
     summary = {
         "schema": SCHEMA_VERSION,
+        "manifest_sha256": hashlib.sha256(manifest).hexdigest(),
         "num_shards": table.num_rows,
         "num_samples": sum(table["num_samples"].to_pylist()),
         "num_bytes": sum(table["num_bytes"].to_pylist()),
         **facts,
     }
-    files.write_atomic(files.join(url, MANIFEST_NAME), parquet_bytes(table))
+    files.write_atomic(files.join(url, MANIFEST_NAME), manifest)
     files.write_atomic(files.join(url, SUMMARY_NAME), (canonical_json(summary) + "\n").encode())
 
 

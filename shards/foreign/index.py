@@ -1,25 +1,37 @@
 """Give existing WebDataset tars an index and a manifest, so that `open_dataset` reads them as they are.
 
 The tars are never touched and neither is anything beside them: indexes go to `index/NAME.parquet`, because img2dataset
-keeps its own `NAME.parquet` there. The one thing a reader would get wrong: a finished index is kept on a rerun while
-the tar's size is the same; `rebuild` makes it again.
+keeps its own `NAME.parquet` there. A rerun keeps what is finished: an index that is whole, of a tar that still has its
+size; `rebuild` makes all again.
 """
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from headrace import files
-from headrace.shards.commit import commit, read_commit
-from headrace.shards.dataset import FOREIGN_LAYOUT, OWN_LAYOUT, SUMMARY_NAME, open_dataset
+from headrace.shards.commit import RECORD_FIELDS, commit, read_commit
+from headrace.shards.dataset import (
+    FOREIGN_LAYOUT,
+    OWN_LAYOUT,
+    SUMMARY_NAME,
+    fast_not_held,
+    foreign_commit_name,
+    open_dataset,
+)
 from headrace.shards.errors import ShardError
-from headrace.shards.index import build_index, parquet_bytes, shard_name
+from headrace.shards.index import build_index, parquet_bytes, parse_index, shard_name
 from headrace.shards.units import run_in_processes
 from headrace.shards.write import clear_leftovers, write_manifest
+from headrace.text import shown
+
+log = logging.getLogger(__name__)
 
 INDEX_FOLDER = "index"
 _SHOWN_TARS = 20
+_RECORD_FIELDS = {**RECORD_FIELDS, "name": str, "without_image": int, "faults": list, "fast": bool}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +56,8 @@ class IndexSummary:
     num_samples: int
     without_image: int
     faults: tuple[tuple[str, str, int, str], ...]
+    repaired: tuple[str, ...] = ()
+    """Shards whose index was there and did not hold what its record says, with the reason; made again."""
 
 
 def index_folder(
@@ -59,12 +73,15 @@ def index_folder(
         records = run_in_processes(_index_one, work, workers=config.workers, on_progress=on_progress)
         _check_whole(records)
         clear_leftovers(base, INDEX_FOLDER, f"{INDEX_FOLDER}/commits")
-        write_manifest(base, records, {"recipe_digest": None, "layout": FOREIGN_LAYOUT})
+        not_held = fast_not_held() if any(record["fast"] for record in records) else ()
+        facts = {"recipe_digest": None, "layout": FOREIGN_LAYOUT, "not_held": list(not_held)}
+        write_manifest(base, records, facts)
     return IndexSummary(
         num_shards=len(records),
         num_samples=sum(record["num_samples"] for record in records),
         without_image=sum(record["without_image"] for record in records),
         faults=tuple((record["name"], *fault) for record in records for fault in record["faults"]),
+        repaired=tuple(record["repaired"] for record in records if "repaired" in record),
     )
 
 
@@ -72,10 +89,10 @@ def _index_one(work: tuple[str, str, bool, bool]) -> dict[str, Any]:
     url, base, fast, rebuild = work
     name = shard_name(url)
     folder = files.join(base, INDEX_FOLDER)
-    unit = hashlib.sha256(name.encode()).hexdigest()[:32]  # a foreign name may hold what a record's may not
-    known = None if rebuild else _known(folder, unit, url, fast)
-    if known is not None:
-        return known
+    unit = foreign_commit_name(name)
+    found = None if rebuild else _known(folder, unit, url, fast)
+    if isinstance(found, dict):
+        return found
     try:
         indexed = build_index(url, fast=fast)
     except ShardError as error:
@@ -94,7 +111,10 @@ def _index_one(work: tuple[str, str, bool, bool]) -> dict[str, Any]:
         "fast": fast,
     }
     commit(folder, unit, record)
-    return record
+    if found is None:
+        return record
+    log.warning("%s: its index is made again: %s", url, found)
+    return {**record, "repaired": f"{name}: {found}"}
 
 
 def _check_whole(records: Sequence[dict[str, Any]]) -> None:
@@ -107,14 +127,35 @@ def _check_whole(records: Sequence[dict[str, Any]]) -> None:
         raise ShardError(f"{len(damaged)} of {len(records)} tars are damaged: {'; '.join(damaged[:_SHOWN_TARS])}{more}")
 
 
-def _known(folder: str, unit: str, url: str, fast: bool) -> dict[str, Any] | None:
-    """Return the record of an index that still fits its tar and is no less than what is asked for."""
+def _known(folder: str, unit: str, url: str, fast: bool) -> dict[str, Any] | str | None:
+    """Return the record of an index that is whole, fits its tar and is no less than what is asked for.
+
+    None where there is no such index yet; a text where there is one that lies, which says why.
+    """
     try:
-        record = read_commit(folder, unit)
+        record = read_commit(folder, unit, fields=_RECORD_FIELDS)
     except FileNotFoundError:
         return None
-    fits = record.get("num_bytes") == files.size_of(url) and (fast or not record.get("fast"))
-    return record if fits else None
+    except ValueError as error:
+        return str(error)
+    if record["name"] != shard_name(url):
+        return f"its record is of shard {shown(record['name'])}"
+    if record["num_bytes"] != files.size_of(url) or (record["fast"] and not fast):
+        return None
+    try:
+        data = files.read_bytes(files.join(folder, f"{shard_name(url)}.parquet"))
+    except FileNotFoundError:
+        return "the index is missing"
+    got = hashlib.sha256(data).hexdigest()
+    if got != record["index_sha256"]:
+        return f"sha256 of the index is {got}, its record says {record['index_sha256']}"
+    try:
+        table = parse_index(data, url)
+    except ShardError as error:
+        return error.detail
+    if table.num_rows != record["num_samples"]:
+        return f"the index has {table.num_rows} rows, its record says {record['num_samples']}"
+    return record
 
 
 def _check_not_ours(folder: str) -> None:

@@ -1,6 +1,7 @@
 """What a stream promises: the same batches for every world size, after every stop, with every fault."""
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import shutil
@@ -19,6 +20,7 @@ from headrace.pipeline import Augment, Batch, Mixture, Source, open_stream
 from headrace.pipeline.catalog import collate
 from headrace.shards.dataset import open_dataset
 from headrace.shards.ranges import ReadError
+from headrace.shards.write import write_manifest
 
 COLUMNS = ("label", "caption")
 
@@ -71,7 +73,21 @@ def break_samples(url: str, numbers: dict[int, str]) -> None:
             crc = pa.array([None] * table.num_rows, pa.uint32())
             table = table.set_column(table.column_names.index("crc32"), "crc32", crc)
             pq.write_table(table, dataset.index_url(shard))
+            seal(url)
         path.write_bytes(data)
+
+
+def seal(url: str) -> None:
+    """Write the manifest anew after an index was changed, as the sum of each is checked where it is read."""
+    dataset = open_dataset(url)
+    records = [
+        {
+            **dataclasses.asdict(entry),
+            "index_sha256": hashlib.sha256(Path(dataset.index_url(shard)).read_bytes()).hexdigest(),
+        }
+        for shard, entry in enumerate(dataset.shards)
+    ]
+    write_manifest(url, records, {"recipe_digest": dataset.recipe_digest, "layout": dataset.layout})
 
 
 @pytest.fixture
@@ -469,6 +485,45 @@ def test_crops_follow_the_orientation_of_the_index(tmp_path: Path) -> None:
         image = next(stream).images[0]
     assert image[2].mean() > 190
     assert image[-3].mean() < 10
+
+
+def test_an_index_without_orientation_leaves_it_to_the_image(tmp_path: Path) -> None:
+    """`headrace index --fast` reads no image; its stream delivers the pixels that a full index gives."""
+    import io
+    import tarfile
+
+    from PIL import Image
+
+    from headrace.shards.foreign.index import IndexConfig, index_folder
+
+    upright = np.zeros((32, 24, 3), np.uint8)
+    upright[:16] = 200
+    sink, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(upright).copy()).save(sink, "JPEG", exif=exif)
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name, data in (("a.jpg", sink.getvalue()), ("a.cls", b"4")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    mixture = Mixture(
+        lanes=1,
+        image_size=24,
+        sources=(Source(name="s", url=str(tmp_path)),),
+        augment=Augment(crop="center", flip=False),
+    )
+    images = []
+    for fast in (True, False):
+        index_folder(str(tmp_path), ["0.tar"], IndexConfig(fast=fast))
+        if fast:
+            with pytest.raises(ValueError, match=r"made with --fast and does not hold label; .* headrace index"):
+                open_stream(mixture, global_batch=1, columns=("label",), once=True)
+        with open_stream(mixture, global_batch=1, columns=() if fast else ("label",), once=True) as stream:
+            batch = next(stream)
+            images.append(batch.images[0])
+    assert batch.columns["label"].tolist() == [4]
+    assert np.array_equal(*images)
+    assert images[0][2].mean() > 190
 
 
 @pytest.mark.parametrize(

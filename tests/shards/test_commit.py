@@ -59,3 +59,19 @@ def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "commits" / "a.json").write_text(text)
     with pytest.raises(ValueError, match=r"a\.json: not a commit record"):
         read_commit(str(tmp_path), "a")
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({}, "num_samples must be a whole number, got no such field"),
+        ({"num_samples": None}, "num_samples must be a whole number, got None"),
+        ({"num_samples": True}, "num_samples must be a whole number, got True"),
+        ({"num_samples": 1, "sha256": 5}, "sha256 must be text, got 5"),
+        ({"num_samples": 1, "sha256": ["\x1b[31m"]}, r"sha256 must be text, got \['"),
+    ],
+)
+def test_a_record_that_lacks_what_is_needed_is_named(tmp_path: Path, record: dict[str, object], message: str) -> None:
+    commit(str(tmp_path), "a", record)
+    with pytest.raises(ValueError, match=rf"a\.json: damaged commit record: {message}"):
+        read_commit(str(tmp_path), "a", fields={"num_samples": int, "sha256": str})

@@ -1,7 +1,10 @@
 """Opening a dataset: every wrong folder gives one clear sentence."""
 
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -9,6 +12,7 @@ import pytest
 from headrace.shards.dataset import MANIFEST_SCHEMA, open_dataset
 from headrace.shards.errors import ShardError
 from headrace.shards.index import read_index, write_index
+from headrace.shards.parquet import read_table
 
 
 def test_a_dataset_names_its_shards(dataset_url: str) -> None:
@@ -49,7 +53,7 @@ def test_an_unfinished_dataset_is_named_as_such(dataset_url: str) -> None:
     [
         ("{", "not valid JSON"),
         ("[]", "schema version None"),
-        ('{"schema": 2}', "schema version 2, this headrace reads 1"),
+        ('{"schema": 3}', "schema version 3, this headrace reads 1 and 2"),
         ('{"schema": 1, "layout": "other"}', "unknown layout 'other'"),
     ],
 )
@@ -61,7 +65,7 @@ def test_a_damaged_summary_is_refused(dataset_url: str, text: str, message: str)
 
 @pytest.mark.parametrize("name", ["../other", "/etc/passwd", "a/b", "", None, "a\0", ".hidden"])
 def test_a_manifest_cannot_lead_out_of_the_folder(dataset_url: str, name: str | None) -> None:
-    row = {"name": name, "num_samples": 1, "num_bytes": 1, "sha256": None, "index_sha256": None}
+    row = {"name": name, "num_samples": 1, "num_bytes": 1, "sha256": "0" * 64, "index_sha256": "0" * 64}
     write_index(f"{dataset_url}/shards.parquet", pa.Table.from_pylist([row], schema=MANIFEST_SCHEMA))
     with pytest.raises(ShardError, match="may not name a shard"):
         open_dataset(dataset_url)
@@ -87,11 +91,88 @@ def test_an_index_of_another_length_is_refused(dataset_url: str) -> None:
         dataset.index(0)
 
 
+def _rewrite_manifest(url: str, change: Callable[[list[dict[str, Any]]], object], *, fix: bool) -> None:
+    """Change the rows of the manifest; `fix` makes its sum in dataset.json right again."""
+    manifest, summary = Path(url, "shards.parquet"), Path(url, "dataset.json")
+    rows = read_table(str(manifest)).to_pylist()
+    change(rows)
+    write_index(str(manifest), pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA))
+    if fix:
+        facts = json.loads(summary.read_text())
+        facts["manifest_sha256"] = hashlib.sha256(manifest.read_bytes()).hexdigest()
+        summary.write_text(json.dumps(facts))
+
+
+@pytest.mark.parametrize("fix", [True, False])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows.pop(), "num_shards is 2 in dataset.json, 1 by the rows of shards.parquet"),
+        (lambda rows: rows.extend(list(rows)), "names shard '00000' twice"),
+        (lambda rows: rows[1].update(name="00002x", num_samples=4), "num_samples is 10 in dataset.json, 9 by the rows"),
+        (lambda rows: rows[0].update(num_bytes=1), "num_bytes is"),
+        (lambda rows: rows[0].update(num_samples=-5), "num_samples of shard '00000' is -5"),
+        (lambda rows: rows[0].update(num_bytes=None), "num_bytes of shard '00000' is None"),
+        (lambda rows: rows[0].update(sha256=None), "sha256 of shard '00000' is None, expected 64 hex digits"),
+        (lambda rows: rows[1].update(index_sha256=None), "index_sha256 of shard '00001' is None"),
+        (lambda rows: rows[1].update(index_sha256="x"), "index_sha256 of shard '00001' is 'x'"),
+    ],
+)
+def test_a_manifest_that_lost_or_gained_something_is_refused(
+    dataset_url: str, change: Callable[[list[dict[str, Any]]], object], message: str, fix: bool
+) -> None:
+    _rewrite_manifest(dataset_url, change, fix=fix)
+    with pytest.raises(ShardError, match=message):
+        open_dataset(dataset_url)
+
+
+def test_a_manifest_of_other_shards_is_refused_by_its_sum(dataset_url: str) -> None:
+    _rewrite_manifest(dataset_url, lambda rows: rows[0].update(name="other"), fix=False)
+    with pytest.raises(
+        ShardError, match=r"shards\.parquet: sha256 is .* dataset\.json says .* run the command that wrote"
+    ):
+        open_dataset(dataset_url)
+
+
+@pytest.mark.parametrize("value", ["10", None, 10.0, True])
+def test_totals_that_are_no_whole_numbers_are_refused(dataset_url: str, value: object) -> None:
+    summary = Path(dataset_url, "dataset.json")
+    summary.write_text(json.dumps({**json.loads(summary.read_text()), "num_samples": value}))
+    with pytest.raises(ShardError, match="num_samples is"):
+        open_dataset(dataset_url)
+
+
+def test_a_dataset_of_schema_1_still_opens_and_its_totals_are_compared(dataset_url: str) -> None:
+    summary = Path(dataset_url, "dataset.json")
+    facts = json.loads(summary.read_text())
+    del facts["manifest_sha256"]
+    summary.write_text(json.dumps(facts))
+    with pytest.raises(ShardError, match="does not hold the sha256 of this manifest"):
+        open_dataset(dataset_url)
+    summary.write_text(json.dumps({**facts, "schema": 1}))
+    dataset = open_dataset(dataset_url)
+    assert (dataset.num_samples, dataset.not_held) == (10, ())
+    assert dataset.index(1).num_rows == 5
+    _rewrite_manifest(dataset_url, lambda rows: rows.pop(), fix=False)
+    with pytest.raises(ShardError, match="num_shards is 2"):
+        open_dataset(dataset_url)
+
+
+def test_another_valid_index_in_its_place_is_refused(dataset_url: str) -> None:
+    dataset = open_dataset(dataset_url)
+    table = dataset.index(0)
+    other = table.set_column(table.column_names.index("label"), "label", pa.array([9] * 5, pa.int64()))
+    write_index(dataset.index_url(0), other)
+    with pytest.raises(ShardError, match=r"sha256 of the index is .* the manifest says"):
+        dataset.index(0)
+
+
 def test_the_summary_is_small_and_exact(dataset_url: str) -> None:
     summary = json.loads(Path(dataset_url, "dataset.json").read_text())
     size = sum(path.stat().st_size for path in Path(dataset_url, "shards").glob("*.tar"))
     assert summary == {
-        "schema": 1,
+        "schema": 2,
+        "manifest_sha256": hashlib.sha256(Path(dataset_url, "shards.parquet").read_bytes()).hexdigest(),
         "layout": "headrace",
         "num_shards": 2,
         "num_samples": 10,

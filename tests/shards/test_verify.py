@@ -1,5 +1,6 @@
 """Verify: each damaged sample by shard, key and offset, and nothing else."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from headrace.shards.dataset import Dataset, open_dataset
 from headrace.shards.images.header import read_header
-from headrace.shards.verify import verify_dataset
+from headrace.shards.index import write_index
+from headrace.shards.verify import Damage, verify_dataset
 from headrace.shards.write import Sample, finish_dataset, write_shard
 
 
@@ -117,8 +119,6 @@ def test_decode_finds_what_the_header_hides(tmp_path: Path, encode_image: Callab
 
 
 def test_an_index_that_claims_another_size_or_place(dataset_url: str) -> None:
-    from headrace.shards.index import write_index
-
     dataset = open_dataset(dataset_url)
     rows = dataset.index(0).to_pylist()
     rows[0]["size"] += 1
@@ -136,6 +136,47 @@ def test_an_index_that_claims_another_size_or_place(dataset_url: str) -> None:
         r"'00004' at byte 1152921504606846976: 1152921504606846976 bytes expected",
     ):
         assert re.search(expected, lines), expected
+
+
+@pytest.mark.parametrize("column", ["key", "offset", "size"])
+def test_a_row_without_a_place_is_named_and_the_others_are_checked(dataset_url: str, column: str) -> None:
+    dataset = open_dataset(dataset_url)
+    rows = dataset.index(0).to_pylist()
+    rows[2][column] = None
+    write_index(dataset.index_url(0), pa.Table.from_pylist(rows, schema=dataset.index(0).schema))
+    lines = [str(damage) for damage in verify_dataset(dataset_url)]
+    assert "00000: 1 rows of the index have no key, offset or size" in lines
+    assert not any("sample" in line for line in lines)
+
+
+def test_commit_records_are_compared_with_the_manifest(dataset_url: str) -> None:
+    def change(name: str, **fields: object) -> None:
+        path = Path(dataset_url, "commits", f"{name}.json")
+        record = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**record, **fields}))
+
+    change("00000", num_samples=6)
+    change("00001", sha256="x")
+    change("00002", num_samples=3, num_bytes=1, index_sha256="x")
+    change("00003")
+    assert [str(damage) for damage in verify_dataset(dataset_url)] == [
+        "00000: num_samples is 6 in its commit record, 5 in the manifest",
+        f"00001: sha256 is 'x' in its commit record, '{open_dataset(dataset_url).shards[1].sha256}' in the manifest",
+        "00002: a shard of 3 samples is committed, yet the manifest does not name it",
+        f"00003: {dataset_url}/commits/00003.json: damaged commit record: num_samples must be a whole number, "
+        "got no such field",
+    ]
+    for name in ("00002", "00003"):
+        Path(dataset_url, "commits", f"{name}.json").unlink()
+    Path(dataset_url, "commits", "00001.json").unlink()
+    assert "00001: the manifest names this shard, yet it has no commit record" in map(str, verify_dataset(dataset_url))
+    Path(dataset_url, "commits", "00000.json").unlink()
+    assert list(verify_dataset(dataset_url)) == []  # a dataset copied without its records
+
+
+def test_what_a_terminal_would_obey_does_not_reach_it() -> None:
+    damage = Damage("a\x1b[31m\u202e.tar", "k\x1b", 5, "bad\nline")
+    assert str(damage).isprintable()
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -22,6 +22,7 @@ def index_command(
     from headrace.cli.shard_progress import shard_progress
     from headrace.shards.foreign.find import find_tars
     from headrace.shards.foreign.index import IndexConfig, index_folder
+    from headrace.text import printable
 
     folders = find_tars(urls)
     if index_dir and len(folders) > 1:
@@ -29,14 +30,17 @@ def index_command(
     config = IndexConfig(index_dir=index_dir or None, fast=fast, rebuild=rebuild, workers=workers)
     for folder, tars in folders.items():
         if dry_run:
-            print(f"would index {len(tars)} tars of {folder} ({tars[0]} .. {tars[-1]}) into {index_dir or folder}")
+            names = printable(f"{folder} ({tars[0]} .. {tars[-1]})")
+            print(f"would index {len(tars)} tars of {names} into {index_dir or folder}")
             continue
         with shard_progress("index", len(tars)) as on_progress:
             summary = index_folder(folder, tars, config, on_progress)
+        for line in summary.repaired:
+            print(printable(f"made again, its index was damaged: {line}"))
         for shard, key, offset, message in summary.faults[:20]:
-            print(f"{shard} sample {key!r} at byte {offset}: {message}")
+            print(printable(f"{shard} sample {key!r} at byte {offset}: {message}"))
         if len(summary.faults) > 20:
             print(f"... and {len(summary.faults) - 20} more samples with faults")
         skipped = f", {summary.without_image} samples without an image left out" if summary.without_image else ""
         counts = f"{summary.num_shards} shards, {summary.num_samples} samples, {len(summary.faults)} faults"
-        print(f"{folder}: {counts}{skipped}")
+        print(printable(f"{folder}: {counts}{skipped}"))

@@ -156,6 +156,68 @@ def test_fast_is_not_enough_for_a_full_index(tars: str) -> None:
     assert open_dataset(tars).index(0)["crc32"].null_count == 0
 
 
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda path: path.unlink(), "the index is missing"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "sha256 of the index is"),
+        (lambda path: path.write_bytes(b""), "sha256 of the index is"),
+    ],
+)
+def test_a_damaged_index_is_made_again_and_said(
+    tars: str, damage: Callable[[Path], object], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ["00000.tar", "00001.tar"]
+    index_folder(tars, names, IndexConfig())
+    whole = _tree(Path(tars))
+    damage(Path(tars, "index", "00001.parquet"))
+    summary = index_folder(tars, names, IndexConfig())
+    assert len(summary.repaired) == 1
+    assert reason in summary.repaired[0]
+    assert "its index is made again" in caplog.text
+    assert _tree(Path(tars)) == whole
+    assert list(verify_dataset(tars)) == []
+    assert index_folder(tars, names, IndexConfig()).repaired == ()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"num_samples": null}', '{"name": "other"}'])
+def test_a_damaged_record_of_an_index_costs_that_index_only(tars: str, text: str) -> None:
+    index_folder(tars, ["00000.tar"], IndexConfig())
+    whole = _tree(Path(tars))
+    (record,) = Path(tars, "index", "commits").iterdir()
+    if "name" in text:
+        text = json.dumps({**json.loads(record.read_text()), **json.loads(text)})
+    record.write_text(text)
+    assert len(index_folder(tars, ["00000.tar"], IndexConfig()).repaired) == 1
+    assert _tree(Path(tars)) == whole
+
+
+def test_an_index_made_fast_says_what_it_does_not_hold(tars: str) -> None:
+    index_folder(tars, ["00000.tar"], IndexConfig())
+    assert open_dataset(tars).not_held == ()
+    index_folder(tars, ["00000.tar", "00001.tar"], IndexConfig(fast=True))
+    dataset = open_dataset(tars)  # one full, one fast
+    held = [name for name in dataset.index(1).column_names if dataset.index(1)[name].null_count == 0]
+    assert held == ["key", "offset", "size"]
+    assert set(dataset.index(1).column_names) - set(dataset.not_held) == set(held)
+    assert dataset.missing_columns(["key", "label", "other"]) == ("label",)
+    dataset.require_columns(["key", "offset"])
+    with pytest.raises(ValueError, match=rf"made with --fast and does not hold caption, label; .* index {tars}$"):
+        dataset.require_columns(["caption", "key", "label"])
+
+
+def test_a_fast_index_of_schema_1_is_known_by_its_manifest(tars: str) -> None:
+    index_folder(tars, ["00000.tar"], IndexConfig(fast=True))
+    summary = Path(tars, "dataset.json")
+    facts = json.loads(summary.read_text())
+    summary.write_text(json.dumps({**facts, "not_held": []}))
+    with pytest.raises(ShardError, match="a shard has no sha256, yet"):
+        open_dataset(tars)
+    facts = {name: value for name, value in facts.items() if name not in ("not_held", "manifest_sha256")}
+    summary.write_text(json.dumps({**facts, "schema": 1}))
+    assert open_dataset(tars).missing_columns(["label"]) == ("label",)
+
+
 def test_many_processes_write_what_one_writes(tars: str, tmp_path: Path) -> None:
     names = ["00000.tar", "00001.tar"]
     for workers in (1, 2):
