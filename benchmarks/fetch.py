@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image
 
 from headrace.config import build_config
-from headrace.curation.fetch import run_fetch
 from headrace.curation.recipe import Recipe
+from headrace.curation.stages import fetch as run_fetch
 
 
 def serve(pipe: Connection, body: bytes) -> None:

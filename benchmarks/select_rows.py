@@ -25,9 +25,9 @@ from headrace.curation.engine import EngineConfig
 from headrace.curation.job import Job
 from headrace.curation.ledger import latest_decision
 from headrace.curation.select.database import Limits
-from headrace.curation.select.load import Annotation, find_inputs
+from headrace.curation.select.load import find_inputs
 from headrace.curation.select.place import Placement
-from headrace.curation.select.stage import Plan, select_rows
+from headrace.curation.select.stage import Selection, select_rows
 from headrace.curation.select.steps import ExactDuplicates, NearDuplicates, Rule, TopFraction
 
 ROWS_PER_SHARD = 10_000
@@ -51,8 +51,8 @@ def measure(folder: Path, num_rows: int, memory_gb: float, threads: int) -> dict
     """Write the tables, run select, compare with what was planted."""
     hashes, copy_of, bits = make_hashes(num_rows)
     write_tables(folder, hashes)
-    annotations = [Annotation(name, str(folder / "annotations" / f"{name}-0")) for name in ("image", "hashes", "clip")]
-    plan = Plan(
+    annotations = {name: str(folder / "annotations" / f"{name}-0") for name in ("image", "hashes", "clip")}
+    plan = Selection(
         steps=(
             Rule(name="size", keep="least(image_width, image_height) >= 200"),
             Rule(name="aspect", keep="aspect <= 3"),

@@ -25,7 +25,7 @@ NAME_LETTERS = 16
 LATEST_NAME = "latest.json"
 SUMMARY_NAME = "summary.json"
 INDEX_DIGITS = 6
-"""Digits of a key behind the output shard's name; build.samples_per_shard is at most a million."""
+"""Digits of a key behind the output shard's name; placement.samples_per_shard is at most a million."""
 
 LEDGER_SCHEMA = pa.schema(
     [
@@ -156,9 +156,8 @@ def latest_decision(job: Job, decided_by: str = "") -> Decision:
     others = len(list_ledgers(job))
     if decided_by and others:
         raise ValueError(
-            f"{job.ledgers} holds no ledger of this recipe ({others} of other recipes: select, annotate, seed, "
-            "build.samples_per_shard or build.shuffle_window differ); run `headrace annotate` and `headrace select` "
-            "with this recipe first"
+            f"{job.ledgers} holds no ledger of this recipe ({others} of other recipes: select, annotate, seed or "
+            "placement differ); run `headrace annotate` and `headrace select` with this recipe first"
         )
     raise ValueError(f"{job.ledgers} holds no whole ledger; run `headrace select` first")
 

@@ -4,10 +4,10 @@
 them) is refused, until it says `off`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import yaml
 
@@ -20,6 +20,7 @@ from headrace.curation.engine import EngineConfig
 from headrace.curation.fetch.config import FetchConfig, InputConfig
 from headrace.curation.report.config import ReportConfig
 from headrace.curation.select.database import Limits
+from headrace.curation.select.place import PlacementConfig
 from headrace.curation.select.steps import SelectStep, check_steps
 
 
@@ -41,6 +42,8 @@ class Recipe:
     """Which columns are computed."""
     select: tuple[SelectStep, ...] = ()
     """The steps that decide what is kept, in order."""
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
+    """Where kept rows go."""
     build: BuildConfig = field(default_factory=BuildConfig)
     """How the dataset is written."""
     report: ReportConfig = field(default_factory=ReportConfig)
@@ -49,6 +52,11 @@ class Recipe:
     """Where the work runs. Never changes the result."""
     limits: Limits = field(default_factory=Limits)
     """What the database of select may use. Never changes the result."""
+
+    moved_keys: ClassVar[Mapping[str, str]] = {
+        "build.samples_per_shard": "placement.samples_per_shard",
+        "build.shuffle_window": "placement.shuffle_window",
+    }
 
     def __post_init__(self) -> None:
         if not self.job.strip(" /"):

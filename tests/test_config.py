@@ -1,14 +1,14 @@
 """Promises of the strict config reader."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 import pytest
 from pydantic import Discriminator
 
-from headrace.config import OneOf, apply_overrides, build_config, config_to_dict, load_config, parse_yaml
+from headrace.config import Extended, OneOf, apply_overrides, build_config, config_to_dict, load_config, parse_yaml
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -204,3 +204,20 @@ def test_a_mistake_in_a_choice_with_a_default_is_named_by_what_was_written(step:
 def test_a_number_that_is_not_finite_is_refused_everywhere(tmp_path: Path, value: str) -> None:
     with pytest.raises(ValueError, match=r"optimizer\.lr: input should be a finite number, got"):
         _load(tmp_path, f"name: a\noptimizer: {{lr: {value}}}\n")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Extendable:
+    name: str = "x"
+
+
+def test_a_dataclass_made_when_a_config_is_loaded_knows_its_keys() -> None:
+    made = make_dataclass("Made", [("more", int, 1)], bases=(_Extendable,), frozen=True, kw_only=True)
+
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class Whole:
+        part: Annotated[_Extendable, Extended(lambda: made)]
+
+    assert build_config(Whole, {"part": {"more": 3}}).part == made(more=3)
+    with pytest.raises(ValueError, match=r"unknown key 'part.mor'; known keys here: name, more"):
+        build_config(Whole, {"part": {"mor": 3}})

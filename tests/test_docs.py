@@ -13,9 +13,8 @@ from types import ModuleType
 import pytest
 
 from headrace.cli.app import COMMANDS
-from headrace.curation.needs import check_needs
+from headrace.curation.needs import check_needs, check_recipe
 from headrace.curation.recipe import load_recipe
-from headrace.curation.select import check_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -1,8 +1,4 @@
-"""What a recipe says about the curated shards.
-
-The one thing a reader would get wrong: `samples_per_shard` and `shuffle_window` are used by select, which writes
-the place of each kept row into the ledger; build only follows the ledger. Change them and select must run again.
-"""
+"""What a recipe says about the curated shards."""
 
 import re
 from dataclasses import dataclass
@@ -14,10 +10,6 @@ class BuildConfig:
 
     dataset: str = ""
     """Name of the dataset, for one beside the published: `datasets/NAME/`. Empty: the published one, `dataset/`."""
-    samples_per_shard: int = 10_000
-    """Samples in each output shard; only the last one is shorter."""
-    shuffle_window: int = 16
-    """Raw shards whose kept rows are shuffled together; the raw shards one output shard may read from."""
     blur_faces: bool = True
     """Blur the boxes of the annotator `faces`; without that annotator the recipe is refused."""
     jpeg_quality: int = 95
@@ -28,12 +20,8 @@ class BuildConfig:
     """Columns to carry into the index beside the standard ones (every scalar annotation), such as `clip_embedding`."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.samples_per_shard <= 1_000_000:
-            raise ValueError(f"samples_per_shard must be 1..1000000, got {self.samples_per_shard}")
         if self.dataset and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", self.dataset):
             raise ValueError(f"dataset: letters, digits, '-' and '_' only, got {self.dataset!r}")
-        if self.shuffle_window < 1:
-            raise ValueError(f"shuffle_window must be at least 1 raw shard, got {self.shuffle_window}")
         if not 50 <= self.jpeg_quality <= 100:
             raise ValueError(f"jpeg_quality must be 50..100, got {self.jpeg_quality}")
         if not 0 <= self.failure_budget <= 1:

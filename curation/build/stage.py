@@ -5,27 +5,24 @@ finished dataset is never replaced silently: `start_over` removes it first, its 
 is still seen as another ledger's. Another decision can be built beside it under a name of its own (`build.dataset`).
 """
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from headrace import files
 from headrace.config import config_to_dict
+from headrace.curation.build.config import BuildConfig
 from headrace.curation.build.inputs import load_raw_shard, open_table
 from headrace.curation.build.unit import BuildUnit, build_unit
 from headrace.curation.datasets import shown_name
-from headrace.curation.engine import OnProgress, no_progress, run_units
+from headrace.curation.engine import EngineConfig, OnProgress, no_progress, run_units
 from headrace.curation.job import Job
 from headrace.curation.ledger import Decision, check_ledger, digest_of, latest_decision
 from headrace.curation.raw.read import raw_tar_url, read_raw
-from headrace.curation.select import decided_by
 from headrace.shards.commit import committed, read_commit
 from headrace.shards.dataset import MANIFEST_NAME, SUMMARY_NAME
 from headrace.shards.parquet import read_equal
 from headrace.shards.write import finish_dataset
-
-if TYPE_CHECKING:  # the recipe imports this stage's config
-    from headrace.curation.recipe import Recipe
 
 # Raised whenever the same ledger and settings would give other bytes.
 BUILD_VERSION = 1
@@ -54,13 +51,26 @@ class BuildSummary:
         )
 
 
-def plan_build(recipe: "Recipe", *, start_over: bool = False, select_first: bool = False) -> list[str]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """What a dataset must follow from, and what it says of itself."""
+
+    decided_by: str
+    """`decided_by` of the ledger to build: of the ledgers there are, the recipe's own."""
+    placement: Mapping[str, int]
+    """Where select places the rows; part of what each shard's commit record names."""
+    recipe_digest: str
+    """Written into the finished dataset."""
+
+
+def plan_build(
+    job: Job, config: BuildConfig, origin: Origin, *, start_over: bool = False, select_first: bool = False
+) -> list[str]:
     """Return what `run_build` would do; with `select_first` after a run of select with this recipe."""
-    job, config = Job(recipe.job), recipe.build
     dataset = job.dataset_named(config.dataset)
     lines = [
-        f"write {dataset}: {config.samples_per_shard} samples a shard, shuffled within {config.shuffle_window} raw "
-        "shards; cut metadata",
+        f"write {dataset}: {origin.placement['samples_per_shard']} samples a shard, shuffled within "
+        f"{origin.placement['shuffle_window']} raw shards; cut metadata",
         f"blur faces, encode those images again at quality {config.jpeg_quality}"
         if config.blur_faces
         else "keep faces",
@@ -69,7 +79,7 @@ def plan_build(recipe: "Recipe", *, start_over: bool = False, select_first: bool
     if there and start_over:
         lines.append(f"remove the dataset that is there first ({len(there)} shards)")
     try:
-        decision = latest_decision(job, decided_by(recipe))
+        decision = latest_decision(job, origin.decided_by)
     except ValueError as error:
         if not select_first:
             return [*lines, f"cannot start yet: {error}"]
@@ -77,7 +87,7 @@ def plan_build(recipe: "Recipe", *, start_over: bool = False, select_first: bool
             lines.append(f"would be refused: {_other_dataset(job, config.dataset, there)}")
         return [*lines, "rows and shards are what select will decide"]
     try:
-        done = set() if start_over else _committed(recipe, decision)
+        done = set() if start_over else _committed(job, config, _inputs_digest(config, origin, decision))
     except ValueError as error:
         return [*lines, f"would be refused: {error}"]
     summary = decision.summary
@@ -88,15 +98,22 @@ def plan_build(recipe: "Recipe", *, start_over: bool = False, select_first: bool
     ]
 
 
-def run_build(recipe: "Recipe", *, on_progress: OnProgress = no_progress, start_over: bool = False) -> BuildSummary:
+def run_build(
+    job: Job,
+    config: BuildConfig,
+    origin: Origin,
+    *,
+    engine: EngineConfig,
+    on_progress: OnProgress = no_progress,
+    start_over: bool = False,
+) -> BuildSummary:
     """Build every output shard of the recipe's ledger that is not committed, then write the manifest.
 
     Raises ValueError if the dataset there was built from another ledger (unless `start_over`), or nothing is kept.
     """
     load_raw_shard.cache_clear()
-    job, name = Job(recipe.job), recipe.build.dataset
-    dataset = job.dataset_named(name)
-    decision = latest_decision(job, decided_by(recipe))
+    name, dataset = config.dataset, job.dataset_named(config.dataset)
+    decision = latest_decision(job, origin.decided_by)
     if not decision.summary.kept:
         raise ValueError(
             f"{decision.ledger.url}: the recipe keeps none of {decision.summary.rows} rows; "
@@ -107,15 +124,16 @@ def run_build(recipe: "Recipe", *, on_progress: OnProgress = no_progress, start_
         if committed(dataset):
             _check_inputs(decision)
         remove_dataset(job, name)
-    done = _committed(recipe, decision)
+    inputs = _inputs_digest(config, origin, decision)
+    done = _committed(job, config, inputs)
     for part in ("", "shards", "commits"):
         files.remove_leftovers(files.join(dataset, part))
     files.remove_leftovers(job.build_failures(name))
     names = out_shards(decision)
-    units = [_unit(recipe, decision, shard) for shard in names if shard not in done]
-    run_units(build_unit, units, recipe.engine, on_progress)
+    units = [_unit(decision, config, inputs, shard) for shard in names if shard not in done]
+    run_units(build_unit, units, engine, on_progress)
     _remove_strays(job, name, names)
-    finish_dataset(dataset, recipe_digest=recipe_digest(recipe), facts={"ledger": decision.summary.digest})
+    finish_dataset(dataset, recipe_digest=origin.recipe_digest, facts={"ledger": decision.summary.digest})
     records = [read_commit(dataset, shard) for shard in names]
     return BuildSummary(
         dataset=shown_name(name),
@@ -151,13 +169,6 @@ def out_shards(decision: Decision) -> list[str]:
     return sorted(name for name in column.unique().to_pylist() if name is not None)
 
 
-def recipe_digest(recipe: "Recipe") -> str:
-    """Return the digest of all in the recipe that can change the dataset."""
-    data = config_to_dict(recipe)
-    del data["build"]["dataset"]  # where it lies is no part of what it is
-    return digest_of({name: value for name, value in data.items() if name not in ("job", "engine", "limits", "report")})
-
-
 def remove_dataset(job: Job, name: str) -> None:
     """Remove a dataset and build's failures; what makes them count goes first, the commits last."""
     dataset = job.dataset_named(name)
@@ -168,21 +179,22 @@ def remove_dataset(job: Job, name: str) -> None:
             files.remove(files.join(folder, file))
 
 
-def _inputs_digest(recipe: "Recipe", decision: Decision) -> str:
-    settings = config_to_dict(recipe.build)
+def _inputs_digest(config: BuildConfig, origin: Origin, decision: Decision) -> str:
+    # The placement was part of these settings before it had a key of its own: datasets of that time stay valid.
+    settings = {**config_to_dict(config), **origin.placement}
     # The budget decides whether a run stops, the name where it writes; never what.
     del settings["failure_budget"], settings["dataset"]
     return digest_of({"ledger": decision.summary.digest, "build": settings, "version": BUILD_VERSION})
 
 
-def _committed(recipe: "Recipe", decision: Decision) -> set[str]:
+def _committed(job: Job, config: BuildConfig, inputs: str) -> set[str]:
     """Return the finished shards. Raises ValueError if they were made from another ledger or with other settings."""
-    dataset = decision.job.dataset_named(recipe.build.dataset)
+    dataset = job.dataset_named(config.dataset)
     names = committed(dataset)
     # Every run checks before it writes, so the first and the last record speak for all.
     for name in {*names[:1], *names[-1:]}:
-        if read_commit(dataset, name).get("inputs") != _inputs_digest(recipe, decision):
-            raise ValueError(_other_dataset(decision.job, recipe.build.dataset, names))
+        if read_commit(dataset, name).get("inputs") != inputs:
+            raise ValueError(_other_dataset(job, config.dataset, names))
     return set(names)
 
 
@@ -193,15 +205,15 @@ def _other_dataset(job: Job, dataset: str, names: list[str]) -> str:
     )
 
 
-def _unit(recipe: "Recipe", decision: Decision, name: str) -> BuildUnit:
+def _unit(decision: Decision, config: BuildConfig, inputs: str, name: str) -> BuildUnit:
     return BuildUnit(
         name=name,
-        job=recipe.job,
+        job=decision.job.url,
         ledger=decision.ledger.url,
         ledger_digest=decision.summary.digest,
         annotations=tuple(sorted(decision.annotation_folders().items())),
-        config=recipe.build,
-        inputs_digest=_inputs_digest(recipe, decision),
+        config=config,
+        inputs_digest=inputs,
     )
 
 

@@ -1,16 +1,16 @@
 """The stage: what fetch would do, and doing it.
 
-The driver reads the list and schedules; all requests are made by units of work. The one thing a reader would get
-wrong: a finished list shard is never fetched again; failures are tried again only by `retry_failed`, into new shards.
+The driver reads the list and schedules; all requests are made by units of work. A finished list shard is never fetched
+again; failures are tried again only by `retry_failed`, into new shards.
 """
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from headrace import files
-from headrace.curation.engine import OnProgress, no_progress, run_units
+from headrace.curation.engine import EngineConfig, OnProgress, no_progress, run_units
 from headrace.curation.fetch import retry
+from headrace.curation.fetch.config import FetchConfig, InputConfig
 from headrace.curation.fetch.lists.inputs import list_files
 from headrace.curation.fetch.lists.spill import SpilledList, read_tally, spill
 from headrace.curation.fetch.lists.table import check_list
@@ -20,9 +20,6 @@ from headrace.curation.raw.img2dataset import adopt_raw, foreign_shards
 from headrace.curation.raw.read import raw_shards, read_raw
 from headrace.curation.raw.write import RawShard
 from headrace.shards.commit import committed, read_commit
-
-if TYPE_CHECKING:
-    from headrace.curation.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +46,15 @@ class FetchSummary:
         )
 
 
-def plan(recipe: "Recipe") -> list[str]:
+def plan_fetch(job: Job, source: InputConfig, config: FetchConfig) -> list[str]:
     """Say what would be done; nothing is requested or written."""
-    job = Job(recipe.job)
-    if recipe.input.raw is not None:
-        return [f"use the {len(foreign_shards(recipe.input.raw))} finished raw shards in {recipe.input.raw}"]
-    lists = list_files(recipe.input)
+    if source.raw is not None:
+        return [f"use the {len(foreign_shards(source.raw))} finished raw shards in {source.raw}"]
+    lists = list_files(source)
     for file in lists:
-        check_list(file, recipe.input)
+        check_list(file, source)
     lines = [f"read {len(lists)} list(s), {sum(files.size_of(file.url) for file in lists)} bytes: {lists[0].url}"]
     lines += [f"read {file.url}" for file in lists[1:10]]
-    config = recipe.fetch
     lines.append(
         f"fetch into raw shards of {config.samples_per_shard} rows: {config.concurrency} URLs at a time, "
         f"{config.per_host} to one host, up to {config.max_bytes} bytes each, in each process"
@@ -70,46 +65,49 @@ def plan(recipe: "Recipe") -> list[str]:
     return [*lines, f"write {job.raw}"]
 
 
-def run(recipe: "Recipe", *, on_progress: OnProgress = no_progress, retry_failed: bool = False) -> FetchSummary:
+def run_fetch(
+    job: Job,
+    source: InputConfig,
+    config: FetchConfig,
+    *,
+    seed: int,
+    engine: EngineConfig,
+    on_progress: OnProgress = no_progress,
+    retry_failed: bool = False,
+) -> FetchSummary:
     """Fetch what is not fetched yet; with `retry_failed` then try failures again (`fetch.retry_classes`)."""
-    job = Job(recipe.job)
-    if recipe.input.raw is not None:
+    if source.raw is not None:
         if retry_failed:
             raise ValueError("--retry-failed works on lists that headrace fetched, not on input.raw")
-        adopt_raw(job, recipe.input.raw)
+        adopt_raw(job, source.raw)
         return summarize(job)
     if files.exists(files.join(job.raw, "foreign.json")):
         raise ValueError(f"{job.raw}: this job began with input.raw; give the list a job folder of its own")
-    config = recipe.fetch
-    rows = spill(
-        recipe.input,
-        files.join(job.url, "input"),
-        seed=recipe.seed,
-        samples_per_shard=config.samples_per_shard,
-    )
+    folder = files.join(job.url, "input")
+    rows = spill(source, folder, seed=seed, samples_per_shard=config.samples_per_shard)
     files.remove_leftovers(job.raw)
     files.remove_leftovers(files.join(job.raw, "commits"))
-    units = _units(job, rows, recipe)
-    run_units(fetch_shard, _open(job, units), recipe.engine, on_progress)
+    units = _units(job, rows, config)
+    run_units(fetch_shard, _open(job, units), engine, on_progress)
     if retry_failed:
         generation = retry.begin(job, config, num_list_shards=len(units))
         if generation is not None:
-            again = _units(job, generation.rows, recipe, first=generation.first_shard, only_successes=True)
-            run_units(fetch_shard, _open(job, again), recipe.engine, on_progress)
+            again = _units(job, generation.rows, config, first=generation.first_shard, only_successes=True)
+            run_units(fetch_shard, _open(job, again), engine, on_progress)
     return summarize(job, num_list_shards=len(units))
 
 
 def _units(
-    job: Job, rows: SpilledList, recipe: "Recipe", *, first: int = 0, only_successes: bool = False
+    job: Job, rows: SpilledList, config: FetchConfig, *, first: int = 0, only_successes: bool = False
 ) -> list[FetchUnit]:
-    size = recipe.fetch.samples_per_shard
+    size = config.samples_per_shard
     return [
         FetchUnit(
             shard=RawShard(job.raw, first + number, size),
             rows=rows,
             start=start,
             stop=min(start + size, rows.num_rows),
-            config=recipe.fetch,
+            config=config,
             only_successes=only_successes,
         )
         for number, start in enumerate(range(0, rows.num_rows, size))

@@ -1,23 +1,18 @@
 """Write `report.html` and `report.json` for a job of curation, or for any indexed dataset.
 
-Both are a function of the data and the recipe alone: no times, no paths but the recipe's own. The one thing a reader
-would get wrong: the report of a job counts the ledger that is there now, and shows pictures of a dataset only if it was
-built from it.
+Both are a function of the data and the recipe alone: no times, no paths but the recipe's own. The report of a job
+counts the ledger that is there now, and shows pictures of a dataset only if it was built from it.
 """
 
 import json
-import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import yaml
+from typing import Any
 
 from headrace import files
-from headrace.config import build_config, canonical_json, parse_yaml
-from headrace.curation.datasets import Explained, dataset_of
+from headrace.config import canonical_json
+from headrace.curation.datasets import Explained
 from headrace.curation.engine import OnProgress, no_progress
-from headrace.curation.job import Job
-from headrace.curation.ledger import LedgerSummary, latest_decision
+from headrace.curation.ledger import LedgerSummary
 from headrace.curation.report.config import ReportConfig
 from headrace.curation.report.galleries import Galleries, choose
 from headrace.curation.report.gather import (
@@ -30,16 +25,10 @@ from headrace.curation.report.gather import (
 )
 from headrace.curation.report.render import render
 from headrace.curation.report.values import cuts_of
-from headrace.curation.select import decided_by, decides
 from headrace.shards.dataset import Dataset, open_dataset
 
-if TYPE_CHECKING:  # the recipe imports this stage's config
-    from headrace.curation.recipe import Recipe
-
-log = logging.getLogger(__name__)
-
 SCHEMA_VERSION = 1
-_NOT_SHOWN = ("job", "engine", "limits")
+OTHER_RECIPE = "The recipe below, of the last stage that ran, is not the one that decided this ledger; the funnel is."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,51 +43,45 @@ class ReportSummary:
         return f"{self.html} ({self.num_pictures} pictures), {self.json}"
 
 
-def plan_report(recipe: "Recipe") -> list[str]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShownRecipe:
+    """The recipe that a report prints."""
+
+    text: str = ""
+    decided: bool = True
+    """False if another one decided the ledger."""
+
+
+def plan_report(out: str) -> list[str]:
     """Return what `run_report` would do."""
-    return [f"write {files.join(Job(recipe.job).report, 'report.html')} and report.json"]
+    return [f"write {files.join(out, 'report.html')} and report.json"]
 
 
-def run_report(recipe: "Recipe", *, on_progress: OnProgress = no_progress) -> ReportSummary:
-    """Write the report of a recipe's ledger and dataset. Raises ValueError if the job has no such ledger."""
-    on_progress(0, 1)
-    summary = report_job(explain_recipe(recipe), recipe.report, report_folder(Job(recipe.job), recipe.build.dataset))
-    on_progress(1, 1)
-    return summary
-
-
-def explain_recipe(recipe: "Recipe") -> Explained:
-    """Return the ledger that this recipe decided last, and what is built from it. Raises ValueError."""
-    decision = latest_decision(Job(recipe.job), decided_by(recipe))
-    return Explained(decision, dataset_of(decision))
-
-
-def config_of(job: Job) -> ReportConfig:
-    """Return what the job's own recipe says about its report; the defaults if it is no job."""
-    data = _recipe_data(job)
-    return ReportConfig() if data is None else build_config(ReportConfig, data.get("report", {}))
-
-
-def report_folder(job: Job, dataset: str | None) -> str:
-    """Return where the report of a dataset lies; of the published one in `report/` itself."""
-    return files.join(job.report, dataset) if dataset else job.report
-
-
-def report_job(explained: Explained, config: ReportConfig, out: str) -> ReportSummary:
+def run_report(
+    explained: Explained,
+    config: ReportConfig,
+    out: str,
+    *,
+    recipe: ShownRecipe,
+    on_progress: OnProgress = no_progress,
+) -> ReportSummary:
     """Write the report of a ledger, and of the dataset that is built from it, into the folder `out`."""
+    on_progress(0, 1)
     decision = explained.decision
-    job, ledger = decision.job, decision.summary
     numbers = gather_job(decision)
     dataset = _built_dataset(explained)
     galleries = choose(decision, dataset, numbers.duplicates, samples=config.samples, pixels=config.thumbnail_pixels)
     report = _job_report(explained, numbers, dataset)
     report["title"] = config.title or "Curation report"
-    report["notes"].extend(_recipe_notes(job, ledger))
+    if not recipe.decided:
+        report["notes"].append(OTHER_RECIPE)
     if config.samples and not _num_pictures(galleries):
         report["notes"].append(
             "No pictures: a picture is shown only where its face boxes are known (annotate.faces) and blurred."
         )
-    return _write(out, report, galleries, _recipe_text(job))
+    summary = _write(out, report, galleries, recipe.text)
+    on_progress(1, 1)
+    return summary
 
 
 def report_dataset(url: str, config: ReportConfig, out: str, *, index_dir: str | None = None) -> ReportSummary:
@@ -218,42 +201,6 @@ def _hosts(numbers: Numbers) -> list[dict[str, Any]]:
 def _built_dataset(explained: Explained) -> Dataset | None:
     url = explained.dataset_url
     return open_dataset(url) if url is not None and files.exists(files.join(url, "dataset.json")) else None
-
-
-def _recipe_data(job: Job) -> dict[str, Any] | None:
-    """Return the recipe of the last stage that finished, as it was understood; None if there is none."""
-    url = files.join(job.url, "recipe.yaml")
-    try:
-        data = parse_yaml(files.read_bytes(url).decode())
-    except FileNotFoundError:
-        return None
-    if not isinstance(data, dict):
-        raise ValueError(f"{url}: expected a mapping at the top, got {type(data).__name__}")
-    return data
-
-
-def _recipe_notes(job: Job, ledger: LedgerSummary) -> list[str]:
-    """Say so if the recipe that is shown is not the one that decided the ledger."""
-    from headrace.curation.recipe import Recipe  # which imports this stage's config
-
-    data = _recipe_data(job)
-    if data is None:
-        return []
-    try:
-        if decides(build_config(Recipe, data), ledger):
-            return []
-    except ValueError as error:
-        log.info("%s/recipe.yaml: %s", job.url, error)
-    return ["The recipe below, of the last stage that ran, is not the one that decided this ledger; the funnel is."]
-
-
-def _recipe_text(job: Job) -> str:
-    """Return the recipe without what changes no result."""
-    data = _recipe_data(job)
-    if data is None:
-        return ""
-    shown = {name: value for name, value in data.items() if name not in _NOT_SHOWN}
-    return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=110)
 
 
 def _num_pictures(galleries: Galleries) -> int:

@@ -6,7 +6,7 @@ rows; the first successful one counts, and the others are in no ledger.
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import duckdb
@@ -58,12 +58,12 @@ class Inputs:
         return found
 
 
-def find_inputs(job: Job, annotations: Iterable[Annotation]) -> Inputs:
-    """List the raw shards. Raises NotReadyError if there are none."""
+def find_inputs(job: Job, annotations: Mapping[str, str]) -> Inputs:
+    """List the raw shards; `annotations`: annotator -> folder of its tables. Raises NotReadyError if there are none."""
     shards = tuple(sorted(raw_shards(job)))
     if not shards:
         raise NotReadyError(f"{job.raw}: no raw shards; run `headrace fetch` first")
-    return Inputs(job=job, shards=shards, annotations=tuple(annotations))
+    return Inputs(job=job, shards=shards, annotations=tuple(Annotation(*item) for item in annotations.items()))
 
 
 def _raw_sha256(job: Job, shard: str) -> str:

@@ -15,8 +15,24 @@ from headrace.shards.permutation import make_key, permute
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PlacementConfig:
+    """Where kept rows go. Select writes the place of each into the ledger; build only follows it."""
+
+    samples_per_shard: int = 10_000
+    """Samples in each output shard; only the last one is shorter."""
+    shuffle_window: int = 16
+    """Raw shards whose kept rows are shuffled together; the raw shards one output shard may read from."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.samples_per_shard <= 1_000_000:
+            raise ValueError(f"samples_per_shard must be 1..1000000, got {self.samples_per_shard}")
+        if self.shuffle_window < 1:
+            raise ValueError(f"shuffle_window must be at least 1 raw shard, got {self.shuffle_window}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
-    """Where kept rows go: raw order, shuffled within windows of raw shards, cut into output shards."""
+    """A `PlacementConfig` and the seed: raw order, shuffled within windows of raw shards, cut into output shards."""
 
     seed: int
     """The recipe's seed."""

@@ -1,4 +1,4 @@
-"""Run the steps over the tables and write the ledger.
+"""The stage: what select would do, and running the steps over the tables and writing the ledger.
 
 The state between steps is one table, `alive`; every drop goes into `dropped` with its step. The ledger follows from the
 tables, the steps and the placement alone; limits and engine never change a byte.
@@ -16,6 +16,7 @@ from headrace import files
 from headrace.config import config_to_dict
 from headrace.curation.annotate.annotators import column_hints
 from headrace.curation.engine import EngineConfig, OnProgress, no_progress
+from headrace.curation.job import Job
 from headrace.curation.ledger import (
     Decision,
     LedgerSummary,
@@ -31,7 +32,7 @@ from headrace.curation.ledger import (
 from headrace.curation.select.database import Limits, count, insert, open_database, read_batches, remove_leftovers
 from headrace.curation.select.evaluation import hash_evaluation_set
 from headrace.curation.select.expression import TEXT_HINT, UNKNOWN, Checker, first_line, quoted
-from headrace.curation.select.load import Inputs, known_columns, load_rows, sql_types
+from headrace.curation.select.load import Inputs, NotReadyError, find_inputs, known_columns, load_rows, sql_types
 from headrace.curation.select.place import Placement, place_rows
 from headrace.curation.select.step import Bench, Prepared, Step, StepResult, stored_columns
 from headrace.curation.select.steps import FIRST_STEPS, check_steps
@@ -44,34 +45,68 @@ EvaluationTables = Mapping[str, Mapping[str, pa.Table]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """What one run of select decides by."""
+class Selection:
+    """What one run of select decides by, beside the tables."""
 
     steps: tuple[Step, ...]
     placement: Placement
 
 
+def plan_select(
+    job: Job, selection: Selection, annotations: Mapping[str, str], *, annotate_first: bool = False
+) -> list[str]:
+    """Say what select would do: each step, and whether it fits the columns there are (or will be).
+
+    `annotations`: annotator -> folder of its tables; with `annotate_first` they are still to be written.
+    """
+    lines = [f"{len(selection.steps)} steps after fetch and decode; ledgers at {job.ledgers}"]
+    for number, step in enumerate(selection.steps):
+        settings = {name: value for name, value in config_to_dict(step).items() if name not in ("step", "name")}
+        shown = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+        lines.append(f"  {number + 1}. {step.name} ({step.step}): {shown}")
+    try:
+        inputs = find_inputs(job, annotations)
+        columns = check_selection(inputs, selection)
+    except NotReadyError as error:
+        return [*lines, "from the rows that fetch and annotate will write" if annotate_first else f"not ready: {error}"]
+    return [*lines, f"from {len(inputs.shards)} raw shards with the columns {', '.join(columns)}"]
+
+
+def run_select(
+    job: Job,
+    selection: Selection,
+    annotations: Mapping[str, str],
+    *,
+    limits: Limits,
+    engine: EngineConfig,
+    on_progress: OnProgress = no_progress,
+) -> LedgerSummary:
+    """Write the ledger; nothing is done where it already follows from the same inputs and selection."""
+    inputs = find_inputs(job, annotations)
+    return select_rows(inputs, selection, limits=limits, engine=engine, on_progress=on_progress)
+
+
 def select_rows(
-    inputs: Inputs, plan: Plan, *, limits: Limits, engine: EngineConfig, on_progress: OnProgress = no_progress
+    inputs: Inputs, selection: Selection, *, limits: Limits, engine: EngineConfig, on_progress: OnProgress = no_progress
 ) -> LedgerSummary:
     """Write the ledger of a job; nothing is done if one is there that follows from the same inputs.
 
     Raises ValueError for a step that does not fit the columns, before any row is read.
     """
-    check_steps(plan.steps)
-    check_plan(inputs, plan)
+    check_steps(selection.steps)
+    check_selection(inputs, selection)
     remove_leftovers(inputs.job.ledgers)
     for name in files.list_names(inputs.job.ledgers):
         files.remove_leftovers(files.join(inputs.job.ledgers, name))
-    tables = _evaluation_tables(inputs, plan.steps, engine)
-    digest = _inputs_digest(inputs, plan, tables)
+    tables = _evaluation_tables(inputs, selection.steps, engine)
+    digest = _inputs_digest(inputs, selection, tables)
     decision = find_decision(inputs.job, digest)
     if decision is not None:
         set_latest(decision)
         return decision.summary
     with open_database(inputs.job.ledgers, limits) as connection:
         checker = Checker(connection, sql_types(connection, known_columns(inputs)), column_hints())
-        steps = _prepare(plan.steps, checker)
+        steps = _prepare(selection.steps, checker)
         total = len(inputs.shards) + len(steps) + 1
         columns = [name for _, prepared in steps for name in prepared.columns]
         for done in load_rows(connection, inputs, columns):
@@ -80,14 +115,14 @@ def select_rows(
         for line in _run_steps(connection, steps, limits, tables):
             funnel.append(line)
             on_progress(len(inputs.shards) + len(funnel), total)
-        summary = _write(connection, inputs, plan, digest, funnel)
+        summary = _write(connection, inputs, selection, digest, funnel)
         on_progress(total, total)
     return summary
 
 
-def check_plan(inputs: Inputs, plan: Plan) -> list[str]:
+def check_selection(inputs: Inputs, selection: Selection) -> list[str]:
     """Check every expression against the columns; return the known columns. Raises ValueError."""
-    return check_columns(plan.steps, known_columns(inputs))
+    return check_columns(selection.steps, known_columns(inputs))
 
 
 def check_columns(steps: Sequence[Step], schema: pa.Schema, untyped: Sequence[str] = ()) -> list[str]:
@@ -108,7 +143,7 @@ def _evaluation_tables(inputs: Inputs, steps: Sequence[Step], engine: EngineConf
     }
 
 
-def _inputs_digest(inputs: Inputs, plan: Plan, tables: EvaluationTables) -> str:
+def _inputs_digest(inputs: Inputs, selection: Selection, tables: EvaluationTables) -> str:
     sets = {
         step: {name: table.select(["name", "sha256"]).to_pylist() for name, table in of_step.items()}
         for step, of_step in tables.items()
@@ -116,8 +151,8 @@ def _inputs_digest(inputs: Inputs, plan: Plan, tables: EvaluationTables) -> str:
     parts: dict[str, Any] = {
         "version": VERSION,
         "tables": inputs.digests(),
-        "steps": [config_to_dict(step) for step in plan.steps],
-        "placement": config_to_dict(plan.placement),
+        "steps": [config_to_dict(step) for step in selection.steps],
+        "placement": config_to_dict(selection.placement),
         "evaluation": {
             step: {name: digest_of({"rows": rows}) for name, rows in of.items()} for step, of in sets.items()
         },
@@ -125,10 +160,12 @@ def _inputs_digest(inputs: Inputs, plan: Plan, tables: EvaluationTables) -> str:
     return digest_of(parts)
 
 
-def decision_digest(plan: Plan, annotations: Mapping[str, str]) -> str:
-    """Return the digest of what a recipe decides by; `annotations`: annotator -> name of its folder."""
-    steps = [config_to_dict(step) for step in plan.steps]
-    return digest_of({"steps": steps, "placement": config_to_dict(plan.placement), "annotations": dict(annotations)})
+def decision_digest(selection: Selection, annotations: Mapping[str, str]) -> str:
+    """Return what `decided_by` of a ledger is; `annotations`: annotator -> name of its folder."""
+    steps = [config_to_dict(step) for step in selection.steps]
+    return digest_of(
+        {"steps": steps, "placement": config_to_dict(selection.placement), "annotations": dict(annotations)}
+    )
 
 
 def _prepare(steps: Sequence[Step], checker: Checker) -> list[tuple[Step, Prepared]]:
@@ -200,9 +237,13 @@ def _settle(connection: duckdb.DuckDBPyConnection, step: Step, result: StepResul
 
 
 def _write(
-    connection: duckdb.DuckDBPyConnection, inputs: Inputs, plan: Plan, digest: str, funnel: Sequence[StepSummary]
+    connection: duckdb.DuckDBPyConnection,
+    inputs: Inputs,
+    selection: Selection,
+    digest: str,
+    funnel: Sequence[StepSummary],
 ) -> LedgerSummary:
-    placement = plan.placement
+    placement = selection.placement
     num_shards = place_rows(connection, placement)
     shards = pa.table({"__shard": pa.array(range(len(inputs.shards)), pa.int32()), "raw_shard": list(inputs.shards)})
     insert(connection, "shards", shards)
@@ -218,7 +259,7 @@ def _write(
     sha256 = write_ledger(ledger, read_batches(connection, query))
     annotations = {item.name: files.basename(item.url) for item in inputs.annotations}
     summary = LedgerSummary(
-        decided_by=decision_digest(plan, annotations),
+        decided_by=decision_digest(selection, annotations),
         digest=ledger_digest(digest, sha256),
         inputs=digest,
         ledger_sha256=sha256,

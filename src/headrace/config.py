@@ -197,12 +197,30 @@ def _list_index(target: list[Any], part: str, where: str) -> int:
 
 
 def build_config(cls: type[T], data: Mapping[str, Any]) -> T:
-    """Turn plain data into a `cls`, a frozen dataclass. No coercion but int -> float and list -> tuple."""
+    """Turn plain data into a `cls`, a frozen dataclass. No coercion but int -> float and list -> tuple.
+
+    `cls.moved_keys`, where there is one, maps the path of a key of older files to its path today.
+    """
+    data = _with_keys_moved(data, getattr(cls, "moved_keys", {}))
     try:
         text = json.dumps({"root": data}, allow_nan=True)
         return typing.cast(T, _model(typing.cast(Hashable, cls)).model_validate_json(text).root)
     except ValidationError as error:
         raise ValueError("; ".join(_explain(cls, error.errors()))) from None
+
+
+def _with_keys_moved(data: Mapping[str, Any], moved: Mapping[str, str]) -> Mapping[str, Any]:
+    """Return `data` with each key at its place of today. Raises ValueError if it stands at both."""
+    for old, new in moved.items():
+        (old_part, old_key), (new_part, new_key) = old.split("."), new.split(".")
+        source, target = data.get(old_part), data.get(new_part) or {}
+        if not isinstance(source, dict) or old_key not in source or not isinstance(target, dict):
+            continue
+        if new_key in target:
+            raise ValueError(f"{old} is {new} now, and both are given; remove {old}")
+        rest = {name: value for name, value in source.items() if name != old_key}
+        data = {**data, old_part: rest, new_part: {**target, new_key: source[old_key]}}
+    return data
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from headrace.curation.job import Job
 from headrace.curation.ledger import latest_decision
 from headrace.curation.raw.schema import OWN_SCHEMA
 from headrace.curation.select.database import Limits
-from headrace.curation.select.load import Annotation, find_inputs
+from headrace.curation.select.load import find_inputs
 from headrace.curation.select.place import Placement
-from headrace.curation.select.stage import Plan, select_rows
+from headrace.curation.select.stage import Selection, select_rows
 from headrace.curation.select.steps import ExactDuplicates, Rule, TopFraction
 from headrace.shards.commit import commit
 
@@ -67,7 +67,7 @@ def job(tmp_path: Path) -> Job:
     keys = [record["key"] for record in records if record["status"] == "success"]
     table = pa.table({"key": keys, "caption_chars": pa.array([9] * 5, pa.int32())})
     write_annotations(folder, "00000", table, {})
-    plan = Plan(
+    plan = Selection(
         steps=(
             Rule(name="size", keep="width >= 100", value="width", threshold=100.0),
             TopFraction(score="original_width / 1000", fraction=0.75),
@@ -75,7 +75,7 @@ def job(tmp_path: Path) -> Job:
         ),
         placement=Placement(seed=0, shuffle_window=1, samples_per_shard=10),
     )
-    inputs = find_inputs(job, [Annotation("caption", folder)])
+    inputs = find_inputs(job, {"caption": folder})
     select_rows(inputs, plan, limits=Limits(threads=1), engine=EngineConfig(executor="inline"))
     return job
 

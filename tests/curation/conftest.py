@@ -34,7 +34,8 @@ from headrace.curation.ledger import (
     write_summary,
 )
 from headrace.curation.recipe import Recipe
-from headrace.curation.select import decided_by
+from headrace.curation.select.place import PlacementConfig
+from headrace.curation.stages import decided_by
 from headrace.shards.commit import commit
 from headrace.shards.tar import ShardWriter
 
@@ -174,7 +175,7 @@ def _decision(row: dict[str, Any], number: int) -> dict[str, Any]:
 
 def write_job_ledger(recipe: Recipe, *, drop: tuple[int, ...] = ()) -> None:
     """Write the ledger of the small job; `drop` drops more rows, which makes it another ledger."""
-    job, samples_per_shard = Job(recipe.job), recipe.build.samples_per_shard
+    job, samples_per_shard = Job(recipe.job), recipe.placement.samples_per_shard
     rows = [rows_of(number) for number in range(RAW_SHARDS * ROWS_PER_SHARD)]
     decisions = [_decision(row, number) for number, row in enumerate(rows)]
     for number in drop:
@@ -236,7 +237,8 @@ def make_job(tmp_path: Path) -> Callable[..., Recipe]:
             unsafe_images="off",
             input=InputConfig(urls=("urls.parquet",)),
             annotate=annotate_config(faces=FacesConfig()),
-            build=BuildConfig(**{"samples_per_shard": 5, **build}),
+            placement=PlacementConfig(samples_per_shard=build.pop("samples_per_shard", 5)),
+            build=BuildConfig(**build),
             engine=EngineConfig(executor="local" if workers else "inline", workers=workers),
         )
         write_job_ledger(recipe)

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from headrace.curation.build.stage import run_build
 from headrace.curation.datasets import built_from, explain_dataset, list_datasets
 from headrace.curation.job import Job
 from headrace.curation.ledger import latest_decision
 from headrace.curation.recipe import Recipe
-from headrace.curation.report import run_report
+from headrace.curation.stages import build as run_build
+from headrace.curation.stages import report as run_report
 from headrace.curation.why import explain
 from headrace.shards.dataset import open_dataset
 from headrace.shards.verify import verify_dataset

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from headrace.curation.job import Job
 from headrace.curation.ledger import dataset_key, latest_decision, list_ledgers, place_of_key
 from headrace.curation.recipe import Recipe
-from headrace.curation.select import decided_by
+from headrace.curation.stages import decided_by
 
 MakeJob = Callable[..., Recipe]
 

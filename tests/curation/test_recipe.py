@@ -56,8 +56,17 @@ def test_a_recipe_with_model_and_step_may_promise() -> None:
 @pytest.mark.parametrize("threshold", [float("nan"), float("inf"), 1.01, -0.1])
 def test_a_threshold_that_no_score_can_reach_is_refused(threshold: float) -> None:
     for name in ("image_threshold", "text_threshold"):
-        with pytest.raises(ValueError, match=rf"unsafe: {name} must be 0 to 1"):
+        with pytest.raises(ValueError, match=rf"{name}(: input should be a finite number| must be 0 to 1)"):
             _recipe(select=[{"step": "unsafe", name: threshold}])
+
+
+def test_a_key_at_its_old_place_is_read_and_refused_at_both() -> None:
+    old = _recipe(build={"samples_per_shard": 7, "shuffle_window": 2})
+    assert old == _recipe(placement={"samples_per_shard": 7, "shuffle_window": 2})
+    with pytest.raises(ValueError, match=r"build.samples_per_shard is placement.samples_per_shard now, and both"):
+        _recipe(build={"samples_per_shard": 7}, placement={"samples_per_shard": 7})
+    with pytest.raises(ValueError, match=r"placement: samples_per_shard must be 1..1000000, got 0"):
+        _recipe(build={"samples_per_shard": 0})
 
 
 def test_blurring_without_finding_faces_is_refused() -> None:

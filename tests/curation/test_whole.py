@@ -90,7 +90,7 @@ def write_recipe(folder: Path, web: SmallWeb, **engine: Any) -> None:
             {"step": "near_duplicates"},
             {"step": "top_fraction", "score": "pdq_quality", "fraction": 0.8},
         ],
-        "build": {"samples_per_shard": 5, "shuffle_window": 2},
+        "placement": {"samples_per_shard": 5, "shuffle_window": 2},
         "engine": engine,
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))

@@ -32,6 +32,8 @@ COMMANDS = {
     "objectives": "objectives",
     "demo": "demo",
     "new": "new",
+    "annotators": "annotators",
+    "steps": "steps",
     "doctor": "doctor",
 }
 

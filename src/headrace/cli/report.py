@@ -35,7 +35,8 @@ def report_command(
     from headrace import files
     from headrace.curation.datasets import explain_dataset
     from headrace.curation.job import Job
-    from headrace.curation.report import config_of, explain_recipe, report_dataset, report_folder, report_job
+    from headrace.curation.report.stage import report_dataset
+    from headrace.curation.stages import config_of, explain_recipe, report_folder, report_job
 
     is_recipe = target.endswith((".yaml", ".yml"))
     if is_recipe:

@@ -1,6 +1,5 @@
 """What the five curation commands share: read the recipe, show the plan or own the job and run, show progress."""
 
-import importlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -38,13 +37,12 @@ def run_stages(
     `options` are further arguments of the run functions, by stage.
     """
     from headrace.curation.job import Job, check_folder, own_job, write_recipe
-    from headrace.curation.needs import check_needs
+    from headrace.curation.needs import check_needs, check_recipe
     from headrace.curation.recipe import load_recipe, recipe_text
-    from headrace.curation.select import check_recipe
+    from headrace.curation.stages import PLAN, RUN
 
     recipe = load_recipe(recipe_path, overrides or ())
     check_recipe(recipe)
-    modules = {name: importlib.import_module(f"headrace.curation.{name}") for name in names}
     console = Console()
     if dry_run:
         check_folder(Job(recipe.job))
@@ -53,7 +51,7 @@ def run_stages(
             "build": {"select_first": "select" in names, **(options or {}).get("build", {})},
         }
         for name in names:
-            for line in getattr(modules[name], f"plan_{name}")(recipe, **known.get(name, {})):
+            for line in PLAN[name](recipe, **known.get(name, {})):
                 console.print(f"{name}: {line}", markup=False, highlight=False, soft_wrap=True)
         return
     check_needs(recipe, names)
@@ -61,7 +59,7 @@ def run_stages(
         for name in names:
             further = (options or {}).get(name, {})
             with progress_bar(name) as on_progress:
-                summary = getattr(modules[name], f"run_{name}")(recipe, on_progress=on_progress, **further)
+                summary = RUN[name](recipe, on_progress=on_progress, **further)
             write_recipe(job, recipe_text(recipe))
             console.print(f"{name}: {summary}", markup=False, highlight=False, soft_wrap=True)
 

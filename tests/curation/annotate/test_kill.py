@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from headrace.curation.annotate import run_annotate
 from headrace.curation.annotate.annotators.unsafe_text import UnsafeTextConfig
 from headrace.curation.recipe import recipe_text
+from headrace.curation.stages import annotate as run_annotate
 
 NUM_SHARDS = 16
 NUM_TABLES = 4 * NUM_SHARDS

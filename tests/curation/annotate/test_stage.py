@@ -9,14 +9,16 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from headrace.curation.annotate import ANNOTATORS, annotation_folders, plan_annotate, run_annotate
 from headrace.curation.annotate import batches as batches_module
+from headrace.curation.annotate.annotators import ANNOTATORS
 from headrace.curation.annotate.annotators.faces import FacesConfig
 from headrace.curation.annotate.annotators.unsafe_text import UnsafeTextConfig
 from headrace.curation.annotate.config import AnnotateConfig, annotate_config
-from headrace.curation.annotate.tables import open_annotation
+from headrace.curation.annotate.tables import annotation_folders, open_annotation
 from headrace.curation.annotate.unit import AnnotateUnit, annotate_shard
 from headrace.curation.job import Job
+from headrace.curation.stages import annotate as run_annotate
+from headrace.curation.stages import plan_annotate
 from headrace.shards.errors import ShardError
 
 # Columns of docs/architecture.md.

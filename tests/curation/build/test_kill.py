@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from headrace.curation.build import run_build
 from headrace.curation.job import Job
 from headrace.curation.recipe import Recipe, recipe_text
-from headrace.curation.report import run_report
+from headrace.curation.stages import build as run_build
+from headrace.curation.stages import report as run_report
 from headrace.shards.commit import committed
 
 MakeJob = Callable[..., Recipe]

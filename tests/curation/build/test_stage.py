@@ -19,12 +19,13 @@ from PIL import Image
 
 from headrace.curation.annotate.annotators.faces import FacesConfig
 from headrace.curation.annotate.unit import write_annotations
-from headrace.curation.build import plan_build, run_build
 from headrace.curation.engine import EngineConfig
 from headrace.curation.job import Job
 from headrace.curation.ledger import latest_decision
 from headrace.curation.recipe import Recipe
 from headrace.curation.select.steps import Rule
+from headrace.curation.stages import build as run_build
+from headrace.curation.stages import plan_build
 from headrace.shards.dataset import open_dataset
 from headrace.shards.images.decode import decode_rgb
 from headrace.shards.images.header import ImageHeader
@@ -243,13 +244,13 @@ def test_other_build_settings_do_not_mix_either(make_job: MakeJob) -> None:
 
 def test_a_recipe_that_moved_on_since_select_is_refused(make_job: MakeJob) -> None:
     recipe = make_job()
-    other = dataclasses.replace(recipe, build=dataclasses.replace(recipe.build, samples_per_shard=6))
+    other = dataclasses.replace(recipe, placement=dataclasses.replace(recipe.placement, samples_per_shard=6))
     with pytest.raises(ValueError, match="headrace select"):
         run_build(other)
     for change in (
         {"seed": 9},
         {"select": (Rule(name="none", keep="false"),)},
-        {"build": dataclasses.replace(recipe.build, shuffle_window=2)},
+        {"placement": dataclasses.replace(recipe.placement, shuffle_window=2)},
         {
             "annotate": dataclasses.replace(
                 recipe.annotate, faces=FacesConfig(min_score=0.5, detector="yunet", model=__file__)

@@ -23,7 +23,8 @@ import json, sys
 from types import SimpleNamespace
 from headrace.config import build_config
 from headrace.curation.engine import EngineConfig
-from headrace.curation.fetch import FetchConfig, InputConfig, run_fetch
+from headrace.curation.fetch import FetchConfig, InputConfig
+from headrace.curation.stages import fetch as run_fetch
 if __name__ == "__main__":
     job, urls, settings, *retry = sys.argv[1:]
     run_fetch(SimpleNamespace(

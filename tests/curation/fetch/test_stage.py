@@ -16,12 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from headrace.curation.fetch import plan_fetch, run_fetch
 from headrace.curation.fetch.config import InputConfig
 from headrace.curation.fetch.lists import spill as spilling
 from headrace.curation.fetch.lists.spill import read_places, spill
 from headrace.curation.job import Job
 from headrace.curation.raw.read import raw_shards, raw_tar_url, read_raw
+from headrace.curation.stages import fetch as run_fetch
+from headrace.curation.stages import plan_fetch
 from headrace.shards.commit import committed
 from headrace.shards.permutation import make_key, permute
 

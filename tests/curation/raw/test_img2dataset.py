@@ -17,12 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from headrace.curation.fetch import plan_fetch, run_fetch
-from headrace.curation.fetch.config import InputConfig
+from headrace.curation.engine import EngineConfig
+from headrace.curation.fetch.config import FetchConfig, InputConfig
 from headrace.curation.job import Job
 from headrace.curation.raw.img2dataset import foreign_error_class
 from headrace.curation.raw.read import raw_shards, raw_tar_url, read_raw
 from headrace.curation.raw.schema import RAW_COLUMNS
+from headrace.curation.stages import fetch as run_fetch
+from headrace.curation.stages import plan_fetch
 from headrace.shards.tar import scan_tar
 
 
@@ -49,7 +51,13 @@ def foreign_folder(folder: Path, *, unfinished: bool = True) -> Path:
 
 
 def recipe_of(job: Path, raw: Path) -> Any:
-    return SimpleNamespace(job=str(job), input=InputConfig(raw=str(raw)))
+    return SimpleNamespace(
+        job=str(job),
+        input=InputConfig(raw=str(raw)),
+        fetch=FetchConfig(),
+        seed=0,
+        engine=EngineConfig(executor="inline"),
+    )
 
 
 def test_a_foreign_folder_is_used_where_it_lies(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from headrace.curation.build import run_build
 from headrace.curation.job import Job
 from headrace.curation.recipe import Recipe
-from headrace.curation.report import run_report
+from headrace.curation.stages import build as run_build
+from headrace.curation.stages import report as run_report
 
 
 def _load_browser() -> Any:

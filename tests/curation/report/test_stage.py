@@ -21,12 +21,15 @@ from typer.testing import CliRunner
 
 from headrace.cli.app import app
 from headrace.curation.annotate.unit import write_annotations
-from headrace.curation.build import run_build
 from headrace.curation.job import Job
 from headrace.curation.ledger import latest_decision, write_summary
 from headrace.curation.recipe import Recipe, recipe_text
-from headrace.curation.report import ReportConfig, plan_report, report_dataset, run_report
+from headrace.curation.report.config import ReportConfig
+from headrace.curation.report.stage import report_dataset
 from headrace.curation.select.steps import Rule
+from headrace.curation.stages import build as run_build
+from headrace.curation.stages import plan_report
+from headrace.curation.stages import report as run_report
 from headrace.shards.commit import commit
 
 MakeJob = Callable[..., Recipe]

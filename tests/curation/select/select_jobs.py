@@ -14,9 +14,9 @@ from headrace.curation.engine import EngineConfig
 from headrace.curation.job import Job
 from headrace.curation.ledger import LedgerSummary, latest_decision
 from headrace.curation.select.database import Limits
-from headrace.curation.select.load import Annotation, find_inputs
+from headrace.curation.select.load import find_inputs
 from headrace.curation.select.place import Placement
-from headrace.curation.select.stage import Plan, select_rows
+from headrace.curation.select.stage import Selection, select_rows
 from headrace.curation.select.steps import SelectStep
 
 RAW_SCHEMA = pa.schema(
@@ -135,9 +135,10 @@ def run(
 ) -> LedgerSummary:
     """Run select over all annotations of a job."""
     folders = sorted((Path(job.url) / "annotations").iterdir())
-    inputs = find_inputs(job, [Annotation(path.name.split("-")[0], str(path)) for path in folders])
-    plan = Plan(steps=tuple(steps), placement=placement or Placement(seed=1, shuffle_window=2, samples_per_shard=3))
-    return select_rows(inputs, plan, limits=limits or Limits(threads=1), engine=EngineConfig(executor="inline"))
+    inputs = find_inputs(job, {path.name.split("-")[0]: str(path) for path in folders})
+    placement = placement or Placement(seed=1, shuffle_window=2, samples_per_shard=3)
+    selection = Selection(steps=tuple(steps), placement=placement)
+    return select_rows(inputs, selection, limits=limits or Limits(threads=1), engine=EngineConfig(executor="inline"))
 
 
 def ledger(job: Job) -> list[Mapping[str, Any]]:

@@ -7,8 +7,10 @@ from select_jobs import make_row, write_job
 
 from headrace.curation.annotate.tables import annotation_folders
 from headrace.curation.job import Job
+from headrace.curation.needs import check_recipe
 from headrace.curation.recipe import Recipe, load_recipe
-from headrace.curation.select import check_recipe, plan_select, run_select
+from headrace.curation.stages import plan_select
+from headrace.curation.stages import select as run_select
 
 RECIPE = """
 job: {job}

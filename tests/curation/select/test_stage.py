@@ -191,7 +191,7 @@ def test_missing_or_foreign_annotations_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"00001.parquet is missing; run `headrace annotate` first"):
         run(job, STEPS)
     with pytest.raises(ValueError, match="no raw shards; run `headrace fetch` first"):
-        find_inputs(Job(str(tmp_path / "other")), [])
+        find_inputs(Job(str(tmp_path / "other")), {})
 
 
 def test_an_annotation_that_was_not_committed_or_is_damaged_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,238 @@
+"""The one place that knows a recipe and the stages: which part of the one each of the others takes.
+
+What a stage needs is imported when it is called, so that a command waits for no library of another stage.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from headrace import files
+from headrace.config import build_config, config_to_dict, parse_yaml
+from headrace.curation.datasets import Explained, dataset_of
+from headrace.curation.engine import OnProgress, no_progress
+from headrace.curation.job import Job
+from headrace.curation.ledger import Decision, LedgerSummary, digest_of, latest_decision
+from headrace.curation.recipe import Recipe
+from headrace.curation.report.config import ReportConfig
+
+if TYPE_CHECKING:
+    from headrace.curation.annotate.stage import AnnotateSummary
+    from headrace.curation.build.stage import BuildSummary, Origin
+    from headrace.curation.fetch.stage import FetchSummary
+    from headrace.curation.report.stage import ReportSummary, ShownRecipe
+    from headrace.curation.select.stage import Selection
+
+log = logging.getLogger(__name__)
+
+# What changes no result is not printed in a report.
+_NOT_SHOWN = ("job", "engine", "limits")
+_NO_RESULT = ("job", "engine", "limits", "report")
+
+
+def fetch(recipe: Recipe, *, on_progress: OnProgress = no_progress, retry_failed: bool = False) -> "FetchSummary":
+    """Fetch what is not fetched yet."""
+    from headrace.curation.fetch.stage import run_fetch
+
+    return run_fetch(
+        Job(recipe.job),
+        recipe.input,
+        recipe.fetch,
+        seed=recipe.seed,
+        engine=recipe.engine,
+        on_progress=on_progress,
+        retry_failed=retry_failed,
+    )
+
+
+def plan_fetch(recipe: Recipe) -> list[str]:
+    """Say what `fetch` would do."""
+    from headrace.curation.fetch.stage import plan_fetch as plan
+
+    return plan(Job(recipe.job), recipe.input, recipe.fetch)
+
+
+def annotate(recipe: Recipe, *, on_progress: OnProgress = no_progress) -> "AnnotateSummary":
+    """Run every annotator on every raw shard it has not done yet."""
+    from headrace.curation.annotate.stage import run_annotate
+
+    return run_annotate(Job(recipe.job), recipe.annotate, engine=recipe.engine, on_progress=on_progress)
+
+
+def plan_annotate(recipe: Recipe) -> list[str]:
+    """Say what `annotate` would do."""
+    from headrace.curation.annotate.stage import plan_annotate as plan
+
+    return plan(Job(recipe.job), recipe.annotate)
+
+
+def select(recipe: Recipe, *, on_progress: OnProgress = no_progress) -> LedgerSummary:
+    """Write the ledger."""
+    from headrace.curation.select.stage import run_select
+
+    return run_select(
+        Job(recipe.job),
+        _selection(recipe),
+        _annotations(recipe),
+        limits=recipe.limits,
+        engine=recipe.engine,
+        on_progress=on_progress,
+    )
+
+
+def plan_select(recipe: Recipe, *, annotate_first: bool = False) -> list[str]:
+    """Say what `select` would do."""
+    from headrace.curation.select.stage import plan_select as plan
+
+    return plan(Job(recipe.job), _selection(recipe), _annotations(recipe), annotate_first=annotate_first)
+
+
+def build(recipe: Recipe, *, on_progress: OnProgress = no_progress, start_over: bool = False) -> "BuildSummary":
+    """Build every output shard of the ledger that is not built yet."""
+    from headrace.curation.build.stage import run_build
+
+    return run_build(
+        Job(recipe.job),
+        recipe.build,
+        _origin(recipe),
+        engine=recipe.engine,
+        on_progress=on_progress,
+        start_over=start_over,
+    )
+
+
+def plan_build(recipe: Recipe, *, start_over: bool = False, select_first: bool = False) -> list[str]:
+    """Say what `build` would do."""
+    from headrace.curation.build.stage import plan_build as plan
+
+    return plan(Job(recipe.job), recipe.build, _origin(recipe), start_over=start_over, select_first=select_first)
+
+
+def report(recipe: Recipe, *, on_progress: OnProgress = no_progress) -> "ReportSummary":
+    """Write the report of the recipe's job."""
+    out = report_folder(Job(recipe.job), recipe.build.dataset)
+    return report_job(explain_recipe(recipe), recipe.report, out, on_progress=on_progress)
+
+
+def plan_report(recipe: Recipe) -> list[str]:
+    """Say what `report` would do."""
+    from headrace.curation.report.stage import plan_report as plan
+
+    return plan(report_folder(Job(recipe.job), recipe.build.dataset))
+
+
+# Stage -> what runs it: a function of (recipe, on_progress=..., further options); `str` of the result is one line.
+RUN: Mapping[str, Callable[..., object]] = {
+    "fetch": fetch,
+    "annotate": annotate,
+    "select": select,
+    "build": build,
+    "report": report,
+}
+PLAN: Mapping[str, Callable[..., list[str]]] = {
+    "fetch": plan_fetch,
+    "annotate": plan_annotate,
+    "select": plan_select,
+    "build": plan_build,
+    "report": plan_report,
+}
+
+
+def report_job(
+    explained: Explained, config: ReportConfig, out: str, *, on_progress: OnProgress = no_progress
+) -> "ReportSummary":
+    """Write the report of a ledger and its dataset into the folder `out`, with the recipe that lies in the job."""
+    from headrace.curation.report.stage import run_report
+
+    return run_report(explained, config, out, recipe=_shown_recipe(explained.decision), on_progress=on_progress)
+
+
+def report_folder(job: Job, dataset: str) -> str:
+    """Return where the report of a dataset lies; of the published one in `report/` itself."""
+    return files.join(job.report, dataset) if dataset else job.report
+
+
+def explain_recipe(recipe: Recipe) -> Explained:
+    """Return the ledger that this recipe decided last, and what is built from it. Raises ValueError."""
+    decision = latest_decision(Job(recipe.job), decided_by(recipe))
+    return Explained(decision, dataset_of(decision))
+
+
+def config_of(job: Job) -> ReportConfig:
+    """Return what the job's own recipe says about its report; the defaults if it is no job."""
+    data = _recipe_data(job)
+    return ReportConfig() if data is None else build_config(ReportConfig, data.get("report", {}))
+
+
+def decided_by(recipe: Recipe) -> str:
+    """Return what `decided_by` of a ledger is if this recipe made it. Reads model files, as their content counts."""
+    return _decision_digest(recipe, {name: files.basename(url) for name, url in _annotations(recipe).items()})
+
+
+def decides(recipe: Recipe, ledger: LedgerSummary) -> bool:
+    """True if `recipe` made the ledger. Where a model file is out of reach, its annotators count as the ledger's."""
+    try:
+        return decided_by(recipe) == ledger.decided_by
+    except ValueError:
+        return _decision_digest(recipe, ledger.annotations) == ledger.decided_by
+
+
+def _decision_digest(recipe: Recipe, annotations: Mapping[str, str]) -> str:
+    from headrace.curation.select.stage import decision_digest
+
+    return decision_digest(_selection(recipe), annotations)
+
+
+def _selection(recipe: Recipe) -> "Selection":
+    from headrace.curation.select.place import Placement
+    from headrace.curation.select.stage import Selection
+
+    return Selection(steps=recipe.select, placement=Placement(seed=recipe.seed, **config_to_dict(recipe.placement)))
+
+
+def _annotations(recipe: Recipe) -> dict[str, str]:
+    from headrace.curation.annotate.tables import annotation_folders
+
+    return annotation_folders(recipe.annotate, Job(recipe.job))
+
+
+def _origin(recipe: Recipe) -> "Origin":
+    from headrace.curation.build.stage import Origin
+
+    data = {name: value for name, value in config_to_dict(recipe).items() if name not in _NO_RESULT}
+    del data["build"]["dataset"]  # where it lies is no part of what it is
+    return Origin(
+        decided_by=decided_by(recipe), placement=config_to_dict(recipe.placement), recipe_digest=digest_of(data)
+    )
+
+
+def _shown_recipe(decision: Decision) -> "ShownRecipe":
+    """Return the recipe of the last stage that finished, without what changes no result."""
+    from headrace.curation.report.stage import ShownRecipe
+
+    job = decision.job
+    data = _recipe_data(job)
+    if data is None:
+        return ShownRecipe()
+    shown = {name: value for name, value in data.items() if name not in _NOT_SHOWN}
+    text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=110)
+    try:
+        decided = decides(build_config(Recipe, data), decision.summary)
+    except ValueError as error:
+        log.info("%s/recipe.yaml: %s", job.url, error)
+        decided = False
+    return ShownRecipe(text=text, decided=decided)
+
+
+def _recipe_data(job: Job) -> dict[str, Any] | None:
+    """Return the recipe of the last stage that finished, as it was understood; None if there is none."""
+    url = files.join(job.url, "recipe.yaml")
+    try:
+        data = parse_yaml(files.read_bytes(url).decode())
+    except FileNotFoundError:
+        return None
+    if not isinstance(data, dict):
+        raise ValueError(f"{url}: expected a mapping at the top, got {type(data).__name__}")
+    return data

@@ -1,0 +1,12 @@
+"""`headrace steps`: the steps of select that there are, those of extensions too."""
+
+
+def steps_command() -> None:
+    """List the steps that a recipe may write under `select`.
+
+    Example: headrace steps
+    """
+    from headrace.cli.choices import show_choices
+    from headrace.curation.select.steps import known_steps
+
+    show_choices(known_steps())
