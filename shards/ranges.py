@@ -1,8 +1,8 @@
-"""Read one range of one file, local or remote, with deadlines and retries.
+"""Read one range of one file, local or remote, with deadlines and retries, from many threads.
 
-A fault of the way (timeout, reset, 5xx, short body) is tried again with backoff and then raised as `ReadError`; the
-answer is short only where the file itself ends. The one thing a reader would get wrong: a server may ignore `Range`
-and send the whole file with status 200, which must never be taken for the range.
+A fault of the way (timeout, reset, 5xx, short body) is tried again as `headrace.patience` says, and then raised as
+`ReadError`; the answer is short only where the file itself ends. A server may ignore `Range` and send the whole file
+with status 200, which must never be taken for the range.
 """
 
 import contextlib
@@ -13,17 +13,20 @@ import socket
 import ssl
 import threading
 import time
-from dataclasses import dataclass
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 from headrace import files
+from headrace.patience import RETRIED_STATUS, Patience, patiently
+from headrace.text import without_secrets
+
+__all__ = ["Patience", "RangeReader", "ReadError"]
 
 MAX_REDIRECTS = 5
 BLOCK_BYTES = 1 << 20
 TOTAL_TIMEOUTS = 10
-FIRST_BACKOFF_SECONDS = 0.1
-MAX_BACKOFF_SECONDS = 5.0
-RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)
+
+# What may stand in the target of a request: a shard's name may hold spaces, or letters beyond ASCII.
+_IN_TARGET = "%/:=&?~+!$,;'@()*[]|"
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
@@ -32,12 +35,12 @@ class ReadError(OSError):
     """A read that failed for good: the run must stop."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Patience:
-    """How long to wait and how often to try."""
+class StatusError(OSError):
+    """An answer of a server that may be another one later."""
 
-    timeout_seconds: float
-    retries: int
+    def __init__(self, response: http.client.HTTPResponse) -> None:
+        super().__init__(f"the server answered {response.status} {response.reason}")
+        self.status, self.headers = response.status, response.headers
 
 
 class RangeReader:
@@ -53,22 +56,32 @@ class RangeReader:
 
     def read(self, url: str, offset: int, size: int) -> bytes:
         """Return `size` bytes from `offset`, fewer only where the file ends. Raises ReadError, naming both."""
-        for attempt in range(self._patience.retries + 1):
+        where, tries = without_secrets(url), 0
+
+        def read() -> bytes | ReadError:
+            nonlocal tries
+            tries += 1
             try:
                 return self._read_once(url, offset, size)
-            except ReadError as error:
-                raise ReadError(f"{url}: at byte {offset}: {error}") from error
-            except (OSError, http.client.HTTPException) as error:
-                self._drop_connections()
-                reason = str(error) or type(error).__name__
-                if attempt == self._patience.retries or self._closed.is_set():
-                    raise ReadError(
-                        f"{url}: {size} bytes at byte {offset} could not be read, tried {attempt + 1} times: {reason}"
-                    ) from error
-                with self._lock:
-                    self.num_retries += 1
-                self._closed.wait(min(FIRST_BACKOFF_SECONDS * 2**attempt, MAX_BACKOFF_SECONDS))
-        raise AssertionError("the last attempt returns or raises")
+            except ReadError as error:  # for good: no patience helps
+                return error
+
+        def on_retry() -> None:
+            self._drop_connections()
+            with self._lock:
+                self.num_retries += 1
+
+        try:
+            data = patiently(read, self._patience, f"{where}: at byte {offset}", stop=self._closed, on_retry=on_retry)
+        except Exception as error:
+            self._drop_connections()
+            reason = str(error) or type(error).__name__
+            raise ReadError(
+                f"{where}: {size} bytes at byte {offset} could not be read, tried {tries} times: {reason}"
+            ) from error
+        if isinstance(data, ReadError):
+            raise ReadError(f"{where}: at byte {offset}: {data}") from data
+        return data
 
     def interrupt(self) -> None:
         """Make readers that wait give up, in whichever thread they are."""
@@ -119,7 +132,7 @@ class RangeReader:
     def _request(self, url: str, offset: int, size: int) -> http.client.HTTPResponse:
         parts = urlsplit(url)
         connection = self._connection(parts.scheme, parts.netloc)
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        target = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=_IN_TARGET)
         headers = {"Range": f"bytes={offset}-{offset + size - 1}", "Accept-Encoding": "identity"}
         connection.request("GET", target, headers=headers)
         return connection.getresponse()
@@ -167,7 +180,7 @@ def _take_range(response: http.client.HTTPResponse, offset: int, size: int, dead
         response.read(BLOCK_BYTES)
         return b""
     if response.status in RETRIED_STATUS:
-        raise OSError(f"the server answered {response.status} {response.reason}")
+        raise StatusError(response)
     if response.status == 200:
         raise ReadError("the server ignores Range and sends the whole file; shards need a server that answers 206")
     if response.status != 206:

@@ -1,9 +1,10 @@
 """Promises of text that comes from data and is shown to a person."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.text import MAX_SHOWN, one_line, printable, shown
+from headrace.text import MAX_SHOWN, one_line, printable, shown, without_secrets
 
 
 @given(st.text())
@@ -20,3 +21,19 @@ def test_escape_codes_and_bidi_marks_become_spaces() -> None:
 @given(st.text(min_size=1000))
 def test_a_long_value_is_cut_in_the_middle(text: str) -> None:
     assert len(shown(text)) <= MAX_SHOWN
+
+
+@pytest.mark.parametrize(
+    ("text", "shown_as"),
+    [
+        ("https://me:secret@host/a.tar: 404", "https://me:***@host/a.tar: 404"),
+        ("s3://key:hidden@bucket/a b", "s3://key:***@bucket/a b"),
+        ("read http://h/a?X-Amz-Signature=ab12&x=1 again", "read http://h/a?X-Amz-Signature=***&x=1 again"),
+        ("http://h/a?x=1&sig=ab%2B12&se=2030", "http://h/a?x=1&sig=***&se=2030"),
+        ("http://h/a?access_token=t1&page=2", "http://h/a?access_token=***&page=2"),
+        ("http://h/a?size=3&tokens=5", "http://h/a?size=3&tokens=5"),
+        ("mail me@host: ratio 3:4@5", "mail me@host: ratio 3:4@5"),
+    ],
+)
+def test_what_gives_access_in_a_url_is_not_shown(text: str, shown_as: str) -> None:
+    assert without_secrets(text) == shown_as

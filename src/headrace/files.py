@@ -1,7 +1,8 @@
 """Files at any fsspec URL: atomic writes, put-if-absent, ranged reads.
 
-Local paths and URLs are both plain strings. The one thing a reader would get wrong: `write_atomic` may replace, while
-`put_if_absent` never does, and only the latter decides who finished a unit of work.
+Local paths and URLs are both plain strings. `write_atomic` may replace, while `put_if_absent` never does, and only the
+latter decides who finished a unit of work. Reads from afar are tried again as `headrace.patience` says. Names joined to
+an http address are percent-encoded, names taken from one decoded: a shard may be called `a b#1`.
 """
 
 import contextlib
@@ -10,13 +11,21 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import quote, unquote
 
 import fsspec
 
+from headrace.patience import DEFAULT_PATIENCE, patiently
+from headrace.text import without_secrets
+
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+HTTP = ("http://", "https://")
 
 
 def open_fs(url: str) -> tuple[Any, str]:
@@ -45,12 +54,20 @@ def local_path(url: str) -> Path:
 
 
 def join(url: str, *names: str) -> str:
-    """Append path names to a URL or path."""
-    return "/".join((url.rstrip("/") or "/", *names)) if names else url
+    """Append path names to a URL or path; of an http address before its query, which may hold a token."""
+    if not names:
+        return url
+    query = ""
+    if url.startswith(HTTP):
+        url, mark, rest = url.partition("?")
+        query, names = mark + rest, tuple(quote(name) for name in names)
+    return "/".join((url.rstrip("/") or "/", *names)) + query
 
 
 def basename(url: str) -> str:
     """Return the last name of a URL or path."""
+    if url.startswith(HTTP):
+        return unquote(url.partition("?")[0].rstrip("/").rsplit("/", 1)[-1])
     return url.rstrip("/").rsplit("/", 1)[-1]
 
 
@@ -58,7 +75,7 @@ def exists(url: str) -> bool:
     """True if something is at `url`; never cached, as another process may just have written it."""
     fs, path = open_fs(url)
     fs.invalidate_cache()
-    return bool(fs.exists(path))
+    return bool(_read(url, lambda: fs.exists(path)))
 
 
 def list_names(url: str, suffix: str = "") -> list[str]:
@@ -66,7 +83,7 @@ def list_names(url: str, suffix: str = "") -> list[str]:
     fs, path = open_fs(url)
     fs.invalidate_cache()
     try:
-        names = [basename(str(name)) for name in fs.ls(path, detail=False)]
+        names = [basename(str(name)) for name in _read(url, lambda: fs.ls(path, detail=False))]
     except FileNotFoundError:
         return []
     return sorted(name for name in names if name.endswith(suffix) and not name.startswith("."))
@@ -96,16 +113,16 @@ def _glob_below_real_folders(fs: Any, path: str) -> str:
 def size_of(url: str) -> int:
     """Return the size in bytes. Raises FileNotFoundError, and ValueError if the server does not tell the size."""
     fs, path = open_fs(url)
-    size = fs.size(path)
+    size = _read(url, lambda: fs.size(path))
     if size is None:
-        raise ValueError(f"{url}: the server does not tell its size")
+        raise ValueError(f"{without_secrets(url)}: the server does not tell its size")
     return int(size)
 
 
 def read_bytes(url: str) -> bytes:
     """Return the whole file. Raises FileNotFoundError."""
     fs, path = open_fs(url)
-    return bytes(fs.cat_file(path))
+    return _read(url, lambda: bytes(fs.cat_file(path)))
 
 
 def read_range(url: str, offset: int, size: int) -> bytes:
@@ -114,7 +131,12 @@ def read_range(url: str, offset: int, size: int) -> bytes:
         with local_path(url).open("rb") as file:
             return os.pread(file.fileno(), size, offset)
     fs, path = open_fs(url)
-    return bytes(fs.cat_file(path, start=offset, end=offset + size))
+    return _read(url, lambda: bytes(fs.cat_file(path, start=offset, end=offset + size)))
+
+
+def _read(url: str, action: Callable[[], T]) -> T:
+    """Return what `action` reads of `url`; patiently, if that is far away."""
+    return action() if is_local(url) else patiently(action, DEFAULT_PATIENCE, without_secrets(url))
 
 
 def write_atomic(url: str, data: bytes) -> None:

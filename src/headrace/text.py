@@ -4,8 +4,24 @@ Names in tars, URLs, captions, server answers: all of it may hold escape codes, 
 writing. Whatever is shown to a person goes through here once, at the border.
 """
 
+import re
+
 MAX_SHOWN = 200
 """Letters of one quoted value; a message is read by people."""
+
+
+_USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^/?#\s@:]*):[^/?#\s@]*@")
+# Names in the query of a URL whose value gives access: signatures of object stores, tokens, keys.
+_SECRET = re.compile(
+    r"([?&;](?:x-amz-[a-z-]+|x-goog-[a-z-]+|[a-z_-]*(?:signature|token|secret|password|passwd|credential|apikey)|"
+    r"awsaccesskeyid|api[_-]?key|key-pair-id|policy|sig|auth|access[_-]?key)=)[^&\s'\"#]+",
+    re.IGNORECASE,
+)
+
+
+def without_secrets(text: str) -> str:
+    """Return `text` with `***` for what gives access in the URLs it quotes: passwords, signatures, tokens."""
+    return _SECRET.sub(r"\1***", _USERINFO.sub(r"\1\2:***@", text))
 
 
 def one_line(text: str) -> str:
