@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from headrace.curation.annotate.annotator import AnnotationBatch, Annotator, Pixels
 from headrace.curation.annotate.annotators.caption import CaptionConfig, CaptionFacts
-from headrace.curation.annotate.annotators.clip import ClipConfig, ClipScore
+from headrace.curation.annotate.annotators.clip import ClipScore, ClipScoreConfig
 from headrace.curation.annotate.annotators.faces import FaceBoxes, FacesConfig
 from headrace.curation.annotate.annotators.hashes import Hashes, HashesConfig, ImageHashes, image_hashes
 from headrace.curation.annotate.annotators.image import ImageConfig, ImageFacts
@@ -150,7 +150,7 @@ def random_clip(name: str, folder: str) -> ClipScore:
     path = str(Path(folder, "random.safetensors"))
     network = open_clip.create_model(name, load_weights=False)
     save_file({key: value.contiguous() for key, value in network.state_dict().items()}, path)
-    return ClipScore(ClipConfig(model=name, checkpoint=path, images_per_batch=32))
+    return ClipScore(ClipScoreConfig(model=name, checkpoint=path, images_per_batch=32))
 
 
 def main() -> None:

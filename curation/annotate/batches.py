@@ -20,7 +20,7 @@ MAX_BATCH_PIXELS = MAX_PIXELS
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class FetchedRow:
     """A row whose fetch succeeded; `sha256` is null where the raw parquet has none."""
 
     key: str
@@ -32,11 +32,11 @@ class Row:
 class _Pending:
     """The batch being filled."""
 
-    rows: list[Row] = field(default_factory=list)
+    rows: list[FetchedRow] = field(default_factory=list)
     decoded: list[Decoded] = field(default_factory=list)
     pixels: int = 0
 
-    def add(self, row: Row, decoded: Decoded) -> None:
+    def add(self, row: FetchedRow, decoded: Decoded) -> None:
         self.rows.append(row)
         self.decoded.append(decoded)
         self.pixels += _num_pixels(decoded)
@@ -47,14 +47,14 @@ class _Pending:
         return batch
 
 
-def batches_without_images(rows: Sequence[Row], batch_size: int) -> Iterator[AnnotationBatch]:
+def batches_without_images(rows: Sequence[FetchedRow], batch_size: int) -> Iterator[AnnotationBatch]:
     """Yield batches for annotators that need no pixels; the tar is not read."""
     for start in range(0, len(rows), batch_size):
         chosen = rows[start : start + batch_size]
         yield _batch(chosen, [Decoded()] * len(chosen))
 
 
-def batches_with_images(rows: Sequence[Row], tar_url: str, batch_size: int) -> Iterator[AnnotationBatch]:
+def batches_with_images(rows: Sequence[FetchedRow], tar_url: str, batch_size: int) -> Iterator[AnnotationBatch]:
     """Yield batches of decoded images in the order of `rows`. Raises ShardError if the tar is damaged."""
     members = {
         sample.key: sample.image for sample in group_members(scan_tar(tar_url), tar_url) if sample.image is not None
@@ -67,7 +67,7 @@ def batches_with_images(rows: Sequence[Row], tar_url: str, batch_size: int) -> I
             data = next(payloads) if _fits(member) else None
             decoded = decode(data) if data is not None else Decoded(error=_not_read(member))
             if data is not None and row.sha256 is None:
-                row = Row(row.key, row.caption, sha256_hex(data))
+                row = FetchedRow(row.key, row.caption, sha256_hex(data))
             if pending.rows and pending.pixels + _num_pixels(decoded) > MAX_BATCH_PIXELS:
                 yield pending.take()
             pending.add(row, decoded)
@@ -78,10 +78,10 @@ def batches_with_images(rows: Sequence[Row], tar_url: str, batch_size: int) -> I
 
 
 def _readable(
-    rows: Sequence[Row], members: dict[str, TarMember], batch_size: int
-) -> Iterator[list[tuple[Row, TarMember | None]]]:
+    rows: Sequence[FetchedRow], members: dict[str, TarMember], batch_size: int
+) -> Iterator[list[tuple[FetchedRow, TarMember | None]]]:
     """Cut rows where `batch_size` or the bytes to read are reached."""
-    group: list[tuple[Row, TarMember | None]] = []
+    group: list[tuple[FetchedRow, TarMember | None]] = []
     num_bytes = 0
     for row in rows:
         member = members.get(row.key)
@@ -109,7 +109,7 @@ def _num_pixels(decoded: Decoded) -> int:
     return 0 if decoded.pixels is None else decoded.pixels.shape[0] * decoded.pixels.shape[1]
 
 
-def _batch(rows: Sequence[Row], decoded: Sequence[Decoded]) -> AnnotationBatch:
+def _batch(rows: Sequence[FetchedRow], decoded: Sequence[Decoded]) -> AnnotationBatch:
     return AnnotationBatch(
         keys=[row.key for row in rows],
         captions=[row.caption for row in rows],

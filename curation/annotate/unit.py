@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from headrace import files
 from headrace.curation.annotate.annotator import AnnotationBatch, Annotator, digest
-from headrace.curation.annotate.batches import Row, batches_with_images, batches_without_images
+from headrace.curation.annotate.batches import FetchedRow, batches_with_images, batches_without_images
 from headrace.curation.annotate.config import AnnotateConfig, annotators
 from headrace.curation.annotate.decode import error_class
 from headrace.curation.job import Job
@@ -77,16 +77,16 @@ def _check_digest(annotator: Annotator, expected: str) -> None:
         )
 
 
-def _rows(unit: AnnotateUnit) -> list[Row]:
+def _rows(unit: AnnotateUnit) -> list[FetchedRow]:
     table = read_raw(unit.job, unit.shard).select(["key", "caption", "sha256", "status"])
     return [
-        Row(row["key"], row["caption"], row["sha256"] or None)
+        FetchedRow(row["key"], row["caption"], row["sha256"] or None)
         for row in table.to_pylist()
         if row["status"] == "success"
     ]
 
 
-def _batches(unit: AnnotateUnit, rows: list[Row], chosen: Mapping[str, Annotator]) -> Iterator[AnnotationBatch]:
+def _batches(unit: AnnotateUnit, rows: list[FetchedRow], chosen: Mapping[str, Annotator]) -> Iterator[AnnotationBatch]:
     if not any(annotator.needs_pixels for annotator in chosen.values()):
         return batches_without_images(rows, unit.config.batch_size)
     return batches_with_images(rows, raw_tar_url(unit.job, unit.shard), unit.config.batch_size)

@@ -46,7 +46,7 @@ class KeptRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RawShard:
+class ShardInputs:
     """A raw shard's payload places and tables."""
 
     name: str
@@ -112,7 +112,7 @@ def read_kept(ledger: Ledger, out_shard: str) -> list[KeptRow]:
 @lru_cache(maxsize=CACHED_SHARDS)
 def load_raw_shard(
     job: Job, name: str, annotations: tuple[tuple[str, str], ...], columns: tuple[str, ...] = ()
-) -> RawShard:
+) -> ShardInputs:
     """Read where a raw shard's images are, and its tables: scalar columns, face boxes and `columns`.
 
     Raises FileNotFoundError. Clear the cache when a run begins, as the files may have changed.
@@ -125,7 +125,7 @@ def load_raw_shard(
         schema, table = _read_annotation(annotator, folder, name, columns)
         schemas.append(schema)
         tables.append(table)
-    return RawShard(
+    return ShardInputs(
         name=name,
         tar_url=tar_url,
         spans=spans,

@@ -16,7 +16,7 @@ import pyarrow as pa
 from headrace import files
 from headrace.curation.build.clean import clean_image
 from headrace.curation.build.config import BuildConfig
-from headrace.curation.build.inputs import KeptRow, RawShard, load_raw_shard, read_kept
+from headrace.curation.build.inputs import KeptRow, ShardInputs, load_raw_shard, read_kept
 from headrace.curation.job import Job
 from headrace.curation.ledger import Ledger, dataset_key
 from headrace.shards.commit import is_committed
@@ -97,7 +97,7 @@ def build_unit(unit: BuildUnit) -> None:
 def _samples(
     unit: BuildUnit,
     rows: list[KeptRow],
-    shards: Mapping[str, RawShard],
+    shards: Mapping[str, ShardInputs],
     fields: list[pa.Field],
     failures: list[dict[str, Any]],
 ) -> Iterator[Sample]:
@@ -111,7 +111,7 @@ def _samples(
                 failures.append(_failure(row, error))
 
 
-def _batches(rows: list[KeptRow], shards: Mapping[str, RawShard]) -> Iterator[list[KeptRow]]:
+def _batches(rows: list[KeptRow], shards: Mapping[str, ShardInputs]) -> Iterator[list[KeptRow]]:
     batch: list[KeptRow] = []
     num_bytes = 0
     for row in rows:
@@ -125,7 +125,7 @@ def _batches(rows: list[KeptRow], shards: Mapping[str, RawShard]) -> Iterator[li
         yield batch
 
 
-def _read_batch(batch: list[KeptRow], shards: Mapping[str, RawShard]) -> list[bytes | None]:
+def _read_batch(batch: list[KeptRow], shards: Mapping[str, ShardInputs]) -> list[bytes | None]:
     """Return the payload of each row, None where the raw shard has none for it."""
     payloads: list[bytes | None] = [None] * len(batch)
     for name in sorted({row.raw_shard for row in batch}):
@@ -136,7 +136,7 @@ def _read_batch(batch: list[KeptRow], shards: Mapping[str, RawShard]) -> list[by
     return payloads
 
 
-def _sample(unit: BuildUnit, row: KeptRow, shard: RawShard, payload: bytes | None, fields: list[pa.Field]) -> Sample:
+def _sample(unit: BuildUnit, row: KeptRow, shard: ShardInputs, payload: bytes | None, fields: list[pa.Field]) -> Sample:
     """Return one sample. Raises RowError."""
     if payload is None:
         raise RowError("missing", shard.damage or f"the raw shard has no image for key {row.key}")
@@ -180,7 +180,7 @@ def _failure(row: KeptRow, error: RowError) -> dict[str, Any]:
     return {**place, "reason": error.reason, "message": str(error)[:500]}
 
 
-def _carried_fields(unit: BuildUnit, shard: RawShard) -> list[pa.Field]:
+def _carried_fields(unit: BuildUnit, shard: ShardInputs) -> list[pa.Field]:
     """Return the extra columns of the index: every scalar annotation, and what the recipe asks for by name."""
     label = next((schema.field("label").type for schema in shard.schemas if "label" in schema.names), pa.int64())
     if not pa.types.is_integer(label):

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from headrace.curation.ledger import Decision, Ledger, StepSummary
 from headrace.curation.report.pictures import Pictures, Thumbnail
-from headrace.curation.report.sketch import Tally
+from headrace.curation.report.sketch import Counts
 from headrace.curation.report.tables import ledger_by_shard
 from headrace.curation.report.values import kept_values
 from headrace.curation.select.steps import step_of
@@ -51,7 +51,7 @@ class Galleries:
     kept: list[Shown] = field(default_factory=list)
 
 
-def choose(decision: Decision, dataset: Dataset | None, duplicates: Tally, *, samples: int, pixels: int) -> Galleries:
+def choose(decision: Decision, dataset: Dataset | None, duplicates: Counts, *, samples: int, pixels: int) -> Galleries:
     """Choose and load every picture of a job's report."""
     result = Galleries()
     if not samples:

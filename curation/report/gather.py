@@ -16,7 +16,7 @@ from headrace.curation.annotate.annotators import known_annotators
 from headrace.curation.job import Job
 from headrace.curation.ledger import Decision
 from headrace.curation.raw.read import read_raw
-from headrace.curation.report.sketch import Distinct, Histogram, Ranges, Tally, hosts, is_numeric, numbers
+from headrace.curation.report.sketch import Counts, Distinct, Histogram, Ranges, hosts, is_numeric, numbers
 from headrace.curation.report.tables import ledger_by_shard, read_annotations
 from headrace.curation.report.values import open_evaluator, with_cut_values
 from headrace.curation.select.steps import step_of
@@ -31,11 +31,11 @@ MAX_FAILURES = 200
 class Numbers:
     """What the walk counts."""
 
-    hosts: dict[str, Tally] = field(default_factory=lambda: {name: Tally() for name in ("rows", "failed", "kept")})
-    errors: Tally = field(default_factory=Tally)
+    hosts: dict[str, Counts] = field(default_factory=lambda: {name: Counts() for name in ("rows", "failed", "kept")})
+    errors: Counts = field(default_factory=Counts)
     """Fetch failures by class."""
-    decode_errors: Tally = field(default_factory=Tally)
-    duplicates: Tally = field(default_factory=Tally)
+    decode_errors: Counts = field(default_factory=Counts)
+    duplicates: Counts = field(default_factory=Counts)
     """Uid of the best of each group of near-duplicates -> rows dropped for it."""
     distinct: dict[str, Distinct] = field(default_factory=dict)
     host_images: dict[str, Distinct] = field(default_factory=dict)
@@ -132,7 +132,7 @@ def _shown_columns(schema: pa.Schema) -> list[str]:
 
 def dataset_numbers(dataset: Dataset) -> dict[str, Any]:
     """Return the totals of a dataset and its counts by format, label and so on."""
-    counts: dict[str, Tally] = {name: Tally() for name in ("format", "orientation", "label")}
+    counts: dict[str, Counts] = {name: Counts() for name in ("format", "orientation", "label")}
     flags = {"faces_blurred": 0, "images_with_faces": 0, "reencoded": 0, "without_caption": 0}
     for number in range(len(dataset.shards)):
         table = dataset.index(number)
@@ -157,7 +157,7 @@ def dataset_numbers(dataset: Dataset) -> dict[str, Any]:
 
 def build_failures(job: Job, dataset: str) -> dict[str, Any]:
     """Return build's failures: how many by reason, and the first of them."""
-    reasons = Tally()
+    reasons = Counts()
     rows: list[dict[str, Any]] = []
     for name in files.list_names(job.build_failures(dataset), ".parquet"):
         table = read_table(files.join(job.build_failures(dataset), name))

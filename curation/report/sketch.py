@@ -143,7 +143,7 @@ def is_numeric(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
-class Tally:
+class Counts:
     """Counts of the most frequent values; rare ones are forgotten when there are too many, and it says so."""
 
     def __init__(self) -> None:

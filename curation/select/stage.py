@@ -34,7 +34,7 @@ from headrace.curation.select.evaluation import hash_evaluation_set
 from headrace.curation.select.expression import TEXT_HINT, UNKNOWN, Checker, first_line, quoted
 from headrace.curation.select.load import Inputs, NotReadyError, find_inputs, known_columns, load_rows, sql_types
 from headrace.curation.select.place import Placement, place_rows
-from headrace.curation.select.step import Bench, Prepared, Step, StepResult, stored_columns
+from headrace.curation.select.step import Bench, ReadyStep, Step, StepResult, stored_columns
 from headrace.curation.select.steps import FIRST_STEPS, check_steps
 
 # Raised whenever the same inputs would give another ledger.
@@ -168,7 +168,7 @@ def decision_digest(selection: Selection, annotations: Mapping[str, str]) -> str
     )
 
 
-def _prepare(steps: Sequence[Step], checker: Checker) -> list[tuple[Step, Prepared]]:
+def _prepare(steps: Sequence[Step], checker: Checker) -> list[tuple[Step, ReadyStep]]:
     prepared = []
     for step in (*FIRST_STEPS, *steps):
         checker.require(step.needs_columns(), f"step {step.name!r}")
@@ -178,7 +178,7 @@ def _prepare(steps: Sequence[Step], checker: Checker) -> list[tuple[Step, Prepar
 
 def _run_steps(
     connection: duckdb.DuckDBPyConnection,
-    steps: Sequence[tuple[Step, Prepared]],
+    steps: Sequence[tuple[Step, ReadyStep]],
     limits: Limits,
     evaluation: EvaluationTables,
 ) -> Iterator[StepSummary]:

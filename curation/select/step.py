@@ -55,7 +55,7 @@ class Bench:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class ReadyStep:
     """A step ready to run."""
 
     columns: tuple[str, ...]
@@ -95,12 +95,12 @@ class Step:
         """Return the sets of images whose hashes it needs; they are looked for before any stage starts."""
         return ()
 
-    def prepare(self, checker: Checker) -> Prepared:  # noqa: ARG002
+    def prepare(self, checker: Checker) -> ReadyStep:  # noqa: ARG002
         """Check the settings against the columns. Raises ValueError; no row is read yet.
 
         As it stands here, the step reads the columns it needs and calls `run`.
         """
-        return Prepared(self.needs_columns(), self.run)
+        return ReadyStep(self.needs_columns(), self.run)
 
     def run(self, bench: Bench) -> StepResult:
         """Write `verdict`."""

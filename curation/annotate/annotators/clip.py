@@ -21,7 +21,7 @@ MAX_ASPECT = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ClipConfig:
+class ClipScoreConfig:
     """An open_clip model of local files."""
 
     model: str
@@ -46,12 +46,12 @@ class ClipScore(Annotator):
 
     name: ClassVar[str] = "clip"
     version: ClassVar[int] = 1
-    config_type: ClassVar[type[Any]] = ClipConfig
+    config_type: ClassVar[type[Any]] = ClipScoreConfig
     packages: ClassVar[tuple[str, ...]] = ("open_clip", "torch")
     needs_pixels: ClassVar[bool] = True
     columns: ClassVar[pa.Schema] = pa.schema([("clip_score", pa.float32()), ("clip_embedding", pa.list_(pa.float16()))])
 
-    config: ClipConfig
+    config: ClipScoreConfig
 
     def settings(self) -> dict[str, Any]:
         named = {} if self.config.model.endswith(".json") else {"model": self.config.model}

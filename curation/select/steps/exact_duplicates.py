@@ -12,7 +12,7 @@ from headrace.curation.select.load import IDENTITY
 from headrace.curation.select.step import (
     Bench,
     Links,
-    Prepared,
+    ReadyStep,
     Step,
     StepResult,
     columns_of,
@@ -37,7 +37,7 @@ class ExactDuplicates(Step):
     def needs_columns(self) -> tuple[str, ...]:
         return ("sha256",)
 
-    def prepare(self, checker: Checker) -> Prepared:
+    def prepare(self, checker: Checker) -> ReadyStep:
         where = f"step {self.name!r}"
         order = checker.check_order(self.order, where)
 
@@ -65,4 +65,4 @@ class ExactDuplicates(Step):
             number, largest = bench.connection.execute(f"SELECT count(*), max(members) FROM ({sizes})").fetchall()[0]
             return StepResult(None, {"groups": int(number), "largest_group": int(largest or 1)})
 
-        return Prepared(("sha256", *columns_of(order)), run)
+        return ReadyStep(("sha256", *columns_of(order)), run)

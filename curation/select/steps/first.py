@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from headrace.curation.select.expression import Checker
-from headrace.curation.select.step import Bench, Prepared, Step, StepResult, write_verdict
+from headrace.curation.select.step import Bench, ReadyStep, Step, StepResult, write_verdict
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +36,7 @@ class DecodeStep(Step):
     step: Literal["decode"] = "decode"
     name: str = "decode"
 
-    def prepare(self, checker: Checker) -> Prepared:
+    def prepare(self, checker: Checker) -> ReadyStep:
         known = "decode_error" in checker.names()
 
         def run(bench: Bench) -> StepResult:
@@ -51,4 +51,4 @@ class DecodeStep(Step):
             )
             return StepResult(None, {} if known else {"note": "no annotator `image`: not checked"})
 
-        return Prepared(("decode_error",) if known else (), run)
+        return ReadyStep(("decode_error",) if known else (), run)

@@ -29,7 +29,7 @@ from headrace.curation.select.load import IDENTITY, word_column
 from headrace.curation.select.step import (
     Bench,
     Links,
-    Prepared,
+    ReadyStep,
     Step,
     StepResult,
     columns_of,
@@ -72,7 +72,7 @@ class NearDuplicates(Step):
     def needs_columns(self) -> tuple[str, ...]:
         return (*self.hashes, "pdq_quality")
 
-    def prepare(self, checker: Checker) -> Prepared:
+    def prepare(self, checker: Checker) -> ReadyStep:
         order = checker.check_order(self.order, f"step {self.name!r}")
         ranking = (order_columns(order), order_by(order))
 
@@ -103,7 +103,7 @@ class NearDuplicates(Step):
                 connection.execute(f"DROP TABLE {name}")
             return StepResult(float(self.distance), details)
 
-        return Prepared((*self.hashes, "pdq_quality", *columns_of(order)), run)
+        return ReadyStep((*self.hashes, "pdq_quality", *columns_of(order)), run)
 
 
 def _create_nodes(connection: duckdb.DuckDBPyConnection, step: NearDuplicates) -> None:

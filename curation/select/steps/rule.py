@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from headrace.curation.select.expression import Checker, literal
-from headrace.curation.select.step import Bench, Cut, Prepared, Step, StepResult, write_verdict
+from headrace.curation.select.step import Bench, Cut, ReadyStep, Step, StepResult, write_verdict
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +25,7 @@ class Rule(Step):
     threshold: float | None = None
     """Number recorded beside the value."""
 
-    def prepare(self, checker: Checker) -> Prepared:
+    def prepare(self, checker: Checker) -> ReadyStep:
         where = f"rule {self.name!r}"
         keep = checker.check_boolean(self.keep, where)
         value = checker.check_number(self.value, f"{where}: value") if self.value else None
@@ -42,7 +42,7 @@ class Rule(Step):
             )
             return StepResult(self.threshold)
 
-        return Prepared((*keep.columns, *(value.columns if value else ())), run)
+        return ReadyStep((*keep.columns, *(value.columns if value else ())), run)
 
     def cuts(self, learned: float | None) -> tuple[Cut, ...]:
         return (Cut(self.value, learned),) if self.value else ()

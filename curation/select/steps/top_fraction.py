@@ -13,7 +13,7 @@ import duckdb
 from headrace.curation.select.database import count
 from headrace.curation.select.expression import Checker
 from headrace.curation.select.load import IDENTITY
-from headrace.curation.select.step import Bench, Cut, Prepared, Step, StepResult
+from headrace.curation.select.step import Bench, Cut, ReadyStep, Step, StepResult
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +35,7 @@ class TopFraction(Step):
         if not 0 < self.fraction <= 1:
             raise ValueError(f"fraction must be above 0 and at most 1, got {self.fraction}")
 
-    def prepare(self, checker: Checker) -> Prepared:
+    def prepare(self, checker: Checker) -> ReadyStep:
         score = checker.check_number(self.score, f"step {self.name!r}: score")
 
         def run(bench: Bench) -> StepResult:
@@ -55,7 +55,7 @@ class TopFraction(Step):
             connection.execute("DROP TABLE scored")
             return StepResult(threshold, {"of": base, "asked": asked, "with_score": scored})
 
-        return Prepared((*IDENTITY, *score.columns), run)
+        return ReadyStep((*IDENTITY, *score.columns), run)
 
     def cuts(self, learned: float | None) -> tuple[Cut, ...]:
         return (Cut(self.score, learned),)

@@ -287,14 +287,14 @@ def test_the_folder_says_what_it_was_made_with(make_recipe):
 
 @pytest.mark.parametrize(("package", "extra"), [("open_clip", "clip"), ("onnxruntime", "unsafe_image")])
 def test_a_missing_package_is_named_and_select_needs_none(package, extra, make_recipe, tmp_path, monkeypatch):
-    from headrace.curation.annotate.annotators.clip import ClipConfig
+    from headrace.curation.annotate.annotators.clip import ClipScoreConfig
     from headrace.curation.annotate.annotators.unsafe_image import UnsafeImageConfig
 
     monkeypatch.setitem(sys.modules, package, None)
     for name in ("weights.pt", "model.json", "model.onnx"):
         (tmp_path / name).write_bytes(b"{}")
     configs = {
-        "clip": ClipConfig(model=str(tmp_path / "model.json"), checkpoint=str(tmp_path / "weights.pt")),
+        "clip": ClipScoreConfig(model=str(tmp_path / "model.json"), checkpoint=str(tmp_path / "weights.pt")),
         "unsafe_image": UnsafeImageConfig(model=str(tmp_path / "model.onnx")),
     }
     recipe = make_recipe(shards=1, **{extra: configs[extra]})

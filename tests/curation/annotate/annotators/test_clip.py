@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from headrace.curation.annotate.annotator import digest
-from headrace.curation.annotate.annotators.clip import ClipConfig, ClipScore, center_strip
+from headrace.curation.annotate.annotators.clip import ClipScore, ClipScoreConfig, center_strip
 
 open_clip = pytest.importorskip("open_clip")
 torch = pytest.importorskip("torch")
@@ -42,7 +42,9 @@ def tiny(tmp_path_factory):
 
 def clip(tiny, model="tiny.json", checkpoint="tiny.safetensors", **settings):
     return ClipScore(
-        ClipConfig(model=str(tiny.folder / model), checkpoint=str(tiny.folder / checkpoint), device="cpu", **settings)
+        ClipScoreConfig(
+            model=str(tiny.folder / model), checkpoint=str(tiny.folder / checkpoint), device="cpu", **settings
+        )
     )
 
 
@@ -115,10 +117,12 @@ def test_the_digest_is_of_content_not_of_places(tiny, tmp_path):
     moved = tmp_path / "other.safetensors"
     moved.write_bytes((tiny.folder / "tiny.safetensors").read_bytes())
     one = clip(tiny)
-    assert digest(one) == digest(ClipScore(ClipConfig(model=one.config.model, checkpoint=str(moved), device="auto")))
+    assert digest(one) == digest(
+        ClipScore(ClipScoreConfig(model=one.config.model, checkpoint=str(moved), device="auto"))
+    )
     moved.write_bytes(moved.read_bytes()[:-4] + b"\0\0\0\1")
     os.utime(moved, (1, 1))
-    assert digest(one) != digest(ClipScore(ClipConfig(model=one.config.model, checkpoint=str(moved))))
+    assert digest(one) != digest(ClipScore(ClipScoreConfig(model=one.config.model, checkpoint=str(moved))))
     assert digest(one) != digest(clip(tiny, model="folder.json"))
     assert digest(one) != digest(clip(tiny, images_per_batch=32))
 
@@ -160,7 +164,7 @@ def test_rubbish_weights_are_refused_by_name(name, content, tiny, tmp_path, imag
     ],
 )
 def test_a_model_that_cannot_be_is_refused(model, message, tiny, images, batch_of):
-    annotator = ClipScore(ClipConfig(model=model, checkpoint=str(tiny.folder / "tiny.pt"), device="cpu"))
+    annotator = ClipScore(ClipScoreConfig(model=model, checkpoint=str(tiny.folder / "tiny.pt"), device="cpu"))
     with pytest.raises(ValueError, match=message):
         annotator.annotate(batch_of(images, CAPTIONS))
 
