@@ -37,7 +37,8 @@ INTRODUCTION = """\
 # Every key of the files you write
 
 Made by `python docs/reference.py` from the typed configs. Unknown keys are refused; `key.path=value` on the command
-line overrides a key (`select.3.fraction=0.3`). A key without a default must be given.
+line overrides a key. In a list, a word is the one item of that name or tag, a number its place:
+`select.top_fraction.fraction=0.3`, `select.6.fraction=0.3`. A key without a default must be given.
 """
 
 

@@ -28,7 +28,7 @@ def test_models_and_lists_are_given_by_overrides() -> None:
             'input.urls=["a.parquet", "b.parquet"]',
             "annotate.clip.checkpoint=other.safetensors",
             "annotate.unsafe_image.model=other.onnx",
-            "select.6.fraction=0.3",
+            "select.top_fraction.fraction=0.3",
         ],
     )
     assert recipe.job == "s3://bucket/job"

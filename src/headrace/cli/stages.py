@@ -10,7 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE.yaml", help="The recipe file.")]
 OverridesArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="key=value", help="Overrides, for example select.3.fraction=0.3")
+    list[str] | None,
+    typer.Argument(metavar="key=value", help="Overrides: select.top_fraction.fraction=0.3"),
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")]
 TakeOverOption = Annotated[

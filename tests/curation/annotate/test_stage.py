@@ -165,7 +165,7 @@ def test_outputs_depend_on_neither_workers_nor_batches(make_recipe, annotation_f
 
 def test_batches_are_bounded_in_rows_bytes_and_pixels(make_recipe, monkeypatch):
     recipe = make_recipe(shards=1)
-    rows = [batches_module.Row(f"00000{place:04d}", None, None) for place in range(10)]
+    rows = [batches_module.FetchedRow(f"00000{place:04d}", None, None) for place in range(10)]
     monkeypatch.setattr(batches_module, "MAX_BATCH_PIXELS", 2 * 100 * 80)
     sizes = []
     for batch in batches_module.batches_with_images(rows, f"{recipe.job}/raw/00000.tar", 4):
@@ -179,7 +179,7 @@ def test_batches_are_bounded_in_rows_bytes_and_pixels(make_recipe, monkeypatch):
 
 def test_a_row_without_its_image_is_named_not_lost(make_recipe):
     recipe = make_recipe(shards=1)
-    rows = [batches_module.Row("nowhere", "a caption", None)]
+    rows = [batches_module.FetchedRow("nowhere", "a caption", None)]
     (batch,) = batches_module.batches_with_images(rows, f"{recipe.job}/raw/00000.tar", 4)
     assert batch.errors == ["missing: the tar holds no image of this key"]
     assert batch.sha256 == [None]
