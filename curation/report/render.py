@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from headrace.curation.report.galleries import Galleries, Shown
+from headrace.page import charts
 from headrace.page import html as page
-from headrace.page.html import Bar, Html, Page, Picture, Value
+from headrace.page.charts import Bar
+from headrace.page.html import Html, Page, Picture, Value
 
 Numbers = Mapping[str, Any]
 
@@ -70,22 +72,22 @@ def _funnel(funnel: Sequence[Numbers]) -> list[Html]:
         for reason, count in drops or [("", 0)]:
             rows.append([step["name"], reason, count, _percent(count, step["rows_in"]), step["threshold"]])
     head = ["step", "reason", "dropped", "% of the step's rows", "threshold"]
-    return [page.bar_chart(bars, legend=("left", "dropped")), page.heading("Reasons"), page.table(head, rows)]
+    return [charts.bar_chart(bars, legend=("left", "dropped")), page.heading("Reasons"), page.table(head, rows)]
 
 
 def _histograms(histograms: Mapping[str, Numbers], *, with_after: bool) -> list[Html]:
-    charts, constant = [], []
+    drawn, constant = [], []
     for name, data in histograms.items():
         if not data["edges"]:
             constant.append(f"{name} {page.show(data['constant'])}")
             continue
         layers = [("fetched", data["before"]), ("kept", data["after"])] if with_after else [("samples", data["before"])]
         cuts = [(f"{cut['step']} {page.show(cut['value'])}", cut["value"]) for cut in data["cuts"]]
-        charts.append(page.histogram(data["edges"], layers, x_label=name, cuts=cuts))
+        drawn.append(charts.histogram(data["edges"], layers, x_label=name, cuts=cuts))
     note = "The ends hold what lies beyond them; values that are missing are left out."
     if constant:
         note += f" The same everywhere: {', '.join(constant)}."
-    return [page.paragraph(note), page.columns(*charts)]
+    return [page.paragraph(note), page.columns(*drawn)]
 
 
 def _add_galleries(result: Page, report: Numbers, galleries: Galleries) -> None:

@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from headrace.page import charts
 from headrace.page import html as page
-from headrace.page.html import Bar, Page, Picture
+from headrace.page.charts import Bar
+from headrace.page.html import Page, Picture
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -64,9 +66,9 @@ def everything(text: str) -> bytes:
         page.facts([(text, text)]),
         page.table([text, "n"], [(text, number) for number in range(20)], caption=text),
         page.gallery([Picture(data=jpeg(), title=text, lines=(text, text))]),
-        page.bar_chart([Bar(label=text, parts=(1, 2), value=text)], legend=(text, text)),
-        page.histogram([0, 1, 2], [(text, [1, 2]), ("b", [0, 1])], x_label=text, cuts=[(text, 1.5)]),
-        page.columns(page.line_chart([(text, [(0, 1), (1, 2)])], x_label=text, y_label=text)),
+        charts.bar_chart([Bar(label=text, parts=(1, 2), value=text)], legend=(text, text)),
+        charts.histogram([0, 1, 2], [(text, [1, 2]), ("b", [0, 1])], x_label=text, cuts=[(text, 1.5)]),
+        page.columns(charts.line_chart([(text, [(0, 1), (1, 2)])], x_label=text, y_label=text)),
     )
     return made.render()
 
@@ -145,52 +147,6 @@ def test_only_a_long_table_has_a_search_field() -> None:
     assert 'type="search"' in page.table(["n"], [(1,)] * 8)
 
 
-def test_bars_are_in_proportion() -> None:
-    text = page.bar_chart([Bar(label="a", parts=(3, 1), value=""), Bar(label="b", parts=(2,), value="")])
-    assert re.findall(r'width="([0-9.]+)"', text) == ["750.00", "250.00", "500.00"]
-
-
-def test_histogram_bars_are_as_high_as_their_counts() -> None:
-    text = page.histogram([0, 1, 2, 3], [("n", [10, 5, 0])], x_label="x")
-    heights = [float(height) for height in re.findall(r'height="([0-9.]+)"><title>', text)]
-    assert len(heights) == 2
-    assert heights[0] == pytest.approx(2 * heights[1], abs=0.02)
-
-
-def test_more_series_than_colours_are_all_drawn() -> None:
-    series = [(f"s{number}", [(0.0, number), (1.0, number)]) for number in range(7)]
-    assert page.line_chart(series, x_label="x", y_label="y").count("<path") == 7
-    layers = [(f"s{number}", [1]) for number in range(7)]
-    text = page.histogram([0, 1], layers, x_label="x")
-    assert text.count("<rect") == text.count("<i class") == 7
-
-
-def test_a_cut_outside_the_bins_widens_the_axis() -> None:
-    text = page.histogram([0, 1], [("n", [1])], x_label="x", cuts=[("far", 4.0)])
-    (x,) = re.findall(r'<line class="cut" x1="([0-9.]+)"', text)
-    assert float(x) <= 520
-
-
-def test_points_that_are_not_finite_break_the_line() -> None:
-    text = page.line_chart([("a", [(0, 1), (1, math.nan), (2, 3)])], x_label="x", y_label="y")
-    (path,) = re.findall(r' d="([^"]*)"', text)
-    assert path.count("M") == 2
-    assert "nan" not in path
-
-
-@given(st.floats(-1e12, 1e12), st.floats(1e-6, 1e12), st.integers(2, 10))
-def test_ticks_are_few_and_inside(low: float, span: float, count: int) -> None:
-    high = low + span
-    ticks = page.ticks(low, high, count)
-    assert len(ticks) <= 2 * count + 2
-    assert all(low - span * 0.01 <= tick <= high + span * 0.01 for tick in ticks)
-
-
 def test_a_picture_must_be_a_picture() -> None:
     with pytest.raises(ValueError, match="not as JPEG, PNG or WebP"):
         page.gallery([Picture(data=b"<svg onload=alert(1)>", title="x")])
-
-
-def test_a_histogram_refuses_counts_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match="needs 2 counts"):
-        page.histogram([0, 1, 2], [("n", [1])], x_label="x")
