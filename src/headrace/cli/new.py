@@ -14,6 +14,7 @@ FILES = {
         "aim-0.6B": "aim-0.6B.yaml",
         "clip": "clip-tiny.yaml",
         "clip-filter": "clip-filter.yaml",
+        "supervised": "supervised-tiny.yaml",
     },
 }
 
