@@ -22,3 +22,11 @@ def test_importing_the_floor_imports_nothing_heavy() -> None:
     program = "import sys, headrace.shards; print(sorted({'numpy', 'pyarrow', 'PIL', 'fsspec'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_scripts_of_0_1_find_the_decoder_under_its_old_names() -> None:
+    from headrace.shards import image, image_header
+    from headrace.shards.images import decode, header
+
+    assert image.decode_rgb is decode.decode_rgb
+    assert image_header.read_header is header.read_header
