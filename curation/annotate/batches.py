@@ -5,11 +5,12 @@ wrong: a batch may be shorter than `batch_size` anywhere in a shard, where its i
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from headrace.curation.annotate.annotator import AnnotationBatch
 from headrace.curation.annotate.annotators.hashes import sha256_hex
 from headrace.curation.annotate.decode import Decoded, decode
+from headrace.shards.errors import ShardError
 from headrace.shards.group import MAX_IMAGE_BYTES, group_members
 from headrace.shards.images.decode import MAX_PIXELS
 from headrace.shards.payloads import read_payloads
@@ -26,6 +27,8 @@ class FetchedRow:
     key: str
     caption: str | None
     sha256: str | None
+    stored_sha256: str | None = None
+    """What the image in the tar must have; None if nobody recorded it."""
 
 
 @dataclass(slots=True)
@@ -65,9 +68,10 @@ def batches_with_images(rows: Sequence[FetchedRow], tar_url: str, batch_size: in
         payloads = iter(read_payloads(tar_url, spans))
         for row, member in group:
             data = next(payloads) if _fits(member) else None
+            _check_stored(row, member, data, tar_url)
             decoded = decode(data) if data is not None else Decoded(error=_not_read(member))
             if data is not None and row.sha256 is None:
-                row = FetchedRow(row.key, row.caption, sha256_hex(data))
+                row = replace(row, sha256=sha256_hex(data))
             if pending.rows and pending.pixels + _num_pixels(decoded) > MAX_BATCH_PIXELS:
                 yield pending.take()
             pending.add(row, decoded)
@@ -93,6 +97,21 @@ def _readable(
         num_bytes += size
     if group:
         yield group
+
+
+def _check_stored(row: FetchedRow, member: TarMember | None, data: bytes | None, tar_url: str) -> None:
+    """Raise ShardError if the tar does not hold the image that fetch put there."""
+    if row.stored_sha256 is None or (data is None and member is not None):
+        return
+    if data is None or member is None:
+        raise ShardError("the tar holds no image of this key", shard=tar_url, key=row.key)
+    if sha256_hex(data) != row.stored_sha256:
+        raise ShardError(
+            f"sha256 is {sha256_hex(data)}, the table says {row.stored_sha256}",
+            shard=tar_url,
+            key=row.key,
+            offset=member.offset,
+        )
 
 
 def _fits(member: TarMember | None) -> bool:

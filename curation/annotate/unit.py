@@ -17,8 +17,10 @@ from headrace.curation.annotate.batches import FetchedRow, batches_with_images, 
 from headrace.curation.annotate.config import AnnotateConfig, annotators
 from headrace.curation.annotate.decode import error_class
 from headrace.curation.job import Job
-from headrace.curation.raw.read import raw_tar_url, read_raw
+from headrace.curation.raw.read import check_raw_tar, raw_tar_url, read_raw, recorded_of
+from headrace.curation.raw.schema import STORED_COLUMNS, stored_sha256
 from headrace.shards.commit import commit
+from headrace.shards.errors import ShardError
 from headrace.shards.index import parquet_bytes
 
 
@@ -49,6 +51,11 @@ def annotate_shard(unit: AnnotateUnit) -> None:
         errors.update(error_class(error) for error in batch.errors if error is not None)
         for name, annotator in chosen.items():
             parts[name].append(_table(annotator, batch))
+    if rows and errors["missing"] == len(rows):
+        raise ShardError(
+            f"holds none of the {len(rows)} images of its table; is it the tar of another shard?",
+            shard=raw_tar_url(unit.job, unit.shard),
+        )
     for name, expected in unit.digests:
         table = pa.concat_tables([_schema(chosen[name]).empty_table(), *parts[name]])
         found = dict(sorted(errors.items())) if chosen[name].needs_pixels else {}
@@ -78,9 +85,10 @@ def _check_digest(annotator: Annotator, expected: str) -> None:
 
 
 def _rows(unit: AnnotateUnit) -> list[FetchedRow]:
-    table = read_raw(unit.job, unit.shard).select(["key", "caption", "sha256", "status"])
+    table = read_raw(unit.job, unit.shard).select(["key", "caption", "status", *STORED_COLUMNS])
+    known = recorded_of(unit.job, unit.shard).fixes_images
     return [
-        FetchedRow(row["key"], row["caption"], row["sha256"] or None)
+        FetchedRow(row["key"], row["caption"], row["sha256"] or None, stored_sha256(row) if known else None)
         for row in table.to_pylist()
         if row["status"] == "success"
     ]
@@ -89,7 +97,16 @@ def _rows(unit: AnnotateUnit) -> list[FetchedRow]:
 def _batches(unit: AnnotateUnit, rows: list[FetchedRow], chosen: Mapping[str, Annotator]) -> Iterator[AnnotationBatch]:
     if not any(annotator.needs_pixels for annotator in chosen.values()):
         return batches_without_images(rows, unit.config.batch_size)
-    return batches_with_images(rows, raw_tar_url(unit.job, unit.shard), unit.config.batch_size)
+    return _checked_batches(unit, rows)
+
+
+def _checked_batches(unit: AnnotateUnit, rows: list[FetchedRow]) -> Iterator[AnnotationBatch]:
+    recorded = check_raw_tar(unit.job, unit.shard)
+    try:
+        yield from batches_with_images(rows, raw_tar_url(unit.job, unit.shard), unit.config.batch_size)
+    except ShardError as error:
+        error.add_note(recorded.advice)
+        raise
 
 
 def _table(annotator: Annotator, batch: AnnotationBatch) -> pa.Table:

@@ -15,7 +15,10 @@ class BuildConfig:
     jpeg_quality: int = 95
     """Quality of the images that must be encoded again: those with faces, and formats without a metadata cut."""
     failure_budget: float = 0.1
-    """Share of an output shard's rows that may fail before the run stops; judged from 100 rows on."""
+    """Share of the rows that may fail: of an output shard from 100 rows on, and of the whole job at its end.
+
+    A job of fewer rows is refused when more than half of them fail.
+    """
     columns: tuple[str, ...] = ()
     """Columns to carry into the index beside the standard ones (every scalar annotation), such as `clip_embedding`."""
 

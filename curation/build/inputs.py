@@ -1,8 +1,8 @@
 """What one output shard is made from: the ledger's kept rows, raw shards and the annotations of each.
 
 Everything read here is cached by process and raw shard, as neighbouring output shards share a window of raw shards.
-The one thing a reader would get wrong: a damaged raw tar is not an error here; what can still be addressed is, and
-every payload is checked against its sha256 later.
+A tar whose sums are recorded must be the one that fetch finished. Any other tar may be damaged: what can still be
+addressed is used, and a row without its image fails alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,9 @@ from headrace.curation.annotate.annotators import known_annotators
 from headrace.curation.annotate.tables import open_annotation
 from headrace.curation.job import Job
 from headrace.curation.ledger import Ledger
-from headrace.curation.raw.read import raw_tar_url, read_raw
+from headrace.curation.raw.read import check_raw_tar, raw_tar_url, read_raw
+from headrace.curation.raw.record import Recorded
+from headrace.curation.raw.schema import STORED_COLUMNS, stored_sha256
 from headrace.shards.commit import is_committed
 from headrace.shards.errors import ShardError
 from headrace.shards.index import INDEX_SCHEMA
@@ -53,8 +55,10 @@ class ShardInputs:
     tar_url: str
     spans: Mapping[str, tuple[int, int]]
     """Where each key's image is."""
-    as_fetched: bool
-    """True if the payloads are the fetched bytes, so that the tables' sha256 is theirs (img2dataset may resize)."""
+    own: bool
+    """We stored the payloads, so the raw table knows their sums; img2dataset's sums are of the bytes as fetched."""
+    recorded: Recorded
+    """What the files were when fetch finished them."""
     damage: str
     """What is wrong with the tar; empty if nothing."""
     schemas: tuple[pa.Schema, ...]
@@ -73,6 +77,14 @@ class ShardInputs:
         found = [key for key in keys if key in self.spans]
         payloads = dict(zip(found, read_payloads(self.tar_url, [self.spans[key] for key in found]), strict=True))
         return [payloads.get(key) for key in keys]
+
+    def stored_sha256(self, key: str, facts: Mapping[str, Any]) -> str | None:
+        """Return the sum that the payload of a key must have; None if nobody knows it."""
+        row = self.tables[0].select(STORED_COLUMNS).slice(self.rows[0][key], 1).to_pylist()[0]
+        if self.own:
+            return stored_sha256(row)
+        # Of a foreign image without a sum, annotate took the one of the bytes in the tar.
+        return facts.get("sha256") if row["sha256"] is None else None
 
     def facts(self, key: str) -> dict[str, Any] | None:
         """Return every column of a key, annotations over raw ones; None if a table lacks the key."""
@@ -115,10 +127,13 @@ def load_raw_shard(
 ) -> ShardInputs:
     """Read where a raw shard's images are, and its tables: scalar columns, face boxes and `columns`.
 
-    Raises FileNotFoundError. Clear the cache when a run begins, as the files may have changed.
+    Raises FileNotFoundError; ShardError if the files are not those that fetch finished. Clear the cache when a run
+    begins, as the files may have changed.
     """
-    tar_url = raw_tar_url(job, name)
+    tar_url, recorded = raw_tar_url(job, name), check_raw_tar(job, name)
     spans, damage = _image_spans(tar_url)
+    if damage and recorded.fixes_images:
+        raise ShardError(f"{damage}; {recorded.advice}")
     raw = read_raw(job, name)
     schemas, tables = [raw.schema], [raw]
     for annotator, folder in annotations:
@@ -129,7 +144,8 @@ def load_raw_shard(
         name=name,
         tar_url=tar_url,
         spans=spans,
-        as_fetched=is_committed(job.raw, name),
+        own=is_committed(job.raw, name),
+        recorded=recorded,
         damage=damage,
         schemas=tuple(schemas),
         tables=tuple(tables),

@@ -13,21 +13,23 @@ from headrace import files
 from headrace.config import config_to_dict
 from headrace.curation.build.config import BuildConfig
 from headrace.curation.build.inputs import load_raw_shard, open_table
-from headrace.curation.build.unit import BuildUnit, build_unit
+from headrace.curation.build.unit import MIN_JUDGED_ROWS, BuildUnit, build_unit, describe_failure
 from headrace.curation.datasets import shown_name
 from headrace.curation.engine import EngineConfig, OnProgress, no_progress, run_units
 from headrace.curation.job import Job
 from headrace.curation.ledger import Decision, check_ledger, digest_of, latest_decision
-from headrace.curation.raw.read import raw_tar_url, read_raw
+from headrace.curation.raw.read import check_raw_tar, read_raw
 from headrace.shards.commit import committed, read_commit
 from headrace.shards.dataset import MANIFEST_NAME, SUMMARY_NAME
-from headrace.shards.parquet import read_equal
+from headrace.shards.parquet import read_equal, read_table
 from headrace.shards.write import finish_dataset
 
 # Raised whenever the same ledger and settings would give other bytes.
 BUILD_VERSION = 1
 # Each holds one raw shard's tables.
 NUM_READERS = 4
+# Of a job with fewer rows than a share can be judged by: one of its three rows may fail.
+SMALL_JOB_BUDGET = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,15 +135,33 @@ def run_build(
     units = [_unit(decision, config, inputs, shard) for shard in names if shard not in done]
     run_units(build_unit, units, engine, on_progress)
     _remove_strays(job, name, names)
-    finish_dataset(dataset, recipe_digest=origin.recipe_digest, facts={"ledger": decision.summary.digest})
     records = [read_commit(dataset, shard) for shard in names]
-    return BuildSummary(
+    built = BuildSummary(
         dataset=shown_name(name),
         ledger=decision.ledger.name,
         num_shards=len(records),
         num_samples=sum(record["num_samples"] for record in records),
         num_bytes=sum(record["num_bytes"] for record in records),
         num_failed=sum(record["num_failed"] for record in records),
+    )
+    _check_budget(job, config, built, names)
+    finish_dataset(dataset, recipe_digest=origin.recipe_digest, facts={"ledger": decision.summary.digest})
+    return built
+
+
+def _check_budget(job: Job, config: BuildConfig, built: BuildSummary, names: list[str]) -> None:
+    """Raise ValueError if too many rows of the whole job failed; a unit judges large output shards only."""
+    num_rows = built.num_samples + built.num_failed
+    share = config.failure_budget if num_rows >= MIN_JUDGED_ROWS else max(config.failure_budget, SMALL_JOB_BUDGET)
+    if built.num_samples and built.num_failed <= share * num_rows:
+        return
+    tables = (read_table(files.join(job.build_failures(config.dataset), f"{name}.parquet")) for name in names)
+    first = next((table.slice(0, 1).to_pylist()[0] for table in tables if table.num_rows), None)
+    raise ValueError(
+        f"{job.dataset_named(config.dataset)}: {built.num_failed} of {num_rows} rows failed, over {share:g} "
+        "(build.failure_budget)"
+        + (f"; the first: {describe_failure(first)}" if first else "")
+        + "; end the cause and build again with --start-over, or raise the budget"
     )
 
 
@@ -153,8 +173,7 @@ def _check_inputs(decision: Decision) -> None:
 
     def check(shard: str) -> None:
         read_raw(job, shard)
-        if not files.exists(raw_tar_url(job, shard)):
-            raise FileNotFoundError(f"{raw_tar_url(job, shard)} is missing")
+        check_raw_tar(job, shard)
         for annotator, folder in folders.items():
             open_table(annotator, folder, shard)
 

@@ -20,6 +20,7 @@ from headrace.curation.build.inputs import KeptRow, ShardInputs, load_raw_shard,
 from headrace.curation.job import Job
 from headrace.curation.ledger import Ledger, dataset_key
 from headrace.shards.commit import is_committed
+from headrace.shards.errors import ShardError
 from headrace.shards.index import parquet_bytes
 from headrace.shards.write import Sample, commit_shard, write_shard_files
 
@@ -138,15 +139,14 @@ def _read_batch(batch: list[KeptRow], shards: Mapping[str, ShardInputs]) -> list
 
 def _sample(unit: BuildUnit, row: KeptRow, shard: ShardInputs, payload: bytes | None, fields: list[pa.Field]) -> Sample:
     """Return one sample. Raises RowError."""
-    if payload is None:
-        raise RowError("missing", shard.damage or f"the raw shard has no image for key {row.key}")
     facts = shard.facts(row.key)
     if facts is None:
         raise RowError("missing", f"the tables of raw shard {row.raw_shard} have no row for key {row.key}")
-    sha256 = hashlib.sha256(payload).hexdigest()
-    expected = facts.get("sha256")
-    if shard.as_fetched and expected is not None and expected != sha256:
-        raise RowError("sha256", f"sha256 is {sha256}, the tables say {expected}")
+    if payload is None:
+        raise _of_tar(shard, row, "missing", shard.damage or f"the raw shard has no image for key {row.key}")
+    sha256, stored = hashlib.sha256(payload).hexdigest(), shard.stored_sha256(row.key, facts)
+    if stored is not None and stored != sha256:
+        raise _of_tar(shard, row, "sha256", f"sha256 is {sha256}, the tables say {stored}")
     boxes = facts.get("face_boxes") if unit.config.blur_faces else []
     if boxes is None:
         raise RowError("image", "no faces were looked for in it, as it did not decode")
@@ -159,13 +159,23 @@ def _sample(unit: BuildUnit, row: KeptRow, shard: ShardInputs, payload: bytes | 
         "caption": facts.get("caption"),
         "url": row.url,
         "label": facts.get("label"),
-        "sha256": expected or sha256,
+        "sha256": facts.get("sha256") or sha256,
         "orientation": image.header.orientation,
         **{field.name: _plain(facts.get(field.name), field.type) for field in fields},
         "faces_blurred": len(boxes),
         "reencoded": image.reencoded,
     }
     return Sample(dataset_key(unit.name, row.out_index), image.data, image.extension, columns)
+
+
+def _of_tar(shard: ShardInputs, row: KeptRow, reason: str, message: str) -> ValueError:
+    """Return what to raise for an image that is not in its tar as it should be.
+
+    A tar that was recorded whole has been damaged since: no dataset is made of it. Else the row fails alone.
+    """
+    if shard.recorded.fixes_images:
+        return ShardError(f"{message}; {shard.recorded.advice}", shard=shard.tar_url, key=row.key)
+    return RowError(reason, message)
 
 
 def _plain(value: Any, kind: pa.DataType) -> Any:
@@ -199,6 +209,10 @@ def _check_budget(unit: BuildUnit, num_rows: int, failures: list[dict[str, Any]]
         first = failures[0]
         raise ValueError(
             f"output shard {unit.name}: {len(failures)} of {num_rows} rows failed, over build.failure_budget "
-            f"{unit.config.failure_budget}; the first: raw shard {first['raw_shard']}, key {first['key']}, "
-            f"{first['reason']}: {first['message']}"
+            f"{unit.config.failure_budget}; the first: {describe_failure(first)}"
         )
+
+
+def describe_failure(row: Mapping[str, Any]) -> str:
+    """Return one row of the failures table as words."""
+    return f"raw shard {row['raw_shard']}, key {row['key']}, {row['reason']}: {row['message']}"

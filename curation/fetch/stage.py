@@ -17,7 +17,7 @@ from headrace.curation.fetch.lists.table import check_list
 from headrace.curation.fetch.unit import FetchUnit, fetch_shard
 from headrace.curation.job import Job
 from headrace.curation.raw.img2dataset import adopt_raw, foreign_shards
-from headrace.curation.raw.read import raw_shards, read_raw
+from headrace.curation.raw.read import raw_shards, read_raw, recorded_of
 from headrace.curation.raw.write import RawShard
 from headrace.shards.commit import committed, read_commit
 
@@ -130,11 +130,13 @@ def summarize(job: Job, *, num_list_shards: int | None = None) -> FetchSummary:
             failed.update(value for value in classes.to_pylist() if value is not None)
         return FetchSummary(rows, rows - failed.total(), len(names), dict(failed))
     for name in names:
-        record = read_commit(job.raw, name)
+        recorded, status = recorded_of(job, name), read_commit(job.raw, name).get("status_dict")
+        if recorded.rows is None or recorded.successes is None or not isinstance(status, dict):
+            raise ValueError(f"{recorded.place}: damaged: no count, successes or status_dict; {recorded.advice}")
         if int(name) >= num_list_shards:
-            retried += int(record["successes"])
+            retried += recorded.successes
             continue
-        rows += int(record["count"])
-        failed.update({kind: int(count) for kind, count in record["status_dict"].items() if kind != "success"})
+        rows += recorded.rows
+        failed.update({kind: int(count) for kind, count in status.items() if kind != "success"})
     odd = {reason: found.rows for reason, found in read_tally(files.join(job.url, "input", "runs")).all().items()}
     return FetchSummary(rows, rows - failed.total() + retried, len(names), dict(failed), retried, odd)

@@ -6,6 +6,7 @@ would get wrong: limits for a host hold within one process; N workers make N tim
 """
 
 import asyncio
+import hashlib
 import os
 import resource
 import tempfile
@@ -118,13 +119,17 @@ async def fetch_row(fetcher: Fetcher, record: dict[str, str | None], config: Fet
             raise FetchError("bad-url", record["problem"])
         body, header = await fetcher.fetch(record["url"], partial(check_image, max_pixels=config.max_pixels))
         sha256 = check_sha256(body, record.get("expected_sha256"))
-        original = header
+        original, stored_sha256 = header, None
         if config.resize != "none":
             from headrace.curation.fetch.resize import resize_image  # OpenCV, which few fetches need
 
-            body, header = await asyncio.to_thread(resize_image, body, header, config)
+            stored, header = await asyncio.to_thread(resize_image, body, header, config)
+            if stored is not body:
+                body, stored_sha256 = stored, hashlib.sha256(stored).hexdigest()
     except FetchError as error:
         return Outcome(error.error_class, error.message)
     offset = spool.tell()
     spool.write(body)
-    return Outcome(header=header, original=original, sha256=sha256, offset=offset, size=len(body))
+    return Outcome(
+        header=header, original=original, sha256=sha256, stored_sha256=stored_sha256, offset=offset, size=len(body)
+    )

@@ -4,9 +4,14 @@ A foreign shard has no input list: a row's origin is the raw parquet itself (`in
 (`input_row`).
 """
 
+import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -15,11 +20,22 @@ import pyarrow.compute as pc
 from headrace import files
 from headrace.config import canonical_json
 from headrace.curation.job import Job
+from headrace.curation.raw.record import RECORD_SCHEMA, Recorded, parse_record, read_json
 from headrace.curation.raw.schema import OWN_SCHEMA, uid_of
 from headrace.shards.commit import committed
+from headrace.shards.errors import ShardError
+from headrace.shards.parquet import ParquetReader
+from headrace.text import shown
+
+log = logging.getLogger(__name__)
 
 FOREIGN = "foreign.json"
 """In `JOB/raw`: where the raw shards of others are, and which of them are used."""
+FOREIGN_RECORDS = "foreign"
+"""Beside it: the folder of what was recorded of each of them."""
+
+NUM_READERS = 16
+MAX_NAMED = 20
 
 _FOREIGN_REQUIRED = ("key", "url", "status")
 
@@ -41,34 +57,113 @@ _FOREIGN_ERRORS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """The raw shards of others that a job uses instead of its own."""
+
+    url: str
+    """Their folder."""
+    shards: tuple[str, ...]
+    """Their names, sorted."""
+    records: str | None
+    """The folder of what was recorded of each shard's files; None in jobs of before 2026-12."""
+
+    def recorded(self, shard: str) -> Recorded:
+        """Return what was recorded of one shard. Raises ValueError if the record is damaged."""
+        advice = "put back the file that this job began with, or give the new one a job folder of its own"
+        if self.records is None:
+            return Recorded(place=self.url, advice=advice)
+        place = files.join(self.records, f"{shard}.json")
+        return parse_record(read_json(place), place=place, advice=advice)
+
+
 def adopt_raw(job: Job, url: str) -> list[str]:
     """Make the finished shards of an img2dataset folder this job's raw shards; return their names.
 
-    Nothing is copied. Raises ValueError if the folder holds none, or if the job began with other raw shards.
+    Nothing is copied; the sums of the tables are recorded. Raises ValueError if the folder holds no shard or a damaged
+    one, or if the job began with other raw shards.
     """
     shards = foreign_shards(url)
-    record = (canonical_json({"shards": shards, "url": url}) + "\n").encode()
-    target = files.join(job.raw, FOREIGN)
     if committed(job.raw):
         raise ValueError(f"{job.raw} holds fetched shards already; give input.raw a job folder of its own")
-    if not files.put_if_absent(target, record) and files.read_bytes(target) != record:
-        raise ValueError(f"{target}: this job began with other raw shards; give the new ones a job folder of their own")
+    known = adopted(job)
+    if known is None:
+        with ThreadPoolExecutor(NUM_READERS) as readers:
+            for _ in readers.map(partial(_record, job, url), shards):
+                pass
+        record = {"schema": RECORD_SCHEMA, "shards": shards, "url": url}
+        files.put_if_absent(files.join(job.raw, FOREIGN), (canonical_json(record) + "\n").encode())
+        log.info("%s: took over %s raw shards of %s", job.raw, len(shards), url)
+        known = adopted(job)
+    if known is None or (known.url, list(known.shards)) != (url, shards):
+        raise ValueError(
+            f"{job.raw}/{FOREIGN}: this job began with other raw shards; give the new ones a job folder of their own"
+        )
     return shards
 
 
+def _record(job: Job, url: str, shard: str) -> None:
+    """Look at one shard and record what it holds. Raises ValueError that names a damaged file."""
+    table_url = files.join(url, f"{shard}.parquet")
+    data = files.read_bytes(table_url)
+    table = ParquetReader(data, table_url).read()
+    foreign_table(table, table_url)
+    rows, successes = table.num_rows, pc.sum(pc.equal(table["status"], "success")).as_py() or 0
+    stats_url = files.join(url, f"{shard}_stats.json")
+    stats = _stats(stats_url)
+    for name, found in (("count", rows), ("successes", successes)):
+        counted = stats.get(name, found)
+        if counted != found:
+            what = "rows" if name == "count" else "images"
+            raise ShardError(
+                f"{found} {what}, {stats_url} says {shown(counted)}; copy both files again from where they were made",
+                shard=table_url,
+            )
+    record = {
+        "schema": RECORD_SCHEMA,
+        "count": rows,
+        "successes": successes,
+        "table": {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
+        "tar": {"bytes": files.size_of(files.join(url, f"{shard}.tar"))},
+    }
+    # Written over, as a killed run may have recorded other files before the job began with them.
+    files.write_atomic(files.join(job.raw, FOREIGN_RECORDS, f"{shard}.json"), (canonical_json(record) + "\n").encode())
+
+
+def _stats(url: str) -> dict[str, Any]:
+    return read_json(url) if files.exists(url) else {}  # a published copy may have none
+
+
 def foreign_shards(url: str) -> list[str]:
-    """Return the shards that img2dataset has finished (tar, parquet and stats are there)."""
-    names = set(files.list_names(url))
-    tars = sorted(name.removesuffix(".tar") for name in names if re.fullmatch(r"[0-9]+\.tar", name))
+    """Return the shards that img2dataset has finished (tar, parquet and stats are there).
+
+    Raises ValueError if there are none, or if a file of a finished shard is missing.
+    """
+    names = {suffix: _numbered(url, suffix) for suffix in (".tar", ".parquet", "_stats.json")}
+    tars, tables, stats = names.values()
     # A published copy may lack every stats file; a run that was killed lacks those of its unfinished shards only.
-    with_stats = any(name.endswith("_stats.json") for name in names)
-    shards = [name for name in tars if f"{name}.parquet" in names and (not with_stats or f"{name}_stats.json" in names)]
+    finished = stats or tars | tables
+    missing = sorted(f"{name}{suffix}" for suffix in (".tar", ".parquet") for name in finished - names[suffix])
+    if tars & tables and missing:
+        more = f" (and {len(missing) - 1} more files)" if len(missing) > 1 else ""
+        raise ValueError(
+            f"input.raw: {url}: {missing[0]} is missing{more}, while other files of that shard are there; copy it again"
+        )
+    shards = sorted(finished & tars & tables)
     if not shards:
         raise ValueError(
             f"input.raw: {url}: no finished shard (00000.tar, 00000.parquet, 00000_stats.json); "
             "img2dataset writes these with --output_format webdataset"
         )
+    unfinished = sorted((tars | tables) - finished)
+    if unfinished:
+        log.warning("%s: not finished by img2dataset, left out: %s", url, ", ".join(unfinished[:MAX_NAMED]))
     return shards
+
+
+def _numbered(url: str, suffix: str) -> set[str]:
+    names = {name.removesuffix(suffix) for name in files.list_names(url, suffix)}
+    return {name for name in names if re.fullmatch(r"[0-9]+", name)}
 
 
 def foreign_table(table: pa.Table, url: str) -> pa.Table:
@@ -123,13 +218,14 @@ def foreign_error_class(status: str, message: str) -> str:
     return "resize" if status == "failed_to_resize" else "protocol"
 
 
-def adopted(job: Job) -> dict[str, Any] | None:
-    """Return the folder and the shards that this job uses instead of its own; None if it fetched."""
-    url = files.join(job.raw, FOREIGN)
+def adopted(job: Job) -> Adopted | None:
+    """Return the raw shards that this job uses instead of its own; None if it fetched. Raises ValueError if damaged."""
+    place = files.join(job.raw, FOREIGN)
     try:
-        record = json.loads(files.read_bytes(url))
-        return {"url": str(record["url"]), "shards": list(record["shards"])}
+        record = json.loads(files.read_bytes(place))
+        records = None if record.get("schema") is None else files.join(job.raw, FOREIGN_RECORDS)
+        return Adopted(str(record["url"]), tuple(sorted(str(name) for name in record["shards"])), records)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{url}: damaged: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{place}: damaged: {error}; restore it, or begin again in another job folder") from error

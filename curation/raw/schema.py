@@ -4,6 +4,8 @@ Error classes are part of the format: they stand in the column `error_class` of 
 """
 
 import hashlib
+from collections.abc import Mapping
+from typing import Any
 
 import pyarrow as pa
 
@@ -21,10 +23,21 @@ RAW_COLUMNS = (
     "original_height",
     "format",
     "sha256",
+    "stored_sha256",
     "input_file",
     "input_row",
 )
-"""The columns of every raw parquet, in order; carried columns come after them."""
+"""The columns of every raw parquet, in order; carried columns come after them.
+
+`sha256` is of the bytes as fetched, `stored_sha256` of those in the tar where fetch encoded them again; null where it
+did not, and in the tables of others.
+"""
+
+STORED_COLUMNS = ("sha256", "stored_sha256", "width", "height", "original_width", "original_height")
+"""What `stored_sha256` needs of a row."""
+
+LATER_COLUMNS = ("stored_sha256",)
+"""What tables of older jobs lack."""
 
 RESERVED_COLUMNS = (*RAW_COLUMNS, "expected_sha256", "place", "problem")
 """Names that a list's carried columns cannot have."""
@@ -68,6 +81,15 @@ TRANSIENT_CLASSES = ("dns", "connect", "timeout", "http-429", "http-5xx", "trunc
 def uid_of(caption: str | None, url: str | None) -> str:
     """Return hex md5 of caption + url, as DataComp defines it."""
     return hashlib.md5(((caption or "") + (url or "")).encode(), usedforsecurity=False).hexdigest()
+
+
+def stored_sha256(row: Mapping[str, Any]) -> str | None:
+    """Return the sum that the image in the tar must have, by one row of our own tables; None if it is not known."""
+    if row["stored_sha256"] is not None:
+        return str(row["stored_sha256"])
+    # Jobs of before this column: what was resized has another size, everything else is as fetched.
+    same = row["width"] == row["original_width"] and row["height"] == row["original_height"]
+    return row["sha256"] if same else None
 
 
 def status_of(error_class: str | None) -> str:

@@ -4,6 +4,7 @@ All rows are in the parquet, the fetched ones are in the tar, both in the order 
 wrong: nothing counts before the commit record, so a rerun overwrites whatever a killed one left.
 """
 
+import hashlib
 import json
 import math
 from collections import Counter
@@ -15,11 +16,12 @@ import pyarrow as pa
 
 from headrace import files
 from headrace.config import canonical_json
-from headrace.curation.fetch.lists.spill import write_parquet
+from headrace.curation.raw.record import RECORD_SCHEMA
 from headrace.curation.raw.schema import OWN_SCHEMA, RESERVED_COLUMNS, status_of, uid_of
 from headrace.shards.commit import commit
 from headrace.shards.images.formats import EXTENSIONS
 from headrace.shards.images.header import ImageHeader
+from headrace.shards.index import parquet_bytes
 from headrace.shards.tar import ShardWriter
 
 MIN_ROW_DIGITS = 4
@@ -36,6 +38,9 @@ class Outcome:
     original: ImageHeader | None = None
     """Of the image as fetched."""
     sha256: str | None = None
+    """Of the bytes as fetched."""
+    stored_sha256: str | None = None
+    """Of the bytes as stored, where they are others."""
     offset: int = 0
     size: int = 0
 
@@ -74,13 +79,15 @@ def write_raw_shard(
                 if outcome.header is not None:
                     writer.write(record["key"], _members(record, outcome.header.format, payload(outcome)))
         tar = {"bytes": writer.num_bytes, "sha256": writer.sha256}
-    write_parquet(files.join(shard.folder, f"{shard.name}.parquet"), table)
+    data = parquet_bytes(table)
+    files.write_atomic(files.join(shard.folder, f"{shard.name}.parquet"), data)
     stats = _stats(outcomes)
     files.write_atomic(
         files.join(shard.folder, f"{shard.name}_stats.json"),
         (json.dumps(stats, sort_keys=True, indent=4) + "\n").encode(),
     )
-    commit(shard.folder, shard.name, {**stats, "tar": tar})
+    sums = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    commit(shard.folder, shard.name, {**stats, "schema": RECORD_SCHEMA, "table": sums, "tar": tar})
 
 
 def raw_table(shard: RawShard, rows: pa.Table, outcomes: Sequence[Outcome]) -> pa.Table:
@@ -102,6 +109,7 @@ def raw_table(shard: RawShard, rows: pa.Table, outcomes: Sequence[Outcome]) -> p
         "original_height": [header and header.height for header in originals],
         "format": [header and header.format for header in headers],
         "sha256": [outcome.sha256 for outcome in outcomes],
+        "stored_sha256": [outcome.stored_sha256 for outcome in outcomes],
         "input_file": rows.column("input_file"),
         "input_row": rows.column("input_row"),
     }
@@ -124,7 +132,8 @@ def _members(record: dict[str, Any], image_format: str, data: bytes) -> dict[str
     members = {EXTENSIONS[image_format]: data}
     if record["caption"] is not None:
         members["txt"] = record["caption"].encode()
-    plain = {name: value for name, value in record.items() if name not in ("error_class", "error_message")}
+    left_out = ["error_class", "error_message", *(["stored_sha256"] if record["stored_sha256"] is None else [])]
+    plain = {name: value for name, value in record.items() if name not in left_out}
     members["json"] = canonical_json(_plain(plain)).encode()
     return members
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from headrace import files
 from headrace.curation.annotate.tables import annotation_sha256, open_annotation
 from headrace.curation.job import Job
-from headrace.curation.raw.read import raw_shards, raw_tar_url, read_raw
+from headrace.curation.raw.read import check_list_is_fetched, raw_shards, raw_tar_url, read_raw, recorded_of
 from headrace.curation.select.database import insert
 from headrace.curation.select.expression import quoted
 from headrace.shards.parquet import ParquetReader
@@ -63,10 +63,14 @@ def find_inputs(job: Job, annotations: Mapping[str, str]) -> Inputs:
     shards = tuple(sorted(raw_shards(job)))
     if not shards:
         raise NotReadyError(f"{job.raw}: no raw shards; run `headrace fetch` first")
+    check_list_is_fetched(job)
     return Inputs(job=job, shards=shards, annotations=tuple(Annotation(*item) for item in annotations.items()))
 
 
 def _raw_sha256(job: Job, shard: str) -> str:
+    recorded = recorded_of(job, shard).table_sha256
+    if recorded is not None:
+        return recorded
     with _naming_the_stage("fetch"):
         return hashlib.sha256(files.read_bytes(raw_tar_url(job, shard).removesuffix(".tar") + ".parquet")).hexdigest()
 
