@@ -17,15 +17,19 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from headrace.config import build_config
+from headrace.curation import stages
 from headrace.curation.engine import EngineConfig
 from headrace.curation.fetch.config import FetchConfig, InputConfig
 from headrace.curation.job import Job
 from headrace.curation.raw.img2dataset import foreign_error_class
 from headrace.curation.raw.read import raw_shards, raw_tar_url, read_raw
 from headrace.curation.raw.schema import RAW_COLUMNS
+from headrace.curation.recipe import Recipe
 from headrace.curation.stages import fetch as run_fetch
 from headrace.curation.stages import plan_fetch
 from headrace.shards.tar import scan_tar
+from headrace.shards.verify import verify_dataset
 
 
 def foreign_folder(folder: Path, *, unfinished: bool = True) -> Path:
@@ -202,3 +206,18 @@ def test_the_output_of_the_real_img2dataset_is_read(tmp_path: Path) -> None:
             assert row["uid"]
             assert f"{row['key']}.jpg" in members
     assert json.loads((tmp_path / "job/raw/foreign.json").read_text())["shards"] == raw_shards(job)
+    # Its sums are of the bytes before it resized them.
+    settings = {
+        "job": recipe.job,
+        "unsafe_images": "off",
+        "input": {"raw": str(tmp_path / "out")},
+        "annotate": {"faces": None},
+        "select": [],
+        "build": {"blur_faces": False},
+        "engine": {"executor": "inline"},
+    }
+    whole = build_config(Recipe, settings)
+    stages.annotate(whole)
+    stages.select(whole)
+    assert stages.build(whole).num_samples == 10
+    assert list(verify_dataset(f"{recipe.job}/dataset")) == []
