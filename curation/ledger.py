@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from headrace import files
 from headrace.config import canonical_json
 from headrace.curation.job import Job
+from headrace.shards.parquet import write_groups
 
 SCHEMA_VERSION = 1
 READ_BYTES = 16 << 20
@@ -224,9 +224,7 @@ def write_ledger(ledger: Ledger, tables: Iterable[pa.Table]) -> str:
     """
     files.remove(ledger.summary)
     with files.atomic_file(ledger.table) as path:
-        with pq.ParquetWriter(path, LEDGER_SCHEMA, compression="zstd", version="2.6") as writer:
-            for table in tables:
-                writer.write_table(table.cast(LEDGER_SCHEMA), row_group_size=max(1, table.num_rows))
+        write_groups(path, LEDGER_SCHEMA, tables)
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -5,18 +5,16 @@ damaged image still has a row (null width, height, format), so that `verify` can
 """
 
 import hashlib
-import io
 import logging
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from headrace import files
 from headrace.shards.errors import ShardError
 from headrace.shards.group import SampleMembers, group_members, read_columns
-from headrace.shards.parquet import ParquetReader
+from headrace.shards.parquet import ParquetReader, write_parquet
 from headrace.shards.tar import TarMember, iterate_members
 from headrace.shards.windows import Windows
 
@@ -117,14 +115,7 @@ def _index_sample(
 
 def write_index(url: str, table: pa.Table) -> None:
     """Write an index so that equal tables give equal bytes."""
-    files.write_atomic(url, parquet_bytes(table))
-
-
-def parquet_bytes(table: pa.Table) -> bytes:
-    """Return `table` as parquet with fixed options: equal tables, equal bytes (for one version of pyarrow)."""
-    sink = io.BytesIO()
-    pq.write_table(table.combine_chunks(), sink, compression="zstd", row_group_size=1 << 16, version="2.6")
-    return sink.getvalue()
+    write_parquet(url, table)
 
 
 def read_index(url: str) -> pa.Table:

@@ -1,14 +1,18 @@
-"""Parquet, read so that no thread of Arrow's pools ever holds a Python object.
+"""Parquet of all floors: one writer with fixed options, and readers that leave no Python object to Arrow's threads.
 
-Such a thread lets go of the file it read from a little after the caller has the result. If that is a Python object and
-the interpreter is ending by then, the process aborts with "terminate called without an active exception"
+Written: equal tables give equal bytes, for one version of pyarrow.
+
+Read: a thread of Arrow lets go of the file it read from a little after the caller has the result. If that is a Python
+object and the interpreter is ending by then, the process aborts with "terminate called without an active exception"
 (apache/arrow#34314): one `headrace stream` in six, on a busy machine, after all its work was done. So bytes are copied
 into Arrow's own memory, local files are opened by Arrow itself, and any other file is read by the calling thread alone.
-Nothing else in headrace opens a parquet file; ruff's TID251 keeps it so.
+Nothing else in headrace opens or writes a parquet file; ruff's TID251 keeps it so.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -21,6 +25,8 @@ WHOLE_BYTES = 16 << 20
 """A remote file up to this size is one request instead of one a column."""
 BUFFER_BYTES = 1 << 20
 """For `buffer_bytes` where a file may be one row group whose columns must not be held whole."""
+GROUP_ROWS = 1 << 16
+"""Rows of a row group, where the caller does not cut."""
 
 
 class ParquetReader:
@@ -146,6 +152,31 @@ def read_equal(url: str, equal: Mapping[str, Any], columns: Sequence[str] | None
     for name, value in equal.items():
         table = table.filter(pc.equal(table[name], value))
     return table.select(wanted)
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """Return `table` as a parquet file."""
+    sink = io.BytesIO()
+    _write(sink, table.schema, [table], GROUP_ROWS)
+    return sink.getvalue()
+
+
+def write_parquet(url: str, table: pa.Table, *, group_rows: int = GROUP_ROWS) -> None:
+    """Write `table` to any fsspec URL, at once."""
+    with files.atomic_file(url) as path:
+        _write(path, table.schema, [table], group_rows)
+
+
+def write_groups(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+    """Write `tables` to a local file as they come, each cast to `schema` and one row group: one is held at a time."""
+    _write(path, schema, (table.cast(schema) for table in tables), None)
+
+
+def _write(target: Path | BinaryIO, schema: pa.Schema, tables: Iterable[pa.Table], group_rows: int | None) -> None:
+    with pq.ParquetWriter(target, schema, compression="zstd", version="2.6") as writer:  # noqa: TID251
+        for table in tables:
+            # How a table is cut into chunks would show in its pages.
+            writer.write_table(table.combine_chunks(), row_group_size=group_rows or max(1, table.num_rows))
 
 
 def _may_hold(bounds: tuple[Any, Any] | None, value: Any) -> bool:

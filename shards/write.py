@@ -21,7 +21,8 @@ from headrace.shards.dataset import MANIFEST_NAME, MANIFEST_SCHEMA, OWN_LAYOUT, 
 from headrace.shards.errors import ShardError
 from headrace.shards.group import header_columns
 from headrace.shards.images.formats import IMAGE_EXTENSIONS
-from headrace.shards.index import INDEX_SCHEMA, parquet_bytes, sample_uid
+from headrace.shards.index import INDEX_SCHEMA, sample_uid
+from headrace.shards.parquet import parquet_bytes
 from headrace.shards.tar import ShardWriter, TarMember, check_key
 
 _MEASURED = ("key", "offset", "size", "crc32", "width", "height", "orientation", "format")

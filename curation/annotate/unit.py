@@ -21,7 +21,7 @@ from headrace.curation.raw.read import check_raw_tar, raw_tar_url, read_raw, rec
 from headrace.curation.raw.schema import STORED_COLUMNS, stored_sha256
 from headrace.shards.commit import commit
 from headrace.shards.errors import ShardError
-from headrace.shards.index import parquet_bytes
+from headrace.shards.parquet import parquet_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from headrace.curation.job import Job
 from headrace.curation.ledger import Ledger, dataset_key
 from headrace.shards.commit import is_committed
 from headrace.shards.errors import ShardError
-from headrace.shards.index import parquet_bytes
+from headrace.shards.parquet import parquet_bytes
 from headrace.shards.write import Sample, commit_shard, write_shard_files
 
 FAILURES_SCHEMA = pa.schema(

@@ -16,11 +16,12 @@ from headrace import files
 from headrace.config import canonical_json
 from headrace.curation.fetch.config import FetchConfig
 from headrace.curation.fetch.lists.rows import LIST_PROBLEM
-from headrace.curation.fetch.lists.spill import SpilledList, write_parquet
+from headrace.curation.fetch.lists.spill import SpilledList
 from headrace.curation.job import Job
 from headrace.curation.raw.read import read_raw
 from headrace.curation.raw.schema import RAW_COLUMNS
 from headrace.shards.commit import committed
+from headrace.shards.parquet import write_parquet
 
 IDENTITY = ("uid", "input_file", "input_row")
 
@@ -62,7 +63,7 @@ def begin(job: Job, config: FetchConfig, *, num_list_shards: int) -> Generation 
         return None
     folder = _generation_folder(job, len(begun))
     spilled = SpilledList(folder, 1, rows.num_rows)
-    write_parquet(spilled.run_url(0), rows, row_group_size=config.samples_per_shard)
+    write_parquet(spilled.run_url(0), rows, group_rows=config.samples_per_shard)
     record = {"first_shard": first, "rows": rows.num_rows, "samples_per_shard": config.samples_per_shard}
     files.put_if_absent(f"{folder}.json", (canonical_json(record) + "\n").encode())
     return Generation(spilled, first, config.samples_per_shard)

@@ -21,7 +21,7 @@ from headrace.curation.raw.schema import OWN_SCHEMA, RESERVED_COLUMNS, status_of
 from headrace.shards.commit import commit
 from headrace.shards.images.formats import EXTENSIONS
 from headrace.shards.images.header import ImageHeader
-from headrace.shards.index import parquet_bytes
+from headrace.shards.parquet import parquet_bytes
 from headrace.shards.tar import ShardWriter
 
 MIN_ROW_DIGITS = 4

@@ -6,7 +6,6 @@ and is counted.
 """
 
 import hashlib
-import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from headrace import files
 from headrace.curation.annotate.annotators.hashes import Hashes, image_hashes
@@ -23,7 +21,7 @@ from headrace.curation.engine import EngineConfig, OnProgress, no_progress, run_
 from headrace.shards.images.decode import decode_rgb
 from headrace.shards.images.formats import names_image
 from headrace.shards.imports.folder import open_folder
-from headrace.shards.parquet import open_parquet, read_table
+from headrace.shards.parquet import open_parquet, read_table, write_parquet
 from headrace.shards.payloads import read_payloads
 from headrace.shards.tar import scan_tar
 
@@ -121,9 +119,7 @@ def hash_unit(unit: HashUnit) -> None:
         for name, data in read_part(part):
             sha256 = hashlib.sha256(data).hexdigest()
             rows.append({**(known.get(sha256) or _hash(data)), "name": name, "sha256": sha256})
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), sink, compression="zstd")
-    files.write_atomic(unit.out, sink.getvalue())
+    write_parquet(unit.out, pa.Table.from_pylist(rows, SCHEMA))
 
 
 def _known(url: str) -> dict[str, dict[str, Any]]:

@@ -22,7 +22,8 @@ from headrace.shards.dataset import (
     open_dataset,
 )
 from headrace.shards.errors import ShardError
-from headrace.shards.index import build_index, parquet_bytes, parse_index, shard_name
+from headrace.shards.index import build_index, parse_index, shard_name
+from headrace.shards.parquet import parquet_bytes
 from headrace.shards.units import run_in_processes
 from headrace.shards.write import clear_leftovers, write_manifest
 from headrace.text import shown

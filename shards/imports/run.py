@@ -24,7 +24,7 @@ from headrace.shards.imports.folder import FolderSource, open_folder
 from headrace.shards.imports.parquet import open_parquet_files
 from headrace.shards.imports.source import Input, Source, SourceUnit
 from headrace.shards.imports.tar import open_tars
-from headrace.shards.index import parquet_bytes
+from headrace.shards.parquet import write_parquet
 from headrace.shards.units import run_in_processes
 from headrace.shards.write import Sample, commit_shard, finish_dataset, write_shard_files
 
@@ -218,7 +218,7 @@ def _finish(source: Source, out: str, digest: str) -> ImportSummary:
     records = [read_commit(out, name) for name in names]
     rejects = [dict(zip(REJECTS_SCHEMA.names, row, strict=True)) for record in records for row in record["rejects"]]
     table = pa.Table.from_pylist(rejects, schema=REJECTS_SCHEMA)
-    files.write_atomic(files.join(out, REJECTS_NAME), parquet_bytes(table))
+    write_parquet(files.join(out, REJECTS_NAME), table)
     finish_dataset(out, recipe_digest=digest, facts={"classes": list(source.classes)})
     counts: dict[str, int] = {}
     for row in rejects:

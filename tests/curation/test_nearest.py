@@ -18,7 +18,7 @@ from headrace.curation.ledger import (
 )
 from headrace.curation.nearest import HASHES, neighbours
 from headrace.curation.select.evaluation import SCHEMA, VARIANTS
-from headrace.shards.index import parquet_bytes
+from headrace.shards.parquet import parquet_bytes
 
 ROWS_PER_SHARD = 40
 

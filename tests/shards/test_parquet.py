@@ -1,4 +1,4 @@
-"""Parquet is read whole or in part, damage is named, and no thread of Arrow's ever holds a Python object."""
+"""Parquet: equal tables give equal bytes; damage is named; no thread of Arrow's ever holds a Python object."""
 
 import io
 import re
@@ -16,7 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace import files
-from headrace.shards.parquet import BUFFER_BYTES, ParquetReader, open_parquet, read_equal, read_table
+from headrace.shards.parquet import (
+    BUFFER_BYTES,
+    ParquetReader,
+    open_parquet,
+    parquet_bytes,
+    read_equal,
+    read_table,
+    write_groups,
+    write_parquet,
+)
 
 TABLE = pa.table(
     {"number": list(range(100)), "name": [f"{n % 7}" for n in range(100)], "pair": [[n, n] for n in range(100)]}
@@ -144,3 +153,46 @@ def test_what_is_missing_is_a_missing_file(tmp_path: Path) -> None:
         read_table(str(tmp_path / "none.parquet"))
     with pytest.raises(FileNotFoundError):
         read_table("memory://none.parquet")
+
+
+@given(
+    st.lists(st.tuples(st.text(max_size=5), st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1))), max_size=40),
+    st.integers(1, 40),
+)
+def test_equal_tables_are_equal_bytes_however_they_are_cut_into_chunks(
+    rows: list[tuple[str, int | None]], cut: int
+) -> None:
+    schema = pa.schema([("a", pa.string()), ("b", pa.int64())])
+    whole = pa.Table.from_pylist([{"a": a, "b": b} for a, b in rows], schema=schema)
+    pieces = pa.concat_tables([whole.slice(0, cut), whole.slice(cut)])
+    assert parquet_bytes(pieces) == parquet_bytes(whole)
+    assert ParquetReader(parquet_bytes(whole), "t").read() == whole
+
+
+def test_all_ways_of_writing_have_one_compression_and_format_version(tmp_path: Path) -> None:
+    table = pa.table({"a": ["x"] * 1000})
+    write_parquet(str(tmp_path / "table"), table)
+    write_groups(tmp_path / "groups", table.schema, [table])
+    (tmp_path / "bytes").write_bytes(parquet_bytes(table))
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    metadata = pq.read_metadata(tmp_path / "bytes")
+    assert metadata.row_group(0).column(0).compression == "ZSTD"
+    assert metadata.format_version == "2.6"
+
+
+def test_tables_that_come_one_by_one_are_a_row_group_each(tmp_path: Path) -> None:
+    schema = pa.schema([("a", pa.int64())])
+    tables = (pa.table({"a": pa.array(range(count), pa.int32())}) for count in (3, 100_000, 1))
+    write_groups(tmp_path / "t", schema, tables)
+    with open_parquet(str(tmp_path / "t")) as file:
+        assert file.group_rows == [3, 100_000, 1]
+        assert file.schema == schema
+    write_groups(tmp_path / "none", schema, [])
+    assert read_table(str(tmp_path / "none")).num_rows == 0
+
+
+def test_row_groups_are_as_long_as_asked(tmp_path: Path) -> None:
+    table = pa.table({"a": range(1000)})
+    write_parquet(str(tmp_path / "t"), table, group_rows=300)
+    with open_parquet(str(tmp_path / "t")) as file:
+        assert file.group_rows == [300, 300, 300, 100]

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from headrace import files
 from headrace.config import canonical_json, config_to_dict
@@ -23,7 +22,7 @@ from headrace.curation.fetch.config import InputConfig
 from headrace.curation.fetch.lists.inputs import fingerprint, list_files
 from headrace.curation.fetch.lists.rows import Odd, Tally
 from headrace.curation.fetch.lists.table import scan, tables
-from headrace.shards.parquet import ParquetReader, open_parquet
+from headrace.shards.parquet import ParquetReader, open_parquet, write_parquet
 from headrace.shards.permutation import make_key, permute
 
 log = logging.getLogger(__name__)
@@ -114,7 +113,7 @@ def _write_runs(
         if files.basename(spilled.run_url(number)) not in done:
             place = permute(np.arange(start, start + run.num_rows, dtype=np.int64), spilled.num_rows, key)
             table = run.add_column(0, "place", pa.array(place)).sort_by("place")
-            write_parquet(spilled.run_url(number), table, row_group_size=group)
+            write_parquet(spilled.run_url(number), table, group_rows=group)
         start += run.num_rows
 
 
@@ -154,12 +153,6 @@ def _cut(blocks: Iterator[pa.Table]) -> Iterator[pa.Table]:
             held, rows = [whole.slice(RUN_ROWS)], rows - RUN_ROWS
     if rows:
         yield pa.concat_tables(held).combine_chunks()
-
-
-def write_parquet(url: str, table: pa.Table, *, row_group_size: int | None = None) -> None:
-    """Write a table as one parquet file, at once."""
-    with files.atomic_file(url) as path:
-        pq.write_table(table, path, compression="zstd", row_group_size=row_group_size)
 
 
 def read_places(spilled: SpilledList, start: int, stop: int) -> pa.Table:

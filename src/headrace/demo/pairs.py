@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from headrace.demo.encode import EXTENSIONS, encode, padded
 from headrace.demo.photographs import FACE_PHOTOGRAPH, PHOTOGRAPHS, crop_face, crop_photograph
 from headrace.demo.scenes import COLOURS, Pixels, caption, draw, draw_attributes, generator
 from headrace.demo.web import random_size
+from headrace.shards.parquet import write_parquet
 
 SIGN_SHARE = 0.1
 PHOTOGRAPH_SHARE = 0.12
@@ -38,7 +38,7 @@ def write_clean_pairs(path: Path, *, seed: int, count: int) -> None:
         picture = draw(scene, rng, width=width, height=height)
         images.append(encode(padded(picture, int(rng.integers(256))) if rng.random() < PADDED_SHARE else picture))
     table = pa.table({"image": pa.array(images, pa.binary()), "caption": pa.array(captions, pa.string())})
-    pq.write_table(table, path)
+    write_parquet(str(path), table)
 
 
 def write_labelled(folder: Path, *, seed: int, per_class: int) -> None:
