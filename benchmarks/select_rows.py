@@ -21,7 +21,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from headrace.curation.annotate.unit import write_annotations
-from headrace.curation.engine import EngineConfig
 from headrace.curation.job import Job
 from headrace.curation.ledger import latest_decision
 from headrace.curation.select.database import Limits
@@ -29,6 +28,7 @@ from headrace.curation.select.load import find_inputs
 from headrace.curation.select.place import Placement
 from headrace.curation.select.stage import Selection, select_rows
 from headrace.curation.select.steps import ExactDuplicates, NearDuplicates, Rule, TopFraction
+from headrace.shards.units import EngineConfig
 
 ROWS_PER_SHARD = 10_000
 PLANTED_SHARE = 0.1

@@ -16,12 +16,12 @@ from headrace.config import Extended, config_to_dict, load_config
 from headrace.curation.annotate.annotators import column_hints
 from headrace.curation.annotate.config import AnnotateConfig, annotate_config, annotate_config_type, annotators
 from headrace.curation.build.config import BuildConfig
-from headrace.curation.engine import EngineConfig
 from headrace.curation.fetch.config import FetchConfig, InputConfig
 from headrace.curation.report.config import ReportConfig
 from headrace.curation.select.database import Limits
 from headrace.curation.select.place import PlacementConfig
 from headrace.curation.select.steps import SelectStep, check_steps
+from headrace.shards.units import EngineConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,11 +12,11 @@ import yaml
 from headrace import files
 from headrace.config import build_config, config_to_dict, parse_yaml
 from headrace.curation.datasets import Explained, dataset_of
-from headrace.curation.engine import OnProgress, no_progress
 from headrace.curation.job import Job
 from headrace.curation.ledger import Decision, LedgerSummary, digest_of, latest_decision
 from headrace.curation.recipe import Recipe
 from headrace.curation.report.config import ReportConfig
+from headrace.shards.units import OnProgress, no_progress
 
 if TYPE_CHECKING:
     from headrace.curation.annotate.stage import AnnotateSummary

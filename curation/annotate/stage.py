@@ -15,10 +15,10 @@ from headrace.curation.annotate.annotator import digest, file_sha256, identity
 from headrace.curation.annotate.config import AnnotateConfig, annotators
 from headrace.curation.annotate.tables import annotated_shards, annotation_digests, annotation_folders
 from headrace.curation.annotate.unit import AnnotateUnit, annotate_shard
-from headrace.curation.engine import EngineConfig, OnProgress, no_progress, run_units
 from headrace.curation.job import Job
 from headrace.curation.raw.read import raw_shards
 from headrace.shards.commit import committed, read_commit
+from headrace.shards.units import EngineConfig, OnProgress, no_progress, run_units
 
 NUM_RECORD_READERS = 16
 

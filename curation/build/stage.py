@@ -15,13 +15,13 @@ from headrace.curation.build.config import BuildConfig
 from headrace.curation.build.inputs import load_raw_shard, open_table
 from headrace.curation.build.unit import MIN_JUDGED_ROWS, BuildUnit, build_unit, describe_failure
 from headrace.curation.datasets import shown_name
-from headrace.curation.engine import EngineConfig, OnProgress, no_progress, run_units
 from headrace.curation.job import Job
 from headrace.curation.ledger import Decision, check_ledger, digest_of, latest_decision
 from headrace.curation.raw.read import check_raw_tar, read_raw
 from headrace.shards.commit import committed, read_commit
 from headrace.shards.dataset import MANIFEST_NAME, SUMMARY_NAME
 from headrace.shards.parquet import read_equal, read_table
+from headrace.shards.units import EngineConfig, OnProgress, no_progress, run_units
 from headrace.shards.write import finish_dataset
 
 # Raised whenever the same ledger and settings would give other bytes.

@@ -8,7 +8,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from headrace import files
-from headrace.curation.engine import EngineConfig, OnProgress, no_progress, run_units
 from headrace.curation.fetch import retry
 from headrace.curation.fetch.config import FetchConfig, InputConfig
 from headrace.curation.fetch.lists.inputs import list_files
@@ -20,6 +19,7 @@ from headrace.curation.raw.img2dataset import adopt_raw, foreign_shards
 from headrace.curation.raw.read import raw_shards, read_raw, recorded_of
 from headrace.curation.raw.write import RawShard
 from headrace.shards.commit import committed, read_commit
+from headrace.shards.units import EngineConfig, OnProgress, no_progress, run_units
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ from typing import Any
 from headrace import files
 from headrace.config import canonical_json
 from headrace.curation.datasets import Explained
-from headrace.curation.engine import OnProgress, no_progress
 from headrace.curation.ledger import LedgerSummary
 from headrace.curation.report.config import ReportConfig
 from headrace.curation.report.galleries import Galleries, choose
@@ -26,6 +25,7 @@ from headrace.curation.report.gather import (
 from headrace.curation.report.render import render
 from headrace.curation.report.values import cuts_of
 from headrace.shards.dataset import Dataset, open_dataset
+from headrace.shards.units import OnProgress, no_progress
 
 SCHEMA_VERSION = 1
 OTHER_RECIPE = "The recipe below, of the last stage that ran, is not the one that decided this ledger; the funnel is."

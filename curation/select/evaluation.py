@@ -17,13 +17,13 @@ import pyarrow.compute as pc
 
 from headrace import files
 from headrace.curation.annotate.annotators.hashes import Hashes, image_hashes
-from headrace.curation.engine import EngineConfig, OnProgress, no_progress, run_units
 from headrace.shards.images.decode import decode_rgb
 from headrace.shards.images.formats import names_image
 from headrace.shards.imports.folder import open_folder
 from headrace.shards.parquet import open_parquet, read_table, write_parquet
 from headrace.shards.payloads import read_payloads
 from headrace.shards.tar import scan_tar
+from headrace.shards.units import EngineConfig, OnProgress, no_progress, run_units
 
 IMAGES_PER_UNIT = 500
 # Below this, starting worker processes takes longer than the hashing.

@@ -15,7 +15,6 @@ import pyarrow as pa
 from headrace import files
 from headrace.config import config_to_dict
 from headrace.curation.annotate.annotators import column_hints
-from headrace.curation.engine import EngineConfig, OnProgress, no_progress
 from headrace.curation.job import Job
 from headrace.curation.ledger import (
     Decision,
@@ -36,6 +35,7 @@ from headrace.curation.select.load import Inputs, NotReadyError, find_inputs, kn
 from headrace.curation.select.place import Placement, place_rows
 from headrace.curation.select.step import Bench, ReadyStep, Step, StepResult, stored_columns
 from headrace.curation.select.steps import FIRST_STEPS, check_steps
+from headrace.shards.units import EngineConfig, OnProgress, no_progress
 
 # Raised whenever the same inputs would give another ledger.
 VERSION = 1

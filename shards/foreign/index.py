@@ -7,7 +7,7 @@ size; `rebuild` makes all again.
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from headrace.shards.dataset import (
 from headrace.shards.errors import ShardError
 from headrace.shards.index import build_index, parse_index, shard_name
 from headrace.shards.parquet import parquet_bytes
-from headrace.shards.units import run_in_processes
+from headrace.shards.units import INLINE, EngineConfig, OnProgress, no_progress, run_units
 from headrace.shards.write import clear_leftovers, write_manifest
 from headrace.text import shown
 
@@ -45,8 +45,6 @@ class IndexConfig:
     """Read tar headers only: no crc32, size of image, label or caption."""
     rebuild: bool = False
     """Index again what has an index."""
-    workers: int = 1
-    """Processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +59,34 @@ class IndexSummary:
     """Shards whose index was there and did not hold what its record says, with the reason; made again."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    tar: str
+    base: str
+    fast: bool
+    rebuild: bool
+
+    @property
+    def name(self) -> str:
+        return self.tar
+
+
 def index_folder(
-    folder: str, tars: Sequence[str], config: IndexConfig, on_progress: Callable[[int, int], None] | None = None
+    folder: str,
+    tars: Sequence[str],
+    config: IndexConfig,
+    *,
+    engine: EngineConfig = INLINE,
+    on_progress: OnProgress = no_progress,
 ) -> IndexSummary:
     """Index the named tars of one folder and write its manifest. Raises ShardError if a tar is damaged."""
     _check_not_ours(folder)
     base = config.index_dir or folder
-    if config.workers > 1:
+    if engine.executor != "inline":
         files.check_shared(folder, base)
-    work = [(files.join(folder, tar), base, config.fast, config.rebuild) for tar in tars]
+    units = [_Unit(files.join(folder, tar), base, config.fast, config.rebuild) for tar in tars]
     with files.only_writer(base):
-        records = run_in_processes(_index_one, work, workers=config.workers, on_progress=on_progress)
+        records = run_units(_index_one, units, engine, on_progress)
         _check_whole(records)
         clear_leftovers(base, INDEX_FOLDER, f"{INDEX_FOLDER}/commits")
         not_held = fast_not_held() if any(record["fast"] for record in records) else ()
@@ -86,8 +101,8 @@ def index_folder(
     )
 
 
-def _index_one(work: tuple[str, str, bool, bool]) -> dict[str, Any]:
-    url, base, fast, rebuild = work
+def _index_one(work: _Unit) -> dict[str, Any]:
+    url, base, fast, rebuild = work.tar, work.base, work.fast, work.rebuild
     name = shard_name(url)
     folder = files.join(base, INDEX_FOLDER)
     unit = foreign_commit_name(name)

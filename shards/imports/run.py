@@ -6,7 +6,7 @@ samples than that where inputs were rejected; every reject has its line in rejec
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from headrace.shards.imports.parquet import open_parquet_files
 from headrace.shards.imports.source import Input, Source, SourceUnit
 from headrace.shards.imports.tar import open_tars
 from headrace.shards.parquet import write_parquet
-from headrace.shards.units import run_in_processes
+from headrace.shards.units import INLINE, EngineConfig, OnProgress, no_progress, run_units
 from headrace.shards.write import Sample, commit_shard, finish_dataset, write_shard_files
 
 JOB_NAME = "import.json"
@@ -81,8 +81,12 @@ class _Unit:
     decode: bool
 
     @property
-    def name(self) -> str:
+    def shard(self) -> str:
         return f"{self.number:05d}"
+
+    @property
+    def name(self) -> str:
+        return f"shard {self.shard}"
 
 
 def open_source(source: str, config: ImportConfig) -> Source:
@@ -106,8 +110,8 @@ def import_images(
     out: str,
     config: ImportConfig,
     *,
-    workers: int = 1,
-    on_progress: Callable[[int, int], None] | None = None,
+    engine: EngineConfig = INLINE,
+    on_progress: OnProgress = no_progress,
 ) -> ImportSummary:
     """Import `source` into the dataset `out`; what an earlier, killed run committed is kept.
 
@@ -118,7 +122,7 @@ def import_images(
         raise ValueError(f"{out} lies inside {source.url}, which is read; choose a folder outside")
     if not source.num_inputs:
         raise ValueError(f"{source.url}: nothing in it to import")
-    if workers > 1:
+    if engine.executor != "inline":
         files.check_shared(out, source.url)
     with files.only_writer(out):
         digest = _own(source, out, config)
@@ -127,10 +131,9 @@ def import_images(
         skipped = num_units - len(units)
 
         def report(finished: int, _total: int) -> None:
-            if on_progress is not None:
-                on_progress(skipped + finished, num_units)
+            on_progress(skipped + finished, num_units)
 
-        run_in_processes(_import_unit, units, workers=workers, on_progress=report)
+        run_units(_import_unit, units, engine, report)
         return _finish(source, out, digest)
 
 
@@ -166,8 +169,8 @@ def _own(source: Source, out: str, config: ImportConfig) -> str:
 
 def _import_unit(unit: _Unit) -> None:
     rejects: list[list[Any]] = []
-    record = write_shard_files(unit.out, unit.name, _samples(unit, rejects), _EXTRA_SCHEMA)
-    commit_shard(unit.out, unit.name, {**record, "rejects": rejects})
+    record = write_shard_files(unit.out, unit.shard, _samples(unit, rejects), _EXTRA_SCHEMA)
+    commit_shard(unit.out, unit.shard, {**record, "rejects": rejects})
 
 
 def _samples(unit: _Unit, rejects: list[list[Any]]) -> Iterator[Sample]:

@@ -13,7 +13,6 @@ from headrace.cli.app import app
 from headrace.curation.annotate.config import annotate_config
 from headrace.curation.annotate.tables import annotation_folders
 from headrace.curation.annotate.unit import write_annotations
-from headrace.curation.engine import EngineConfig
 from headrace.curation.job import Job
 from headrace.curation.ledger import latest_decision
 from headrace.curation.raw.schema import OWN_SCHEMA
@@ -23,6 +22,7 @@ from headrace.curation.select.place import Placement
 from headrace.curation.select.stage import Selection, select_rows
 from headrace.curation.select.steps import ExactDuplicates, Rule, TopFraction
 from headrace.shards.commit import commit
+from headrace.shards.units import EngineConfig
 
 # uid, status, width, score in thousandths
 ROWS = [

@@ -19,7 +19,6 @@ from headrace.curation.annotate.annotators.faces import FacesConfig
 from headrace.curation.annotate.config import annotate_config
 from headrace.curation.annotate.unit import write_annotations
 from headrace.curation.build.config import BuildConfig
-from headrace.curation.engine import EngineConfig
 from headrace.curation.fetch.config import InputConfig
 from headrace.curation.job import Job
 from headrace.curation.ledger import (
@@ -38,6 +37,7 @@ from headrace.curation.select.place import PlacementConfig
 from headrace.curation.stages import decided_by
 from headrace.shards.commit import commit
 from headrace.shards.tar import ShardWriter
+from headrace.shards.units import EngineConfig
 
 cv2.setNumThreads(1)
 

@@ -1,13 +1,17 @@
-"""Promises of the engine: every unit runs, an error names its unit, a killer is named and costs no other unit."""
+"""Promises of units of work: every unit runs, an error names its unit, a killer is named and costs no other unit."""
 
 import os
 import signal
+import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from headrace.curation.engine import EngineConfig, run_units
+from headrace.shards.units import EngineConfig, run_units
 
 
 @dataclass(frozen=True)
@@ -19,14 +23,22 @@ class Mark:
     how: str = "fine"
 
 
-def mark(unit: Mark) -> None:
+def mark(unit: Mark) -> str:
     if unit.how == "raise":
         raise ValueError("bad input")
+    if unit.how == "slow":
+        time.sleep(0.3)
+    if unit.how == "crash":
+        signal.signal(signal.SIGSEGV, signal.SIG_DFL)  # of pytest's faulthandler, should it be there
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if unit.how == "exit":
+        os._exit(3)
     attempt = Path(unit.folder) / f"{unit.name}.attempts"
     attempt.write_text((attempt.read_text() if attempt.exists() else "") + "x")
     if unit.how == "kill" or (unit.how == "kill once" and attempt.read_text() == "x"):
         os.kill(os.getpid(), signal.SIGKILL)
     (Path(unit.folder) / unit.name).touch()
+    return unit.name
 
 
 def _units(folder: Path, *hows: str) -> list[Mark]:
@@ -37,20 +49,35 @@ def _done(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.suffix)
 
 
-@pytest.mark.parametrize("executor", ["inline", "local", pytest.param("ray", marks=pytest.mark.full)])
-@pytest.mark.filterwarnings("ignore::FutureWarning:ray", "ignore::ResourceWarning", "ignore::DeprecationWarning")
-def test_every_unit_runs_once(tmp_path: Path, executor: str) -> None:
+EXECUTORS = ["inline", "local", pytest.param("ray", marks=pytest.mark.full)]
+PROCESSES = EXECUTORS[1:]
+ray_warnings = pytest.mark.filterwarnings(
+    "ignore::FutureWarning:ray", "ignore::ResourceWarning", "ignore::DeprecationWarning"
+)
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@ray_warnings
+def test_every_unit_runs_once_and_results_come_in_the_order_of_the_units(tmp_path: Path, executor: str) -> None:
     seen: list[tuple[int, int]] = []
     handler = signal.getsignal(signal.SIGTERM)
     engine = EngineConfig(executor=executor, workers=2)  # type: ignore[arg-type]
-    run_units(mark, _units(tmp_path, *["fine"] * 5), engine, lambda done, total: seen.append((done, total)))
+    units = _units(tmp_path, "slow", *["fine"] * 4)
+    assert run_units(mark, units, engine, lambda done, total: seen.append((done, total))) == [
+        "u0",
+        "u1",
+        "u2",
+        "u3",
+        "u4",
+    ]
     assert _done(tmp_path) == ["u0", "u1", "u2", "u3", "u4"]
+    assert all(path.read_text() == "x" for path in tmp_path.glob("*.attempts"))
     assert seen == [(number, 5) for number in range(6)]
     assert signal.getsignal(signal.SIGTERM) == handler
 
 
-@pytest.mark.parametrize("executor", ["inline", "local", pytest.param("ray", marks=pytest.mark.full)])
-@pytest.mark.filterwarnings("ignore::FutureWarning:ray", "ignore::ResourceWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("executor", EXECUTORS)
+@ray_warnings
 def test_an_error_stops_the_run_and_names_its_unit(tmp_path: Path, executor: str) -> None:
     engine = EngineConfig(executor=executor, workers=2)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="bad input") as caught:
@@ -58,16 +85,50 @@ def test_an_error_stops_the_run_and_names_its_unit(tmp_path: Path, executor: str
     assert "in unit u1" in getattr(caught.value, "__notes__", [])
 
 
-def test_a_unit_that_kills_its_worker_once_is_run_again(tmp_path: Path) -> None:
-    run_units(mark, _units(tmp_path, "kill once", "fine", "fine"), EngineConfig(workers=2))
+@pytest.mark.parametrize("executor", PROCESSES)
+@ray_warnings
+def test_a_unit_that_kills_its_worker_once_is_run_again(tmp_path: Path, executor: str) -> None:
+    engine = EngineConfig(executor=executor, workers=2)  # type: ignore[arg-type]
+    assert run_units(mark, _units(tmp_path, "kill once", "fine", "fine"), engine) == ["u0", "u1", "u2"]
     assert _done(tmp_path) == ["u0", "u1", "u2"]
 
 
-def test_a_unit_that_kills_twice_is_named_and_all_others_are_done(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"1 of 4 units killed their worker twice.*: u1$"):
-        run_units(mark, _units(tmp_path, "fine", "kill", "fine", "fine"), EngineConfig(workers=2))
+@pytest.mark.parametrize(
+    ("executor", "how"), [("local", r" \(SIGKILL\)"), pytest.param("ray", "", marks=pytest.mark.full)]
+)
+@ray_warnings
+def test_a_unit_that_kills_twice_is_named_and_all_others_are_done(tmp_path: Path, executor: str, how: str) -> None:
+    engine = EngineConfig(executor=executor, workers=2)  # type: ignore[arg-type]
+    with pytest.raises(OSError, match=rf"1 of 4 units killed their worker twice.*: u1{how}.*all other units are done"):
+        run_units(mark, _units(tmp_path, "fine", "kill", "fine", "fine"), engine)
     assert _done(tmp_path) == ["u0", "u2", "u3"]
 
 
+def test_the_way_a_worker_died_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ChildProcessError, match=r"u0 \(SIGSEGV\), u1 \(exit code 3\);"):
+        run_units(mark, _units(tmp_path, "crash", "exit"), EngineConfig(workers=1))
+
+
+def test_no_unit_is_lost_where_the_pool_is_found_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class FoundBroken(ProcessPoolExecutor):
+        def submit(self, *arguments: Any, **settings: Any) -> Any:
+            if _done(tmp_path) == ["u0"]:
+                (tmp_path / "u0").rename(tmp_path / "u0.done")
+                raise BrokenProcessPool
+            return super().submit(*arguments, **settings)
+
+    monkeypatch.setattr("headrace.shards.units.ProcessPoolExecutor", FoundBroken)
+    assert run_units(mark, _units(tmp_path, "fine", "fine"), EngineConfig(workers=1)) == ["u0", "u1"]
+    assert _done(tmp_path) == ["u1"]
+
+
+def test_a_run_stops_where_every_unit_kills_its_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headrace.shards.units.MAX_KILLERS", 2)
+    monkeypatch.setattr("headrace.shards.units.MAX_BROKEN_POOLS", 1)
+    with pytest.raises(ChildProcessError, match=r"2 of 9 units killed their worker twice.*the run stopped"):
+        run_units(mark, _units(tmp_path, *["kill"] * 9), EngineConfig(workers=2))
+    assert len(list(tmp_path.glob("*.attempts"))) < 9
+
+
 def test_no_units_is_no_work() -> None:
-    run_units(mark, [], EngineConfig())
+    assert run_units(mark, [], EngineConfig()) == []

@@ -1,8 +1,8 @@
 """`headrace import`: images that lie around -> a dataset."""
 
-import os
-
 import typer
+
+from headrace.cli.engine import ExecutorOption, RayAddressOption, WorkersOption, engine_config
 
 
 def import_command(
@@ -12,7 +12,9 @@ def import_command(
     image_column: str = typer.Option("", "--image-column", help="Column of image bytes in parquet."),
     label_column: str = typer.Option("label", "--label-column", help="Column of the label in parquet."),
     decode: bool = typer.Option(True, help="Decode every image; otherwise look at header and end only."),
-    workers: int = typer.Option(os.cpu_count() or 1, "--workers", min=1, help="Processes."),
+    executor: ExecutorOption = "local",
+    workers: WorkersOption = 0,
+    ray_address: RayAddressOption = "",
     dry_run: bool = typer.Option(False, "--dry-run", help="Only say what would be imported."),
 ) -> None:
     """Import images into a dataset of tar shards; run again after a kill, it goes on.
@@ -30,6 +32,7 @@ def import_command(
         label_column=label_column,
         decode=decode,
     )
+    engine = engine_config(executor, workers, ray_address)
     opened = open_source(source, config)
     num_shards = -(-opened.num_inputs // samples_per_shard)
     classes = f", {len(opened.classes)} classes" if opened.classes else ""
@@ -40,7 +43,7 @@ def import_command(
         print(f"would import {opened.num_inputs} inputs ({opened.kind}{classes}) into {num_shards} shards of {out}")
         return
     with shard_progress("import", num_shards) as on_progress:
-        summary = import_images(opened, out, config, workers=workers, on_progress=on_progress)
+        summary = import_images(opened, out, config, engine=engine, on_progress=on_progress)
     print(f"{out}: {summary.num_samples} of {summary.num_inputs} inputs in {summary.num_shards} shards{classes}")
     for reason, count in summary.rejects.items():
         print(f"  rejected {count}: {reason}")

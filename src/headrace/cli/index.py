@@ -1,8 +1,8 @@
 """`headrace index`: give existing WebDataset tars an index."""
 
-import os
-
 import typer
+
+from headrace.cli.engine import ExecutorOption, RayAddressOption, WorkersOption, engine_config
 
 
 def index_command(
@@ -10,7 +10,9 @@ def index_command(
     index_dir: str = typer.Option("", "--index-dir", help="Write the index there (for data that is read-only)."),
     fast: bool = typer.Option(False, "--fast", help="Read tar headers only: no crc32, size, label, caption."),
     rebuild: bool = typer.Option(False, "--rebuild", help="Index again what has an index."),
-    workers: int = typer.Option(os.cpu_count() or 1, "--workers", min=1, help="Processes."),
+    executor: ExecutorOption = "local",
+    workers: WorkersOption = 0,
+    ray_address: RayAddressOption = "",
     dry_run: bool = typer.Option(False, "--dry-run", help="Only say what would be indexed."),
 ) -> None:
     """Index existing WebDataset tars, so that they can be streamed and verified. The tars are not touched.
@@ -27,14 +29,15 @@ def index_command(
     folders = find_tars(urls)
     if index_dir and len(folders) > 1:
         raise ValueError(f"--index-dir holds the index of one folder, got {len(folders)}: {', '.join(folders)}")
-    config = IndexConfig(index_dir=index_dir or None, fast=fast, rebuild=rebuild, workers=workers)
+    config = IndexConfig(index_dir=index_dir or None, fast=fast, rebuild=rebuild)
+    engine = engine_config(executor, workers, ray_address)
     for folder, tars in folders.items():
         if dry_run:
             names = printable(f"{folder} ({tars[0]} .. {tars[-1]})")
             print(f"would index {len(tars)} tars of {names} into {index_dir or folder}")
             continue
         with shard_progress("index", len(tars)) as on_progress:
-            summary = index_folder(folder, tars, config, on_progress)
+            summary = index_folder(folder, tars, config, engine=engine, on_progress=on_progress)
         for line in summary.repaired:
             print(printable(f"made again, its index was damaged: {line}"))
         for shard, key, offset, message in summary.faults[:20]:

@@ -17,13 +17,13 @@ from headrace.curation.annotate.annotator import AnnotationBatch
 from headrace.curation.annotate.config import annotate_config
 from headrace.curation.annotate.decode import decode
 from headrace.curation.build.config import BuildConfig
-from headrace.curation.engine import EngineConfig
 from headrace.curation.fetch.config import InputConfig
 from headrace.curation.job import Job
 from headrace.curation.raw.schema import OWN_SCHEMA
 from headrace.curation.recipe import Recipe
 from headrace.shards.commit import commit, committed
 from headrace.shards.tar import ShardWriter
+from headrace.shards.units import EngineConfig
 
 Pixels = NDArray[np.uint8]
 

@@ -19,7 +19,6 @@ from PIL import Image
 
 from headrace.curation.annotate.annotators.faces import FacesConfig
 from headrace.curation.annotate.unit import write_annotations
-from headrace.curation.engine import EngineConfig
 from headrace.curation.job import Job
 from headrace.curation.ledger import latest_decision
 from headrace.curation.recipe import Recipe
@@ -31,6 +30,7 @@ from headrace.shards.images.decode import decode_rgb
 from headrace.shards.images.header import ImageHeader
 from headrace.shards.payloads import read_payloads, read_sample
 from headrace.shards.tar import scan_tar
+from headrace.shards.units import EngineConfig
 from headrace.shards.verify import verify_dataset
 
 MakeJob = Callable[..., Recipe]

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from headrace.curation.engine import EngineConfig
 from headrace.curation.fetch.config import FetchConfig, InputConfig
 from headrace.curation.fetch.net.fetcher import Fetcher
 from headrace.curation.fetch.unit import fetch_row
 from headrace.curation.raw.write import Outcome
+from headrace.shards.units import EngineConfig
 
 Answer = bytes | Callable[["WebServer", asyncio.StreamWriter], Awaitable[None]]
 

@@ -22,7 +22,7 @@ DRIVER = """
 import json, sys
 from types import SimpleNamespace
 from headrace.config import build_config
-from headrace.curation.engine import EngineConfig
+from headrace.shards.units import EngineConfig
 from headrace.curation.fetch import FetchConfig, InputConfig
 from headrace.curation.stages import fetch as run_fetch
 if __name__ == "__main__":

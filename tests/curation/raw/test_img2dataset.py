@@ -19,7 +19,6 @@ from PIL import Image
 
 from headrace.config import build_config
 from headrace.curation import stages
-from headrace.curation.engine import EngineConfig
 from headrace.curation.fetch.config import FetchConfig, InputConfig
 from headrace.curation.job import Job
 from headrace.curation.raw.img2dataset import foreign_error_class
@@ -29,6 +28,7 @@ from headrace.curation.recipe import Recipe
 from headrace.curation.stages import fetch as run_fetch
 from headrace.curation.stages import plan_fetch
 from headrace.shards.tar import scan_tar
+from headrace.shards.units import EngineConfig
 from headrace.shards.verify import verify_dataset
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from headrace.curation.engine import EngineConfig
 from headrace.curation.job import Job
 from headrace.curation.ledger import LedgerSummary, latest_decision
 from headrace.curation.select.database import Limits
@@ -18,6 +17,7 @@ from headrace.curation.select.load import find_inputs
 from headrace.curation.select.place import Placement
 from headrace.curation.select.stage import Selection, select_rows
 from headrace.curation.select.steps import SelectStep
+from headrace.shards.units import EngineConfig
 
 RAW_SCHEMA = pa.schema(
     [

@@ -23,6 +23,7 @@ from headrace.shards.foreign.webdataset import iterate_webdataset
 from headrace.shards.imports.run import ImportConfig, import_images, open_source
 from headrace.shards.index import index_shard
 from headrace.shards.payloads import read_sample
+from headrace.shards.units import INLINE, EngineConfig
 from headrace.shards.verify import verify_dataset
 from headrace.shards.write import Sample, write_shard
 
@@ -220,8 +221,8 @@ def test_a_fast_index_of_schema_1_is_known_by_its_manifest(tars: str) -> None:
 
 def test_many_processes_write_what_one_writes(tars: str, tmp_path: Path) -> None:
     names = ["00000.tar", "00001.tar"]
-    for workers in (1, 2):
-        index_folder(tars, names, IndexConfig(index_dir=str(tmp_path / f"{workers}"), workers=workers))
+    for name, engine in (("1", INLINE), ("2", EngineConfig(workers=2))):
+        index_folder(tars, names, IndexConfig(index_dir=str(tmp_path / name)), engine=engine)
     for path in sorted((tmp_path / "1").rglob("*")):
         if path.is_file():
             assert (tmp_path / "2" / path.relative_to(tmp_path / "1")).read_bytes() == path.read_bytes()
@@ -231,7 +232,7 @@ def test_of_two_runs_over_one_folder_the_second_is_refused(tars: str) -> None:
     with files.only_writer(tars), pytest.raises(ValueError, match="another process"):
         index_folder(tars, ["00000.tar"], IndexConfig())
     with pytest.raises(ValueError, match="seen by one process only"):
-        index_folder(tars, ["00000.tar"], IndexConfig(index_dir="memory://index", workers=2))
+        index_folder(tars, ["00000.tar"], IndexConfig(index_dir="memory://index"), engine=EngineConfig())
 
 
 @pytest.mark.parametrize("place", ["", "/shards"])

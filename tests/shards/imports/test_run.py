@@ -22,14 +22,15 @@ from headrace.shards.dataset import open_dataset
 from headrace.shards.errors import ShardError
 from headrace.shards.imports.run import ImportConfig, ImportSummary, import_images, open_source
 from headrace.shards.payloads import read_sample
+from headrace.shards.units import INLINE, EngineConfig
 from headrace.shards.verify import verify_dataset
 
 Encode = Callable[..., bytes]
 
 
-def _import(source: object, out: object, workers: int = 1, **settings: object) -> ImportSummary:
+def _import(source: object, out: object, engine: EngineConfig = INLINE, **settings: object) -> ImportSummary:
     config = ImportConfig(**settings)
-    return import_images(open_source(str(source), config), str(out), config, workers=workers)
+    return import_images(open_source(str(source), config), str(out), config, engine=engine)
 
 
 def _tree(folder: Path) -> dict[str, str]:
@@ -306,7 +307,7 @@ def test_a_rerun_and_many_processes_give_the_same_bytes(folder: Path, tmp_path: 
     whole = _tree(tmp_path / "a")
     assert _import(folder, tmp_path / "a", samples_per_shard=2) == first
     assert _tree(tmp_path / "a") == whole
-    assert _import(folder, tmp_path / "b", workers=2, samples_per_shard=2) == first
+    assert _import(folder, tmp_path / "b", engine=EngineConfig(workers=2), samples_per_shard=2) == first
     assert _tree(tmp_path / "b") == whole
 
 
@@ -330,7 +331,7 @@ def test_of_two_imports_into_one_folder_the_second_is_refused(folder: Path, tmp_
 
 def test_worker_processes_need_files_that_they_can_see(folder: Path) -> None:
     with pytest.raises(ValueError, match="memory://out is seen by one process only"):
-        _import(folder, "memory://out", workers=2)
+        _import(folder, "memory://out", engine=EngineConfig(workers=2))
 
 
 def test_import_to_and_from_any_url(folder: Path, tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ from PIL import Image
 from select_jobs import ledger, make_row, run, write_job
 
 from headrace.curation.annotate.annotators.hashes import image_hashes, sha256_hex
-from headrace.curation.engine import EngineConfig
 from headrace.curation.select import evaluation
 from headrace.curation.select.evaluation import EvaluationSet, find_parts, hash_evaluation_set, read_part
 from headrace.curation.select.hamming import distance_of, hash_words
 from headrace.curation.select.steps import Decontaminate
 from headrace.shards.tar import ShardWriter
+from headrace.shards.units import EngineConfig
 
 Pixels = NDArray[np.uint8]
 INLINE = EngineConfig(executor="inline")
