@@ -1,7 +1,7 @@
 """Rows of one raw shard -> batches of decoded images, a bounded number of bytes and pixels at a time.
 
-Where a batch ends depends on the shard alone, so outputs do not depend on workers. The one thing a reader would get
-wrong: a batch may be shorter than `batch_size` anywhere in a shard, where its images are large.
+Where a batch ends depends on the shard alone, so outputs do not depend on workers. A batch may be shorter than
+`batch_size` anywhere in a shard, where its images are large.
 """
 
 from collections.abc import Iterator, Sequence

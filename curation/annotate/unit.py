@@ -1,7 +1,7 @@
 """The unit of work: one raw shard, all annotators that are not done for it.
 
-Each image is read and decoded once for all of them. The one thing a reader would get wrong: an annotator is done for
-a shard when its own commit record exists, so a unit killed between two of them leaves the first one done.
+Each image is read and decoded once for all of them. An annotator is done for a shard when its own commit record
+exists, so a unit killed between two of them leaves the first one done.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """One output shard: what it is made of, and making it.
 
 A unit is a pure function of the ledger's rows for one output shard; it writes tar, index and failures, then commits.
-The one thing a reader would get wrong: a row that fails leaves a gap in the keys and a row in the failures table; the
-places of all others stay what the ledger says.
+A row that fails leaves a gap in the keys and a row in the failures table; the places of all others stay what the ledger
+says.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Is a body an image that the next stages may decode? Judged from headers and ends, without decoding.
 
-The pixel cap comes first of all, before any decoder sees the bytes. The one thing a reader would get wrong: size and
-shape are not judged here; that is for the rules of select, which say so in the ledger.
+The pixel cap comes first of all, before any decoder sees the bytes. Size and shape are not judged here; that is
+for the rules of select, which say so in the ledger.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ from headrace.curation.fetch.errors import FetchError
 from headrace.shards.images.complete import CHECKS
 from headrace.shards.images.header import ImageHeader, check_complete, read_header, sniff_format
 from headrace.shards.images.jpeg import BombError
+from headrace.text import MAX_SHOWN, one_line
 
 SNIFF_BYTES = 32
 
@@ -20,15 +21,15 @@ def check_image(data: bytes, *, max_pixels: int) -> ImageHeader:
     try:
         header = read_header(data)
     except ValueError as error:
-        raise FetchError("truncated" if _is_cut(data) else "not-image", _one_line(error)) from error
+        raise FetchError("truncated" if _is_cut(data) else "not-image", _said(error)) from error
     if header.width * header.height > max_pixels:
         raise FetchError("bomb", f"{header.width} x {header.height} pixels, over the cap of {max_pixels}")
     try:
         check_complete(data, header)
     except BombError as error:
-        raise FetchError("bomb", _one_line(error)) from error
+        raise FetchError("bomb", _said(error)) from error
     except ValueError as error:
-        raise FetchError("truncated", _one_line(error)) from error
+        raise FetchError("truncated", _said(error)) from error
     return header
 
 
@@ -56,5 +57,5 @@ def check_sha256(data: bytes, expected: str | None) -> str:
     return found
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+def _said(error: Exception) -> str:
+    return one_line(str(error))[:MAX_SHOWN]

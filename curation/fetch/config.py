@@ -1,7 +1,7 @@
 """What a recipe says about its input and about fetching.
 
-The one thing a reader would get wrong: the input, the recipe's seed and `samples_per_shard` fix the rows of every raw
-shard, so a job refuses to go on when they change; the rest (concurrency, deadlines, caps) may change between two runs.
+The input, the recipe's seed and `samples_per_shard` fix the rows of every raw shard, so a job refuses to go on when
+they change; the rest (concurrency, deadlines, caps) may change between two runs.
 """
 
 import re

@@ -1,8 +1,8 @@
 """Why a row has no image: the error that carries a class of the raw parquet.
 
 A message must be a function of what the server answered: no times, no ports of ours, no object ids, as it is written
-into outputs that must be the same in every run. The one thing a reader would get wrong: `retryable` is about trying
-again at once, within the deadline; which classes `--retry-failed` tries again is `FetchConfig.retry_classes`.
+into outputs that must be the same in every run. `retryable` is about trying again at once,
+within the deadline; which classes `--retry-failed` tries again is `FetchConfig.retry_classes`.
 """
 
 from headrace.curation.raw.schema import ERROR_CLASSES

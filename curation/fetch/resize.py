@@ -1,8 +1,7 @@
 """img2dataset's resize modes, for those who cannot keep the images as they are.
 
-An image that need not change keeps its bytes. The one thing a reader would get wrong: what is resized is stored
-upright and without metadata (img2dataset leaves the orientation out and the pixels turned), as JPEG; the sha256 of
-the raw parquet is still that of the bytes as fetched.
+An image that need not change keeps its bytes. What is resized is stored upright and without metadata, as JPEG;
+img2dataset leaves the orientation out and the pixels turned.
 """
 
 import cv2
@@ -14,6 +13,7 @@ from headrace.curation.fetch.config import FetchConfig
 from headrace.curation.fetch.errors import FetchError
 from headrace.shards.images.decode import decode_rgb
 from headrace.shards.images.header import ImageHeader
+from headrace.text import MAX_SHOWN, one_line
 
 WHITE = 255
 MAX_SIDE_PIXELS = 16_384
@@ -36,7 +36,7 @@ def resize_image(data: bytes, header: ImageHeader, config: FetchConfig) -> tuple
     try:
         pixels = decode_rgb(data, max_pixels=config.max_pixels, header=header)
     except ValueError as error:
-        raise FetchError("resize", f"cannot be decoded: {' '.join(str(error).split())[:200]}") from error
+        raise FetchError("resize", f"cannot be decoded: {one_line(str(error))[:MAX_SHOWN]}") from error
     scale = image_size / side
     height, width = pixels.shape[:2]
     target = (max(1, round(width * scale)), max(1, round(height * scale)))

@@ -1,8 +1,8 @@
 """One unit of work: the rows of one raw shard, fetched and committed.
 
 The loop lives and dies with the unit, so units may run in any process. Bodies go to a spool on disk as they arrive, in
-any order, and from there into the tar in the order of the rows: memory is what is in flight. The one thing a reader
-would get wrong: limits for a host hold within one process; N workers make N times as many requests.
+any order, and from there into the tar in the order of the rows: memory is what is in flight. Limits for a host
+hold within one process: N workers make N times as many requests.
 """
 
 import asyncio

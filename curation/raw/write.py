@@ -1,7 +1,7 @@
 """Writing one raw shard: img2dataset's tar, parquet and stats, then the commit record.
 
-All rows are in the parquet, the fetched ones are in the tar, both in the order given. The one thing a reader would get
-wrong: nothing counts before the commit record, so a rerun overwrites whatever a killed one left.
+All rows are in the parquet, the fetched ones are in the tar, both in the order given. Nothing counts before the
+commit record, so a rerun overwrites whatever a killed one left.
 """
 
 import hashlib

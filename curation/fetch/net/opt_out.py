@@ -1,14 +1,16 @@
 """Has the owner of an image opted out, by what its server sends with it?
 
 X-Robots-Tag with noai, noimageai, noindex, noimageindex or none, for everyone or for our name; and TDM-Reservation: 1
-(W3C TDM Reservation Protocol). The one thing a reader would get wrong: `otherbot: noai, noindex` speaks to otherbot
-up to the end of that header line, and `unavailable_after: DATE` is a directive with a value, not a bot.
+(W3C TDM Reservation Protocol). `otherbot: noai, noindex` speaks to otherbot up to the end of that header
+line, and `unavailable_after: DATE` is a directive with a value, not a bot.
 
 TODO(robots): robots.txt, fetched once for each host; matters before a list is fetched that its owners did not expect.
 """
 
 import re
 from collections.abc import Iterable
+
+from headrace.text import MAX_SHOWN, printable
 
 DIRECTIVES = frozenset(("noai", "noimageai", "noindex", "noimageindex", "none"))
 OWN_TOKEN = "headrace"
@@ -26,10 +28,10 @@ def opt_out(robots_tags: Iterable[str], tdm_reservations: Iterable[str], tokens:
     """Return the header line that opts out, or None. Each argument holds the values of all header lines of its name."""
     for value in robots_tags:
         if _forbids(value, tokens):
-            return f"X-Robots-Tag: {_printable(value)}"
+            return f"X-Robots-Tag: {_shown(value)}"
     for value in tdm_reservations:
         if any(part.strip() == "1" for part in value.split(",")):
-            return f"TDM-Reservation: {_printable(value)}"
+            return f"TDM-Reservation: {_shown(value)}"
     return None
 
 
@@ -46,5 +48,5 @@ def _forbids(value: str, tokens: frozenset[str]) -> bool:
     return False
 
 
-def _printable(value: str) -> str:
-    return "".join(char if " " <= char <= "~" else "?" for char in value[:200])
+def _shown(value: str) -> str:
+    return printable(value[:MAX_SHOWN]).encode("ascii", "replace").decode()
