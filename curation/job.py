@@ -5,16 +5,20 @@ thing a reader would get wrong: ownership guards against two drivers, not agains
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from headrace import files
+
+MAX_NAME_BYTES = 255
 
 SCHEMA_VERSION = 2
 # Of schema 1 the one ledger lies in ledger/ itself; it is read as it is, new ones are written beside it.
@@ -76,6 +80,8 @@ def own_job(job: Job, *, take_over: bool = False) -> Iterator[Job]:
     that is no job but holds what a job would write over, such as the user's own `recipe.yaml`.
     """
     check_folder(job)
+    _check_not_taken(job)
+    files.put_if_absent(_schema_url(job), (json.dumps({"schema": SCHEMA_VERSION}) + "\n").encode())
     _check_schema(job)
     _claim(job, take_over)
     try:
@@ -85,14 +91,48 @@ def own_job(job: Job, *, take_over: bool = False) -> Iterator[Job]:
         files.remove(_owner_url(job))
 
 
+def check_job(job: Job, *, take_over: bool = False) -> None:
+    """Raise ValueError for what `own_job` would refuse; nothing is written that stays."""
+    check_folder(job)
+    _check_can_be_made(job)
+    _check_not_taken(job)
+    if files.exists(_schema_url(job)):
+        _check_schema(job)
+    owner = _owner(job)
+    if owner is not None:
+        _check_owner(job, owner, take_over)
+
+
 def check_folder(job: Job) -> None:
     """Raise ValueError if a file stands where the job's folder, or one above it, would be."""
     if not files.is_local(job.url):
         return
     folder = files.local_path(job.url)
     for path in (folder, *folder.parents):
-        if path.is_file():
+        if _is_file(path):
             raise ValueError(f"job: {path} is a file, not a folder; name another job folder")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.exists() and not path.is_dir()
+    except OSError:  # a name too long for the file system: no file has it
+        return False
+
+
+def _check_can_be_made(job: Job) -> None:
+    """Raise ValueError if the job's folder is not there and cannot be made, or is there and cannot be written."""
+    if not files.is_local(job.url):
+        return
+    folder = files.local_path(job.url)
+    try:
+        there = next(path for path in (folder, *folder.parents) if len(path.name) < MAX_NAME_BYTES and path.is_dir())
+        for part in folder.relative_to(there).parts:
+            if len(os.fsencode(part)) > MAX_NAME_BYTES:
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        Path(tempfile.mkdtemp(dir=there, prefix=".headrace-")).rmdir()
+    except OSError as error:
+        raise ValueError(f"job: {folder} cannot be written: {error.strerror}; name another job folder") from error
 
 
 def write_recipe(job: Job, text: str) -> None:
@@ -100,17 +140,21 @@ def write_recipe(job: Job, text: str) -> None:
     files.write_atomic(files.join(job.url, "recipe.yaml"), text.encode())
 
 
-def _check_schema(job: Job) -> None:
-    url = files.join(job.url, "job.json")
-    text = json.dumps({"schema": SCHEMA_VERSION}) + "\n"
+def _check_not_taken(job: Job) -> None:
     taken = [name for name in PARTS if files.exists(files.join(job.url, name))]
-    if taken and not files.exists(url):
+    if taken and not files.exists(_schema_url(job)):
         raise ValueError(
             f"{job.url} is no job (no job.json) but holds {', '.join(taken)}, which a job would write over; "
             "name another job folder"
         )
-    if files.put_if_absent(url, text.encode()):
-        return
+
+
+def _schema_url(job: Job) -> str:
+    return files.join(job.url, "job.json")
+
+
+def _check_schema(job: Job) -> None:
+    url = _schema_url(job)
     try:
         schema = json.loads(files.read_bytes(url))["schema"]
     except (ValueError, KeyError, TypeError) as error:
@@ -132,19 +176,24 @@ def _claim(job: Job, take_over: bool) -> None:
             if files.put_if_absent(_owner_url(job), mine.encode()):
                 return
             owner = _owner(job)
-        if not owner and not take_over:
-            raise ValueError(
-                f"{_owner_url(job)} is damaged and does not say who owns the job; "
-                "pass --take-over if you know that no other driver runs"
-            )
-        same_host = owner.get("host") == socket.gethostname()
-        dead = same_host and _started(owner["process"]) != owner.get("started")
-        if not (dead or take_over):
-            raise ValueError(
-                f"{job.url} is owned by process {owner.get('process')} on {owner.get('host')}; "
-                "wait for it, or pass --take-over if you know that it is gone"
-            )
+        _check_owner(job, owner, take_over)
         files.write_atomic(_owner_url(job), mine.encode())
+
+
+def _check_owner(job: Job, owner: dict[str, Any], take_over: bool) -> None:
+    """Raise ValueError if the owner is alive, or may be."""
+    if not owner and not take_over:
+        raise ValueError(
+            f"{_owner_url(job)} is damaged and does not say who owns the job; "
+            "pass --take-over if you know that no other driver runs"
+        )
+    same_host = owner.get("host") == socket.gethostname()
+    dead = same_host and _started(owner["process"]) != owner.get("started")
+    if not (dead or take_over):
+        raise ValueError(
+            f"{job.url} is owned by process {owner.get('process')} on {owner.get('host')}; "
+            "wait for it, or pass --take-over if you know that it is gone"
+        )
 
 
 def _owner(job: Job) -> dict[str, Any] | None:

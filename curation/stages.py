@@ -47,11 +47,18 @@ def fetch(recipe: Recipe, *, on_progress: OnProgress = no_progress, retry_failed
     )
 
 
-def plan_fetch(recipe: Recipe) -> list[str]:
+def plan_fetch(recipe: Recipe, *, retry_failed: bool = False) -> list[str]:
     """Say what `fetch` would do."""
     from headrace.curation.fetch.stage import plan_fetch as plan
 
-    return plan(Job(recipe.job), recipe.input, recipe.fetch)
+    return plan(
+        Job(recipe.job),
+        recipe.input,
+        recipe.fetch,
+        seed=recipe.seed,
+        engine=recipe.engine,
+        retry_failed=retry_failed,
+    )
 
 
 def annotate(recipe: Recipe, *, on_progress: OnProgress = no_progress) -> "AnnotateSummary":

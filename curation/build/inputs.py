@@ -93,7 +93,14 @@ class ShardInputs:
             if key not in rows:
                 return None
             values = table.slice(rows[key], 1).to_pylist()[0]
-            result.update({name: value for name, value in values.items() if value is not None or name not in result})
+            # A null of an annotation is its answer; only what every dataset has falls back on the raw table.
+            result.update(
+                {
+                    name: value
+                    for name, value in values.items()
+                    if value is not None or name not in result or name not in INDEX_SCHEMA.names
+                }
+            )
         return result
 
     def fields(self) -> dict[str, tuple[pa.Field, bool]]:
@@ -102,7 +109,7 @@ class ShardInputs:
         not_carried = frozenset[str]().union(*(kind.not_carried for kind in known_annotators().values()))
         for number, schema in enumerate(self.schemas):
             for field in schema:
-                if field.name not in INDEX_SCHEMA.names and field.name not in result:
+                if field.name not in INDEX_SCHEMA.names:  # of two with one name the annotation's, as in select
                     standard = number > 0 and not pa.types.is_nested(field.type) and field.name not in not_carried
                     result[field.name] = (field, standard)
         return result

@@ -21,6 +21,7 @@ from headrace.curation.job import Job
 from headrace.curation.ledger import Ledger, dataset_key
 from headrace.shards.commit import is_committed
 from headrace.shards.errors import ShardError
+from headrace.shards.index import INDEX_SCHEMA
 from headrace.shards.parquet import parquet_bytes
 from headrace.shards.write import Sample, commit_shard, write_shard_files
 
@@ -36,7 +37,7 @@ FAILURES_SCHEMA = pa.schema(
     ]
 )
 
-BUILT_FIELDS = (pa.field("faces_blurred", pa.int16()), pa.field("reencoded", pa.bool_()))
+BUILT_FIELDS = pa.schema([("faces_blurred", pa.int16()), ("reencoded", pa.bool_())])
 
 # One read of payloads holds at most this much, so that memory does not grow with the shard.
 READ_BYTES = 64 << 20
@@ -198,7 +199,7 @@ def _carried_fields(unit: BuildUnit, shard: ShardInputs) -> list[pa.Field]:
             f"the carried column label is of type {label}; the index holds whole numbers: rename the column"
         )
     known = shard.fields()
-    unknown = [name for name in unit.config.columns if name not in known]
+    unknown = [name for name in unit.config.columns if name not in known and name not in INDEX_SCHEMA.names]
     if unknown:
         raise ValueError(f"build.columns: no column {', '.join(unknown)}; known columns: {', '.join(sorted(known))}")
     return [field for name, (field, standard) in known.items() if standard or name in unit.config.columns]

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from headrace import files
 from headrace.curation.fetch import retry
 from headrace.curation.fetch.config import FetchConfig, InputConfig
+from headrace.curation.fetch.estimate import estimate, measure
 from headrace.curation.fetch.lists.inputs import list_files
-from headrace.curation.fetch.lists.spill import SpilledList, read_tally, spill
-from headrace.curation.fetch.lists.table import check_list
+from headrace.curation.fetch.lists.spill import SpilledList, check_begun, read_tally, spill
+from headrace.curation.fetch.lists.survey import Survey, survey
 from headrace.curation.fetch.unit import FetchUnit, fetch_shard
 from headrace.curation.job import Job
-from headrace.curation.raw.img2dataset import adopt_raw, foreign_shards
+from headrace.curation.raw.img2dataset import FOREIGN, adopt_raw, check_adoptable, foreign_shards
 from headrace.curation.raw.read import raw_shards, read_raw, recorded_of
 from headrace.curation.raw.write import RawShard
 from headrace.shards.commit import committed, read_commit
@@ -46,23 +47,64 @@ class FetchSummary:
         )
 
 
-def plan_fetch(job: Job, source: InputConfig, config: FetchConfig) -> list[str]:
-    """Say what would be done; nothing is requested or written."""
+def plan_fetch(
+    job: Job,
+    source: InputConfig,
+    config: FetchConfig,
+    *,
+    seed: int,
+    engine: EngineConfig,
+    retry_failed: bool = False,
+) -> list[str]:
+    """Say what would be done; nothing is requested or written. Raises ValueError for what `run_fetch` would refuse."""
     if source.raw is not None:
+        _check_raw(job, source.raw, retry_failed)
         return [f"use the {len(foreign_shards(source.raw))} finished raw shards in {source.raw}"]
+    _check_list_job(job)
     lists = list_files(source)
-    for file in lists:
-        check_list(file, source)
-    lines = [f"read {len(lists)} list(s), {sum(files.size_of(file.url) for file in lists)} bytes: {lists[0].url}"]
+    folder = files.join(job.url, "input")
+    begun = check_begun(source, folder, seed=seed, samples_per_shard=config.samples_per_shard)
+    found = survey(lists, source)
+    if found.exact and not found.rows:
+        raise ValueError(f"input.urls: the lists hold no rows: {', '.join(file.url for file in lists)}")
+    rows = found.rows if begun is None else begun
+    lines = [f"read {len(lists)} list(s), {found.num_bytes} bytes: {lists[0].url}"]
     lines += [f"read {file.url}" for file in lists[1:10]]
+    lines += _rows_lines(found, rows, exact=found.exact or begun is not None)
+    done = len([name for name in committed(job.raw) if int(name) < -(-rows // config.samples_per_shard)])
+    left = max(0, rows - done * config.samples_per_shard)
     lines.append(
         f"fetch into raw shards of {config.samples_per_shard} rows: {config.concurrency} URLs at a time, "
         f"{config.per_host} to one host, up to {config.max_bytes} bytes each, in each process"
     )
-    done = committed(job.raw)
     if done:
-        lines.append(f"{len(done)} raw shards are finished and stay as they are")
+        lines.append(f"{done} raw shards are finished and stay as they are; {left} rows are left")
+    if left:
+        lines.append(estimate(left, config, engine, measure(job)))
     return [*lines, f"write {job.raw}"]
+
+
+def _rows_lines(found: Survey, rows: int, *, exact: bool) -> list[str]:
+    """Say how many rows there are, and what was odd in those that were read."""
+    how = "" if exact else f", estimated from the first {found.rows_read}"
+    lines = [f"{'' if exact else 'about '}{rows} rows{how}"]
+    for title, counts in (("not fetched", found.tally.rejected), ("not taken as they stand", found.tally.repaired)):
+        lines += [
+            f"of {found.rows_read} rows read, {odd.rows} {title}: {reason}; first: {odd.first}"
+            for reason, odd in counts.items()
+        ]
+    return lines
+
+
+def _check_raw(job: Job, url: str, retry_failed: bool) -> None:
+    if retry_failed:
+        raise ValueError("--retry-failed works on lists that headrace fetched, not on input.raw")
+    check_adoptable(job, url)
+
+
+def _check_list_job(job: Job) -> None:
+    if files.exists(files.join(job.raw, FOREIGN)):
+        raise ValueError(f"{job.raw}: this job began with input.raw; give the list a job folder of its own")
 
 
 def run_fetch(
@@ -77,12 +119,10 @@ def run_fetch(
 ) -> FetchSummary:
     """Fetch what is not fetched yet; with `retry_failed` then try failures again (`fetch.retry_classes`)."""
     if source.raw is not None:
-        if retry_failed:
-            raise ValueError("--retry-failed works on lists that headrace fetched, not on input.raw")
+        _check_raw(job, source.raw, retry_failed)
         adopt_raw(job, source.raw)
         return summarize(job)
-    if files.exists(files.join(job.raw, "foreign.json")):
-        raise ValueError(f"{job.raw}: this job began with input.raw; give the list a job folder of its own")
+    _check_list_job(job)
     folder = files.join(job.url, "input")
     rows = spill(source, folder, seed=seed, samples_per_shard=config.samples_per_shard)
     files.remove_leftovers(job.raw)

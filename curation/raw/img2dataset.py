@@ -83,19 +83,27 @@ def adopt_raw(job: Job, url: str) -> list[str]:
     Nothing is copied; the sums of the tables are recorded. Raises ValueError if the folder holds no shard or a damaged
     one, or if the job began with other raw shards.
     """
-    shards = foreign_shards(url)
-    if committed(job.raw):
-        raise ValueError(f"{job.raw} holds fetched shards already; give input.raw a job folder of its own")
-    known = adopted(job)
-    if known is None:
+    shards = check_adoptable(job, url)
+    if adopted(job) is None:
         with ThreadPoolExecutor(NUM_READERS) as readers:
             for _ in readers.map(partial(_record, job, url), shards):
                 pass
         record = {"schema": RECORD_SCHEMA, "shards": shards, "url": url}
         files.put_if_absent(files.join(job.raw, FOREIGN), (canonical_json(record) + "\n").encode())
         log.info("%s: took over %s raw shards of %s", job.raw, len(shards), url)
-        known = adopted(job)
-    if known is None or (known.url, list(known.shards)) != (url, shards):
+    return check_adoptable(job, url)
+
+
+def check_adoptable(job: Job, url: str) -> list[str]:
+    """Return the finished shards of an img2dataset folder; raise ValueError if the job cannot take them.
+
+    Nothing is written.
+    """
+    shards = foreign_shards(url)
+    if committed(job.raw):
+        raise ValueError(f"{job.raw} holds fetched shards already; give input.raw a job folder of its own")
+    known = adopted(job)
+    if known is not None and (known.url, list(known.shards)) != (url, shards):
         raise ValueError(
             f"{job.raw}/{FOREIGN}: this job began with other raw shards; give the new ones a job folder of their own"
         )

@@ -142,7 +142,7 @@ def _plain(value: Any) -> Any:
     """Return a carried value as JSON can hold it; dates and the like as their text, NaN as null."""
     if isinstance(value, dict):
         return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None

@@ -96,12 +96,31 @@ def hash_evaluation_set(
     return table
 
 
+def check_evaluation_set(evaluation: EvaluationSet) -> None:
+    """Raise ValueError if a set is not there or holds no image, as far as names and schemas tell; no image is read."""
+    if not files.exists(evaluation.url):
+        raise ValueError(f"evaluation set {evaluation.name!r}: no such file or folder: {evaluation.url}")
+    try:
+        part = next(find_parts(evaluation.url), None)
+        if part is not None and part.row_group >= 0:
+            with open_parquet(part.url) as file:
+                _image_column(file.schema, part.url)
+    except ValueError as error:
+        raise ValueError(f"evaluation set {evaluation.name!r}: {error}") from error
+    if part is None:
+        raise _no_images(evaluation)
+
+
+def _no_images(evaluation: EvaluationSet) -> ValueError:
+    return ValueError(
+        f"evaluation set {evaluation.name!r}: no images at {evaluation.url}; give a folder of images, a dataset, "
+        "a tar or a parquet file, or a folder of tars or of parquet files"
+    )
+
+
 def _check(table: pa.Table, evaluation: EvaluationSet) -> None:
     if not table.num_rows:
-        raise ValueError(
-            f"evaluation set {evaluation.name!r}: no images at {evaluation.url}; give a folder of images, a dataset, "
-            "a tar or a parquet file, or a folder of tars or of parquet files"
-        )
+        raise _no_images(evaluation)
     errors = table.filter(pc.is_valid(table["error"]))
     if errors.num_rows > MAX_UNREADABLE * table.num_rows:
         first = errors.slice(0, 1).to_pylist()[0]

@@ -73,3 +73,25 @@ def test_a_file_in_the_place_of_the_job_is_one_line(
     (tmp_path / "r.yaml").write_text(recipe_text(make_job()))
     code, text = run("select", tmp_path / "r.yaml", f"job={tmp_path}/file", *flags)
     assert (code, text) == (1, f"headrace: job: {tmp_path}/file is a file, not a folder; name another job folder")
+
+
+@pytest.mark.parametrize("kind", ["changed list", "no set", "empty set", "folder"])
+def test_a_dry_run_refuses_what_the_run_would_refuse(make_job: MakeJob, run: Run, tmp_path: Path, kind: str) -> None:
+    (tmp_path / "list.txt").write_text("http://127.0.0.1:1/\n")
+    (tmp_path / "r.yaml").write_text(recipe_text(make_job()))
+    (tmp_path / "empty").mkdir()
+    arguments = ["fetch", tmp_path / "r.yaml", f"input.urls=[{tmp_path}/list.txt]", f"job={tmp_path}/other"]
+    arguments += ["fetch.retries=0", "engine.executor=inline"]
+    if kind == "changed list":
+        assert run(*arguments)[0] == 0
+        (tmp_path / "list.txt").write_text("http://127.0.0.1:2/\n")
+    elif kind == "folder":
+        arguments[3] = f"job={tmp_path}/list.txt/job"
+    else:
+        arguments[0] = "select"
+        url = tmp_path / ("empty" if kind == "empty set" else "none")
+        arguments.append(f"select=[{{step: decontaminate, against: [{{name: coco, url: {url}}}]}}]")
+    texts = [run(*arguments, *flags)[1].splitlines()[-1] for flags in (["--dry-run"], [])]
+    assert texts[0] == texts[1]
+    expected = {"changed list": "changed: the files", "no set": "'coco': no such", "empty set": "'coco': "}
+    assert expected.get(kind, "is a file, not a folder") in texts[0]

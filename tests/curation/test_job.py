@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from headrace import files
-from headrace.curation.job import PARTS, Job, own_job, write_recipe
+from headrace.curation.job import PARTS, Job, check_job, own_job, write_recipe
 
 
 def test_a_finished_job_shows_no_owner(tmp_path: Path) -> None:
@@ -114,3 +114,31 @@ def test_what_a_killed_driver_was_writing_is_cleared(tmp_path: Path) -> None:
         (tmp_path / name).write_text("half")
     with own_job(Job(str(tmp_path))):
         assert sorted(path.name for path in tmp_path.iterdir()) == ["job.json", "owner.json"]
+
+
+def test_a_look_at_a_job_refuses_what_owning_it_would_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/recipe.yaml").write_text("my own")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd/job.json").write_text("[]")
+    refused = {
+        f"{tmp_path}/file/job": "is a file, not a folder",
+        "/dev/null": "is a file, not a folder",
+        f"{tmp_path}/{'a' * 300}/job": "cannot be written: File name too long",
+        "/proc/headrace/job": "cannot be written",
+        f"{tmp_path}/taken": "is no job",
+        f"{tmp_path}/odd": "is not a job file",
+    }
+    before = sorted(tmp_path.rglob("*"))
+    for url, message in refused.items():
+        with pytest.raises(ValueError, match=message) as caught:
+            check_job(Job(url))
+        assert "\n" not in str(caught.value)
+    check_job(Job(str(tmp_path / "new/job")))
+    assert sorted(tmp_path.rglob("*")) == before
+    with own_job(Job(str(tmp_path / "new"))) as job:
+        with pytest.raises(ValueError, match=f"owned by process {os.getpid()}"):
+            check_job(job)
+        check_job(job, take_over=True)
+    check_job(job)

@@ -37,7 +37,7 @@ def check_columns(url: str, known: Sequence[str], config: InputConfig, *, hint: 
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Return names as a message shows them: quoted where a letter would not be seen."""
-    texts = [name if name.isprintable() and name == name.strip() and name else shown(name) for name in names]
+    """Return names as a message shows them: quoted where their ends would not be seen."""
+    texts = [name if name and name == name.strip() else shown(name) for name in names]  # the command line shows them
     more = f" and {len(texts) - MAX_NAMES_SHOWN} more" if len(texts) > MAX_NAMES_SHOWN else ""
     return ", ".join(text[:200] for text in texts[:MAX_NAMES_SHOWN]) + more

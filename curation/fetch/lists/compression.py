@@ -9,6 +9,7 @@ import gzip
 import io
 import lzma
 import zlib
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -26,6 +27,8 @@ _MARKS = {
 }
 _READ_BYTES = 1 << 16
 
+OnBytes = Callable[[int], object]
+
 UNREADABLE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 """What reading a damaged file raises; an OSError without a number besides, see `is_damage`."""
 
@@ -36,6 +39,15 @@ def compression_of(name: str) -> tuple[str, str]:
         if name.endswith(suffix):
             return name.removesuffix(suffix), compression
     return name, ""
+
+
+def no_bytes(count: int) -> None:
+    """Ignore a count of bytes."""
+
+
+def counted(stream: BinaryIO, on_bytes: OnBytes) -> BinaryIO:
+    """Return a stream of which every read is told."""
+    return stream if on_bytes is no_bytes else io.BufferedReader(_Counted(stream, on_bytes))
 
 
 def decompressed(stream: BinaryIO, compression: str) -> BinaryIO:
@@ -59,6 +71,22 @@ def is_damage(error: BaseException) -> bool:
 def mark_of(head: bytes) -> str:
     """Return what a file is by its first bytes, if that is a format that cannot be read as text; else ""."""
     return next((name for mark, name in _MARKS.items() if head.startswith(mark)), "")
+
+
+class _Counted(io.RawIOBase):
+    """A stream that tells how many bytes were read of it."""
+
+    def __init__(self, stream: BinaryIO, on_bytes: OnBytes) -> None:
+        self._stream, self._on_bytes = stream, on_bytes
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        self._on_bytes(len(data))
+        return len(data)
 
 
 class _Arrow(io.RawIOBase):

@@ -17,7 +17,15 @@ from headrace import files
 from headrace.curation.fetch.config import InputConfig
 from headrace.curation.fetch.lists.carried import is_plain_text
 from headrace.curation.fetch.lists.columns import check_columns
-from headrace.curation.fetch.lists.compression import UNREADABLE, compression_of, decompressed, is_damage
+from headrace.curation.fetch.lists.compression import (
+    UNREADABLE,
+    OnBytes,
+    compression_of,
+    counted,
+    decompressed,
+    is_damage,
+    no_bytes,
+)
 from headrace.curation.fetch.lists.delimited import read_delimited
 from headrace.curation.fetch.lists.lines import TOO_LONG, NotTextError, read_lines
 from headrace.curation.fetch.lists.records import read_json_array, read_json_lines
@@ -118,8 +126,11 @@ def fingerprint(file: ListFile) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def opened(file: ListFile) -> Iterator[BinaryIO]:
-    """Open the bytes of a list, decompressed; what makes it unreadable becomes a ValueError that names it."""
+def opened(file: ListFile, on_bytes: OnBytes = no_bytes) -> Iterator[BinaryIO]:
+    """Open the bytes of a list, decompressed; what makes it unreadable becomes a ValueError that names it.
+
+    `on_bytes` hears of the bytes read of a text list, before they are decompressed.
+    """
     try:
         if file.format == "parquet" and not files.is_local(file.url):
             with open_ranges(file.url) as stream:
@@ -127,7 +138,7 @@ def opened(file: ListFile) -> Iterator[BinaryIO]:
             return
         fs, path = files.open_fs(file.url)
         with fs.open(path, "rb") as stream:
-            yield decompressed(stream, file.compression)
+            yield decompressed(counted(stream, on_bytes), file.compression)
     except (*UNREADABLE, pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, NotTextError) as error:
         raise _cannot_be_read(file, error) from error
     except OSError as error:
@@ -141,9 +152,11 @@ def _cannot_be_read(file: ListFile, error: Exception) -> ValueError:
     return ValueError(f"{file.url}: cannot be read as {kind}: {one_line(str(error))}")
 
 
-def text_blocks(file: ListFile, config: InputConfig, tally: Tally) -> Generator[Block, None, None]:
-    """Yield the rows of a list that is not parquet."""
-    with opened(file) as stream:
+def text_blocks(
+    file: ListFile, config: InputConfig, tally: Tally, on_bytes: OnBytes = no_bytes
+) -> Generator[Block, None, None]:
+    """Yield the rows of a list that is not parquet; `on_bytes` is that of `opened`."""
+    with opened(file, on_bytes) as stream:
         if file.format == "txt":
             yield from _txt_blocks(stream, file, tally)
         elif file.format in ("csv", "tsv"):

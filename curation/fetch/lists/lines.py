@@ -2,8 +2,8 @@
 
 A mark of UTF-8, UTF-16 or UTF-32 at the beginning decides; without one, zero bytes tell the wide encodings, and all
 else is UTF-8. Bytes that are none become lone surrogates, which no valid text holds, so that whoever takes a cell can
-tell. Lines end at LF or CRLF; in a file without any LF, at CR. `read_lines` keeps the ends: in a quoted cell they
-belong to the text.
+tell. Lines end at LF or CRLF; in a file whose beginning holds no LF, at CR. `read_lines` keeps the ends: in a quoted
+cell they belong to the text.
 """
 
 import codecs
@@ -15,6 +15,8 @@ from headrace.curation.fetch.lists.compression import mark_of
 
 MAX_LINE_CHARS = 1 << 20
 """A longer line is no row of a list; it is passed over without being held."""
+
+READ_BYTES = 1 << 18
 
 TOO_LONG = f"the line is over {MAX_LINE_CHARS} letters"
 INNER_MARK = "a byte order mark at the start of a line, dropped"
@@ -92,7 +94,7 @@ def read_lines(stream: BinaryIO, on_repair: Callable[[str, int], object]) -> Ite
 
 def _read_full(stream: BinaryIO) -> bytes:
     """Read on where a stream gives less than asked for, so that nothing depends on how bytes arrive."""
-    parts, missing = [], MAX_LINE_CHARS
+    parts, missing = [], READ_BYTES
     while missing and (part := stream.read(missing)):
         parts.append(part)
         missing -= len(part)

@@ -60,7 +60,7 @@ def spill(config: InputConfig, folder: str, *, seed: int, samples_per_shard: int
     """Write the runs that are not there yet. Raises ValueError if the list is not the one this job began with."""
     lists = list_files(config)
     told = describe_input(config, seed=seed, samples_per_shard=samples_per_shard)
-    plan_url = files.join(folder, "plan.json")
+    plan_url = _plan_url(folder)
     runs_folder = files.join(folder, "runs")
     files.remove_leftovers(folder)
     found = None
@@ -70,7 +70,7 @@ def spill(config: InputConfig, folder: str, *, seed: int, samples_per_shard: int
             raise ValueError(f"input.urls: the lists hold no rows: {', '.join(file.url for file in lists)}")
         plan = {**told, "reader": READER, "rows": list(found.rows)}
         files.put_if_absent(plan_url, (canonical_json(plan) + "\n").encode())
-    plan = json.loads(files.read_bytes(plan_url))
+    plan = _read_plan(plan_url)
     _check_same(plan_url, plan, told)
     num_rows = sum(plan["rows"])
     spilled = SpilledList(runs_folder, -(-num_rows // RUN_ROWS), num_rows)
@@ -88,6 +88,33 @@ def spill(config: InputConfig, folder: str, *, seed: int, samples_per_shard: int
         blocks = tables(lists, config, found.schema, tally)
         _write_runs(blocks, tally, spilled, seed=seed, samples_per_shard=samples_per_shard)
     return spilled
+
+
+def check_begun(config: InputConfig, folder: str, *, seed: int, samples_per_shard: int) -> int | None:
+    """Return the rows of the list this job began with; None if it did not. Raises ValueError if that is another list.
+
+    Nothing is written.
+    """
+    plan_url = _plan_url(folder)
+    if not files.exists(plan_url):
+        return None
+    plan = _read_plan(plan_url)
+    _check_same(plan_url, plan, describe_input(config, seed=seed, samples_per_shard=samples_per_shard))
+    return int(sum(plan["rows"]))
+
+
+def _plan_url(folder: str) -> str:
+    return files.join(folder, "plan.json")
+
+
+def _read_plan(url: str) -> dict[str, Any]:
+    try:
+        plan = json.loads(files.read_bytes(url))
+        if all(isinstance(rows, int) and rows >= 0 for rows in plan["rows"]):
+            return dict(plan)
+        raise ValueError("rows are no counts")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{url}: damaged: {error}; give the list a new job folder") from error
 
 
 def _check_same(plan_url: str, plan: dict[str, Any], told: dict[str, Any]) -> None:

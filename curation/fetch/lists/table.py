@@ -5,7 +5,7 @@ same row in both, so nothing may be skipped in either.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +16,18 @@ from headrace.curation.fetch.config import InputConfig
 from headrace.curation.fetch.lists.carried import carried_type, carry, plain_text
 from headrace.curation.fetch.lists.columns import check_columns, wanted_columns
 from headrace.curation.fetch.lists.inputs import ListFile, open_parquet_list, opened, text_blocks
-from headrace.curation.fetch.lists.rows import BLOCK_ROWS, NO_TEXT, URL_NO_TEXT, Tally, problem_column, settle, to_text
+from headrace.curation.fetch.lists.kinds import CarriedKinds
+from headrace.curation.fetch.lists.label import LABEL, check_label_type, label_column, labels
+from headrace.curation.fetch.lists.rows import (
+    BLOCK_ROWS,
+    NO_TEXT,
+    URL_NO_TEXT,
+    Block,
+    Tally,
+    problem_column,
+    settle,
+    to_text,
+)
 
 _OWN = (("url", pa.string()), ("caption", pa.string()), ("problem", pa.string()))
 _PLACE = (("input_file", pa.string()), ("input_row", pa.int64()))
@@ -38,17 +49,22 @@ def scan(files: Sequence[ListFile], config: InputConfig) -> Scan:
     for file in files:
         count, schema = _scan_parquet(file, config) if file.format == "parquet" else _scan_text(file, config)
         counts.append(count)
-        try:
-            carried = pa.unify_schemas([carried, schema], promote_options="permissive") if count else carried
-        except pa.ArrowException as error:
-            raise ValueError(
-                f"{file.url}: a carried column has another type than in the lists before: {error} (a csv column is "
-                "text; make it text in all lists, then a recipe may say try_cast(COLUMN as double))"
-            ) from error
+        carried = unified(carried, schema, file) if count else carried
     kinds = {field.name: field.type for field in carried if not pa.types.is_null(field.type)}
     expected = (("expected_sha256", pa.string()),) if config.sha256_column else ()
     columns = ((name, kinds.get(name, pa.string())) for name in config.columns)
     return Scan(tuple(counts), pa.schema([*_OWN, *_PLACE, *expected, *columns]))
+
+
+def unified(carried: pa.Schema, schema: pa.Schema, file: ListFile) -> pa.Schema:
+    """Return the carried columns of some lists with those of one more. Raises ValueError where types do not fit."""
+    try:
+        return pa.unify_schemas([carried, schema], promote_options="permissive")
+    except pa.ArrowException as error:
+        raise ValueError(
+            f"{file.url}: a carried column has another type than in the lists before: {error} (a csv column is "
+            "text; make it text in all lists, then a recipe may say try_cast(COLUMN as double))"
+        ) from error
 
 
 def _scan_parquet(file: ListFile, config: InputConfig) -> tuple[int, pa.Schema]:
@@ -60,23 +76,29 @@ def _scan_parquet(file: ListFile, config: InputConfig) -> tuple[int, pa.Schema]:
 def parquet_carried(schema: pa.Schema, file: ListFile, config: InputConfig) -> pa.Schema:
     """Return the carried columns of a parquet list as they will be kept. Raises ValueError for what cannot be."""
     fields = [schema.field(name) for name in config.columns]
-    return pa.schema([(field.name, carried_type(field, file.url)) for field in fields])
+    if LABEL in config.columns:
+        check_label_type(schema.field(LABEL).type, file.url)
+    return pa.schema(
+        [(field.name, pa.int64() if field.name == LABEL else carried_type(field, file.url)) for field in fields]
+    )
 
 
 def _scan_text(file: ListFile, config: InputConfig) -> tuple[int, pa.Schema]:
-    count, known = 0, tuple[str, ...]()
-    kinds: list[set[str]] = [set() for _ in config.columns]
+    count, known, kinds = 0, tuple[str, ...](), CarriedKinds(config)
     for block in text_blocks(file, config, Tally()):
         count += len(block.numbers)
         known = tuple(block.known)
-        for found, values in zip(kinds, block.carried, strict=True):
-            found |= _kinds(values)
+        kinds.add(block)
+    check_known(file, known, config, any_row=count > 0)
+    return count, kinds.schema
+
+
+def check_known(file: ListFile, known: Sequence[str], config: InputConfig, *, any_row: bool) -> None:
+    """Raise ValueError if a text list lacks a column; `known` are those that it has."""
     if file.format == "txt":
         _check_txt(file, config)
-    elif count:
+    elif any_row:
         check_columns(file.url, known, config)
-    fields = zip(config.columns, kinds, strict=True)
-    return count, pa.schema([(name, _arrow_type(found)) for name, found in fields if found])
 
 
 def _check_txt(file: ListFile, config: InputConfig) -> None:
@@ -98,30 +120,7 @@ def check_list(file: ListFile, config: InputConfig) -> None:
             known, any_row = tuple(block.known), any_row or bool(block.numbers)
             if file.format not in ("json", "jsonl") or wanted <= set(known):
                 return
-    if any_row:
-        check_columns(file.url, known, config)
-
-
-_FLOAT_EXACT = 1 << 53
-
-
-def _kinds(values: list[Any]) -> set[str]:
-    kinds = {kind.__name__ for kind in set(map(type, values))} - {"NoneType"}
-    if "int" in kinds:
-        numbers = [value for value in values if type(value) is int]
-        largest = max(map(abs, numbers))
-        if largest > _FLOAT_EXACT:
-            # A float would not hold it; nor would int64, at the end.
-            kinds.add("int64" if max(numbers) < 1 << 63 and min(numbers) >= -(1 << 63) else "other")
-    return kinds
-
-
-def _arrow_type(kinds: set[str]) -> pa.DataType:
-    if kinds == {"bool"}:
-        return pa.bool_()
-    if kinds <= {"int", "int64"}:
-        return pa.int64()
-    return pa.float64() if kinds <= {"int", "float"} else pa.string()
+    check_known(file, known, config, any_row=any_row)
 
 
 def tables(
@@ -131,7 +130,7 @@ def tables(
     counted = Tally() if tally is None else tally
     for file in files:
         if file.format == "parquet":
-            blocks = _parquet_tables(file, config, schema, counted)
+            blocks: Iterator[dict[str, Any]] = parquet_blocks(file, config, schema, counted)
         else:
             blocks = _text_tables(file, config, schema, counted)
         for block in blocks:
@@ -147,22 +146,27 @@ def _text_tables(file: ListFile, config: InputConfig, schema: pa.Schema, tally: 
     for block in text_blocks(file, config, tally):
         own = settle(block, config, file.name, tally)
         carried = {
-            name: _carried(values, schema.field(name), f"{file.url}: column {name!r}")
+            name: _carried(values, schema.field(name), block, file.url)
             for name, values in zip(config.columns, block.carried, strict=True)
         }
         yield {**own, **carried}
 
 
-def _carried(values: list[Any], field: pa.Field, where: str) -> pa.Array:
+def _carried(values: list[Any], field: pa.Field, block: Block, url: str) -> pa.Array:
+    if field.name == LABEL:
+        return labels(values, lambda row: f"{url}: {block.where(row)}")
     if pa.types.is_string(field.type):
         return to_text(values)[0]
     try:
         return pa.array(values, field.type)
     except (pa.ArrowException, TypeError, OverflowError) as error:
-        raise ValueError(f"{where}: {error}; the list changed while it was read") from error
+        raise ValueError(f"{url}: from {block.where(0)}: column {field.name!r}: {error}") from error
 
 
-def _parquet_tables(file: ListFile, config: InputConfig, schema: pa.Schema, tally: Tally) -> Iterator[dict[str, Any]]:
+def parquet_blocks(
+    file: ListFile, config: InputConfig, schema: pa.Schema, tally: Tally
+) -> Generator[dict[str, Any], None, None]:
+    """Yield the columns of a parquet list, some thousand rows at a time. `schema` holds the carried ones."""
     own = {"url": config.url_column, "caption": config.caption_column, "expected_sha256": config.sha256_column}
     wanted = sorted({*(name for name in own.values() if name is not None), *config.columns})
     start = 0
@@ -182,8 +186,12 @@ def _parquet_tables(file: ListFile, config: InputConfig, schema: pa.Schema, tall
             block["problem"] = problem_column(block["url"], problems, partial(_row_place, start), file.name, tally)
             block["input_row"] = pa.array(range(start, start + rows), pa.int64())
             for name in config.columns:
-                where = f"{file.url}: rows from {start}: column {name!r}"
-                block[name] = carry(batch.column(name), schema.field(name).type, where)
+                column = batch.column(name)
+                if name == LABEL:
+                    block[name] = label_column(column, file.url, start)
+                else:
+                    where = f"{file.url}: rows from {start}: column {name!r}"
+                    block[name] = carry(column, schema.field(name).type, where)
             yield block
             start += rows
 

@@ -37,17 +37,20 @@ def run_stages(
 
     `options` are further arguments of the run functions, by stage.
     """
-    from headrace.curation.job import Job, check_folder, own_job, write_recipe
-    from headrace.curation.needs import check_needs, check_recipe
+    from headrace.curation.job import Job, check_job, own_job, write_recipe
+    from headrace.curation.needs import check_names, check_needs, check_recipe
     from headrace.curation.recipe import load_recipe, recipe_text
     from headrace.curation.stages import PLAN, RUN
 
     recipe = load_recipe(recipe_path, overrides or ())
     check_recipe(recipe)
+    check_names(recipe, names)
     console = Console()
+    check_needs(recipe, names)
     if dry_run:
-        check_folder(Job(recipe.job))
+        check_job(Job(recipe.job), take_over=take_over)
         known = {
+            "fetch": (options or {}).get("fetch", {}),
             "select": {"annotate_first": "annotate" in names},
             "build": {"select_first": "select" in names, **(options or {}).get("build", {})},
         }
@@ -55,7 +58,6 @@ def run_stages(
             for line in PLAN[name](recipe, **known.get(name, {})):
                 console.print(f"{name}: {line}", markup=False, highlight=False, soft_wrap=True)
         return
-    check_needs(recipe, names)
     with own_job(Job(recipe.job), take_over=take_over) as job:
         for name in names:
             further = (options or {}).get(name, {})

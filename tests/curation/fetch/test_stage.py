@@ -408,3 +408,31 @@ def test_a_job_whose_list_an_older_reader_cut_goes_on_only_with_its_rows(server,
     (tmp_path / "job/input/runs/00000.parquet").unlink()
     with pytest.raises(ValueError, match="an older headrace began this job"):
         run_fetch(recipe)
+
+
+def test_a_dry_run_refuses_what_the_run_would_refuse(server, web, tmp_path: Path) -> None:
+    write_list(tmp_path / "list.jsonl", server, web)
+    (tmp_path / "empty.txt").write_text("")
+    config = web.config_for(server, samples_per_shard=10)
+    recipe = web.recipe_for(tmp_path / "job", tmp_path / "list.jsonl", config)
+    lines = plan_fetch(recipe)
+    assert "23 rows" in lines
+    assert "of 23 rows read, 1 not fetched: the row has no URL; first: list.jsonl line 12" in lines
+    assert any("of the links give an image" in line and "an assumption" in line for line in lines)
+    run_fetch(recipe)
+    lines = plan_fetch(recipe)
+    assert any("3 raw shards are finished and stay as they are; 0 rows are left" in line for line in lines)
+    changed = tmp_path / "list.jsonl"
+    changed.write_bytes(changed.read_bytes() + b"{}\n")
+    raw = {"raw": str(tmp_path / "none")}
+    for refused, message in (
+        (recipe, "changed: the files of input.urls"),
+        (web.recipe_for(tmp_path / "job", changed, config, seed=4), "changed: the files of input.urls, seed"),
+        (web.recipe_for(tmp_path / "other", tmp_path / "empty.txt", config), "the lists hold no rows"),
+        (web.recipe_for(tmp_path / "job", None, config, **raw), "no finished shard"),
+    ):
+        for call in (plan_fetch, run_fetch):
+            with pytest.raises(ValueError, match=message):
+                call(refused)
+    with pytest.raises(ValueError, match="--retry-failed"):
+        plan_fetch(web.recipe_for(tmp_path / "job", None, config, **raw), retry_failed=True)
