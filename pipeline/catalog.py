@@ -1,7 +1,7 @@
 """The opened sources: their datasets, and the index of each shard as arrays, loaded when first needed.
 
-Opening reads the manifest only. The one thing a reader would get wrong: the cache of indexes is bounded, so hold on to
-the `ShardRows` you use and never to a promise that it is cached.
+Opening reads the manifest only. The cache of indexes is bounded, so hold on to the `ShardRows` you use and never to a
+promise that it is cached.
 """
 
 import hashlib
@@ -57,6 +57,11 @@ class OpenedSource:
     def num_samples(self) -> int:
         """Samples in the dataset."""
         return int(self.starts[-1])
+
+    @property
+    def first_shard(self) -> int:
+        """Number of the first shard that is not empty."""
+        return next(number for number, shard in enumerate(self.dataset.shards) if shard.num_samples)
 
     @property
     def mean_bytes(self) -> int:

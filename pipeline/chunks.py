@@ -1,11 +1,9 @@
 """Chunks of samples, read ahead by a pool of I/O threads.
 
 A chunk is the part of a lane's window that lies together on disk; it is read once, checked, and given out sample by
-sample as the order asks. The one thing a reader would get wrong: a damaged sample is data here (`Damaged`), not an
-error; only a fault of the way raises.
+sample as the order asks. A damaged sample is data here (`Payload.fault`), not an error; only a fault of the way raises.
 """
 
-import contextlib
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,19 +14,11 @@ from numpy.typing import NDArray
 
 from headrace import files
 from headrace.pipeline.catalog import OpenedSource, ShardRows
-from headrace.shards.images.header import read_header
+from headrace.pipeline.errors import SampleError
 from headrace.shards.payloads import LOCAL_GAP_BYTES, MAX_REQUEST_BYTES, REMOTE_GAP_BYTES, coalesce
 from headrace.shards.ranges import RangeReader
 
 IntArray = NDArray[np.int64]
-
-
-class SampleError(ValueError):
-    """One sample is damaged for good; `reason` is crc, size or decode."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +34,6 @@ class Payload:
     def key(self) -> str:
         """The sample's key."""
         return str(self.rows.key[self.row].as_py())
-
-    @property
-    def orientation(self) -> int:
-        """The index's; the image's own where the index was made without reading it."""
-        known = int(self.rows.orientation[self.row])
-        if known:
-            return known
-        with contextlib.suppress(ValueError):  # a damaged image is judged where it is decoded
-            return read_header(self.data).orientation
-        return 1
 
     @property
     def where(self) -> tuple[str, int]:

@@ -1,16 +1,19 @@
-"""What the user chooses: sources, weights, order, augmentation, budgets.
+"""What the user chooses: sources, weights, order, views, budgets.
 
-One YAML file read by `headrace.config.load_config`; frozen from there on. The one thing a reader would get wrong:
-`seed`, `lanes`, `image_size`, `augment` and the sources are the order and the pictures; the rest is how they are
-fetched and may change at every restart.
+One YAML file read by `headrace.config.load_config`; frozen from there on. `seed`, `lanes`, `image_size`, `augment`,
+`views`, `decoder` and the sources are the order and the pictures; the rest is how they are fetched and may change at
+every restart.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
+from headrace.text import shown
+
 MAX_LANES = 4096
 MAX_SOURCES = 1000
 MAX_IMAGE_SIZE = 4096
+MAX_VIEWS = 100
 
 
 def _check(good: bool, message: str) -> None:
@@ -64,6 +67,22 @@ class Augment:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class View:
+    """One way in which every picture is delivered, or several of the same kind."""
+
+    count: int = 1
+    """So many views of this kind, each with a window of its own."""
+    image_size: int = 0
+    """Side of the square, pixels; 0 = the mixture's `image_size`."""
+    augment: Augment | None = None
+    """How a picture becomes this square; null = the mixture's `augment`."""
+
+    def __post_init__(self) -> None:
+        _check(self.count >= 1, f"count must be at least 1, got {self.count}")
+        _check(0 <= self.image_size <= MAX_IMAGE_SIZE, f"image_size must be 0..{MAX_IMAGE_SIZE}, got {self.image_size}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Mixture:
     """Everything that decides which sample stands where, and how it is delivered."""
 
@@ -77,10 +96,14 @@ class Mixture:
     """Side of the delivered square, pixels."""
     augment: Augment = Augment()
     """How a picture becomes the delivered square."""
+    views: tuple[View, ...] = ()
+    """Views of every picture, decoded once: two crops, many small ones. Empty = one, of `image_size` and `augment`."""
+    decoder: str = "turbo"
+    """What decodes: `turbo` is libjpeg-turbo in threads. Extensions may add others."""
     memory_bytes: int = 4 << 30
     """Most compressed bytes in flight, on one rank."""
     max_bad_fraction: float = 0.01
-    """Stop when more of the samples than this were damaged; judged after 100."""
+    """Share of damaged samples that is accepted. Stop when so many were damaged that chance does not explain it."""
     max_bad_consecutive: int = 100
     """Stop after so many damaged samples in a row."""
     quarantine: str = ""
@@ -107,11 +130,26 @@ class Mixture:
         _check(not twice, f"two sources are named {', '.join(twice)}")
         _check(1 <= self.lanes <= MAX_LANES, f"lanes must be 1..{MAX_LANES}, got {self.lanes}")
         _check(1 <= self.image_size <= MAX_IMAGE_SIZE, f"image_size must be 1..{MAX_IMAGE_SIZE}, got {self.image_size}")
+        _check(sum(view.count for view in self.views) <= MAX_VIEWS, f"views must be at most {MAX_VIEWS}")
+        first = self.views[0].image_size if self.views else 0
+        _check(
+            first in (0, self.image_size),
+            f"views.0.image_size is {first}, image_size {self.image_size}: the first view is what `images` holds, "
+            "so leave it out there",
+        )
+        _check_decoder(self.decoder)
         _check(0 <= self.max_bad_fraction <= 1, f"max_bad_fraction must be 0..1, got {self.max_bad_fraction}")
         _check("://" not in self.quarantine, f"quarantine must be a local file, got {self.quarantine}")
         _check(self.read_timeout_seconds > 0, f"read_timeout_seconds must be over 0, got {self.read_timeout_seconds}")
         for name, least in _LEAST.items():
             _check(getattr(self, name) >= least, f"{name} must be at least {least}, got {getattr(self, name)}")
+
+
+def _check_decoder(name: str) -> None:
+    from headrace.pipeline.decode import decoder_types  # the decoders know what a mixture is
+
+    known = decoder_types()
+    _check(name in known, f"decoder: unknown {shown(name)}; known: {', '.join(known)}")
 
 
 _LEAST = {

@@ -1,23 +1,28 @@
 """Open a mixture: read the manifests, check every number against the others, and refuse before anything is read.
 
-The one thing a reader would get wrong: rank and world size are facts of the run, not of the mixture; the same mixture
-file serves every world size that divides its lanes.
+Rank and world size are facts of the run, not of the mixture: the same mixture file serves every world size that
+divides its lanes.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
 from headrace.config import load_config
+from headrace.pipeline import copies
+from headrace.pipeline.advice import describe_weight_error, fitting_window, is_loud, warn_if_sorted
 from headrace.pipeline.catalog import OpenedSource
 from headrace.pipeline.mixture import Mixture
 from headrace.pipeline.order.epoch import SourceOrder
 from headrace.pipeline.order.order import build_order, lanes_of_rank, nearest_divisors
-from headrace.pipeline.order.plan import EndlessPlan, OncePlan, Plan
+from headrace.pipeline.order.plan import EndlessPlan, OncePlan, StreamPlan
 from headrace.pipeline.quarantine import check_path
 from headrace.pipeline.state import identity_of
-from headrace.pipeline.stream import Opened, Stream
+from headrace.pipeline.stream import OpenedMixture, Stream
+
+log = logging.getLogger(__name__)
 
 
 def open_stream(
@@ -41,23 +46,51 @@ def open_stream(
     if mixture.quarantine:
         check_path(mixture.quarantine)
     sources = tuple(OpenedSource(source, columns) for source in mixture.sources)
-    plan: Plan
+    plan: StreamPlan
     if once:
         plan = _once_plan(sources, global_batch, rank, world_size)
     else:
-        plan = _endless_plan(
-            mixture, sources, global_batch, lanes_of_rank(mixture.lanes, rank=rank, world_size=world_size)
-        )
-    return Stream(
-        Opened(
+        copies.warn_of_group(rank, world_size)
+        lanes = lanes_of_rank(mixture.lanes, rank=rank, world_size=world_size)
+        plan = _endless_plan(mixture, sources, global_batch, lanes)
+    types = _column_types(sources, columns)
+    stream = Stream(
+        OpenedMixture(
             mixture=mixture,
             sources=sources,
             plan=plan,
-            columns=_column_types(sources, columns),
+            columns=types,
             identity=identity_of(mixture, sources, global_batch=global_batch, once=once),
             quarantine=f"{mixture.quarantine}.{rank}" if mixture.quarantine and world_size > 1 else mixture.quarantine,
+            rank=rank,
+            world_size=world_size,
         )
     )
+    log.info(
+        "opened %s of %d sources, %d samples: rank %d of %d, batches of %d",
+        "a finite pass" if once else f"a mixture in {mixture.lanes} lanes",
+        len(sources),
+        sum(source.num_samples for source in sources),
+        rank,
+        world_size,
+        global_batch,
+    )
+    _log_sources(stream, once=once)
+    if "label" in types and pa.types.is_integer(types["label"]) and not once:
+        for source in sources:
+            warn_if_sorted(source, source.rows(source.first_shard).columns["label"])
+    return stream
+
+
+def _log_sources(stream: Stream, *, once: bool) -> None:
+    weights, errors = stream.weights, stream.weight_errors
+    for source in stream.sources:
+        name, num_shards = source.config.name, len(source.dataset.shards)
+        log.info(
+            "source %s: %d samples, %d shards, %.6g of the stream", name, source.num_samples, num_shards, weights[name]
+        )
+        if not once and is_loud(weights[name], errors[name]):
+            log.warning("%s", describe_weight_error(name, weights[name], errors[name]))
 
 
 def _endless_plan(mixture: Mixture, sources: Sequence[OpenedSource], global_batch: int, lanes: range) -> EndlessPlan:
@@ -102,8 +135,7 @@ def _column_types(sources: Sequence[OpenedSource], columns: Sequence[str]) -> di
     """Return the type of each wanted column, from the first shard of each source."""
     types: dict[str, pa.DataType] = {}
     for source in sources if columns else ():
-        first = next(number for number, shard in enumerate(source.dataset.shards) if shard.num_samples)
-        for name, column in source.rows(first).columns.items():
+        for name, column in source.rows(source.first_shard).columns.items():
             if types.setdefault(name, column.type) != column.type:
                 raise ValueError(
                     f"column {name} is {types[name]} in source {sources[0].config.name!r} "
@@ -116,18 +148,20 @@ def _check_memory(
     mixture: Mixture, sources: Sequence[OpenedSource], orders: Sequence[SourceOrder], num_lanes: int
 ) -> None:
     """Refuse a mixture whose windows do not fit: lanes of the rank x window of a lane x mean size of a sample."""
-    needs = [
-        num_lanes * order.window_samples * source.mean_bytes for source, order in zip(sources, orders, strict=True)
-    ]
+    sizes = [source.mean_bytes for source in sources]
+    needs = [num_lanes * order.window_samples * size for order, size in zip(orders, sizes, strict=True)]
     if sum(needs) <= mixture.memory_bytes:
+        log.info("shuffle windows of %d lanes: %d of %d bytes", num_lanes, sum(needs), mixture.memory_bytes)
         return
     largest = max(range(len(needs)), key=needs.__getitem__)
     order = orders[largest]
+    fits = fitting_window(orders, sizes, num_lanes=num_lanes, memory=mixture.memory_bytes)
+    part = f"of source {order.name!r} (its part is {needs[largest]} bytes)"
     if order.window_chunks > 1:
-        change = f"shuffle_window {order.shuffle_window}"
+        change = f"shuffle_window {order.shuffle_window} {part}" + (f", {fits} for every source fits" if fits else "")
     else:
-        change = f"chunk_samples {order.chunk_samples}"
+        change = f"chunk_samples {order.chunk_samples} {part}"
     raise ValueError(
         f"the shuffle windows of {num_lanes} lanes hold {sum(needs)} bytes, memory_bytes is {mixture.memory_bytes}; "
-        f"lower {change} of source {order.name!r} (its part is {needs[largest]} bytes), or raise memory_bytes"
+        f"lower {change}, or raise memory_bytes to {sum(needs)}, or use more ranks: each has the windows of its lanes"
     )

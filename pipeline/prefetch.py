@@ -1,14 +1,17 @@
 """The threads behind a stream: one that plans, a pool that reads, a pool that decodes.
 
-Batches are finished in any order and handed out in order; nothing here counts as delivered. Reading ahead is bounded
-by `memory_bytes`, decoding ahead by `prefetch_batches`. The one thing a reader would get wrong: a worker's exception
-is kept and raised where its batch is taken, after the whole batches before it.
+Batches are finished in any order and taken in order; nothing here counts as delivered. Reading ahead is bounded by
+`memory_bytes`, decoding ahead by `prefetch_batches`. A worker's exception is kept and raised where its batch is taken,
+after the whole batches before it.
+
+Whoever takes batches runs in the main thread, where a signal handler may raise between any two instructions. So he
+holds no lock that a worker needs, and a batch stays where it is until the stream says that it was delivered.
 """
 
 import threading
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -16,27 +19,41 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.pipeline.chunks import ChunkReader, Payload, SampleError
-from headrace.pipeline.order.plan import Plan, Planned
-from headrace.pipeline.quarantine import Bad
+from headrace.pipeline.augment.views import ChooseWindow
+from headrace.pipeline.chunks import ChunkReader, Payload
+from headrace.pipeline.decode.decoder import Decoder, Images, Item
+from headrace.pipeline.decode.gate import admit
+from headrace.pipeline.errors import SampleError
+from headrace.pipeline.order.plan import BatchPlan, StreamPlan
+from headrace.pipeline.quarantine import DamagedSample
+from headrace.pipeline.threads import Bell, wait_until_gone
 
 MAX_PLANNED_BATCHES = 64
 
-WaitedFor = Literal["read", "decode", "none"]
+# A 16-bit PNG of 64 Mi pixels takes 1.4 GB while it is decoded. Pictures over this are decoded one at a time, whatever
+# the number of threads, so that memory is bounded by one of them and a few hundred MB a thread.
+LARGE_PIXELS = 16 << 20
 
-DecodePayload = Callable[[Payload, int, NDArray[np.uint8]], None]
-"""(payload, position, out): raises SampleError."""
+WaitedFor = Literal["read", "decode", "none"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EngineLimits:
-    """How far ahead the engine may run."""
+class PrefetchLimits:
+    """How far ahead batches are made, and what is refused."""
 
-    image_size: int
-    decode_threads: int
     prefetch_batches: int
     memory_bytes: int
     max_bad_consecutive: int
+    max_pixels: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PictureMaker:
+    """How payloads become pixels: the decoder, and for each view its size and its windows."""
+
+    decoder: Decoder
+    sizes: Sequence[int]
+    windows: Sequence[ChooseWindow]
 
 
 @dataclass(slots=True)
@@ -49,16 +66,26 @@ class Chunk:
 
 
 @dataclass(slots=True)
-class Work:
+class PendingBatch:
     """One batch under way."""
 
-    planned: Planned
+    plan: BatchPlan
     chunks: list[Chunk | None]
-    images: NDArray[np.uint8] | None = None
+    views: tuple[Images, ...] | None = None
+    """None until decoding begins."""
     payloads: list[Payload | None] = field(default_factory=list)
-    bad: list[list[Bad]] = field(default_factory=list)
+    damaged: list[list[DamagedSample]] = field(default_factory=list)
+    ready: list[int] = field(default_factory=list)
+    """Rows whose payload was read and that no call of the decoder has taken yet."""
+    unread: int = 0
     missing: int = 0
+    """Rows without pixels."""
     error: BaseException | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """True if it can be taken."""
+        return self.views is not None and not self.missing
 
     @property
     def reads_pending(self) -> bool:
@@ -66,133 +93,138 @@ class Work:
         return any(chunk is not None and (chunk.read is None or not chunk.read.done()) for chunk in self.chunks)
 
 
-class Engine:
-    """Makes batches from `first` on. `close` ends every thread it began."""
+class Prefetcher:
+    """Makes batches from number `first` on. `close` ends every thread it began."""
 
     def __init__(
         self,
-        plan: Plan,
+        plan: StreamPlan,
         reader: ChunkReader,
-        decode: DecodePayload,
+        maker: PictureMaker,
         *,
-        limits: EngineLimits,
+        limits: PrefetchLimits,
         sources: Sequence[tuple[str, int]],
+        first: int,
     ) -> None:
+        self.batches: dict[int, PendingBatch] = {}
+        """Those that are planned, by number; the stream deletes the one that it delivers."""
         self._plan = plan
         self._reader = reader
-        self._decode = decode
+        self._maker = maker
         self._limits = limits
         self._sources = sources  # name and mean bytes of a sample
         self._chunks: dict[tuple[int, int, int, int], Chunk] = {}
-        self._planned: deque[Work] = deque()
-        self._started: deque[Work] = deque()
+        self._next_plan = self._next_start = self._taken = first
         self._bytes = 0
-        self._next = 0
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()  # the workers' counts
+        self._large = threading.Lock()
+        self._to_do, self._news = Bell(), Bell()
         self._plan_error: BaseException | None = None
         self._broken: BaseException | None = None
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="headrace-plan", daemon=True)
-        self._pool = ThreadPoolExecutor(limits.decode_threads, thread_name_prefix="headrace-decode")
+        self._pool = ThreadPoolExecutor(maker.decoder.calls_at_once, thread_name_prefix="headrace-decode")
 
-    def start(self, first: int) -> None:
-        """Begin with batch number `first`."""
-        self._next = first
+    def start(self) -> None:
+        """Begin."""
         self._thread.start()
 
-    def take(self) -> tuple[Work | None, WaitedFor]:
-        """Return the next whole batch (None = the end) and what held it up: read, decode or none."""
+    @property
+    def is_running(self) -> bool:
+        """False before it was started and once it was told to close, be it that either was interrupted."""
+        return self._thread.ident is not None and not self._stopped
+
+    def take(self, number: int) -> tuple[PendingBatch | None, WaitedFor]:
+        """Return batch `number` when it is whole (None = behind the end) and what held it up: read, decode or none.
+
+        It may be taken again until it is deleted from `batches`. Called from one thread at a time.
+        """
         waited_for: WaitedFor = "none"
-        with self._changed:
-            while True:
-                work = self._started[0] if self._started else None
-                if work is not None and not work.missing:
-                    self._started.popleft()
-                    self._changed.notify_all()
-                    return work, waited_for
-                error = self._broken or (work.error if work else None if self._planned else self._plan_error)
-                if error is not None:
-                    raise error
-                if work is None and not self._planned and self._is_last(self._next):
-                    return None, waited_for
-                if waited_for == "none":
-                    waiting = work or (self._planned[0] if self._planned else None)
-                    waited_for = "read" if waiting is None or waiting.reads_pending else "decode"
-                self._changed.wait()
+        while True:
+            plan_error = self._plan_error  # looked at first: all batches before it are in place then
+            batch = self.batches.get(number)
+            if batch is not None and batch.is_whole:
+                self._taken = number + 1
+                self._to_do.ring()
+                return batch, waited_for
+            error = self._broken or (batch.error if batch is not None else plan_error)
+            if error is not None:
+                raise error
+            if batch is None and self._is_last(number):
+                return None, waited_for
+            if waited_for == "none":
+                waited_for = "read" if batch is None or batch.reads_pending else "decode"
+            self._news.wait()
 
     def close(self) -> None:
-        """Stop and join every thread."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
+        """Stop and join every thread; whoever was interrupted in here calls it again."""
+        self._stopped = True
+        self._to_do.ring()
+        mine = [thread for thread in threading.enumerate() if thread.name.startswith("headrace-")]
         if self._thread.is_alive():
             self._thread.join()
         self._reader.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
+        wait_until_gone(thread for thread in mine if not thread.is_alive())
+        self._maker.decoder.close()
 
     def _run(self) -> None:
         try:
-            while True:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._stopped or self._may_start() or self._may_plan())
-                    if self._stopped:
-                        return
-                    starting = self._planned[0] if self._may_start() else None
-                if starting is not None:
-                    self._begin_decoding(starting)
-                else:
+            while not self._stopped:
+                if self._may_start():
+                    self._begin_decoding(self.batches[self._next_start])
+                elif self._may_plan():
                     self._try_to_plan()
+                else:
+                    self._to_do.wait()
         except BaseException as error:  # noqa: BLE001  a thread has no caller: the consumer raises it
-            with self._changed:
-                self._broken = error
-                self._changed.notify_all()
+            self._broken = error
+            self._news.ring()
 
     def _try_to_plan(self) -> None:
         try:
             self._plan_next()
         except (ValueError, OSError) as error:
-            with self._changed:
-                self._plan_error = error  # raised after the batches that are planned
-                self._changed.notify_all()
+            self._plan_error = error  # raised after the batches that are planned
+            self._news.ring()
 
     def _may_start(self) -> bool:
-        return bool(self._planned) and len(self._started) < self._limits.prefetch_batches
+        return self._next_start < min(self._next_plan, self._taken + self._limits.prefetch_batches)
 
     def _may_plan(self) -> bool:
-        if self._plan_error or self._is_last(self._next) or len(self._planned) >= MAX_PLANNED_BATCHES:
+        num_planned = self._next_plan - self._next_start
+        if self._plan_error or self._is_last(self._next_plan) or num_planned >= MAX_PLANNED_BATCHES:
             return False
         # With nothing planned the next batch must go on: opening has checked that one window of all lanes fits.
-        return not self._planned or self._bytes < self._limits.memory_bytes
+        return not num_planned or self._bytes < self._limits.memory_bytes
 
     def _is_last(self, number: int) -> bool:
         return self._plan.num_batches is not None and number >= self._plan.num_batches
 
     def _plan_next(self) -> None:
-        planned = self._plan.batch(self._next)
-        placed = planned.placed
+        plan = self._plan.batch(self._next_plan)
+        placed = plan.placed
         columns = (placed.source, placed.lane, placed.epoch, placed.sample)
         names = list(zip(*(column.tolist() for column in columns), strict=True))
         chunks: list[Chunk | None] = []
         for item, name in enumerate(names):
-            if not planned.valid[item]:
+            if not plan.valid[item]:
                 chunks.append(None)
                 continue
             if name not in self._chunks:
-                self._open_window(planned, item)
+                self._open_window(plan, item)
             chunk = self._chunks.pop(name)
             if chunk.read is None:
                 self._read_chunk(chunk)
             chunks.append(chunk)
-        with self._changed:
-            self._planned.append(Work(planned, chunks))
-            self._next += 1
-            self._changed.notify_all()
+        self.batches[self._next_plan] = PendingBatch(plan, chunks)
+        self._next_plan += 1
 
-    def _open_window(self, planned: Planned, item: int) -> None:
+    def _open_window(self, plan: BatchPlan, item: int) -> None:
         """Name the chunks of a lane's window; each is read when the order first comes to it."""
-        placed = planned.placed
+        placed = plan.placed
         source, lane, epoch = int(placed.source[item]), int(placed.lane[item]), int(placed.epoch[item])
-        samples = self._plan.together(planned, item)
+        samples = self._plan.together(plan, item)
         group = samples // self._plan.chunk_samples(source)
         for number in np.unique(group):
             chunk = Chunk(source, np.sort(samples[group == number]))
@@ -200,82 +232,146 @@ class Engine:
                 self._chunks[source, lane, epoch, sample] = chunk
 
     def _read_chunk(self, chunk: Chunk) -> None:
-        with self._changed:
+        with self._lock:
             self._bytes += len(chunk.samples) * self._sources[chunk.source][1]
         chunk.read = self._reader.submit(chunk.source, chunk.samples)
 
-    def _begin_decoding(self, work: Work) -> None:
-        size = self._limits.image_size
-        num_items = len(work.chunks)
-        work.images = np.empty((num_items, size, size, 3), np.uint8)
-        work.images[~work.planned.valid] = 0
-        work.payloads, work.bad = [None] * num_items, [[] for _ in range(num_items)]
-        work.missing = int(work.planned.valid.sum())
-        with self._changed:  # from here on the consumer may take it: a batch of padding has nothing missing
-            self._planned.popleft()
-            self._started.append(work)
-            self._changed.notify_all()
-        for item, chunk in enumerate(work.chunks):
+    def _begin_decoding(self, batch: PendingBatch) -> None:
+        num_items = len(batch.chunks)
+        views = self._maker.decoder.empty(num_items, self._maker.sizes)
+        if not batch.plan.valid.all():
+            for view in views:
+                view[~batch.plan.valid] = 0
+        batch.payloads, batch.damaged = [None] * num_items, [[] for _ in range(num_items)]
+        batch.missing = batch.unread = int(batch.plan.valid.sum())
+        batch.views = views  # from here on the consumer may take it: a batch of padding has nothing missing
+        self._next_start += 1
+        self._news.ring()
+        rows: dict[int, list[int]] = {}
+        for row, chunk in enumerate(batch.chunks):
             if chunk is not None:
-                assert chunk.read is not None
-                chunk.read.add_done_callback(partial(self._submit_item, work, item))
+                rows.setdefault(id(chunk), []).append(row)
+        for together in rows.values():
+            chunk = batch.chunks[together[0]]
+            assert chunk is not None
+            assert chunk.read is not None
+            chunk.read.add_done_callback(partial(self._has_read, batch, together))
 
-    def _submit_item(self, work: Work, item: int, _: "Future[dict[int, Payload]]") -> None:
-        with self._changed:
-            if not self._stopped:
-                self._pool.submit(self._finish_item, work, item)
-
-    def _finish_item(self, work: Work, item: int) -> None:
-        try:
-            self._decode_item(work, item)
-        except BaseException as error:  # noqa: BLE001  whatever it is, the consumer raises it
-            with self._changed:
-                work.error = work.error or error
-                self._changed.notify_all()
+    def _has_read(self, batch: PendingBatch, rows: list[int], _: "Future[dict[int, Payload]]") -> None:
+        """Hand rows to the decoder, in parts of its size."""
+        if self._stopped:  # the callbacks of cancelled reads run in the thread that closes
             return
-        source = int(work.planned.placed.source[item])
-        with self._changed:
-            work.missing -= 1
-            self._bytes -= self._sources[source][1]
-            if not work.missing:
-                self._changed.notify_all()
+        size = self._maker.decoder.items_per_call
+        with self._lock:
+            batch.ready += rows
+            batch.unread -= len(rows)
+            parts = []
+            while len(batch.ready) >= size or (batch.ready and not batch.unread):
+                parts.append(sorted(batch.ready[:size]))
+                del batch.ready[:size]
+        for part in parts:
+            try:
+                self._pool.submit(self._finish_rows, batch, part)
+            except RuntimeError:  # the pool was shut down since
+                return
 
-    def _decode_item(self, work: Work, item: int) -> None:
-        chunk, placed = work.chunks[item], work.planned.placed
+    def _finish_rows(self, batch: PendingBatch, rows: list[int]) -> None:
+        try:
+            self._decode_rows(batch, rows)
+        except BaseException as error:  # noqa: BLE001  whatever it is, the consumer raises it
+            batch.error = batch.error or error
+            self._news.ring()
+            return
+        freed = sum(self._sources[int(batch.plan.placed.source[row])][1] for row in rows)
+        with self._lock:
+            batch.missing -= len(rows)
+            self._bytes -= freed
+            whole = not batch.missing
+        if whole:
+            self._news.ring()
+            self._to_do.ring()
+
+    def _decode_rows(self, batch: PendingBatch, rows: list[int]) -> None:
+        """Decode rows, and what replaces those that are damaged."""
+        assert batch.views is not None
+        waiting = {row: self._payload_of(batch, row) for row in rows}
+        faults: dict[int, list[tuple[Payload, SampleError]]] = {row: [] for row in rows}
+        while waiting:
+            errors = self._decode(batch, waiting)
+            again: dict[int, Payload] = {}
+            for row, payload in waiting.items():
+                batch.payloads[row] = payload
+                if row not in errors:
+                    continue
+                faults[row].append((payload, errors[row]))
+                replacement = self._replacement(batch, row, len(faults[row]))
+                if replacement is not None:
+                    again[row] = replacement
+                    continue
+                for view in batch.views:
+                    view[row] = 0
+            waiting = again
+        for row in rows:
+            batch.damaged[row] = self._note(batch, row, faults[row]) if faults[row] else []
+
+    def _payload_of(self, batch: PendingBatch, row: int) -> Payload:
+        chunk = batch.chunks[row]
         assert chunk is not None
         assert chunk.read is not None
-        assert work.images is not None
-        payload = chunk.read.result().pop(int(placed.sample[item]))
-        position = int(work.planned.position[item])
-        faults: list[tuple[Payload, SampleError]] = []
-        while True:
+        return chunk.read.result().pop(int(batch.plan.placed.sample[row]))
+
+    def _decode(self, batch: PendingBatch, payloads: dict[int, Payload]) -> dict[int, SampleError]:
+        """Decode one payload for each row; return the errors by row."""
+        assert batch.views is not None
+        errors: dict[int, SampleError] = {}
+        items: list[Item] = []
+        for row, payload in payloads.items():
             try:
                 if payload.fault is not None:
                     raise payload.fault
-                self._decode(payload, position, work.images[item])
-                break
+                orientation = int(payload.rows.orientation[payload.row])
+                header = admit(payload.data, orientation=orientation, max_pixels=self._limits.max_pixels)
+                items.append(Item(payload.data, header, int(batch.plan.position[row]), row))
             except SampleError as error:
-                faults.append((payload, error))
-            if not self._plan.replaces:
-                work.images[item] = 0
-                break
-            if len(faults) >= self._limits.max_bad_consecutive:
-                break  # the budget stops the run when this batch is delivered
-            sample = self._plan.replacement(placed, item, len(faults))
-            payload = self._reader.read(chunk.source, np.array([sample], np.int64))[sample]
-        work.payloads[item] = payload
-        given = payload.key if faults and payload is not faults[-1][0] else ""
-        work.bad[item] = [self._bad(position, chunk.source, fault, error, given) for fault, error in faults]
+                errors[row] = error
+        if not items:
+            return errors
+        is_large = any(item.header.height * item.header.width > LARGE_PIXELS for item in items)
+        with self._large if is_large else nullcontext():
+            answers = self._maker.decoder.decode(items, self._maker.windows, batch.views)
+        if len(answers) != len(items):
+            name = type(self._maker.decoder).__name__
+            raise ValueError(f"decoder {name} gave {len(answers)} answers for {len(items)} pictures")
+        for item, answer in zip(items, answers, strict=True):
+            if answer is not None:
+                errors[item.row] = answer
+        return errors
 
-    def _bad(self, position: int, source: int, payload: Payload, error: SampleError, given: str) -> Bad:
-        shard, offset = payload.where
-        return Bad(
-            position=position,
-            source=self._sources[source][0],
-            shard=shard,
-            key=payload.key,
-            offset=offset,
-            reason=error.reason,
-            message=str(error),
-            replaced_by=given,
-        )
+    def _replacement(self, batch: PendingBatch, row: int, steps: int) -> Payload | None:
+        """Read the sample `steps` after this row's own; None if there is to be none."""
+        # At the limit the budget stops the run when this batch is delivered.
+        if not self._plan.replaces or steps >= self._limits.max_bad_consecutive:
+            return None
+        sample = self._plan.replacement(batch.plan.placed, row, steps)
+        source = int(batch.plan.placed.source[row])
+        return self._reader.read(source, np.array([sample], np.int64))[sample]
+
+    def _note(self, batch: PendingBatch, row: int, faults: list[tuple[Payload, SampleError]]) -> list[DamagedSample]:
+        given = batch.payloads[row]
+        key = given.key if given is not None and given is not faults[-1][0] else ""
+        source = self._sources[int(batch.plan.placed.source[row])][0]
+        return [_damaged(int(batch.plan.position[row]), source, *fault, key) for fault in faults]
+
+
+def _damaged(position: int, source: str, payload: Payload, error: SampleError, replaced_by: str) -> DamagedSample:
+    shard, offset = payload.where
+    return DamagedSample(
+        position=position,
+        source=source,
+        shard=shard,
+        key=payload.key,
+        offset=offset,
+        reason=error.reason,
+        message=str(error),
+        replaced_by=replaced_by,
+    )

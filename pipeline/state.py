@@ -1,7 +1,10 @@
 """The state of a stream: what is written, and what can be continued exactly.
 
-The world size, the threads and the memory are not part of it. The one thing a reader would get wrong: `segments` is a
-list because weights will be able to change at a position; today it holds one.
+The world size, the threads and the memory are not part of it. `segments` is a list because weights will be able to
+change at a position; today it holds one.
+
+Version 2 added `decoder`, as another decoder gives other pixels. States of version 1 had one, `turbo`, and one view;
+they are continued.
 """
 
 import hashlib
@@ -9,15 +12,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from headrace.config import canonical_json, config_to_dict
+from headrace.pipeline.augment.views import planned_views
 from headrace.pipeline.catalog import OpenedSource
 from headrace.pipeline.mixture import Mixture
 
-VERSION = 1
+VERSION = 2
+ADDED = {2: {"decoder": "turbo"}}
+"""For each version the fields it added, with the value that older states meant."""
 
 
 def identity_of(mixture: Mixture, sources: Sequence[OpenedSource], *, global_batch: int, once: bool) -> dict[str, Any]:
     """Return everything but the position; equal identities mean equal batches at equal positions."""
-    pictures = canonical_json([mixture.image_size, config_to_dict(mixture.augment)])
+    # One view is written as it was before there were more, so that its states continue.
+    views = [[view.image_size, config_to_dict(view.augment)] for view in planned_views(mixture)]
+    pictures = canonical_json(views if len(views) > 1 else views[0])
     named = [
         [
             source.config.name,
@@ -35,6 +43,7 @@ def identity_of(mixture: Mixture, sources: Sequence[OpenedSource], *, global_bat
         "lanes": mixture.lanes,
         "global_batch": global_batch,
         "pictures": hashlib.blake2b(pictures.encode(), digest_size=8).hexdigest(),
+        "decoder": mixture.decoder,
         "segments": [{"start": 0, "sources": named}],
     }
 
@@ -43,8 +52,11 @@ def check_state(state: Any, identity: dict[str, Any]) -> int:
     """Return the position of `state`. Raises ValueError naming the field that keeps it from being continued exactly."""
     if not isinstance(state, dict):
         raise ValueError(f"a stream's state is a mapping, got {type(state).__name__}")
-    if state.get("version") != VERSION:
-        raise ValueError(f"state: version is {state.get('version')!r}, this headrace continues {VERSION}")
+    version = state.get("version")
+    if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= VERSION:
+        raise ValueError(f"state: version is {version!r}, this headrace continues 1 to {VERSION}")
+    for added in range(version + 1, VERSION + 1):
+        state = {**state, **ADDED[added], "version": VERSION}
     for name, mine in identity.items():
         if name != "segments" and state.get(name) != mine:
             meaning = " (image_size and augment)" if name == "pictures" else ""

@@ -1,45 +1,49 @@
 """A mixture as a stream of batches.
 
-The whole state of a stream is one position; everything else follows from the mixture. The one thing a reader would get
-wrong: `state_dict` counts the batches that were handed out, never those that threads have made ready.
+The whole state of a stream is one position; everything else follows from the mixture. `state_dict` counts the batches
+that were handed out, never those that threads have made ready.
+
+`__next__` may be broken off at any instruction by a signal handler that raises. So it changes nothing but by its last
+assignment: whoever goes on after an exception gets the same batch.
 """
 
 import atexit
+import logging
 import os
 import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
-from typing import Any
+from functools import cache
+from typing import Any, NoReturn
 
 import cv2
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from headrace.pipeline import copies
 from headrace.pipeline import state as stream_state
-from headrace.pipeline.augment.crop import choose_window, position_draws
+from headrace.pipeline.augment.views import planned_views, view_windows
 from headrace.pipeline.catalog import OpenedSource, collate
 from headrace.pipeline.chunks import ChunkReader, Payload
-from headrace.pipeline.decode.turbo import Decoder
+from headrace.pipeline.decode import Images, decoder_types
 from headrace.pipeline.mixture import Mixture
-from headrace.pipeline.order.plan import Plan
-from headrace.pipeline.prefetch import Engine, EngineLimits, WaitedFor, Work
-from headrace.pipeline.quarantine import Quarantine
-from headrace.shards.permutation import make_key
+from headrace.pipeline.order.plan import StreamPlan
+from headrace.pipeline.prefetch import PendingBatch, PictureMaker, Prefetcher, PrefetchLimits, WaitedFor
+from headrace.pipeline.quarantine import DamageCount, DamageReport, Quarantine, log_new_reasons
 from headrace.shards.ranges import Patience, RangeReader
 
-VIEW = 0
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One rank's part of one global batch, by ascending position."""
 
-    images: NDArray[np.uint8]
-    """[B, S, S, 3], RGB, upright."""
+    images: Images
+    """[B, S, S, 3], RGB, upright: view 0."""
     columns: dict[str, NDArray[np.generic] | list[Any]]
     """Columns of the index that were asked for: numbers as arrays (missing: -1 or NaN), everything else as lists."""
     position: NDArray[np.int64]
@@ -52,35 +56,44 @@ class Batch:
     waited_seconds: float = 0.0
     """How long the caller waited for this batch."""
     waited_for: WaitedFor = "none"
+    other_views: tuple[Images, ...] = ()
+    """Views 1 and up, each of its own size."""
 
-
-class ImageMaker:
-    """Payload -> the augmented square: decoding, with the window that belongs to the position."""
-
-    def __init__(self, mixture: Mixture) -> None:
-        self._augment = mixture.augment
-        self._key = make_key(mixture.seed, "augment", VIEW)
-        self._decoder = Decoder(max_pixels=mixture.max_pixels)
-
-    def __call__(self, payload: Payload, position: int, out: NDArray[np.uint8]) -> None:
-        """Write the picture that stands at `position` into `out`. Raises SampleError."""
-        draws = position_draws(self._key, position)
-        self._decoder.decode_into(payload.data, payload.orientation, partial(choose_window, self._augment, draws), out)
+    @property
+    def views(self) -> tuple[Images, ...]:
+        """Every view of every sample, in the order of the mixture's `views`; the first is `images`."""
+        return (self.images, *self.other_views)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Opened:
+class OpenedMixture:
     """What a stream stands on: checked, and not yet reading."""
 
     mixture: Mixture
     sources: tuple[OpenedSource, ...]
-    plan: Plan
+    plan: StreamPlan
     columns: dict[str, pa.DataType]
     """Columns to deliver, and their types."""
     identity: dict[str, Any]
     """The state without its position."""
     quarantine: str
     """File of this rank; empty = none."""
+    rank: int
+    world_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The threads and connections of a stream that was begun."""
+
+    ranges: RangeReader
+    prefetcher: Prefetcher
+
+    def close(self) -> None:
+        """End all of them."""
+        self.ranges.interrupt()
+        self.prefetcher.close()
+        self.ranges.close()
 
 
 class Stream:
@@ -88,16 +101,22 @@ class Stream:
 
     _closed = True  # until the constructor has run: __del__ may be called without it
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: OpenedMixture) -> None:
         self.mixture = opened.mixture
         self.sources = opened.sources
         self.plan = opened.plan
         self._opened = opened
         self._delivered = 0
-        self._engine: Engine | None = None
-        self._ranges: RangeReader | None = None
+        self._ended = False
+        self._damage = DamageCount()
+        self._quarantine = Quarantine(
+            opened.quarantine,
+            max_fraction=opened.mixture.max_bad_fraction,
+            max_consecutive=opened.mixture.max_bad_consecutive,
+        )
+        self._reading: Reading | None = None
+        self._callers: dict[str, int] = {}  # "next": the thread that is inside
         self._process = os.getpid()
-        self._quarantine = self._new_quarantine()
         self._closed = False
 
     def __enter__(self) -> "Stream":
@@ -110,28 +129,38 @@ class Stream:
         if not self._closed:
             self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a stream cannot be copied: each copy would give the same batches; open it where it is read")
+
     def __iter__(self) -> Iterator[Batch]:
+        """Return this stream. It goes on where it stands; a finite pass that has ended begins again."""
+        if self._ended and not self._closed:
+            log.info("the finite pass has ended and begins again")
+            self._begin_at(0)
         return self
 
     def __next__(self) -> Batch:
         """Return the next batch. Raises ValueError for too many damaged samples, OSError for data out of reach."""
         if self._closed:
             raise ValueError("the stream is closed")
-        if self._engine is not None and self._process != os.getpid():
-            raise ValueError("the stream was begun before this process was forked off; open it in this one")
-        engine = self._engine or self._start()
-        begun = time.perf_counter()
-        work, waited_for = engine.take()
-        waited = time.perf_counter() - begun
-        if work is None:
-            raise StopIteration
+        copies.refuse_copy(self._process, begun=self._reading is not None)
+        me = threading.get_ident()
+        while self._callers.setdefault("next", me) != me:  # one thread after the other
+            time.sleep(0.001)
         try:
-            self._quarantine.deliver(work.bad)
-            batch = self._to_batch(work, waited, waited_for)
-        except BaseException:
-            self._stop()  # the batch is taken but not delivered: whoever goes on begins with it again
+            number = self._delivered
+            batch, damage, pending = self._make(number)
+        except BaseException as error:
+            self._callers.pop("next", None)
+            self._ended = self._ended or isinstance(error, StopIteration)
+            if isinstance(error, ValueError | OSError):
+                self._stop()  # whoever goes on, say when a server is back, begins with this batch anew
             raise
-        self._delivered += 1
+        # Without a call, so that no signal handler runs in between: here the batch is delivered, or not at all.
+        self._damage = damage
+        self._delivered = number + 1
+        del pending[number]
+        del self._callers["next"]
         return batch
 
     @property
@@ -154,14 +183,20 @@ class Stream:
         return {source.config.name: share for source, share in zip(self.sources, shares, strict=True)}
 
     @property
+    def weight_errors(self) -> dict[str, float]:
+        """Share of each source as it is met minus as it was asked for; after N samples |error| * N + 1 is the worst."""
+        errors = self.plan.weight_errors
+        return {source.config.name: error for source, error in zip(self.sources, errors, strict=True)}
+
+    @property
     def bad_samples(self) -> dict[str, int]:
         """Damaged samples since the stream was opened or its state loaded, by reason."""
-        return dict(sorted(self._quarantine.reasons.items()))
+        return dict(sorted(self._damage.reasons.items()))
 
     @property
     def num_retries(self) -> int:
         """Reads that were tried again since the stream was started."""
-        return self._ranges.num_retries if self._ranges else 0
+        return self._reading.ranges.num_retries if self._reading else 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the stream stands: small, plain JSON."""
@@ -170,63 +205,107 @@ class Stream:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`, at any world size. Raises ValueError, naming the field, if that cannot be exact."""
         position = stream_state.check_state(state, self._opened.identity)
-        self._stop()
-        self._delivered = position // int(self._opened.identity["global_batch"])
-        self._quarantine = self._new_quarantine()
+        self._begin_at(position // int(self._opened.identity["global_batch"]))
+        log.info("the stream continues at position %d", position)
 
     def close(self) -> None:
         """Stop and join every thread. A closed stream gives no more batches."""
         self._closed = True
         self._stop()
 
-    def _new_quarantine(self) -> Quarantine:
-        return Quarantine(
-            self._opened.quarantine,
-            max_fraction=self.mixture.max_bad_fraction,
-            max_consecutive=self.mixture.max_bad_consecutive,
-        )
+    def _begin_at(self, number: int) -> None:
+        self._stop()
+        self._damage = DamageCount()
+        self._ended = False
+        self._delivered = number
 
-    def _start(self) -> Engine:
+    def _make(self, number: int) -> tuple[Batch, DamageCount, dict[int, PendingBatch]]:
+        """Return a batch, the damage up to it, and where to delete it when it is delivered. Raises StopIteration."""
+        begun = time.perf_counter()
+        reading = self._reading
+        if reading is None or not reading.prefetcher.is_running:
+            reading = self._start()
+        pending, waited_for = reading.prefetcher.take(number)
+        waited = time.perf_counter() - begun
+        if pending is None:
+            raise StopIteration
+        damage = self._judge(number, pending)
+        return self._to_batch(pending, waited, waited_for), damage, reading.prefetcher.batches
+
+    def _start(self) -> Reading:
+        self._stop()  # what an interrupt left half begun or half closed
+        copies.refuse_worker(self._opened.rank, self._opened.world_size)
+        copies.refuse_dispatch(self._opened.world_size)
         _close_at_exit().add(self)
-        mixture = self.mixture
         # Our threads are the parallelism; OpenCV's own pool would only fight them.
         cv2.setNumThreads(1)
+        reading = self._new_reading()
+        self._reading = reading
+        reading.prefetcher.start()
+        return reading
+
+    def _new_reading(self) -> Reading:
+        mixture = self.mixture
         patience = Patience(timeout_seconds=mixture.read_timeout_seconds, retries=mixture.read_retries)
-        self._ranges = RangeReader(patience)
-        reader = ChunkReader(self.sources, self._ranges, io_threads=mixture.io_threads, verify_crc=mixture.verify_crc)
-        limits = EngineLimits(
-            image_size=mixture.image_size,
-            decode_threads=mixture.decode_threads or len(os.sched_getaffinity(0)),
-            prefetch_batches=mixture.prefetch_batches,
-            memory_bytes=mixture.memory_bytes,
-            max_bad_consecutive=mixture.max_bad_consecutive,
+        ranges = RangeReader(patience)
+        reader = ChunkReader(self.sources, ranges, io_threads=mixture.io_threads, verify_crc=mixture.verify_crc)
+        decoder = decoder_types()[mixture.decoder](mixture)
+        sizes = [view.image_size for view in planned_views(mixture)]
+        log.info(
+            "reading from position %d: %d reads at once, decoder %s with %d calls at once, views of %s pixels",
+            self.position,
+            mixture.io_threads,
+            mixture.decoder,
+            decoder.calls_at_once,
+            ", ".join(map(str, sizes)),
         )
-        self._process = os.getpid()
-        names = [(source.config.name, source.mean_bytes) for source in self.sources]
-        self._engine = Engine(self.plan, reader, ImageMaker(mixture), limits=limits, sources=names)
-        self._engine.start(self._delivered)
-        return self._engine
+        prefetcher = Prefetcher(
+            self.plan,
+            reader,
+            PictureMaker(decoder=decoder, sizes=sizes, windows=view_windows(mixture)),
+            limits=PrefetchLimits(
+                prefetch_batches=mixture.prefetch_batches,
+                memory_bytes=mixture.memory_bytes,
+                max_bad_consecutive=mixture.max_bad_consecutive,
+                max_pixels=mixture.max_pixels,
+            ),
+            sources=[(source.config.name, source.mean_bytes) for source in self.sources],
+            first=self._delivered,
+        )
+        return Reading(ranges, prefetcher)
 
     def _stop(self) -> None:
-        if self._process != os.getpid():
-            self._engine = self._ranges = None  # threads and connections are those of the process that forked
-        if self._ranges is not None:
-            self._ranges.interrupt()
-        if self._engine is not None:
-            self._engine.close()
-        if self._ranges is not None:
-            self._ranges.close()
-        self._engine = self._ranges = None
+        # In a forked process: threads and connections are those of the process that forked.
+        if self._reading is not None and self._process == os.getpid():
+            self._reading.close()
+        self._reading = None
 
-    def _to_batch(self, work: Work, waited: float, waited_for: WaitedFor) -> Batch:
-        assert work.images is not None
+    def _judge(self, number: int, pending: PendingBatch) -> DamageCount:
+        """Write down the damage in a batch and return the count with it. Raises ValueError if the budget is spent."""
+        items = np.flatnonzero(pending.plan.valid).tolist()
+        chunks = [self.plan.chunk_of(pending.plan, item) for item in items]
+        report = DamageReport(
+            [pending.damaged[item] for item in items],
+            [(chunk, self.plan.chunk_samples(chunk[0])) for chunk in chunks],
+        )
+        self._quarantine.write(number, report)
+        damage = self._quarantine.count(self._damage, report)
+        log_new_reasons(self._damage, damage, report)
+        return damage
+
+    def _to_batch(self, pending: PendingBatch, waited: float, waited_for: WaitedFor) -> Batch:
+        assert pending.views is not None
         replaces = self.plan.replaces
-        given = [payload if replaces or not bad else None for payload, bad in zip(work.payloads, work.bad, strict=True)]
+        given = [
+            payload if replaces or not damaged else None
+            for payload, damaged in zip(pending.payloads, pending.damaged, strict=True)
+        ]
         return Batch(
-            images=work.images,
+            images=pending.views[0],
+            other_views=pending.views[1:],
             columns={name: _column(name, kind, given) for name, kind in self._opened.columns.items()},
-            position=work.planned.position,
-            source=work.planned.placed.source.astype(np.int32),
+            position=pending.plan.position,
+            source=pending.plan.placed.source.astype(np.int32),
             key=[payload.key if payload else "" for payload in given],
             valid=np.array([payload is not None for payload in given], np.bool_),
             waited_seconds=waited,

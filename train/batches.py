@@ -25,6 +25,7 @@ def rows(batch: Batch, part: slice) -> Batch:
     return dataclasses.replace(
         batch,
         images=batch.images[part],
+        other_views=tuple(view[part] for view in batch.other_views),
         columns={name: column[part] for name, column in batch.columns.items()},
         position=batch.position[part],
         source=batch.source[part],

@@ -1,8 +1,7 @@
 """Crop windows and flips as pure functions of (seed, position, view).
 
 The generator is Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) with the position as
-counter, so any decoder on any rank gets the same window. The one thing a reader would get wrong: windows are in
-upright coordinates, after EXIF orientation.
+counter, so any decoder on any rank gets the same window. Windows are in upright coordinates, after EXIF orientation.
 """
 
 import math

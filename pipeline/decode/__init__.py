@@ -1,1 +1,23 @@
-"""Compressed images -> the pixels of a batch."""
+"""Compressed images -> the pixels of a batch: the one table of decoders.
+
+To add one: a file with a class that has the methods of `decoder.Decoder`, and a line here; or, in a package of your
+own, `Extension(decoders={"mine": Mine})` (`headrace.extensions`).
+"""
+
+from collections.abc import Callable
+
+from headrace.extensions import with_extensions
+from headrace.pipeline.decode.decoder import Decoder, Images, Item
+from headrace.pipeline.decode.turbo import Turbo
+from headrace.pipeline.mixture import Mixture
+
+DecoderType = Callable[[Mixture], Decoder]
+
+DECODERS: dict[str, DecoderType] = {"turbo": Turbo}
+
+__all__ = ["DECODERS", "Decoder", "DecoderType", "Images", "Item", "decoder_types"]
+
+
+def decoder_types() -> dict[str, DecoderType]:
+    """Return every decoder by name, those of extensions too."""
+    return with_extensions("decoders", DECODERS)

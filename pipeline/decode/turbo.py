@@ -1,13 +1,14 @@
-"""One compressed image -> its window, resized, in the batch's memory.
+"""The decoder of every machine: libjpeg-turbo and Pillow, one picture a call, in as many threads as there are cores.
 
-Upright JPEGs take a short way: libjpeg-turbo writes four-byte pixels into a buffer of the thread, Pillow maps the
+Upright JPEGs take a short way: libjpeg-turbo writes four-byte pixels into a buffer of the thread, Pillow maps each
 window in place and resizes it (triangle filter widened when shrinking: torchvision's antialias=True). Both release
-the GIL. The one thing a reader would get wrong: the orientation is the index's; curation cuts it out of the image.
+the GIL. Everything else, and every JPEG that libjpeg-turbo finds a fault in, is judged by `decode_rgb`.
 """
 
-import dataclasses
+import logging
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -16,59 +17,91 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from headrace.pipeline.augment.crop import Window
-from headrace.pipeline.chunks import SampleError
+from headrace.pipeline.augment.views import ChooseWindow
+from headrace.pipeline.decode.decoder import Images, Item
+from headrace.pipeline.errors import SampleError
+from headrace.pipeline.mixture import Mixture
 from headrace.shards.images.decode import decode_rgb
-from headrace.shards.images.header import read_header
+from headrace.text import one_line
 
 Pixels = NDArray[np.uint8]
-ChooseWindow = Callable[[int, int], Window]
+Cut = Callable[[Window], Image.Image]
+"""A window of the decoded picture, four bytes a pixel."""
 
-JPEG_START = b"\xff\xd8\xff"
 KEPT_BYTES = 64 << 20
+MAX_REASONS = 16
+
+log = logging.getLogger(__name__)
 
 
-class Decoder:
-    """Decodes images; one per stream, used by all its threads."""
+class Turbo:
+    """libjpeg-turbo for JPEGs, Pillow for other formats and every resize. One picture a call, a thread a core."""
 
-    def __init__(self, *, max_pixels: int) -> None:
-        self._max_pixels = max_pixels
+    def __init__(self, mixture: Mixture) -> None:
+        self.items_per_call = 1
+        self.calls_at_once = mixture.decode_threads or len(os.sched_getaffinity(0))
+        self._max_pixels = mixture.max_pixels
         self._threads = threading.local()
+        self._said: set[str] = set()
 
-    def decode_into(self, data: bytes, orientation: int, choose: ChooseWindow, out: Pixels) -> None:
-        """Write the window that `choose(height, width)` names into `out`, uint8 [S, S, 3]. Raises SampleError."""
-        try:
-            if orientation == 1 and data[:3] == JPEG_START and self._jpeg_into(data, choose, out):
+    def empty(self, num_items: int, sizes: Sequence[int]) -> tuple[Images, ...]:
+        """Return memory for one batch."""
+        return tuple(np.empty((num_items, size, size, 3), np.uint8) for size in sizes)
+
+    def decode(
+        self, items: Sequence[Item], windows_per_view: Sequence[ChooseWindow], out: Sequence[Images]
+    ) -> list[SampleError | None]:
+        """Decode each item once and write each of its views."""
+        errors: list[SampleError | None] = []
+        for item in items:
+            try:
+                self._decode_one(item, windows_per_view, out)
+            except ValueError as error:
+                errors.append(SampleError("decode", str(error)))
+            else:
+                errors.append(None)
+        return errors
+
+    def close(self) -> None:
+        """Nothing to free: buffers are those of the threads."""
+
+    def _decode_one(self, item: Item, windows: Sequence[ChooseWindow], out: Sequence[Images]) -> None:
+        header = item.header
+        if header.format == "jpeg" and header.orientation == 1:
+            cut = self._jpeg(item.data, header.height, header.width)
+            if cut is not None:
+                _write_views(item, (header.height, header.width), cut, windows, out)
                 return
-            header = dataclasses.replace(read_header(data), orientation=orientation)
-            pixels = decode_rgb(data, max_pixels=self._max_pixels, header=header)
-        except ValueError as error:
-            raise SampleError("decode", str(error)) from error
-        window = choose(pixels.shape[0], pixels.shape[1])
-        cut = pixels[window.top : window.top + window.height, window.left : window.left + window.width]
-        _resize_into(Image.fromarray(cut).convert("RGBX"), window.flipped, out)
+        pixels = decode_rgb(item.data, max_pixels=self._max_pixels, header=header)
+        _write_views(item, (pixels.shape[0], pixels.shape[1]), _cut_of(pixels), windows, out)
 
-    def _jpeg_into(self, data: bytes, choose: ChooseWindow, out: Pixels) -> bool:
-        """Decode an upright JPEG; False if `decode_rgb` must judge it: a fault, or other colours (CMYK, YCCK)."""
-        try:
-            height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-        except ValueError:
-            return False
-        if colorspace in ("CMYK", "YCCK"):
-            return False
-        if height * width > self._max_pixels:
-            raise ValueError(f"{width} x {height} pixels are over the cap of {self._max_pixels}")
+    def _jpeg(self, data: bytes, height: int, width: int) -> Cut | None:
+        """Decode an upright JPEG; None if `decode_rgb` must judge it: a fault, or other colours (CMYK, YCCK)."""
         scratch = self._scratch(4 * (height + 1) * width)
         try:
+            high, wide, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+            if colorspace in ("CMYK", "YCCK") or (high, wide) != (height, width):
+                self._say_slow("other colours")
+                return None
             simplejpeg.decode_jpeg(data, colorspace="RGBX", buffer=scratch)
-        except ValueError:
-            return False
-        window = choose(height, width)
-        # The window of the buffer, row by row; the bytes behind the last row exist because the buffer is longer.
-        first = 4 * (window.top * width + window.left)
-        view = scratch[first : first + 4 * width * window.height]
-        size = (window.width, window.height)
-        _resize_into(Image.frombuffer("RGBX", size, view, "raw", "RGBX", 4 * width, 1), window.flipped, out)
-        return True
+        except ValueError as error:
+            self._say_slow(str(error))
+            return None
+
+        def cut(window: Window) -> Image.Image:
+            # The window of the buffer, row by row; the bytes behind the last row exist because the buffer is longer.
+            first = 4 * (window.top * width + window.left)
+            view = scratch[first : first + 4 * width * window.height]
+            size = (window.width, window.height)
+            return Image.frombuffer("RGBX", size, view, "raw", "RGBX", 4 * width, 1)
+
+        return cut
+
+    def _say_slow(self, why: str) -> None:
+        """Say once for each reason that a JPEG takes the slow way."""
+        if why not in self._said and len(self._said) < MAX_REASONS:
+            self._said.add(why)
+            log.info("a JPEG is decoded the slow way, as others like it will be: %s", one_line(why))
 
     def _scratch(self, num_bytes: int) -> Pixels:
         """Return a buffer of at least `num_bytes`: this thread's own, unless that would be kept too large."""
@@ -79,6 +112,22 @@ class Decoder:
             scratch = np.empty(num_bytes, np.uint8)
             self._threads.scratch = scratch
         return scratch
+
+
+def _cut_of(pixels: Pixels) -> Cut:
+    def cut(window: Window) -> Image.Image:
+        rows, columns = slice(window.top, window.top + window.height), slice(window.left, window.left + window.width)
+        return Image.fromarray(pixels[rows, columns]).convert("RGBX")
+
+    return cut
+
+
+def _write_views(
+    item: Item, size: tuple[int, int], cut: Cut, windows: Sequence[ChooseWindow], out: Sequence[Images]
+) -> None:
+    for choose, view in zip(windows, out, strict=True):
+        window = choose(item.position, *size)
+        _resize_into(cut(window), window.flipped, view[item.row])
 
 
 def _resize_into(image: Image.Image, flipped: bool, out: Pixels) -> None:

@@ -5,7 +5,7 @@ place (l * R + q) mod M of the tracks laid end to end, which makes "how many sam
 its row q" two look-ups (`given`). Column t of the table holds exactly the picks of row t, so the global order stays
 exact.
 
-The one thing a reader would get wrong: a plain rotation of the rows is not enough. Three equal sources, 64 lanes and
+A plain rotation of the rows is not enough. Three equal sources, 64 lanes and
 a rotation by one a row hand a lane the same source 64 times in a row (63 divides by 3); any fixed stride has such
 weights. Measured over random weights: a lane is never more than 5 picks off for five sources, 7 for ten.
 """

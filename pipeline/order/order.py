@@ -1,8 +1,8 @@
 """The global order: position k -> (source, epoch, sample), a pure function of (seed, mixture, k).
 
 Nothing here reads, remembers or depends on the world size; opening costs the same for a thousand samples and for two
-billion. The one thing a reader would get wrong: positions are dealt to lanes and lanes to ranks, so a rank's positions
-are not an arithmetic sequence; ask `positions`.
+billion. Positions are dealt to lanes and lanes to ranks, so a rank's positions are not an arithmetic sequence; ask
+`positions`.
 """
 
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from headrace.pipeline.order.epoch import Draws, SourceOrder
 from headrace.pipeline.order.lanes import Lanes, deal
-from headrace.pipeline.order.quota import choose_rows, integer_parts, spread
+from headrace.pipeline.order.quota import choose_rows, integer_parts, spread, weight_errors
 
 IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class Placements:
     """What stands at some positions: arrays side by side, one element a position."""
 
     source: IntArray
@@ -37,6 +37,13 @@ class Order:
 
     lanes: Lanes
     sources: tuple[SourceOrder, ...]
+    weights: tuple[float, ...]
+    """As they were asked for."""
+
+    @property
+    def weight_errors(self) -> list[float]:
+        """For each source its share of the cycle minus its share of the weights."""
+        return weight_errors(self.weights, self.parts)
 
     @property
     def parts(self) -> list[int]:
@@ -50,7 +57,7 @@ class Order:
         every = self.lanes.position_of(np.tile(lane, num_rows), np.repeat(rows, len(lane)))
         return np.sort(every)
 
-    def sample_at(self, position: IntArray) -> Placed:
+    def sample_at(self, position: IntArray) -> Placements:
         """Return what stands at each of `position`, a 1-D array."""
         lane, row = self.lanes.lane_of(position)
         source = self.lanes.picks[position % len(self.lanes.picks)].astype(np.int64)
@@ -62,7 +69,7 @@ class Order:
                 draws = order.draws(lane[here], number[here])
                 epoch[here], place[here] = draws.epoch, draws.place
                 sample[here] = order.samples(draws)
-        return Placed(source, lane, epoch, place, sample)
+        return Placements(source, lane, epoch, place, sample)
 
     def replacement(self, source: int, draw: tuple[int, int, int], steps: int) -> int:
         """Return the sample `steps` after (lane, epoch, place) in the same lane share: what replaces a damaged one."""
@@ -87,7 +94,7 @@ def build_order(sources: Sequence[SourceOrder], weights: Sequence[float], num_la
             raise ValueError(
                 f"source {source.name!r}: its weight is under one pick in {rows * num_lanes}; raise it or leave it out"
             )
-    return Order(lanes=deal(spread(parts), num_lanes), sources=tuple(sources))
+    return Order(lanes=deal(spread(parts), num_lanes), sources=tuple(sources), weights=tuple(weights))
 
 
 def lanes_of_rank(num_lanes: int, *, rank: int, world_size: int) -> range:

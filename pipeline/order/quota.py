@@ -1,8 +1,10 @@
 """Weights as whole numbers, spread so evenly that every prefix is right.
 
 `spread` orders one cycle of picks so that after any number of picks, over any number of cycles, each source is less
-than one pick away from its exact share. The one thing a reader would get wrong: rounding the running share of each
-source by itself gives no sequence (two sources may claim one place); earliest deadline first among released picks does.
+than one pick away from its share of the cycle. Rounding the running share of each source by itself gives no sequence
+(two sources may claim one place); earliest deadline first among released picks does.
+
+A cycle has at most 16384 picks, so its whole numbers may miss the weights; `weight_errors` says by how much.
 """
 
 import heapq
@@ -25,6 +27,16 @@ def integer_parts(weights: Sequence[float], total: int) -> list[int]:
     for source in by_remainder[: total - sum(parts)]:
         parts[source] += 1
     return parts
+
+
+def weight_errors(weights: Sequence[float], parts: Sequence[int]) -> list[float]:
+    """Return for each source parts / sum(parts) - weight / sum(weights), exact but for the last rounding.
+
+    After any N samples a source stands within |error| * N + 1 of its weight.
+    """
+    exact = [Fraction(weight) for weight in weights]
+    total, whole = sum(exact), sum(parts)
+    return [float(Fraction(part, whole) - weight / total) for part, weight in zip(parts, exact, strict=True)]
 
 
 def choose_rows(weights: Sequence[float], lanes: int) -> int:

@@ -89,6 +89,32 @@ def is_whole(data: bytes) -> bool:
     return False
 
 
+def is_one_plain_scan(data: bytes) -> bool:
+    """True if all there can be is one sequential scan without restarts: a strict decoder itself sees where it is cut.
+
+    Reads the header only, so the cost does not grow with the picture.
+    """
+    position, num_components = 2, 0
+    for _ in range(MAX_STEPS):
+        found = _MARKER.search(data, position)
+        if found is None:
+            return False
+        marker, position = data[found.end() - 1], found.end()
+        segment_bytes = int.from_bytes(data[position : position + 2], "big")
+        if marker == _TEM or segment_bytes < 2:
+            continue
+        if marker == _SOS:
+            return 0 < num_components == int.from_bytes(data[position + 2 : position + 3], "big")
+        if marker == _EOI or (marker in _SOF and marker not in _SEQUENTIAL):
+            return False
+        if marker == _DRI and any(data[position + 2 : position + 4]):
+            return False
+        if marker in _SOF:
+            num_components = int.from_bytes(data[position + 7 : position + 8], "big")
+        position += segment_bytes
+    return False
+
+
 def _read_frame(segment: bytes, *, progressive: bool) -> _Frame | None:
     """Return the frame, or None if it is damaged or its height comes later (DNL): then nothing is expected of scans."""
     if len(segment) < 6 or len(segment) < 6 + 3 * segment[5]:

@@ -18,4 +18,4 @@ def plain_mixture(url: str, image_size: int) -> Mixture:
 
 def same_reading(mixture: Mixture, url: str) -> Mixture:
     """Return the dataset at `url` alone, without augmentation, read with the lanes and limits of `mixture`."""
-    return dataclasses.replace(mixture, sources=(Source(name="data", url=url),), augment=PLAIN, quarantine="")
+    return dataclasses.replace(mixture, sources=(Source(name="data", url=url),), augment=PLAIN, views=(), quarantine="")

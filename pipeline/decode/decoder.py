@@ -1,0 +1,58 @@
+"""What a decoder is: compressed pictures of one batch -> the pixels of each view, in the batch's memory.
+
+A decoder is made once a stream, from the mixture, and chosen by the mixture's key `decoder`. It gets what is ready of
+a batch, decodes each picture once and cuts every view from it. One bad picture is an answer, never an exception: the
+others of the call are delivered.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.pipeline.augment.views import ChooseWindow
+from headrace.pipeline.errors import SampleError
+from headrace.shards.images.header import ImageHeader
+
+Images: TypeAlias = NDArray[np.uint8]
+"""One view of a batch: uint8 [B, S, S, 3], RGB. The rest of the pipeline only indexes rows, sets them to 0 and hands
+the whole on, so a tensor of a device will do as well; a decoder that makes them widens this type."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One picture to decode. Its header was read and its end looked for: no decoder needs to do so again."""
+
+    data: bytes
+    header: ImageHeader
+    """Format, stored width and height; the orientation is the index's, as curation cuts EXIF out of the data."""
+    position: int
+    """What its windows are asked with."""
+    row: int
+    """Its row in every array of `out`."""
+
+
+class Decoder(Protocol):
+    """Decodes the pictures of one stream; made by `DECODERS[name](mixture)`."""
+
+    items_per_call: int
+    """Pictures in a call, fewer at the end of a batch: 1 where threads are the parallelism; more where a call is."""
+    calls_at_once: int
+    """Threads that may call `decode` at the same time, never for the same rows."""
+
+    def empty(self, num_items: int, sizes: Sequence[int]) -> tuple[Images, ...]:
+        """Return memory for one batch: for each view its [num_items, size, size, 3], not set to anything."""
+
+    def decode(
+        self, items: Sequence[Item], windows_per_view: Sequence[ChooseWindow], out: Sequence[Images]
+    ) -> list[SampleError | None]:
+        """Write view v of each item into `out[v][item.row]`; return why not, or None, for each item.
+
+        The window of view v is `windows_per_view[v](item.position, height, width)`, asked with the upright size and
+        in upright coordinates. An item with an error is written again: a replacement follows, or zeros.
+        """
+
+    def close(self) -> None:
+        """Free what the decoder holds; no call is under way."""

@@ -1,0 +1,9 @@
+"""What can be wrong with one sample."""
+
+
+class SampleError(ValueError):
+    """One sample is damaged for good; `reason` is crc, size or decode."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
