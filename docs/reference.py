@@ -1,10 +1,11 @@
-"""Write docs/recipe.md (every key of a recipe, a mixture and a run) and docs/cli.md (every command and option).
+"""Write the pages that are made from the code.
 
-    python docs/reference.py           # writes both pages
+    python docs/reference.py           # writes them
     python docs/reference.py --check   # exit code 1 if one is not up to date
 
-A field's text is the string below it in the source, an option's text is its help: the pages cannot say anything but
-what the code says.
+recipe.md: every key of a recipe, a mixture and a run; cli.md: every command and option; modules.md: every module. A
+field's text is the string below it in the source, an option's text is its help, a module's text is the first line of
+its docstring: the pages cannot say anything but what the code says.
 """
 
 import ast
@@ -26,6 +27,8 @@ from headrace.train.config import RunConfig
 
 RECIPE = Path(__file__).with_name("recipe.md")
 COMMANDS = Path(__file__).with_name("cli.md")
+MODULES = Path(__file__).with_name("modules.md")
+ROOT = Path(__file__).parents[1]
 
 PAGES = (
     ("A recipe (`headrace curate RECIPE.yaml`)", Recipe),
@@ -52,7 +55,7 @@ an interrupt with 128 + the signal's number.
 
 def main() -> None:
     """Write the pages, or with --check compare them."""
-    for target, text in ((RECIPE, render()), (COMMANDS, render_commands())):
+    for target, text in ((RECIPE, render()), (COMMANDS, render_commands()), (MODULES, render_modules())):
         if "--check" not in sys.argv[1:]:
             target.write_text(text)
         elif target.read_text() != text:
@@ -75,6 +78,39 @@ def render_commands() -> str:
             parts.append("| | |\n| --- | --- |")
             parts[-1] += "".join(f"\n| {flags} | {_cell(getattr(item, 'help', None))} |" for flags, item in rows) + "\n"
     return "\n".join(parts)
+
+
+MODULES_INTRODUCTION = """\
+# Every module
+
+Made by `python docs/reference.py`: the first line of each file, and the names that other files may use.
+"""
+
+
+def render_modules() -> str:
+    """Return the page of the modules, floor by floor, from the ground up."""
+    parts = [MODULES_INTRODUCTION]
+    for floor in ("src/headrace", "shards", "curation", "pipeline", "train"):
+        files = sorted(path for path in (ROOT / floor).rglob("*.py") if not _is_linked(path))
+        folders = sorted({path.parent for path in files})
+        for folder in folders:
+            parts.append(f"## {folder.relative_to(ROOT)}\n")
+            parts.append("| module | what it is | names |\n| --- | --- | --- |")
+            for path in (file for file in files if file.parent == folder):
+                tree = ast.parse(path.read_text(encoding="utf-8"))
+                first = (ast.get_docstring(tree) or "").split("\n\n")[0]
+                names = [
+                    f"`{item.name}`"
+                    for item in tree.body
+                    if isinstance(item, ast.FunctionDef | ast.ClassDef) and not item.name.startswith("_")
+                ]
+                parts[-1] += f"\n| `{path.name}` | {_cell(first)} | {', '.join(names)} |"
+            parts[-1] += "\n"
+    return "\n".join(parts)
+
+
+def _is_linked(path: Path) -> bool:
+    return any(parent.is_symlink() for parent in path.parents) or "__pycache__" in path.parts
 
 
 def _cell(text: str | None) -> str:

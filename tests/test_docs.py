@@ -38,6 +38,10 @@ def test_the_command_reference_is_what_the_commands_say(reference: ModuleType) -
     assert (ROOT / "docs" / "cli.md").read_text() == reference.render_commands(), "run: python docs/reference.py"
 
 
+def test_the_list_of_modules_is_what_the_tree_holds(reference: ModuleType) -> None:
+    assert (ROOT / "docs" / "modules.md").read_text() == reference.render_modules(), "run: python docs/reference.py"
+
+
 def test_every_config_key_has_a_text(reference: ModuleType) -> None:
     pending, seen = [config for _, config in reference.PAGES], set()
     without = []
