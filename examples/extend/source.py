@@ -1,0 +1,61 @@
+"""Zip files of images: label = folder name."""
+
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from headrace import files
+from headrace.shards.images.formats import names_image
+from headrace.shards.imports.source import Input, too_large
+
+
+@dataclass(frozen=True, slots=True)
+class ZipUnit:
+    """A run of members of one zip file."""
+
+    path: str
+    members: tuple[tuple[str, int, int | None], ...]
+
+    def read(self) -> Iterator[Input]:
+        """Yield the members in order."""
+        with zipfile.ZipFile(self.path) as archive:
+            for name, size, label in self.members:
+                yield too_large(name, size) or Input(name, archive.read(name), label)
+
+
+@dataclass(frozen=True, slots=True)
+class ZipSource:
+    """One zip file as a numbered list of inputs."""
+
+    url: str
+    members: tuple[tuple[str, int], ...]
+    classes: tuple[str, ...]
+    kind: str = "zip"
+
+    @property
+    def num_inputs(self) -> int:
+        """Images and what else is there."""
+        return len(self.members)
+
+    def identity(self) -> Iterator[Any]:
+        """Yield name and size of each member."""
+        yield from ([name, size] for name, size in self.members)
+
+    def unit(self, start: int, stop: int) -> ZipUnit:
+        """Return inputs start..stop-1."""
+        labels = {name: number for number, name in enumerate(self.classes)}
+        chosen = self.members[start:stop]
+        path = str(files.local_path(self.url))
+        return ZipUnit(path, tuple((name, size, labels.get(name.rpartition("/")[0])) for name, size in chosen))
+
+
+def open_zip(url: str) -> ZipSource:
+    """Return the inputs of a zip file. Raises ValueError if it is none."""
+    try:
+        with zipfile.ZipFile(files.local_path(url)) as archive:
+            members = tuple((item.filename, item.file_size) for item in archive.infolist() if not item.is_dir())
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{url}: not a zip file: {error}") from error
+    folders = {name.rpartition("/")[0] for name, _ in members if names_image(name)} - {""}
+    return ZipSource(url, members, tuple(sorted(folders)))
