@@ -36,9 +36,9 @@ class PillowDecoder:
             return SampleError("decode", str(error))
         for choose, images in zip(windows, out, strict=True):
             window = choose(item.position, *pixels.shape[:2])
-            box = (window.left, window.top, window.left + window.width, window.top + window.height)
+            cut = pixels[window.top : window.top + window.height, window.left : window.left + window.width]
             side = images.shape[1]
-            view = np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR, box))
+            view = np.asarray(Image.fromarray(cut).resize((side, side), Image.Resampling.BILINEAR))
             images[item.row] = view[:, ::-1] if window.flipped else view
         return None
 
