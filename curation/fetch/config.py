@@ -66,6 +66,8 @@ class FetchConfig:
     """Limit for one attempt, redirects and body included."""
     deadline_seconds: float = 60.0
     """Limit for one URL, all attempts and pauses together; waiting for a free slot does not count."""
+    outage_seconds: float = 600.0
+    """Wait this long where nobody can be reached any more, then stop without committing; 0: take it for an answer."""
     max_redirects: int = 5
     """Redirects followed; scheme and address are checked again at each."""
     max_bytes: int = 20_000_000
@@ -116,6 +118,7 @@ _BOUNDS = (
     ("connect_seconds", 0.01, 600.0),
     ("attempt_seconds", 0.01, 3600.0),
     ("deadline_seconds", 0.01, 3600.0),
+    ("outage_seconds", 0.0, 86_400.0),
     ("max_redirects", 0, 20),
     ("max_bytes", 1, 1 << 31),
     ("max_pixels", 1, 1 << 31),

@@ -58,7 +58,7 @@ def fetch_shard(unit: FetchUnit) -> None:
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as spool:
-        outcomes = asyncio.run(_fetch_rows(rows, unit.config, spool))
+        outcomes = asyncio.run(_fetch_rows(rows, unit, spool))
         spool.flush()
         if unit.only_successes:
             kept = [row for row, outcome in enumerate(outcomes) if outcome.header is not None]
@@ -86,7 +86,8 @@ def _raise_file_limit(config: FetchConfig) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-async def _fetch_rows(rows: pa.Table, config: FetchConfig, spool: Any) -> list[Outcome]:
+async def _fetch_rows(rows: pa.Table, unit: FetchUnit, spool: Any) -> list[Outcome]:
+    config = unit.config
     outcomes: list[Outcome] = [Outcome()] * rows.num_rows
     names = [name for name in ("url", "problem", "expected_sha256") if name in rows.column_names]
     waiting = asyncio.Semaphore(config.concurrency * TASKS_PER_SLOT)
@@ -105,6 +106,8 @@ async def _fetch_rows(rows: pa.Table, config: FetchConfig, spool: Any) -> list[O
     except* OSError as group:
         # The group has one meaning for the user: this machine failed, not a URL.
         raise _first(group) from None
+    if not unit.only_successes:  # a retry commits no failure
+        fetcher.health.check_anyone_answered()
     return outcomes
 
 

@@ -6,6 +6,7 @@ commit record, so a rerun overwrites whatever a killed one left.
 
 import hashlib
 import json
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -23,6 +24,8 @@ from headrace.shards.images.formats import EXTENSIONS
 from headrace.shards.images.header import ImageHeader
 from headrace.shards.parquet import parquet_bytes
 from headrace.shards.tar import ShardWriter
+
+log = logging.getLogger(__name__)
 
 MIN_ROW_DIGITS = 4
 
@@ -88,6 +91,7 @@ def write_raw_shard(
     )
     sums = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     commit(shard.folder, shard.name, {**stats, "schema": RECORD_SCHEMA, "table": sums, "tar": tar})
+    log.info("raw/%s: %d of %d images, %d bytes", shard.name, stats["successes"], stats["count"], tar["bytes"])
 
 
 def raw_table(shard: RawShard, rows: pa.Table, outcomes: Sequence[Outcome]) -> pa.Table:

@@ -17,6 +17,7 @@ from yarl import URL
 from headrace.curation.fetch.config import FetchConfig
 from headrace.curation.fetch.errors import FetchError
 from headrace.curation.fetch.net.address import check_parts, parse_url
+from headrace.curation.fetch.net.health import UNREACHED, Health
 from headrace.curation.fetch.net.http import HttpClient, Reply
 from headrace.curation.fetch.net.resolve import Lookup, lookup_host
 from headrace.curation.fetch.net.spelling import resolve, trimmed
@@ -32,7 +33,10 @@ class Fetcher:
         self, config: FetchConfig, *, lookup: Lookup = lookup_host, ssl_context: ssl.SSLContext | None = None
     ) -> None:
         self._config = config
-        self._client = HttpClient(config, lookup=lookup, ssl_context=ssl_context)
+        self._client = HttpClient(config, lookup=lookup, ssl_context=ssl_context, on_answer=self._hear)
+        self.health = Health(
+            self._client.probe, outage_seconds=config.outage_seconds, attempt_seconds=config.attempt_seconds
+        )
         self._slots = asyncio.Semaphore(config.concurrency)
         self._hosts: dict[str, tuple[asyncio.Semaphore, int]] = {}
 
@@ -43,6 +47,9 @@ class Fetcher:
     async def __aexit__(self, *error: object) -> None:
         await self._client.__aexit__(*error)
 
+    def _hear(self, url: URL, answered: bool) -> None:
+        self.health.heard(url, witness=answered)
+
     async def fetch(self, text: str | None, check: Callable[[bytes], T]) -> tuple[bytes, T]:
         """Return the body at the URL `text` and what `check` says of it. Raises FetchError of the last attempt.
 
@@ -52,12 +59,16 @@ class Fetcher:
         url = parse_url(text)
         deadline = _Clock(self._config.deadline_seconds)
         for attempt in range(self._config.retries + 1):
+            began = asyncio.get_running_loop().time()
             try:
                 reply = await self._attempt(url, deadline)
                 return reply.body, _checked(reply, check)
             except FetchError as error:
                 pause = self._pause_seconds(url, attempt, error)
                 if not error.retryable or attempt == self._config.retries or pause >= deadline.left:
+                    unreached = error.error_class in UNREACHED and error.retryable
+                    if unreached and await self.health.was_outage(url.raw_host or "", began):
+                        return await self.fetch(text, check)
                     raise
             await asyncio.sleep(pause)
             deadline.left -= pause
@@ -81,13 +92,24 @@ class Fetcher:
 
     async def _hop(self, url: URL, *clocks: "_Clock") -> Reply:
         loop = asyncio.get_running_loop()
-        async with self._slot(url.raw_host or ""):
+        host = url.raw_host or ""
+        async with self._slot(host):
+            self.health.check_host(host)
             started = loop.time()
             try:
                 async with asyncio.timeout(max(0.0, min(clock.left for clock in clocks))):
-                    return await self._client.get(url)
+                    reply = await self._client.get(url)
+                self.health.succeeded(host)
+                return reply
             except TimeoutError as error:
+                self.health.failed(host, "timeout")
                 raise FetchError("timeout", "no complete answer in time", retryable=True) from error
+            except FetchError as error:
+                if error.error_class in UNREACHED and error.retryable:
+                    self.health.failed(host, error.error_class)
+                else:
+                    self.health.succeeded(host)
+                raise
             finally:
                 for clock in clocks:
                     clock.left -= loop.time() - started

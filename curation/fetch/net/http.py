@@ -15,6 +15,7 @@ import os
 import re
 import ssl
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -62,9 +63,16 @@ class HttpClient:
     """Requests with checked addresses. Use it in `async with`, inside a running loop."""
 
     def __init__(
-        self, config: FetchConfig, *, lookup: Lookup = lookup_host, ssl_context: ssl.SSLContext | None = None
+        self,
+        config: FetchConfig,
+        *,
+        lookup: Lookup = lookup_host,
+        ssl_context: ssl.SSLContext | None = None,
+        on_answer: Callable[[URL, bool], None] = lambda _url, _answered: None,
     ) -> None:
+        """`on_answer` hears of everything that came back, with True for a head of HTTP."""
         self._config = config
+        self._on_answer = on_answer
         self._lookup = lookup
         self._ssl = ssl_context
         self._allowed = parse_allowed(config.allow_private)
@@ -106,6 +114,19 @@ class HttpClient:
             raise FetchError("bad-url", "the URL cannot stand in a request")
         return (first + self._lines).encode()
 
+    async def probe(self, url: URL) -> bool:
+        """True if the host of `url` can be looked up anew and connected to."""
+        host, port = url.raw_host or "", url.port or 0
+        try:
+            literal = literal_address(host)
+            addresses = [literal] if literal is not None else await self._resolver.resolve(host, port, anew=True)
+            async with asyncio.timeout(self._config.connect_seconds):
+                connection = await connect(addresses, port, make_socket=self._make_socket, tls=None, host=host)
+        except (FetchError, OSError):
+            return False
+        connection.abort()
+        return True
+
     async def _connect(self, url: URL) -> Connection:
         host, port = url.raw_host or "", url.port or 0
         literal = literal_address(host)
@@ -120,6 +141,8 @@ class HttpClient:
                     host=host.rstrip("."),
                 )
         except OSError as error:  # TimeoutError and ssl.SSLError too
+            if isinstance(error, ssl.SSLError | ConnectionRefusedError):
+                self._on_answer(url, False)
             raise _connect_error(error) from error
         self._pool.add(connection)
         return connection
@@ -130,6 +153,7 @@ class HttpClient:
         try:
             connection.write(request)
             head = await _read_head(connection)
+            self._on_answer(url, True)
             body = Body(connection, framing(head))
             return await self._read(head, body)
         except FetchError as error:

@@ -41,8 +41,13 @@ class CheckedResolver:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="dns")
         self._cache: dict[str, tuple[float, asyncio.Task[list[Address]]]] = {}
 
-    async def resolve(self, host: str, port: int) -> Sequence[Address]:
-        """Return the checked addresses of `host`. Raises FetchError `dns` or `refused-address`."""
+    async def resolve(self, host: str, port: int, *, anew: bool = False) -> Sequence[Address]:
+        """Return the checked addresses of `host`. Raises FetchError `dns` or `refused-address`.
+
+        `anew` asks the name server whatever it said before.
+        """
+        if anew:
+            return check_all(await self._ask(host), port, self._allowed)
         return check_all(await self._addresses(host), port, self._allowed)
 
     async def close(self) -> None:

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import io
 import json
+import socket
 import subprocess
 import sys
 import tarfile
@@ -323,6 +324,25 @@ def test_too_few_file_handles_end_the_run_and_are_no_failure_of_a_url(server, we
         with pytest.raises(OSError, match="Too many open files"):
             run_fetch(recipe)
     assert committed(f"{tmp_path}/job/raw") == []
+
+
+def test_a_list_that_nobody_answers_is_not_committed(server, web, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "list.txt").write_text("".join(f"http://host{number}.example:{server.port}/\n" for number in range(20)))
+    config = web.config_for(server)
+    recipe = web.recipe_for(tmp_path / "job", tmp_path / "list.txt", config)
+
+    def nothing(*_: Any, **__: Any) -> None:
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("socket.getaddrinfo", nothing)
+        with pytest.raises(ConnectionError, match="none of 20 hosts could be reached"):
+            run_fetch(recipe)
+    assert committed(f"{tmp_path}/job/raw") == []
+    server.answers["/"] = web.reply(web.jpeg())
+    here = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: here)
+    assert run_fetch(recipe).fetched == 20
 
 
 def test_an_empty_list_is_an_error(server, web, tmp_path: Path) -> None:
