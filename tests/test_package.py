@@ -1,5 +1,6 @@
 """Promises of the package as a whole: what the wheel holds, what importing costs, who may import whom."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -22,8 +23,8 @@ def _tree() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of the working tree, built in a copy so that no build folder appears here."""
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of sdist and wheel of the working tree, built in a copy so that no build folder appears here."""
     copy = tmp_path_factory.mktemp("tree")
     for name in _tree():
         target = copy / name
@@ -32,12 +33,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             target.symlink_to((ROOT / name).readlink())
         elif (ROOT / name).exists():
             target.write_bytes((ROOT / name).read_bytes())
-    out = tmp_path_factory.mktemp("wheel")
-    _run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), cwd=copy)
-    return next(out.glob("*.whl"))
+    out = tmp_path_factory.mktemp("packages")
+    _run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), cwd=copy)
+    return out
 
 
-def test_the_wheel_holds_the_tree_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_holds_the_tree_and_nothing_else(packages: Path) -> None:
+    # `build` makes the wheel from the sdist, so this is what the sdist holds too.
+    wheel = next(packages.glob("*.whl"))
     expected = set()
     for name in _tree():
         top, _, rest = name.partition("/")
@@ -47,6 +50,37 @@ def test_the_wheel_holds_the_tree_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert held == expected
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("pattern", ["*.whl", "*.tar.gz"])
+def test_the_package_works_without_the_repository_on_the_newest_python(
+    packages: Path, tmp_path: Path, pattern: str
+) -> None:
+    uv = str(Path(sys.executable).parent / "uv")
+    bin_folder = tmp_path / "venv" / "bin"
+    _run(uv, "venv", "--quiet", "--python", _newest_python(), str(tmp_path / "venv"), cwd=tmp_path)
+    package = str(next(packages.glob(pattern)))
+    install = (uv, "pip", "install", "--quiet", "--python", str(bin_folder / "python"))
+    _run(*install, "-c", str(ROOT / "constraints.txt"), package, cwd=tmp_path, timeout=600)
+    headrace = str(bin_folder / "headrace")
+    assert _run(headrace, "--version", cwd=tmp_path).startswith("headrace ")
+    assert "core" in _run(headrace, "doctor", cwd=tmp_path)
+    assert "wrote first.yaml" in _run(headrace, "new", "recipe", "first.yaml", cwd=tmp_path)
+    (tmp_path / "urls.csv").write_text("url,caption\nhttps://example.org/1.jpg,a cat\n")
+    plan = _run(headrace, "curate", "first.yaml", "job=job", "input.urls.0=urls.csv", "--dry-run", cwd=tmp_path)
+    assert "fetch:" in plan
+    assert not (tmp_path / "job").exists()
+
+
+def _newest_python() -> str:
+    """Return the newest Python on this machine that a venv can be made of; the one that runs the tests at least."""
+    for minor in range(19, sys.version_info.minor, -1):
+        found = shutil.which(f"python3.{minor}")
+        if found and subprocess.run([found, "-c", "import venv"], capture_output=True, check=False).returncode == 0:
+            return found
+    return sys.executable
 
 
 def test_help_answers_without_heavy_imports() -> None:
