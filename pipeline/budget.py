@@ -33,7 +33,7 @@ ChunkKey = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class DamageTally:
     """What was given so far. It is a value: whoever is interrupted while he adds to it still has the old one."""
 
     seen: int = 0
@@ -57,7 +57,9 @@ class Budget:
         """The shares p1 that are tried."""
         return [p for p in (self.max_fraction * times for times in TIMES) if p < 1] or [(1 + self.max_fraction) / 2]
 
-    def add(self, tally: Tally, *, seen: int, chunks_seen: float, damaged: Iterable[tuple[ChunkKey, int]]) -> Tally:
+    def add(
+        self, tally: DamageTally, *, seen: int, chunks_seen: float, damaged: Iterable[tuple[ChunkKey, int]]
+    ) -> DamageTally:
         """Return the tally after `seen` samples more, of which `damaged` names the chunk and its size for each."""
         named = list(damaged)
         after = replace(tally, seen=tally.seen + seen, chunks_seen=tally.chunks_seen + chunks_seen)
@@ -74,7 +76,7 @@ class Budget:
             del shares[key]
         return replace(after, damaged=after.damaged + len(named), shares=shares, gains=tuple(gains))
 
-    def is_spent(self, tally: Tally) -> bool:
+    def is_spent(self, tally: DamageTally) -> bool:
         """True if the damage is more than chance and a share of at most `max_fraction` explain."""
         if tally.seen < JUDGED_AFTER or self.max_fraction >= 1 or not tally.damaged:
             return False

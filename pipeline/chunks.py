@@ -42,7 +42,7 @@ class Payload:
 
 
 class ChunkReader:
-    """Reads samples of one source; stateless but for the pool it shares."""
+    """Reads samples of the sources by a pool of threads; closes `ranges` with itself."""
 
     def __init__(
         self, sources: Sequence[OpenedSource], ranges: RangeReader, *, io_threads: int, verify_crc: bool
@@ -68,8 +68,10 @@ class ChunkReader:
         return result
 
     def close(self) -> None:
-        """Drop reads that have not begun and wait for the others."""
+        """Drop reads that have not begun, wake those that wait, and close the connections when they are done."""
+        self._ranges.interrupt()
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._ranges.close()
 
     def _read_shard(self, rows: ShardRows, numbers: list[int]) -> list[Payload]:
         good = [row for row in numbers if rows.offset[row] >= 0 and 0 < rows.size[row] <= MAX_REQUEST_BYTES * 8]

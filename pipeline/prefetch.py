@@ -5,9 +5,11 @@ Batches are finished in any order and taken in order; nothing here counts as del
 after the whole batches before it.
 
 Whoever takes batches runs in the main thread, where a signal handler may raise between any two instructions. So he
-holds no lock that a worker needs, and a batch stays where it is until the stream says that it was delivered.
+takes no lock that a worker needs (events, futures and executors have one, a condition), also when he closes: he tells
+the planning thread to. And a batch stays where it is until the stream says that it was delivered.
 """
 
+import _thread
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +31,7 @@ from headrace.pipeline.quarantine import DamagedSample
 from headrace.pipeline.threads import Bell, wait_until_gone
 
 MAX_PLANNED_BATCHES = 64
+OWN_THREADS = "headrace-"
 
 # A 16-bit PNG of 64 Mi pixels takes 1.4 GB while it is decoded. Pictures over this are decoded one at a time, whatever
 # the number of threads, so that memory is bounded by one of them and a few hundred MB a thread.
@@ -88,9 +91,9 @@ class PendingBatch:
         return self.views is not None and not self.missing
 
     @property
-    def reads_pending(self) -> bool:
+    def waits_for_reads(self) -> bool:
         """True if a read that this batch needs has not ended."""
-        return any(chunk is not None and (chunk.read is None or not chunk.read.done()) for chunk in self.chunks)
+        return self.views is None or self.unread > 0
 
 
 class Prefetcher:
@@ -121,18 +124,21 @@ class Prefetcher:
         self._to_do, self._news = Bell(), Bell()
         self._plan_error: BaseException | None = None
         self._broken: BaseException | None = None
-        self._stopped = False
+        self._begun = self._stopped = self._over = False
+        self._ended = Bell()
         self._thread = threading.Thread(target=self._run, name="headrace-plan", daemon=True)
         self._pool = ThreadPoolExecutor(maker.decoder.calls_at_once, thread_name_prefix="headrace-decode")
 
     def start(self) -> None:
         """Begin."""
-        self._thread.start()
+        self._begun = True
+        # `Thread.start` waits on a condition, so it may not be called where a signal handler may raise.
+        _thread.start_new_thread(self._start_thread, ())
 
     @property
     def is_running(self) -> bool:
         """False before it was started and once it was told to close, be it that either was interrupted."""
-        return self._thread.ident is not None and not self._stopped
+        return self._begun and not self._stopped
 
     def take(self, number: int) -> tuple[PendingBatch | None, WaitedFor]:
         """Return batch `number` when it is whole (None = behind the end) and what held it up: read, decode or none.
@@ -153,20 +159,31 @@ class Prefetcher:
             if batch is None and self._is_last(number):
                 return None, waited_for
             if waited_for == "none":
-                waited_for = "read" if batch is None or batch.reads_pending else "decode"
+                waited_for = "read" if batch is None or batch.waits_for_reads else "decode"
             self._news.wait()
 
     def close(self) -> None:
         """Stop and join every thread; whoever was interrupted in here calls it again."""
         self._stopped = True
         self._to_do.ring()
-        mine = [thread for thread in threading.enumerate() if thread.name.startswith("headrace-")]
-        if self._thread.is_alive():
-            self._thread.join()
-        self._reader.close()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        wait_until_gone(thread for thread in mine if not thread.is_alive())
-        self._maker.decoder.close()
+        if not self._begun:
+            self._close_pools()
+            return
+        if threading.current_thread().name.startswith(OWN_THREADS):
+            return  # a destructor that the collector ran in one of ours: they end, but cannot wait for themselves
+        while not self._over:
+            self._ended.wait()
+        self._ended.ring()  # for another thread that closes too
+        self._thread.join()
+        wait_until_gone([self._thread])
+
+    def _start_thread(self) -> None:
+        try:
+            self._thread.start()
+        except BaseException as error:  # noqa: BLE001  no thread can be had: the consumer raises it
+            self._broken = error
+            self._begun = False
+            self._news.ring()
 
     def _run(self) -> None:
         try:
@@ -180,6 +197,19 @@ class Prefetcher:
         except BaseException as error:  # noqa: BLE001  a thread has no caller: the consumer raises it
             self._broken = error
             self._news.ring()
+            while not self._stopped:
+                self._to_do.wait()
+        finally:
+            self._close_pools()
+            self._over = True
+            self._ended.ring()
+
+    def _close_pools(self) -> None:
+        mine = [thread for thread in threading.enumerate() if thread.name.startswith(OWN_THREADS)]
+        self._reader.close()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        wait_until_gone(thread for thread in mine if not thread.is_alive())
+        self._maker.decoder.close()
 
     def _try_to_plan(self) -> None:
         try:

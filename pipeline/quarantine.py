@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from headrace.pipeline.budget import ALPHA, Budget, ChunkKey, Tally
+from headrace.pipeline.budget import ALPHA, Budget, ChunkKey, DamageTally
 from headrace.text import one_line, shown
 
 log = logging.getLogger(__name__)
@@ -53,9 +53,9 @@ class DamageReport:
 
 @dataclass(frozen=True, slots=True)
 class DamageCount:
-    """The damage in the batches that were delivered. A value, as `Tally`."""
+    """The damage in the batches that were delivered. A value, as `DamageTally`."""
 
-    tally: Tally = field(default_factory=Tally)
+    tally: DamageTally = field(default_factory=DamageTally)
     in_a_row: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     """Damaged samples by reason."""

@@ -88,12 +88,7 @@ class Reading:
 
     ranges: RangeReader
     prefetcher: Prefetcher
-
-    def close(self) -> None:
-        """End all of them."""
-        self.ranges.interrupt()
-        self.prefetcher.close()
-        self.ranges.close()
+    """Closes both."""
 
 
 class Stream:
@@ -277,7 +272,7 @@ class Stream:
     def _stop(self) -> None:
         # In a forked process: threads and connections are those of the process that forked.
         if self._reading is not None and self._process == os.getpid():
-            self._reading.close()
+            self._reading.prefetcher.close()
         self._reading = None
 
     def _judge(self, number: int, pending: PendingBatch) -> DamageCount:

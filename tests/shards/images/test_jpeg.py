@@ -9,7 +9,7 @@ from PIL import Image
 
 from headrace.shards.images.decode import decode_rgb
 from headrace.shards.images.header import ImageHeader, check_complete, read_header
-from headrace.shards.images.jpeg import is_whole
+from headrace.shards.images.jpeg import is_one_plain_scan, is_whole
 
 VARIANTS = {
     "baseline": {},
@@ -95,3 +95,16 @@ def test_bytes_between_segments_do_not_hide_that_the_data_ends_early() -> None:
     cut = data[:place] + b"\0\0" + data[place:-400] + b"\xff\xd9"
     with pytest.raises(ValueError, match="truncated"):
         decode_rgb(cut)
+
+
+def test_one_plain_scan_is_told_from_files_that_a_decoder_bridges() -> None:
+    assert is_one_plain_scan(_photograph())
+    assert is_one_plain_scan(_photograph("L"))
+    assert not is_one_plain_scan(_photograph(progressive=True))
+    assert not is_one_plain_scan(_photograph(restart_marker_rows=1))
+    # A scan of one of three components: more must follow, and may follow without end.
+    one = bytearray(_photograph())
+    one[one.index(b"\xff\xda") + 4] = 1
+    assert not is_one_plain_scan(bytes(one))
+    for data in (b"", b"\xff\xd8", b"\xff\xd8\xff", b"\xff\xd8\xff\xd9", _photograph()[:100], b"\xff\xe1" * 9):
+        assert not is_one_plain_scan(data)

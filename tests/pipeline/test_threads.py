@@ -1,0 +1,122 @@
+"""A signal handler that raises inside `next`, at any instruction, breaks, loses and doubles nothing."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from headrace.config import config_to_dict
+from headrace.pipeline import Mixture, open_stream
+from headrace.pipeline.threads import Bell, wait_until_gone
+
+INTERRUPTED = """
+import faulthandler, random, signal, sys, time
+from headrace.pipeline import open_stream
+
+faulthandler.dump_traceback_later(100, exit=True)  # a lock that was broken hangs
+
+class Tick(BaseException):
+    pass
+
+def tick(*_):
+    raise Tick
+
+def batches(path, seconds):
+    # What stands where, each batch taken with timers that go off inside `next`.
+    draw, seen, ticks = random.Random(1), {}, 0
+    stream = open_stream(path, global_batch=8, columns=["label"])
+    end = time.monotonic() + seconds
+    while time.monotonic() < end or not seen:
+        before = stream.position
+        try:
+            if draw.random() < 0.02:
+                signal.setitimer(signal.ITIMER_REAL, draw.uniform(1e-5, 2e-3))
+                stream.load_state_dict(stream.state_dict())  # closes the threads
+            signal.setitimer(signal.ITIMER_REAL, draw.uniform(1e-6, 4e-4))
+            batch = next(stream)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except Tick:
+            ticks += 1
+            # Broken off before the batch was delivered, or after `next` had returned it.
+            assert stream.position in (before, before + 8), (before, stream.position)
+            continue
+        assert batch.position.tolist() == list(range(before, before + 8)), (before, batch.position)
+        assert stream.position == before + 8
+        seen[before] = (batch.key, batch.images.tobytes(), batch.columns["label"].tolist(), stream.bad_samples)
+    while True:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, draw.uniform(1e-5, 1e-3))
+            stream.close()
+            break
+        except Tick:
+            continue
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    return seen, ticks
+
+signal.signal(signal.SIGALRM, tick)
+seen, ticks = batches(sys.argv[1], float(sys.argv[2]))
+with open_stream(sys.argv[1], global_batch=8, columns=["label"]) as stream:
+    for _ in range(max(seen) // 8 + 1):
+        before, batch = stream.position, next(stream)
+        whole = (batch.key, batch.images.tobytes(), batch.columns["label"].tolist())
+        assert before not in seen or seen[before][:3] == whole, before
+import threading
+print(ticks > 50, len(seen) > 50, [t.name for t in threading.enumerate() if t.name.startswith("headrace")])
+"""
+
+
+def test_a_signal_that_raises_inside_next_loses_and_doubles_nothing(mixture: Mixture, tmp_path: Path) -> None:
+    path = tmp_path / "mixture.yaml"
+    path.write_text(json.dumps(config_to_dict(mixture)))
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, str(path), "3"], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert (done.stdout, done.returncode) == ("True True []\n", 0), done.stderr[-3000:]
+
+
+def test_a_bell_wakes_who_waits_and_rings_once_for_many_rings() -> None:
+    bell, woken = Bell(), []
+    bell.ring()
+    bell.ring()
+    bell.wait()
+    thread = threading.Thread(target=lambda: (bell.wait(), woken.append(1)))
+    thread.start()
+    time.sleep(0.05)
+    assert not woken
+    bell.ring()
+    thread.join(60)
+    assert woken
+
+
+def test_threads_are_gone_when_they_are_said_to_be() -> None:
+    if not os.path.isdir("/proc/self/task"):
+        return
+    threads = [threading.Thread(target=time.sleep, args=(0.01,)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    wait_until_gone(threads)
+    assert not [thread for thread in threads if os.path.exists(f"/proc/self/task/{thread.native_id}")]
+
+
+@pytest.mark.parametrize("consumers", [2, 4])
+def test_threads_that_share_a_stream_get_each_batch_once(mixture: Mixture, consumers: int) -> None:
+    got: list[int] = []
+    with open_stream(mixture, global_batch=8, once=True) as stream:
+
+        def take() -> None:
+            for batch in stream:
+                got.extend(batch.position[batch.valid].tolist())
+
+        threads = [threading.Thread(target=take) for _ in range(consumers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    assert sorted(got) == list(range(64))
