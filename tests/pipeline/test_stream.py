@@ -264,6 +264,41 @@ def test_once_gives_every_sample_once_and_pads_the_end(mixture: Mixture, world_s
     assert sorted(seen) == [(0, f"{n:05d}") for n in range(45)] + [(1, f"{n:05d}") for n in range(19)]
 
 
+def test_a_second_loop_over_a_finite_pass_gives_it_again(mixture: Mixture) -> None:
+    with open_stream(mixture, global_batch=8, once=True) as stream:
+        first = [batch.key for batch in stream]
+        end = stream.state_dict()
+        assert next(stream, None) is None  # without a new loop it stays at its end
+        assert [batch.key for batch in stream] == first
+        for _ in zip(range(3), stream, strict=False):
+            pass
+        assert [batch.key for batch in stream] == first[3:]  # a loop that was left goes on
+    with open_stream(mixture, global_batch=8, once=True) as stream:
+        stream.load_state_dict(end)
+        assert list(stream) == []
+        assert stream.state_dict() == end
+        assert len(list(stream)) == len(first)
+
+
+def test_a_stream_goes_on_when_its_server_is_back(mixture: Mixture, tmp_path: Path) -> None:
+    url = str(tmp_path / "copy")
+    shutil.copytree(mixture.sources[0].url, url)
+    tar = Path(open_dataset(url).tar_url(0))
+    source = dataclasses.replace(mixture.sources[0], url=url)
+    other = dataclasses.replace(mixture, sources=(source,), read_retries=0, prefetch_batches=1)
+    with open_stream(other, global_batch=8) as stream:
+        whole = [next(stream).key for _ in range(6)]
+    with open_stream(other, global_batch=8) as stream:
+        tar.rename(tmp_path / "away")
+        seen = []
+        with pytest.raises(OSError, match=r"00000\.tar"):
+            seen += [batch.key for batch in stream]
+        failed_at = stream.position
+        (tmp_path / "away").rename(tar)
+        seen = [next(stream).key for _ in range(6 - failed_at // 8)]
+    assert seen == whole[failed_at // 8 :]
+
+
 def test_once_pads_with_invalid_rows_at_every_world_size(datasets: tuple[str, str]) -> None:
     mixture = Mixture(
         image_size=16, sources=(Source(name="small", url=datasets[1]),), augment=Augment(crop="center", flip=False)
