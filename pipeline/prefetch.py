@@ -29,6 +29,7 @@ from headrace.pipeline.errors import SampleError
 from headrace.pipeline.order.plan import BatchPlan, StreamPlan
 from headrace.pipeline.quarantine import DamagedSample
 from headrace.pipeline.threads import Bell, wait_until_gone
+from headrace.text import without_secrets
 
 MAX_PLANNED_BATCHES = 64
 OWN_THREADS = "headrace-"
@@ -398,7 +399,7 @@ def _damaged(position: int, source: str, payload: Payload, error: SampleError, r
     return DamagedSample(
         position=position,
         source=source,
-        shard=shard,
+        shard=without_secrets(shard),
         key=payload.key,
         offset=offset,
         reason=error.reason,

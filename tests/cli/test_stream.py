@@ -54,6 +54,27 @@ def test_bench_measures_without_keys(mixture_file: Path) -> None:
     assert "128 images in " in done.stdout
 
 
+def test_dry_run_says_views_and_weights_as_they_are_met_and_reads_nothing(mixture_file: Path) -> None:
+    url = mixture_file.parent / "data"
+    for tar in (url / "shards").glob("*.tar"):
+        tar.unlink()
+    weights = {"a": 1, "b": 0.00021, "c": 0.00009}
+    named = ", ".join(f"{{name: {name}, url: {url}, weight: {weight}}}" for name, weight in weights.items())
+    done = headrace(str(mixture_file), "--dry-run", f"sources=[{named}]", "views=[{}, {image_size: 8}]")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 4 + 3 + 1
+    assert lines[5].startswith("source b: its weight 0.000209937 is met as ")
+    assert "after 1,000,000,000 samples it is " in lines[5]
+    assert lines[7] == "2 views of 16, 8 pixels"
+
+
+def test_decoders_are_listed() -> None:
+    command = [sys.executable, "-c", "from headrace.cli.app import main; main()", "decoders"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.stdout.startswith("turbo  libjpeg-turbo for JPEGs")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

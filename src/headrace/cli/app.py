@@ -34,6 +34,7 @@ COMMANDS = {
     "new": "new",
     "annotators": "annotators",
     "steps": "steps",
+    "decoders": "decoders",
     "doctor": "doctor",
 }
 

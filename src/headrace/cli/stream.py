@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from headrace.text import printable, without_secrets
+
 if TYPE_CHECKING:
     from headrace.pipeline import Stream
 
@@ -24,6 +26,9 @@ def stream_command(
     bench: Annotated[
         bool, typer.Option("--bench", help="Only measure: one batch to warm up, then images/s and what was waited for.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only open it: sources, weights as they are met, views; nothing is read.")
+    ] = False,
 ) -> None:
     """Open a mixture and show its sources, the first batches, how fast they came and what was waited for.
 
@@ -36,17 +41,28 @@ def stream_command(
     size = global_batch or -(-64 // config.lanes) * config.lanes
     with open_stream(config, global_batch=size) as stream:
         _show_sources(stream)
+        if dry_run:
+            return
         if bench:
             next(stream)
         _deliver(stream, batches, show_keys=not bench)
 
 
 def _show_sources(stream: "Stream") -> None:
+    from headrace.pipeline.advice import SHOWN_SAMPLES, describe_weight_error
+    from headrace.pipeline.augment.views import planned_views
+
     weights = stream.weights
     print(f"{'source':<20} {'samples':>12} {'weight':>8}  dataset")
     for source in stream.sources:
         name = source.config.name
-        print(f"{name:<20} {source.num_samples:>12} {weights[name]:>8.4f}  {source.config.url}")
+        print(f"{name:<20} {source.num_samples:>12} {weights[name]:>8.4f}  {without_secrets(source.config.url)}")
+    for name, error in stream.weight_errors.items():
+        if abs(error) * SHOWN_SAMPLES >= 1:
+            print(describe_weight_error(name, weights[name], error))
+    views = planned_views(stream.mixture)
+    if len(views) > 1:
+        print(f"{len(views)} views of {', '.join(str(view.image_size) for view in views)} pixels")
 
 
 def _deliver(stream: "Stream", batches: int, *, show_keys: bool) -> None:
@@ -57,8 +73,7 @@ def _deliver(stream: "Stream", batches: int, *, show_keys: bool) -> None:
         images += len(batch.position)
         waited[batch.waited_for] += batch.waited_seconds
         if show_keys:
-            # Keys are data: their control characters must not reach the terminal.
-            keys = "".join(c if c.isprintable() else " " for c in " ".join(batch.key[:SHOWN_KEYS]))
+            keys = printable(" ".join(batch.key[:SHOWN_KEYS]))
             print(
                 f"batch {number} at position {batch.position[0]}: {keys}{' ...' if len(batch.key) > SHOWN_KEYS else ''}"
             )
