@@ -7,25 +7,34 @@ an http address are percent-encoded, names taken from one decoded: a shard may b
 
 import contextlib
 import fcntl
+import fnmatch
+import hashlib
+import io
 import logging
 import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 from urllib.parse import quote, unquote
 
 import fsspec
 
-from headrace.patience import DEFAULT_PATIENCE, patiently
+from headrace.access import Access, RemoteError, default_access, read_whole, size_or_copy
+from headrace.patience import status_of
+from headrace.ranged_file import RangedFile
 from headrace.text import without_secrets
+from headrace.web import NoRangesError, is_http
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-HTTP = ("http://", "https://")
+KEPT_BLOCKS = 16
+LINE_BUFFER_BYTES = 1 << 20
+HASHED_BYTES = 16 << 20
 
 
 def open_fs(url: str) -> tuple[Any, str]:
@@ -58,7 +67,7 @@ def join(url: str, *names: str) -> str:
     if not names:
         return url
     query = ""
-    if url.startswith(HTTP):
+    if is_http(url):
         url, mark, rest = url.partition("?")
         query, names = mark + rest, tuple(quote(name) for name in names)
     return "/".join((url.rstrip("/") or "/", *names)) + query
@@ -66,27 +75,71 @@ def join(url: str, *names: str) -> str:
 
 def basename(url: str) -> str:
     """Return the last name of a URL or path."""
-    if url.startswith(HTTP):
+    if is_http(url):
         return unquote(url.partition("?")[0].rstrip("/").rsplit("/", 1)[-1])
     return url.rstrip("/").rsplit("/", 1)[-1]
 
 
 def exists(url: str) -> bool:
     """True if something is at `url`; never cached, as another process may just have written it."""
+    if is_http(url):
+        access = default_access()
+        try:
+            access.run(url, lambda: access.client.size_of(url))
+        except (FileNotFoundError, PermissionError):  # an object store that may not be listed says 403
+            return False
+        return True
     fs, path = open_fs(url)
     fs.invalidate_cache()
     return bool(_read(url, lambda: fs.exists(path)))
 
 
+def is_folder(url: str) -> bool:
+    """True if `url` is a folder; of an http address, a page that links to what lies below it."""
+    if is_http(url):
+        try:
+            return bool(_links(url))
+        except (FileNotFoundError, PermissionError):
+            return False
+    fs, path = open_fs(url)
+    return bool(_read(url, lambda: fs.isdir(path)))
+
+
 def list_names(url: str, suffix: str = "") -> list[str]:
     """Return the sorted names directly under a folder that end in `suffix`; empty if the folder does not exist."""
-    fs, path = open_fs(url)
-    fs.invalidate_cache()
     try:
-        names = [basename(str(name)) for name in _read(url, lambda: fs.ls(path, detail=False))]
+        if is_http(url):
+            names = [name.rstrip("/") for name in _links(url)]
+        else:
+            fs, path = open_fs(url)
+            fs.invalidate_cache()
+            names = [basename(str(name)) for name in _read(url, lambda: fs.ls(path, detail=False))]
     except FileNotFoundError:
         return []
     return sorted(name for name in names if name.endswith(suffix) and not name.startswith("."))
+
+
+def walk_remote(url: str) -> Iterator[tuple[str, int]]:
+    """Yield (path below `url`, size) of all files below a folder that is not local; 0 where the size is not told."""
+    if not is_http(url):
+        fs, root = open_fs(url)
+        root = root.rstrip("/")
+        found = _read(url, lambda: fs.find(root, detail=True))
+        yield from ((str(path)[len(root) :].lstrip("/"), int(info["size"] or 0)) for path, info in found.items())
+        return
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        for name in _links(join(url, folder) if folder else url):
+            if name.endswith("/"):
+                folders.append(f"{folder}{name}")
+            else:
+                yield f"{folder}{name}", 0
+
+
+def _links(url: str) -> list[str]:
+    access = default_access()
+    return access.run(url, lambda: access.client.folder(url))
 
 
 def matching(url: str) -> list[str]:
@@ -95,11 +148,25 @@ def matching(url: str) -> list[str]:
     The folders that exist at its head are taken as they are spelled, so `[`, `?` and `*` in the name of a real folder
     are letters: `my [data]/*.txt`.
     """
+    if is_http(url):
+        return _matching_http(url)
     if exists(url):
         return [url]
     fs, path = open_fs(url)
     found = [str(name) for name in fs.glob(_glob_below_real_folders(fs, path))]
     return sorted(found if is_local(url) else [str(fs.unstrip_protocol(name)) for name in found])
+
+
+def _matching_http(url: str) -> list[str]:
+    """Only the last name may be a glob, as `?` begins the query of an address."""
+    path, mark, query = url.partition("?")
+    folder, _, name = path.rpartition("/")
+    if exists(url):
+        return [url]
+    if not re.search(r"[*\[]", name):
+        return []
+    names = fnmatch.filter(list_names(folder + mark + query), unquote(name))
+    return [join(folder + mark + query, found) for found in names]
 
 
 def _glob_below_real_folders(fs: Any, path: str) -> str:
@@ -111,32 +178,125 @@ def _glob_below_real_folders(fs: Any, path: str) -> str:
 
 
 def size_of(url: str) -> int:
-    """Return the size in bytes. Raises FileNotFoundError, and ValueError if the server does not tell the size."""
+    """Return the size in bytes. Raises FileNotFoundError, and ValueError if it is not told."""
+    if is_http(url):
+        access = default_access()
+        size = access.run(url, lambda: access.client.size_of(url))
+        if size is None:
+            with opened(url) as file:  # a server that compresses, or sends chunks
+                size = file.seek(0, io.SEEK_END)
+        return size
     fs, path = open_fs(url)
     size = _read(url, lambda: fs.size(path))
     if size is None:
-        raise ValueError(f"{without_secrets(url)}: the server does not tell its size")
+        raise ValueError(f"{without_secrets(url)}: its size is not told")
     return int(size)
 
 
-def read_bytes(url: str) -> bytes:
+def read_bytes(url: str, *, access: Access | None = None) -> bytes:
     """Return the whole file. Raises FileNotFoundError."""
-    fs, path = open_fs(url)
-    return _read(url, lambda: bytes(fs.cat_file(path)))
+    if not is_http(url):
+        fs, path = open_fs(url)
+        return _read(url, lambda: bytes(fs.cat_file(path)), access)
+    return read_whole(url, access or default_access())
 
 
-def read_range(url: str, offset: int, size: int) -> bytes:
+def read_range(url: str, offset: int, size: int, *, access: Access | None = None) -> bytes:
     """Return up to `size` bytes from `offset`; fewer only where the file ends first."""
     if is_local(url):
-        with local_path(url).open("rb") as file:
-            return os.pread(file.fileno(), size, offset)
+        return read_local_range(url, offset, size)
+    access = access or default_access()
+    place = f": at byte {offset}"
+    if is_http(url):
+        try:
+            return access.run(url, lambda: access.client.read_range(url, offset, size), place=place)[0]
+        except NoRangesError as error:
+            raise RemoteError(f"{without_secrets(url)}{place}: {error}") from error
+    return access.run(url, lambda: read_foreign_range(url, offset, size, access), place=place)
+
+
+def read_local_range(url: str, offset: int, size: int) -> bytes:
+    """Return up to `size` bytes of a local file."""
+    handle = os.open(local_path(url), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        data = os.pread(handle, size, offset)
+        while data and len(data) < size:  # pread gives at most 2 GiB, or less after a signal
+            more = os.pread(handle, size - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+        return data
+    finally:
+        os.close(handle)
+
+
+def read_foreign_range(url: str, offset: int, size: int, access: Access) -> bytes:
+    """Return up to `size` bytes of a file of another library's file system, without patience."""
     fs, path = open_fs(url)
-    return _read(url, lambda: bytes(fs.cat_file(path, start=offset, end=offset + size)))
+    try:
+        return access.call(lambda: bytes(fs.cat_file(path, start=offset, end=offset + size)))
+    except Exception as error:
+        if status_of(error) != 416:
+            raise
+        return b""  # an object store says so of a range past the end
 
 
-def _read(url: str, action: Callable[[], T]) -> T:
+@contextlib.contextmanager
+def opened(url: str, *, in_blocks: bool = True) -> Iterator[BinaryIO]:
+    """Open a file to read and to jump in, wherever it lies. Raises FileNotFoundError.
+
+    From afar it is read by ranges: in kept blocks, or with `in_blocks` off exactly as asked for. What a server cannot
+    send by ranges is first copied into a temporary file.
+    """
+    if is_local(url):
+        with local_path(url).open("rb") as local:
+            yield local
+        return
+    if "::" in url and not is_http(url):
+        fs, path = open_fs(url)  # a chain (`zip://...::`, `simplecache::`) brings a cache of its own
+        with _read(url, lambda: fs.open(path, "rb")) as stream:
+            yield stream
+        return
+    if is_http(url):
+        with tempfile.TemporaryFile() as copy:
+            size = size_or_copy(url, copy, default_access())
+            yield cast(BinaryIO, copy) if size is None else _by_ranges(url, size, in_blocks)
+        return
+    yield _by_ranges(url, size_of(url), in_blocks)
+
+
+def _by_ranges(url: str, size: int, in_blocks: bool) -> BinaryIO:
+    file = RangedFile(size, partial(read_range, url), num_blocks=KEPT_BLOCKS if in_blocks else 0)
+    return cast(BinaryIO, io.BufferedReader(file, LINE_BUFFER_BYTES) if in_blocks else file)
+
+
+def sha256_of(url: str) -> str:
+    """Return the hex sha256 of a file, read by blocks."""
+    with opened(url, in_blocks=False) as file:
+        digest = hashlib.sha256()
+        while block := file.read(HASHED_BYTES):
+            digest.update(block)
+        return digest.hexdigest()
+
+
+def stamp_of(url: str) -> tuple[int, str]:
+    """Return (size, what changes with the content) of a file. Raises ValueError if it is a folder."""
+    if is_http(url):
+        access = default_access()
+        return access.run(url, lambda: access.client.stamp_of(url))
+    fs, path = open_fs(url)
+    info = _read(url, lambda: fs.info(path))
+    if info["type"] != "file":
+        raise ValueError(f"{without_secrets(url)} is a folder; give the file")
+    return int(info["size"] or 0), str(info.get("mtime", info.get("ETag", info.get("LastModified", ""))))
+
+
+def _read(url: str, action: Callable[[], T], access: Access | None = None) -> T:
     """Return what `action` reads of `url`; patiently, if that is far away."""
-    return action() if is_local(url) else patiently(action, DEFAULT_PATIENCE, without_secrets(url))
+    if is_local(url):
+        return action()
+    access = access or default_access()
+    return access.run(url, lambda: access.call(action))
 
 
 def write_atomic(url: str, data: bytes) -> None:
