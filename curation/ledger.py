@@ -20,7 +20,6 @@ from headrace.curation.job import Job
 from headrace.shards.parquet import write_groups
 
 SCHEMA_VERSION = 1
-READ_BYTES = 16 << 20
 NAME_LETTERS = 16
 LATEST_NAME = "latest.json"
 SUMMARY_NAME = "summary.json"
@@ -206,14 +205,14 @@ def find_decision(job: Job, inputs: str) -> Decision | None:
             continue
         summary = read_summary(ledger)
         if summary.inputs == inputs and files.exists(ledger.table):
-            return Decision(job, ledger, summary) if _file_sha256(ledger.table) == summary.ledger_sha256 else None
+            return Decision(job, ledger, summary) if files.sha256_of(ledger.table) == summary.ledger_sha256 else None
     return None
 
 
 def check_ledger(decision: Decision) -> None:
     """Raise ValueError if the table is not the bytes that its summary speaks of."""
     url = decision.ledger.table
-    if not files.exists(url) or _file_sha256(url) != decision.summary.ledger_sha256:
+    if not files.exists(url) or files.sha256_of(url) != decision.summary.ledger_sha256:
         raise ValueError(f"{url} is damaged or missing; run `headrace select` to write it again")
 
 
@@ -254,15 +253,6 @@ def ledger_digest(inputs: str, ledger_sha256: str) -> str:
 def digest_of(parts: Mapping[str, Any]) -> str:
     """Return the digest of plain data."""
     return _sha256(canonical_json(parts).encode())
-
-
-def _file_sha256(url: str) -> str:
-    digest = hashlib.sha256()
-    fs, path = files.open_fs(url)
-    with fs.open(path, "rb") as file:
-        while block := file.read(READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _sha256(data: bytes) -> str:

@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from headrace import files
 from headrace.pipeline.mixture import Source
-from headrace.shards.dataset import Dataset, open_dataset
+from headrace.shards.dataset import Dataset, ReadBytes, open_dataset
 
 CACHED_SAMPLES = 4_000_000
 
@@ -41,9 +42,9 @@ class ShardRows:
 class OpenedSource:
     """One source of a mixture, its dataset opened. Raises ValueError for an empty dataset."""
 
-    def __init__(self, source: Source, columns: Sequence[str]) -> None:
+    def __init__(self, source: Source, columns: Sequence[str], read: ReadBytes = files.read_bytes) -> None:
         self.config = source
-        self.dataset: Dataset = open_dataset(source.url, index_dir=source.index_dir or None)
+        self.dataset: Dataset = open_dataset(source.url, index_dir=source.index_dir or None, read=read)
         self.starts: IntArray = np.cumsum([0, *(shard.num_samples for shard in self.dataset.shards)], dtype=np.int64)
         self.dataset.require_columns(columns)
         if not self.num_samples:
@@ -78,13 +79,13 @@ class OpenedSource:
         shard = np.searchsorted(self.starts, sample, side="right").astype(np.int64) - 1
         return shard, sample - self.starts[shard]
 
-    def rows(self, shard: int) -> ShardRows:
-        """Return the index of one shard, from the cache if it is there; safe from any thread."""
+    def rows(self, shard: int, read: ReadBytes = files.read_bytes) -> ShardRows:
+        """Return the index of one shard, from the cache or by `read`; safe from any thread."""
         with self._lock:
             if shard in self._cache:
                 self._cache.move_to_end(shard)
                 return self._cache[shard]
-        rows = self._load(shard)
+        rows = self._load(shard, read)
         with self._lock:
             if shard not in self._cache:
                 self._cache[shard] = rows
@@ -93,8 +94,8 @@ class OpenedSource:
                 self._cached_samples -= len(self._cache.popitem(last=False)[1].offset)
         return rows
 
-    def _load(self, shard: int) -> ShardRows:
-        table = self.dataset.index(shard)
+    def _load(self, shard: int, read: ReadBytes) -> ShardRows:
+        table = self.dataset.index(shard, read=read)
         missing = [name for name in self._columns if name not in table.column_names]
         if missing:
             raise ValueError(

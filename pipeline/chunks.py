@@ -63,7 +63,7 @@ class ChunkReader:
         result: dict[int, Payload] = {}
         for one in np.unique(shard):
             here = np.flatnonzero(shard == one)
-            payloads = self._read_shard(opened.rows(int(one)), row[here].tolist())
+            payloads = self._read_shard(opened.rows(int(one), self._ranges.read_bytes), row[here].tolist())
             result.update(zip(samples[here].tolist(), payloads, strict=True))
         return result
 

@@ -8,6 +8,7 @@ every restart.
 from dataclasses import dataclass
 from typing import Literal
 
+from headrace.patience import Patience
 from headrace.text import shown
 
 MAX_LANES = 4096
@@ -120,8 +121,10 @@ class Mixture:
     """Batches kept ready."""
     read_timeout_seconds: float = 30.0
     """A read that brings nothing for so long is tried again."""
-    read_retries: int = 5
-    """A read that fails so often after the first time stops the run."""
+    read_patience_seconds: float = 300.0
+    """How long a read may go on failing (a server restarts, a link drops) before it stops the run."""
+    read_retries: int | None = None
+    """If given, a read stops the run after so many tries more, however long they took."""
 
     def __post_init__(self) -> None:
         _check(0 < len(self.sources) <= MAX_SOURCES, f"sources must be 1..{MAX_SOURCES}, got {len(self.sources)}")
@@ -142,7 +145,14 @@ class Mixture:
         _check("://" not in self.quarantine, f"quarantine must be a local file, got {self.quarantine}")
         _check(self.read_timeout_seconds > 0, f"read_timeout_seconds must be over 0, got {self.read_timeout_seconds}")
         for name, least in _LEAST.items():
-            _check(getattr(self, name) >= least, f"{name} must be at least {least}, got {getattr(self, name)}")
+            value = getattr(self, name)
+            _check(value is None or value >= least, f"{name} must be at least {least}, got {value}")
+
+    @property
+    def patience(self) -> Patience:
+        """How long reads go on failing before they stop the run."""
+        seconds = self.read_patience_seconds if self.read_retries is None else 0.0
+        return Patience(timeout_seconds=self.read_timeout_seconds, retries=self.read_retries or 0, seconds=seconds)
 
 
 def _check_decoder(name: str) -> None:
@@ -159,5 +169,6 @@ _LEAST = {
     "decode_threads": 0,
     "io_threads": 1,
     "prefetch_batches": 1,
+    "read_patience_seconds": 0,
     "read_retries": 0,
 }

@@ -21,6 +21,8 @@ from headrace.pipeline.order.plan import EndlessPlan, OncePlan, StreamPlan
 from headrace.pipeline.quarantine import check_path
 from headrace.pipeline.state import identity_of
 from headrace.pipeline.stream import OpenedMixture, Stream
+from headrace.shards.dataset import ReadBytes
+from headrace.shards.ranges import RangeReader
 
 log = logging.getLogger(__name__)
 
@@ -45,15 +47,16 @@ def open_stream(
         raise ValueError(f"columns is a list of names, got the text {columns!r}")
     if mixture.quarantine:
         check_path(mixture.quarantine)
-    sources = tuple(OpenedSource(source, columns) for source in mixture.sources)
-    plan: StreamPlan
-    if once:
-        plan = _once_plan(sources, global_batch, rank, world_size)
-    else:
-        copies.warn_of_group(rank, world_size)
-        lanes = lanes_of_rank(mixture.lanes, rank=rank, world_size=world_size)
-        plan = _endless_plan(mixture, sources, global_batch, lanes)
-    types = _column_types(sources, columns)
+    with RangeReader(mixture.patience) as reader:
+        sources = tuple(OpenedSource(source, columns, reader.read_bytes) for source in mixture.sources)
+        plan: StreamPlan
+        if once:
+            plan = _once_plan(sources, global_batch, rank, world_size)
+        else:
+            copies.warn_of_group(rank, world_size)
+            lanes = lanes_of_rank(mixture.lanes, rank=rank, world_size=world_size)
+            plan = _endless_plan(mixture, sources, global_batch, lanes)
+        types = _column_types(sources, columns, reader.read_bytes)
     stream = Stream(
         OpenedMixture(
             mixture=mixture,
@@ -131,11 +134,11 @@ def _once_plan(sources: Sequence[OpenedSource], global_batch: int, rank: int, wo
     )
 
 
-def _column_types(sources: Sequence[OpenedSource], columns: Sequence[str]) -> dict[str, pa.DataType]:
+def _column_types(sources: Sequence[OpenedSource], columns: Sequence[str], read: ReadBytes) -> dict[str, pa.DataType]:
     """Return the type of each wanted column, from the first shard of each source."""
     types: dict[str, pa.DataType] = {}
     for source in sources if columns else ():
-        for name, column in source.rows(source.first_shard).columns.items():
+        for name, column in source.rows(source.first_shard, read).columns.items():
             if types.setdefault(name, column.type) != column.type:
                 raise ValueError(
                     f"column {name} is {types[name]} in source {sources[0].config.name!r} "

@@ -33,7 +33,7 @@ from headrace.pipeline.mixture import Mixture
 from headrace.pipeline.order.plan import StreamPlan
 from headrace.pipeline.prefetch import PendingBatch, PictureMaker, Prefetcher, PrefetchLimits, WaitedFor
 from headrace.pipeline.quarantine import DamageCount, DamageReport, Quarantine, log_new_reasons
-from headrace.shards.ranges import Patience, RangeReader
+from headrace.shards.ranges import RangeReader
 
 log = logging.getLogger(__name__)
 
@@ -241,8 +241,7 @@ class Stream:
 
     def _new_reading(self) -> Reading:
         mixture = self.mixture
-        patience = Patience(timeout_seconds=mixture.read_timeout_seconds, retries=mixture.read_retries)
-        ranges = RangeReader(patience)
+        ranges = RangeReader(mixture.patience)
         reader = ChunkReader(self.sources, ranges, io_threads=mixture.io_threads, verify_crc=mixture.verify_crc)
         decoder = decoder_types()[mixture.decoder](mixture)
         sizes = [view.image_size for view in planned_views(mixture)]

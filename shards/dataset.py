@@ -8,7 +8,7 @@ than the tars (`index_dir`, for data that is read-only), so always ask `tar_url`
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from headrace import files
 from headrace.shards.errors import ShardError
 from headrace.shards.index import INDEX_SCHEMA, parse_index
 from headrace.shards.parquet import ParquetReader
-from headrace.text import shown
+from headrace.text import shown, without_secrets
 
 SCHEMA_VERSION = 2
 """1 had no `manifest_sha256` and no `not_held`; it is still read."""
@@ -33,6 +33,9 @@ FOREIGN_LAYOUT = "webdataset"
 
 # Columns that `headrace index --fast` can fill: all others need bytes of the samples.
 FAST_COLUMNS = ("key", "offset", "size")
+
+ReadBytes = Callable[[str], bytes]
+"""URL -> the whole file: a stream reads in a way that it can stop."""
 
 _TOTALS = ("num_shards", "num_samples", "num_bytes")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -111,10 +114,10 @@ class Dataset:
                 f"run without --fast: headrace index {self.url}{elsewhere}"
             )
 
-    def index(self, shard: int) -> pa.Table:
-        """Read the index of one shard. Raises ShardError if it does not fit the manifest."""
+    def index(self, shard: int, *, read: ReadBytes = files.read_bytes) -> pa.Table:
+        """Read the index of one shard, by `read`. Raises ShardError if it does not fit the manifest."""
         url, entry = self.index_url(shard), self.shards[shard]
-        data = files.read_bytes(url)
+        data = read(url)
         table = parse_index(data, url)
         if table.num_rows != entry.num_samples:
             raise ShardError(f"the index has {table.num_rows} rows, the manifest says {entry.num_samples}", shard=url)
@@ -124,12 +127,12 @@ class Dataset:
         return table
 
 
-def open_dataset(url: str, *, index_dir: str | None = None) -> Dataset:
-    """Open the dataset at `url`. Raises ValueError if there is none, saying what to run."""
+def open_dataset(url: str, *, index_dir: str | None = None, read: ReadBytes = files.read_bytes) -> Dataset:
+    """Open the dataset at `url`, whose files `read` reads. Raises ValueError if there is none, saying what to run."""
     base = index_dir if index_dir is not None else url
     summary_url = files.join(base, SUMMARY_NAME)
     try:
-        text = files.read_bytes(summary_url)
+        text = read(summary_url)
     except FileNotFoundError:
         raise ValueError(_why_missing(url, base)) from None
     except NotADirectoryError:
@@ -145,7 +148,12 @@ def open_dataset(url: str, *, index_dir: str | None = None) -> Dataset:
     layout = summary.get("layout")
     if layout not in (OWN_LAYOUT, FOREIGN_LAYOUT):
         raise ValueError(f"{summary_url}: unknown layout {shown(layout)}")
-    shards = _read_manifest(files.join(base, MANIFEST_NAME), summary, layout)
+    manifest_url = files.join(base, MANIFEST_NAME)
+    try:
+        manifest = read(manifest_url)
+    except FileNotFoundError:
+        raise ShardError(f"missing; {_remedy(layout)}", shard=manifest_url) from None
+    shards = _read_manifest(manifest, manifest_url, summary, layout)
     digest = summary.get("recipe_digest")
     return Dataset(
         url=url,
@@ -168,11 +176,7 @@ def fast_not_held() -> tuple[str, ...]:
     return tuple(name for name in INDEX_SCHEMA.names if name not in FAST_COLUMNS)
 
 
-def _read_manifest(url: str, summary: Mapping[str, Any], layout: str) -> tuple[ShardEntry, ...]:
-    try:
-        data = files.read_bytes(url)
-    except FileNotFoundError:
-        raise ShardError(f"missing; {_remedy(layout)}", shard=url) from None
+def _read_manifest(data: bytes, url: str, summary: Mapping[str, Any], layout: str) -> tuple[ShardEntry, ...]:
     expected = summary.get("manifest_sha256")
     if expected is None and summary["schema"] > 1:
         raise ShardError(f"{SUMMARY_NAME} does not hold the sha256 of this manifest; {_remedy(layout)}", shard=url)
@@ -251,10 +255,19 @@ def _remedy(layout: str) -> str:
 
 
 def _why_missing(url: str, base: str) -> str:
-    where = files.join(base, SUMMARY_NAME)
-    if files.list_names(url, suffix=".tar"):
+    where = without_secrets(files.join(base, SUMMARY_NAME))
+    holds_tars, holds_commits = _holds(url, ".tar"), _holds(files.join(url, "commits"), ".json")
+    url, base = without_secrets(url), without_secrets(base)
+    if holds_tars:
         option = f" --index-dir {base}" if base != url else ""
         return f"{url} holds tars without an index ({where} is missing); run: headrace index {url}{option}"
-    if files.list_names(files.join(url, "commits"), suffix=".json"):
+    if holds_commits:
         return f"{url} is an unfinished dataset ({where} is missing); run the command that writes it again"
     return f"{url} is not a dataset: {where} is missing"
+
+
+def _holds(url: str, suffix: str) -> bool:
+    try:
+        return bool(files.list_names(url, suffix=suffix))
+    except OSError:  # it may be read, and not listed
+        return False

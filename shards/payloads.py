@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from headrace import files
 from headrace.shards.dataset import Dataset
 from headrace.shards.errors import ShardError
+from headrace.web import NoRangesError
 
 LOCAL_GAP_BYTES = 16 * 1024
 REMOTE_GAP_BYTES = 256 * 1024
@@ -28,7 +29,7 @@ def read_payloads(url: str, spans: Sequence[Span]) -> list[bytes]:
         for group in coalesce(spans, LOCAL_GAP_BYTES if local else REMOTE_GAP_BYTES):
             start = spans[group[0]][0]
             size = max(spans[i][0] + spans[i][1] for i in group) - start
-            data = os.pread(handle, size, start) if handle is not None else files.read_range(url, start, size)
+            data = os.pread(handle, size, start) if handle is not None else _remote_range(url, start, size)
             if len(data) != size:
                 _explain_length(url, [spans[i] for i in group], start, len(data))
             for i in group:
@@ -38,6 +39,15 @@ def read_payloads(url: str, spans: Sequence[Span]) -> list[bytes]:
         if handle is not None:
             os.close(handle)
     return result
+
+
+def _remote_range(url: str, offset: int, size: int) -> bytes:
+    try:
+        return files.read_range(url, offset, size)
+    except NoRangesError as error:
+        raise ShardError(
+            "its server ignores ranges; shards need one that answers 206", shard=url, offset=offset
+        ) from error
 
 
 def coalesce(spans: Sequence[Span], gap_bytes: int, max_bytes: int = MAX_REQUEST_BYTES) -> list[list[int]]:

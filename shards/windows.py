@@ -1,11 +1,12 @@
 """Read a file at any URL forwards, by windows, without holding it in memory.
 
-Positions only grow in normal use; a read behind the window is allowed and starts a new one. The one thing a reader
-would get wrong: a server that ignores `Range` sends the whole file, so every answer's length is checked.
+Positions only grow in normal use; a read behind the window is allowed and starts a new one.
 """
 
 import hashlib
-from typing import IO, Any
+import io
+from contextlib import ExitStack
+from typing import Any
 
 from headrace import files
 from headrace.shards.errors import ShardError
@@ -19,9 +20,10 @@ class Windows:
 
     def __init__(self, url: str, *, hashing: bool = False) -> None:
         self.url = url
-        self.size = files.size_of(url)
-        self._file: IO[bytes] | None = files.local_path(url).open("rb") if files.is_local(url) else None
-        self._window_bytes = LOCAL_WINDOW_BYTES if self._file else REMOTE_WINDOW_BYTES
+        self._closing = ExitStack()
+        self._file = self._closing.enter_context(files.opened(url, in_blocks=False))
+        self.size = self._file.seek(0, io.SEEK_END)
+        self._window_bytes = LOCAL_WINDOW_BYTES if files.is_local(url) else REMOTE_WINDOW_BYTES
         self._start = 0
         self._window = b""
         self._hash: Any = hashlib.sha256() if hashing else None
@@ -35,8 +37,7 @@ class Windows:
 
     def close(self) -> None:
         """Close the file."""
-        if self._file is not None:
-            self._file.close()
+        self._closing.close()
 
     def read(self, offset: int, size: int) -> bytes:
         """Return `size` bytes from `offset`, fewer only where the file ends first."""
@@ -66,16 +67,11 @@ class Windows:
 
     def _fetch(self, offset: int) -> None:
         size = min(self._window_bytes, self.size - offset)
-        if self._file is not None:
-            self._file.seek(offset)
-            data = self._file.read(size)
-        else:
-            data = files.read_range(self.url, offset, size)
+        self._file.seek(offset)
+        data = self._file.read(size)
         if len(data) != size:
             raise ShardError(
-                f"asked for {size} bytes, got {len(data)}: the file changed, or its server ignores ranges",
-                shard=self.url,
-                offset=offset,
+                f"asked for {size} bytes, got {len(data)}: the file changed", shard=self.url, offset=offset
             )
         self._start, self._window = offset, data
         if self._hash is not None and offset == self._hashed:

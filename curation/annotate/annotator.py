@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 from headrace import files
 from headrace.config import canonical_json
 from headrace.shards.images.header import ImageHeader
+from headrace.text import without_secrets
 
 Pixels = NDArray[np.uint8]
 Columns = dict[str, list[Any]]
-
-READ_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,21 +102,14 @@ def digest(annotator: Annotator) -> str:
 def file_sha256(url: str) -> str:
     """Return the hex sha256 of a file; computed again only when its size or time changed. Raises ValueError."""
     try:
-        fs, path = files.open_fs(url)
-        info = fs.info(path)
-        if info["type"] != "file":
-            raise ValueError(f"model file {url} is a folder; give the file")
-        stamp = str(info.get("mtime", info.get("ETag", info.get("LastModified", ""))))
-        return _file_sha256(url, int(info["size"] or 0), stamp)
-    except OSError as error:
-        raise ValueError(f"model file {url} cannot be read ({type(error).__name__}); check the path") from error
+        return _file_sha256(url, *files.stamp_of(url))
+    except IsADirectoryError as error:
+        raise ValueError(f"model file {without_secrets(url)} is a folder; give the file") from error
+    except (FileNotFoundError, PermissionError) as error:
+        shown = without_secrets(url)
+        raise ValueError(f"model file {shown} cannot be read ({type(error).__name__}); check the path") from error
 
 
 @cache
 def _file_sha256(url: str, _size: int, _stamp: str) -> str:
-    fs, path = files.open_fs(url)
-    digest = hashlib.sha256()
-    with fs.open(path, "rb") as file:
-        while block := file.read(READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+    return files.sha256_of(url)

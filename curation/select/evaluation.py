@@ -222,8 +222,7 @@ def _parquet_parts(url: str) -> Iterator[Part]:
 
 
 def _folder_parts(url: str) -> Iterator[Part]:
-    fs, path = files.open_fs(url)
-    if fs.isfile(path):
+    if not files.is_folder(url):
         if names_image(files.basename(url)):
             yield Part(url, (files.basename(url),))
         return

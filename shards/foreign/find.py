@@ -7,6 +7,7 @@ not searched below its first level.
 from collections.abc import Sequence
 
 from headrace import files
+from headrace.web import is_http
 
 
 def expand_files(url: str, suffix: str) -> list[str]:
@@ -14,8 +15,10 @@ def expand_files(url: str, suffix: str) -> list[str]:
 
     What exists is never read as a glob.
     """
-    if any(letter in url for letter in "*?[") and not files.exists(url):
-        return [name for name in files.matching(url) if name.endswith(suffix)]
+    if is_http(url) and files.basename(url).endswith(suffix) and "*" not in url:
+        return [url]  # without asking: reading it says what is the matter
+    if any(letter in url for letter in ("*[" if is_http(url) else "*?[")) and not files.exists(url):
+        return [name for name in files.matching(url) if files.basename(name).endswith(suffix)]
     if url.endswith(suffix):
         return [url] if files.exists(url) else []
     return [files.join(url, name) for name in files.list_names(url, suffix=suffix)]
@@ -29,6 +32,5 @@ def find_tars(urls: Sequence[str]) -> dict[str, list[str]]:
         if not tars:
             raise ValueError(f"{url}: no .tar there")
         for tar in tars:
-            folder, _, name = tar.rstrip("/").rpartition("/")
-            found.setdefault(folder or ("/" if tar.startswith("/") else "."), set()).add(name)
+            found.setdefault(files.parent(tar), set()).add(files.basename(tar))
     return {folder: sorted(names) for folder, names in sorted(found.items())}

@@ -16,7 +16,6 @@ def iterate_webdataset(url: str, *, allow_missing_end: bool = False) -> Iterator
     """Yield the samples of one tar as webdataset groups them. Raises ShardError if the tar is damaged."""
     scan_tar(url, allow_missing_end=allow_missing_end)
     tariterators = webdataset_module("tariterators")
-    fs, path = files.open_fs(url)
-    with fs.open(path, "rb") as stream:
+    with files.opened(url) as stream:
         members = tariterators.tar_file_expander([{"url": url, "stream": stream}])
         yield from tariterators.group_by_keys(members)

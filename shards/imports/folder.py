@@ -64,7 +64,7 @@ class FolderSource:
 
 def open_folder(url: str) -> FolderSource:
     """List an image folder. Raises ValueError if it holds no file."""
-    listing = _list_local(files.local_path(url)) if files.is_local(url) else _list_remote(url)
+    listing = _list_local(files.local_path(url)) if files.is_local(url) else files.walk_remote(url)
     found = sorted((path, size) for path, size in listing if not any(part.startswith(".") for part in path.split("/")))
     if not found:
         raise ValueError(f"{url}: no file there")
@@ -81,13 +81,6 @@ def _list_local(root: Path) -> Iterator[tuple[str, int]]:
         for name in found:
             path = here / name
             yield path.relative_to(root).as_posix(), path.stat().st_size if path.is_file() else _NO_FILE
-
-
-def _list_remote(url: str) -> Iterator[tuple[str, int]]:
-    fs, root = files.open_fs(url)
-    root = root.rstrip("/")
-    for path, info in fs.find(root, detail=True).items():
-        yield str(path)[len(root) :].lstrip("/"), int(info["size"] or 0)
 
 
 def _shown(path: str) -> str:

@@ -99,8 +99,7 @@ def open_source(source: str, config: ImportConfig) -> Source:
             return open_parquet_files(urls, image_column=config.image_column, label_column=config.label_column)
     if not files.exists(source):
         raise ValueError(f"{source}: nothing there; expected an image folder, a .tar or a .parquet")
-    fs, path = files.open_fs(source)
-    if not fs.isdir(path):
+    if not files.is_folder(source):
         raise ValueError(f"{source}: expected an image folder, a .tar or a .parquet")
     return open_folder(source)
 

@@ -22,7 +22,7 @@ from urllib.parse import quote, unquote
 
 import fsspec
 
-from headrace.access import Access, RemoteError, default_access, read_whole, size_or_copy
+from headrace.access import Access, default_access, read_whole, size_or_copy
 from headrace.patience import status_of
 from headrace.ranged_file import RangedFile
 from headrace.text import without_secrets
@@ -78,6 +78,16 @@ def basename(url: str) -> str:
     if is_http(url):
         return unquote(url.partition("?")[0].rstrip("/").rsplit("/", 1)[-1])
     return url.rstrip("/").rsplit("/", 1)[-1]
+
+
+def parent(url: str) -> str:
+    """Return the folder of a file; of an http address with its query."""
+    query = ""
+    if is_http(url):
+        url, mark, rest = url.partition("?")
+        query = mark + rest
+    folder = url.rstrip("/").rpartition("/")[0]
+    return (folder or ("/" if url.startswith("/") else ".")) + query
 
 
 def exists(url: str) -> bool:
@@ -211,7 +221,7 @@ def read_range(url: str, offset: int, size: int, *, access: Access | None = None
         try:
             return access.run(url, lambda: access.client.read_range(url, offset, size), place=place)[0]
         except NoRangesError as error:
-            raise RemoteError(f"{without_secrets(url)}{place}: {error}") from error
+            raise NoRangesError(f"{without_secrets(url)}{place}: {error}") from error
     return access.run(url, lambda: read_foreign_range(url, offset, size, access), place=place)
 
 
@@ -280,14 +290,14 @@ def sha256_of(url: str) -> str:
 
 
 def stamp_of(url: str) -> tuple[int, str]:
-    """Return (size, what changes with the content) of a file. Raises ValueError if it is a folder."""
+    """Return (size, what changes with the content) of a file. Raises IsADirectoryError for a folder."""
     if is_http(url):
         access = default_access()
         return access.run(url, lambda: access.client.stamp_of(url))
     fs, path = open_fs(url)
     info = _read(url, lambda: fs.info(path))
     if info["type"] != "file":
-        raise ValueError(f"{without_secrets(url)} is a folder; give the file")
+        raise IsADirectoryError(f"{without_secrets(url)} is a folder; give the file")
     return int(info["size"] or 0), str(info.get("mtime", info.get("ETag", info.get("LastModified", ""))))
 
 

@@ -6,6 +6,7 @@ the folder that all lists share, so outputs do not depend on where that folder s
 
 import contextlib
 import hashlib
+import io
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -30,8 +31,8 @@ from headrace.curation.fetch.lists.delimited import read_delimited
 from headrace.curation.fetch.lists.lines import TOO_LONG, NotTextError, read_lines
 from headrace.curation.fetch.lists.records import read_json_array, read_json_lines
 from headrace.curation.fetch.lists.rows import BLOCK_ROWS, Block, Tally
-from headrace.shards.parquet import BUFFER_BYTES, ParquetReader, open_ranges
-from headrace.text import one_line
+from headrace.shards.parquet import BUFFER_BYTES, ParquetReader
+from headrace.text import one_line, without_secrets
 
 FORMATS = ("txt", "csv", "tsv", "json", "jsonl", "parquet")
 HASHED_BYTES = 1 << 26
@@ -106,7 +107,7 @@ def _format_of(url: str, list_format: str) -> tuple[str, str]:
 
 def _names(urls: list[str]) -> list[str]:
     """Return the paths below the folder that all share."""
-    parts = [url.split("/") for url in urls]
+    parts = [without_secrets(url).split("/") for url in urls]  # a name stands in every table
     shared = 0
     while all(len(part) > shared + 1 and part[shared] == parts[0][shared] for part in parts):
         shared += 1
@@ -115,13 +116,13 @@ def _names(urls: list[str]) -> list[str]:
 
 def fingerprint(file: ListFile) -> dict[str, Any]:
     """Return what tells a changed list: name, bytes, and sha256 of the whole (of its two ends beyond 64 MiB)."""
-    size, half = files.size_of(file.url), HASHED_BYTES // 2
-    digest = hashlib.sha256()
-    if size <= HASHED_BYTES:
-        digest.update(files.read_bytes(file.url))
-    else:
-        digest.update(files.read_range(file.url, 0, half))
-        digest.update(files.read_range(file.url, size - half, half))
+    digest, half = hashlib.sha256(), HASHED_BYTES // 2
+    with files.opened(file.url, in_blocks=False) as stream:
+        size = stream.seek(0, io.SEEK_END)
+        starts = (0,) if size <= HASHED_BYTES else (0, size - half)
+        for start in starts:
+            stream.seek(start)
+            digest.update(stream.read(size if size <= HASHED_BYTES else half))
     return {"name": file.name, "bytes": size, "sha256": digest.hexdigest()}
 
 
@@ -132,13 +133,8 @@ def opened(file: ListFile, on_bytes: OnBytes = no_bytes) -> Iterator[BinaryIO]:
     `on_bytes` hears of the bytes read of a text list, before they are decompressed.
     """
     try:
-        if file.format == "parquet" and not files.is_local(file.url):
-            with open_ranges(file.url) as stream:
-                yield stream
-            return
-        fs, path = files.open_fs(file.url)
-        with fs.open(path, "rb") as stream:
-            yield decompressed(counted(stream, on_bytes), file.compression)
+        with files.opened(file.url) as stream:
+            yield stream if file.format == "parquet" else decompressed(counted(stream, on_bytes), file.compression)
     except (*UNREADABLE, pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, NotTextError) as error:
         raise _cannot_be_read(file, error) from error
     except OSError as error:
