@@ -11,6 +11,7 @@ from headrace.page import charts
 from headrace.page import html as page
 from headrace.page.charts import Bar
 from headrace.page.html import Html, Page, Picture, Value
+from headrace.text import without_secrets
 
 Numbers = Mapping[str, Any]
 
@@ -49,7 +50,7 @@ def render(report: Numbers, galleries: Galleries, recipe_text: str) -> bytes:
         result.section("Dataset", *_dataset(report["dataset"]))
     if recipe_text:
         note = "As it was understood, defaults included; without job, engine and limits, which change no result."
-        result.section("Recipe", page.paragraph(note), page.code(recipe_text))
+        result.section("Recipe", page.paragraph(note), page.code(without_secrets(recipe_text)))
     return result.render()
 
 

@@ -25,8 +25,8 @@ def without_secrets(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return `text` on one line, without control characters: tabs and line ends become spaces."""
-    return printable(" ".join(text.split()))
+    """Return `text` on one line, without secrets and control characters: tabs and line ends become spaces."""
+    return printable(without_secrets(" ".join(text.split())))
 
 
 def printable(text: str) -> str:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -168,7 +169,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """Say nothing."""
 
     def _answer(self, *, body: bool) -> None:
-        path = self.state.folder / self.path.lstrip("/")
+        path = self.state.folder / unquote(self.path).lstrip("/")
         if not path.is_file():
             self.send_error(404)
             return

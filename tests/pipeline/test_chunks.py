@@ -1,5 +1,6 @@
 """Ranged reads over http: the same bytes as from disk, through every fault of the way."""
 
+import contextlib
 import dataclasses
 import http.server
 import itertools
@@ -15,7 +16,9 @@ import pytest
 
 from headrace.pipeline import Batch, Mixture, Source, open_stream
 from headrace.shards.dataset import open_dataset
+from headrace.shards.foreign.index import IndexConfig, index_folder
 from headrace.shards.ranges import Patience, RangeReader, ReadError
+from headrace.shards.verify import verify_dataset
 
 OpenServer = Callable[[str], Any]
 
@@ -218,3 +221,74 @@ def test_a_stream_through_many_faults_loses_nothing(
         for _ in range(40):
             assert fingerprint(next(one)) == fingerprint(next(two))
         assert two.num_retries >= 12
+
+
+def test_an_index_has_the_streams_patience(
+    datasets: tuple[str, str], mixture: Mixture, range_server: OpenServer
+) -> None:
+    server = range_server(datasets[0])
+    server.faulty = ".parquet"
+    server.faults[:] = ["503", "reset", "short", "503"]  # of the manifest, then of indexes
+    with open_stream(remote_mixture(mixture, server.url), global_batch=8) as stream:
+        next(stream)
+    assert not server.faults
+
+
+def test_an_index_that_a_server_does_not_give_is_not_called_missing(
+    datasets: tuple[str, str], mixture: Mixture, range_server: OpenServer
+) -> None:
+    server = range_server(datasets[0])
+    server.faulty = ".parquet"
+    server.faults[:] = ["503"] * 100
+    hasty = dataclasses.replace(remote_mixture(mixture, server.url), read_retries=1)
+    with pytest.raises(OSError, match=r"shards.parquet: the server answered 503 .*; tried 2 times"):
+        open_stream(hasty, global_batch=8)
+
+
+def test_closing_does_not_wait_for_an_index_that_stalls(
+    datasets: tuple[str, str], mixture: Mixture, range_server: OpenServer
+) -> None:
+    server = range_server(datasets[0])
+    stream = open_stream(remote_mixture(mixture, server.url), global_batch=8)
+    server.faulty = ".parquet"
+    server.faults[:] = ["stall"] * 100
+
+    def take() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            next(stream)
+
+    thread = threading.Thread(target=take, daemon=True)
+    thread.start()
+    while len(server.faults) == 100:
+        time.sleep(0.01)
+    began = time.monotonic()
+    stream.close()
+    assert time.monotonic() - began < 10  # the server would have stalled on, and the reader waited thirty seconds
+    thread.join(30)
+
+
+def test_shards_of_any_name_are_indexed_verified_and_streamed_over_http(
+    datasets: tuple[str, str], mixture: Mixture, range_server: OpenServer, tmp_path: Path
+) -> None:
+    names = ["a b.tar", "c#d.tar", "e?f.tar", "g%20h.tar", "u\u00fc\u4e2d.tar"]
+    folder = tmp_path / "odd names"
+    folder.mkdir()
+    for number, name in enumerate(names):
+        (folder / name).write_bytes(Path(open_dataset(datasets[0]).tar_url(number)).read_bytes())
+    url = f"{range_server(str(tmp_path)).url}/odd%20names"
+    index = str(tmp_path / "index")
+    summary = index_folder(url, names, IndexConfig(index_dir=index))
+    assert summary.num_shards == len(names)
+    assert list(verify_dataset(url, index_dir=index)) == []
+    source = Source(name="odd", url=url, index_dir=index)
+    once = dataclasses.replace(mixture, sources=(source,))
+    with open_stream(once, global_batch=8, once=True) as stream:
+        assert sum(int(batch.valid.sum()) for batch in stream) == summary.num_samples
+
+
+def test_time_is_what_a_read_has_unless_tries_are_counted(mixture: Mixture) -> None:
+    assert dataclasses.replace(mixture, read_retries=None).patience == Patience(
+        timeout_seconds=mixture.read_timeout_seconds, retries=0, seconds=mixture.read_patience_seconds
+    )
+    counted = dataclasses.replace(mixture, read_retries=7, read_timeout_seconds=2.0)
+    assert counted.patience == Patience(timeout_seconds=2.0, retries=7, seconds=0.0)

@@ -13,6 +13,7 @@ import typer
 
 from headrace import __version__
 from headrace.cli.stopping import ending_on_signals
+from headrace.text import one_line, without_secrets
 
 # Each module holds NAME_command and imports what is heavy inside it, so that `--help` answers at once.
 COMMANDS = {
@@ -63,6 +64,13 @@ app = typer.Typer(
 )
 
 
+class _WithoutSecrets(logging.Formatter):
+    """A log line may quote any URL."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
+
+
 def _print_version(asked: bool) -> None:
     if asked:
         typer.echo(f"headrace {__version__}")
@@ -76,9 +84,9 @@ def _root(
     _version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Say which it is."),
 ) -> None:
     """Curate image shards from URL lists, stream mixtures of them, pretrain without waiting for data."""
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(_WithoutSecrets("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
@@ -99,7 +107,7 @@ def _run() -> None:
         sys.exit(app(standalone_mode=False))
     except (ValueError, OSError) as error:
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-        sys.exit(f"headrace: {_one_line(str(error) + notes) or type(error).__name__}")
+        sys.exit(f"headrace: {one_line(str(error) + notes) or type(error).__name__}")
     except ImportError as error:
         # fsspec says what to install for a URL of s3, gs, ...; the missing module is the cause of its error.
         cause = error if isinstance(error, ModuleNotFoundError) else error.__cause__
@@ -110,23 +118,18 @@ def _run() -> None:
             sys.exit(f"headrace: this needs the package {cause.name}: pip install 'headrace[{extra}]'")
         if cause is error:
             raise
-        sys.exit(f"headrace: {_one_line(str(error))}")
+        sys.exit(f"headrace: {one_line(str(error))}")
     except Exception as error:
         if isinstance(error, USAGE_ERROR):
             sys.exit(f"headrace: {_usage_message(error)}")
         if type(error).__module__.partition(".")[0] not in BACKENDS:
             raise
-        sys.exit(f"headrace: {type(error).__name__}: {_one_line(str(error))}")
+        sys.exit(f"headrace: {type(error).__name__}: {one_line(str(error))}")
 
 
 def _usage_message(error: Any) -> str:
     command = error.ctx.command_path if error.ctx else "headrace"
-    return f"{_one_line(error.format_message()).rstrip('.')}; see {command} --help"
-
-
-def _one_line(text: str) -> str:
-    """Return text on one line, without the control characters of data it quotes, which a terminal would obey."""
-    return "".join(letter if letter.isprintable() else " " for letter in " ".join(text.split()))
+    return f"{one_line(error.format_message()).rstrip('.')}; see {command} --help"
 
 
 if __name__ == "__main__":
