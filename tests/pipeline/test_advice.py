@@ -29,6 +29,7 @@ def test_known_errors_of_long_cycles() -> None:
     assert [round(one * 2e9) for one in error] == [-24414, 24414]
     assert not is_loud(0.2 + error[1], error[1])
     small = weight_errors([1.0, 0.001], parts_of([1.0, 0.001], 4096))
+    assert round(small[1] * 2e9) == -44877
     assert is_loud(0.001 / 1.001 + small[1], small[1])
     assert weight_errors([0.8, 0.2], parts_of([0.8, 0.2], 64)) == pytest.approx([0, 0], abs=1e-12)
 
