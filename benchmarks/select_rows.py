@@ -71,7 +71,7 @@ def measure(folder: Path, num_rows: int, memory_gb: float, threads: int) -> dict
         plan,
         limits=limits,
         engine=EngineConfig(executor="inline"),
-        on_progress=lambda _done, _total: marks.append(time.perf_counter() - start),
+        on_progress=lambda _: marks.append(time.perf_counter() - start),
     )
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
     names = [step.name for step in summary.steps]

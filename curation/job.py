@@ -1,13 +1,14 @@
 """The folder of one curation job: where each stage's files are, and who may write them.
 
-`owner.json` exists only while a driver runs, so that finished jobs are the same bytes whoever made them. The one
-thing a reader would get wrong: ownership guards against two drivers, not against a kill; commits do that.
+`owner.json` exists only while a driver runs, so that finished jobs are the same bytes whoever made them (but for
+`logs/`). Ownership guards against two drivers, not against a kill; commits do that.
 """
 
 import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import socket
 import tempfile
@@ -18,6 +19,8 @@ from typing import Any
 
 from headrace import files
 
+log = logging.getLogger(__name__)
+
 MAX_NAME_BYTES = 255
 
 SCHEMA_VERSION = 2
@@ -25,7 +28,19 @@ SCHEMA_VERSION = 2
 READ_SCHEMAS = (1, 2)
 
 # What a job writes into its folder.
-PARTS = ("recipe.yaml", "input", "raw", "retries", "annotations", "ledger", "dataset", "datasets", "build", "report")
+PARTS = (
+    "recipe.yaml",
+    "input",
+    "raw",
+    "retries",
+    "annotations",
+    "ledger",
+    "dataset",
+    "datasets",
+    "build",
+    "report",
+    "logs",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +85,11 @@ class Job:
     def report(self) -> str:
         """The report's two files."""
         return files.join(self.url, "report")
+
+    @property
+    def logs(self) -> str:
+        """What stages and units logged: no part of the result."""
+        return files.join(self.url, "logs")
 
 
 @contextlib.contextmanager
@@ -174,9 +194,20 @@ def _claim(job: Job, take_over: bool) -> None:
         owner = None
         while owner is None:  # it may end between the two looks
             if files.put_if_absent(_owner_url(job), mine.encode()):
+                log.info("%s: owned by process %d on %s now", job.url, os.getpid(), socket.gethostname())
                 return
             owner = _owner(job)
         _check_owner(job, owner, take_over)
+        log.log(
+            logging.WARNING if take_over else logging.INFO,
+            "%s: its owner, process %s on %s, is gone%s; process %d on %s owns it now",
+            job.url,
+            owner.get("process"),
+            owner.get("host"),
+            " (--take-over says so)" if take_over else "",
+            os.getpid(),
+            socket.gethostname(),
+        )
         files.write_atomic(_owner_url(job), mine.encode())
 
 

@@ -45,11 +45,16 @@ line overrides a key. In a list, a word is the one item of that name or tag, a n
 """
 
 
+# Options that every command has.
+EVERYWHERE = ("help", "verbose", "quiet")
+
 CLI_INTRODUCTION = """\
 # Every command
 
 Made by `python docs/reference.py` from the commands themselves. A mistake of yours ends with one line and exit code 1;
 an interrupt with 128 + the signal's number.
+
+Every command takes `-v` (log what is done) and `-q` (no progress, no warnings), before or after its name.
 """
 
 
@@ -71,7 +76,7 @@ def render_commands() -> str:
         if example:
             parts.append(f"```\n{' '.join(example.split())}\n```\n")
         arguments = [item for item in command.params if item.param_type_name == "argument"]
-        options = [item for item in command.params if item.param_type_name == "option" and item.name != "help"]
+        options = [item for item in command.params if item.param_type_name == "option" and item.name not in EVERYWHERE]
         rows = [(f"`{item.metavar or item.name.upper()}`", item) for item in arguments]
         rows += [(" ".join(f"`{flag}`" for flag in (*item.opts, *item.secondary_opts)), item) for item in options]
         if rows:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from headrace import files
 from headrace.shards.errors import ShardError
 from headrace.shards.group import SampleMembers, group_members, read_columns
+from headrace.shards.heartbeat import beat, expect
 from headrace.shards.parquet import ParquetReader, write_parquet
 from headrace.shards.tar import TarMember, iterate_members
 from headrace.shards.windows import Windows
@@ -77,7 +78,10 @@ def build_index(url: str, *, fast: bool = False) -> IndexedShard:
     without_image = 0
     shard = shard_name(url)
     with Windows(url, hashing=not fast) as windows:
+        if not fast:
+            expect(bytes=windows.size)
         for sample in group_members(iterate_members(windows), url):
+            beat(samples=1)
             if sample.image is None:
                 without_image += 1
             else:

@@ -1,4 +1,8 @@
-"""Units of work as tasks on a Ray cluster: a running one, or one that is started on this machine and stopped again."""
+"""Units of work as tasks on a Ray cluster: a running one, or one that is started on this machine and stopped again.
+
+Heartbeats and log lines go through a small actor, which the driver empties. Ray itself runs no unit again: that is
+decided in one place, for every executor.
+"""
 
 import contextlib
 import signal
@@ -7,12 +11,19 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from headrace.shards.units import EngineConfig, Run, named
+from headrace.shards.attend import Ended, Unit, attend, hear
+from headrace.shards.logs import WorkerLogs, worker_logs
+from headrace.shards.progress import Tally
+from headrace.shards.units import EngineConfig, Run
+
+LISTEN_SECONDS = 1.0
+MAX_MESSAGES = 10_000
+"""Messages that wait for the driver; later ones are dropped."""
 
 
 @contextlib.contextmanager
 def open_ray(engine: EngineConfig) -> Iterator[Run]:
-    """Yield the function that runs units on the cluster at `engine.ray_address`."""
+    """Yield the function that runs units on the cluster at `engine.ray_address`. Raises OSError if Ray fails."""
     import ray
 
     started = not ray.is_initialized()
@@ -25,9 +36,13 @@ def open_ray(engine: EngineConfig) -> Iterator[Run]:
             log_to_driver=False,
             configure_logging=False,
         )
+    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
     try:
-        yield partial(_run, engine.workers)
+        yield partial(_run, engine.workers, mailbox)
+    except ray.exceptions.RayError as error:
+        raise OSError(f"Ray failed: {type(error).__name__}: {error}") from error
     finally:
+        ray.kill(mailbox)
         if started:
             ray.shutdown()
             # Ray leaves its own handler behind, which would take the signal from whoever comes next in this process.
@@ -35,31 +50,54 @@ def open_ray(engine: EngineConfig) -> Iterator[Run]:
                 signal.signal(signal.SIGTERM, handler)
 
 
+class Mailbox:
+    """Messages of all workers; an actor."""
+
+    def __init__(self) -> None:
+        self._messages: list[Mapping[str, Any]] = []
+
+    def put(self, message: Mapping[str, Any]) -> None:
+        """Keep a message for the driver."""
+        if len(self._messages) < MAX_MESSAGES:
+            self._messages.append(message)
+
+    def empty(self) -> list[Mapping[str, Any]]:
+        """Return the messages since the last time."""
+        messages, self._messages = self._messages, []
+        return messages
+
+
+def _attend(work: Callable[[Any], Any], number: int, unit: Unit, mailbox: Any, logs: WorkerLogs) -> Ended[Any]:
+    return attend(work, number, unit, send=mailbox.put.remote, logs=logs, driver=False)
+
+
 def _run(
-    workers: int, work: Callable[[Any], Any], units: Mapping[int, Any], on_result: Callable[[int, Any], None]
+    workers: int, mailbox: Any, work: Callable[[Any], Any], units: Mapping[int, Unit], tally: Tally[Any]
 ) -> dict[int, str]:
     import ray
 
-    task = ray.remote(max_retries=0)(named)  # who runs a unit again is decided in one place, for every executor
+    deaths = (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError)
+    task = ray.remote(max_retries=0)(_attend)
     queue = list(units.items())[::-1]
     pending: dict[Any, int] = {}
     suspects: dict[int, str] = {}
     while queue or pending:
         while queue and (not workers or len(pending) < workers):
             number, unit = queue.pop()
-            pending[task.remote(work, unit)] = number
-        (ready,), _ = ray.wait(list(pending), num_returns=1)
-        number = pending.pop(ready)
-        try:
-            result = ray.get(ready)
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
-        except (
-            ray.exceptions.WorkerCrashedError,
-            ray.exceptions.OutOfMemoryError,
-            ray.exceptions.NodeDiedError,
-        ) as error:
-            suspects[number] = type(error).__name__
-        else:
-            on_result(number, result)
+            pending[task.remote(work, number, unit, mailbox, worker_logs())] = number
+        ready, _ = ray.wait(list(pending), num_returns=1, timeout=LISTEN_SECONDS)
+        for message in ray.get(mailbox.empty.remote()):
+            hear(message, units[message["unit"]], tally)
+        tally.tell_if_due()
+        for future in ready:
+            number = pending.pop(future)
+            try:
+                ended = ray.get(future)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+            except deaths as error:
+                tally.died(number)
+                suspects[number] = type(error).__name__
+            else:
+                tally.ended(number, ended.result, ended.beat)
     return suspects

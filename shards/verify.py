@@ -6,7 +6,7 @@ the manifest is compared with the commit records, and each index with its sum.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,13 @@ from headrace.shards.commit import RECORD_FIELDS, committed, read_commit
 from headrace.shards.dataset import OWN_LAYOUT, Dataset, ShardEntry, open_dataset
 from headrace.shards.errors import ShardError
 from headrace.shards.group import SampleMembers, group_members, read_columns
+from headrace.shards.heartbeat import beat, expect
 from headrace.shards.images.decode import decode_rgb
 from headrace.shards.images.header import check_complete, read_header
 from headrace.shards.index import INDEX_SCHEMA, parse_index
 from headrace.shards.payloads import check_crc
 from headrace.shards.tar import iterate_members
+from headrace.shards.units import INLINE, EngineConfig, OnProgress, no_progress, run_units
 from headrace.shards.windows import Windows
 from headrace.text import printable, shown
 
@@ -29,6 +31,18 @@ from headrace.text import printable, shown
 _TEXT_COLUMNS = ("caption", "label", "url")
 
 _SUMS = ("sha256",)  # null in the record of an index made from headers
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    entry: ShardEntry
+    index_url: str
+    tar_url: str
+    decode: bool
+
+    @property
+    def name(self) -> str:
+        return f"shard {self.entry.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +60,54 @@ class Damage:
         return printable(f"{where}: {self.message}")
 
 
-def verify_dataset(url: str, *, index_dir: str | None = None, decode: bool = False) -> Iterator[Damage]:
-    """Yield what is damaged, shard by shard, in the order of the manifest.
+def verify_dataset(
+    url: str,
+    *,
+    index_dir: str | None = None,
+    decode: bool = False,
+    engine: EngineConfig = INLINE,
+    on_progress: OnProgress = no_progress,
+    on_damage: Callable[[Damage], None] | None = None,
+) -> list[Damage]:
+    """Return what is damaged, shard by shard, in the order of the manifest; `on_damage` gets each one when it is found.
 
     `decode` also decodes every image. Raises ValueError if there is no dataset at `url`.
     """
     dataset = open_dataset(url, index_dir=index_dir)
-    yield from _check_records(dataset)
-    for shard in range(len(dataset.shards)):
-        yield from verify_shard(dataset, shard, decode=decode)
+    if engine.executor != "inline":
+        files.check_shared(url, index_dir or "")
+    found: list[Damage] = []
+
+    def add(damages: Iterable[Damage]) -> None:
+        for damage in damages:
+            found.append(damage)
+            if on_damage is not None:
+                on_damage(damage)
+
+    add(_check_records(dataset))
+    units = [
+        _Unit(entry, dataset.index_url(shard), dataset.tar_url(shard), decode)
+        for shard, entry in enumerate(dataset.shards)
+    ]
+    in_order = _InOrder(add)
+    run_units(_check_unit, units, engine, on_progress, in_order.take)
+    return found
+
+
+class _InOrder:
+    """Gives on results in the order of their units, each as soon as all before it are there."""
+
+    def __init__(self, give: Callable[[list[Damage]], None]) -> None:
+        self._give = give
+        self._next = 0
+        self._waiting: dict[int, list[Damage]] = {}
+
+    def take(self, number: int, damages: list[Damage]) -> None:
+        """Take the result of unit `number`."""
+        self._waiting[number] = damages
+        while self._next in self._waiting:
+            self._give(self._waiting.pop(self._next))
+            self._next += 1
 
 
 def _check_records(dataset: Dataset) -> Iterator[Damage]:
@@ -82,29 +135,34 @@ def _check_records(dataset: Dataset) -> Iterator[Damage]:
             yield Damage(entry.name, None, None, "the manifest names this shard, yet it has no commit record")
 
 
-def verify_shard(dataset: Dataset, shard: int, *, decode: bool = False) -> Iterator[Damage]:
+def _check_unit(unit: _Unit) -> list[Damage]:
+    return list(_check_shard(unit))
+
+
+def _check_shard(unit: _Unit) -> Iterator[Damage]:
     """Yield what is damaged in one shard."""
-    entry = dataset.shards[shard]
+    entry = unit.entry
     rows: dict[int, dict[str, Any]] = {}
     try:
-        data = files.read_bytes(dataset.index_url(shard))
+        data = files.read_bytes(unit.index_url)
         got = hashlib.sha256(data).hexdigest()
         if got != entry.index_sha256:
             yield Damage(entry.name, None, None, f"sha256 of the index is {got}, expected {entry.index_sha256}")
-        table = parse_index(data, dataset.index_url(shard))
+        table = parse_index(data, unit.index_url)
         yield from _check_rows(entry, table)
         rows = {row["offset"]: row for row in table.select(INDEX_SCHEMA.names).to_pylist() if _has_place(row)}
     except FileNotFoundError:
-        yield Damage(entry.name, None, None, f"missing index {dataset.index_url(shard)}")
+        yield Damage(entry.name, None, None, f"missing index {unit.index_url}")
     except ShardError as error:
         yield Damage(entry.name, None, None, error.detail)
     try:
-        windows = Windows(dataset.tar_url(shard), hashing=True)
+        windows = Windows(unit.tar_url, hashing=True)
     except FileNotFoundError:
-        yield Damage(entry.name, None, None, f"missing shard {dataset.tar_url(shard)}")
+        yield Damage(entry.name, None, None, f"missing shard {unit.tar_url}")
         return
+    expect(bytes=windows.size)
     with windows:
-        yield from _check_tar(windows, entry.name, rows, decode)
+        yield from _check_tar(windows, entry.name, rows, unit.decode)
         if windows.size != entry.num_bytes:
             yield Damage(entry.name, None, None, f"the tar has {windows.size} bytes, expected {entry.num_bytes}")
         elif entry.sha256 is not None and windows.sha256() != entry.sha256:
@@ -133,6 +191,7 @@ def _check_tar(windows: Windows, shard: str, rows: dict[int, dict[str, Any]], de
     left = dict(rows)
     try:
         for sample in group_members(iterate_members(windows), windows.url):
+            beat(samples=1)
             row = left.pop(sample.image.offset, None) if sample.image is not None else None
             if row is not None:
                 yield from _check_sample(windows, shard, sample, row, decode)

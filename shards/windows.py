@@ -10,6 +10,7 @@ from typing import Any
 
 from headrace import files
 from headrace.shards.errors import ShardError
+from headrace.shards.heartbeat import beat
 
 LOCAL_WINDOW_BYTES = 256 * 1024
 REMOTE_WINDOW_BYTES = 8 * 1024 * 1024
@@ -73,6 +74,7 @@ class Windows:
             raise ShardError(
                 f"asked for {size} bytes, got {len(data)}: the file changed", shard=self.url, offset=offset
             )
+        beat(bytes=size)
         self._start, self._window = offset, data
         if self._hash is not None and offset == self._hashed:
             self._hash.update(data)

@@ -21,6 +21,7 @@ from headrace.curation.raw.read import check_raw_tar, raw_tar_url, read_raw, rec
 from headrace.curation.raw.schema import STORED_COLUMNS, stored_sha256
 from headrace.shards.commit import commit
 from headrace.shards.errors import ShardError
+from headrace.shards.heartbeat import beat, expect
 from headrace.shards.parquet import parquet_bytes
 
 
@@ -45,12 +46,17 @@ def annotate_shard(unit: AnnotateUnit) -> None:
     for name, expected in unit.digests:
         _check_digest(chosen[name], expected)
     rows = _rows(unit)
+    expect(images=len(rows))
     errors: Counter[str] = Counter()
     parts: dict[str, list[pa.Table]] = {name: [] for name in chosen}
     for batch in _batches(unit, rows, chosen):
-        errors.update(error_class(error) for error in batch.errors if error is not None)
+        for error in batch.errors:
+            if error is not None:
+                errors[error_class(error)] += 1
+                beat(failed=error_class(error))
         for name, annotator in chosen.items():
             parts[name].append(_table(annotator, batch))
+        beat(images=len(batch.keys))
     if rows and errors["missing"] == len(rows):
         raise ShardError(
             f"holds none of the {len(rows)} images of its table; is it the tar of another shard?",

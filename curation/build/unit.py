@@ -21,6 +21,7 @@ from headrace.curation.job import Job
 from headrace.curation.ledger import Ledger, dataset_key
 from headrace.shards.commit import is_committed
 from headrace.shards.errors import ShardError
+from headrace.shards.heartbeat import beat, expect
 from headrace.shards.index import INDEX_SCHEMA
 from headrace.shards.parquet import parquet_bytes
 from headrace.shards.write import Sample, commit_shard, write_shard_files
@@ -78,6 +79,7 @@ def build_unit(unit: BuildUnit) -> None:
     if is_committed(dataset, unit.name):
         return
     rows = read_kept(Ledger(unit.ledger), unit.name)
+    expect(rows=len(rows))
     names = sorted({row.raw_shard for row in rows})
     shards = {name: load_raw_shard(job, name, unit.annotations, unit.config.columns) for name in names}
     fields = _carried_fields(unit, next(iter(shards.values())))
@@ -108,9 +110,13 @@ def _samples(
         payloads = _read_batch(batch, shards)
         for row, payload in zip(batch, payloads, strict=True):
             try:
-                yield _sample(unit, row, shards[row.raw_shard], payload, fields)
+                sample = _sample(unit, row, shards[row.raw_shard], payload, fields)
             except RowError as error:
                 failures.append(_failure(row, error))
+                beat(rows=1, failed=error.reason)
+                continue
+            yield sample
+            beat(rows=1, bytes=len(sample.image))
 
 
 def _batches(rows: list[KeptRow], shards: Mapping[str, ShardInputs]) -> Iterator[list[KeptRow]]:

@@ -24,6 +24,7 @@ from headrace.curation.fetch.lists.spill import SpilledList, read_places
 from headrace.curation.fetch.net.fetcher import Fetcher
 from headrace.curation.raw.write import Outcome, RawShard, write_raw_shard
 from headrace.shards.commit import commit, is_committed
+from headrace.shards.heartbeat import beat, beating, expect
 
 TASKS_PER_SLOT = 32
 FILES_BESIDE_SOCKETS = 512
@@ -52,6 +53,7 @@ def fetch_shard(unit: FetchUnit) -> None:
     if is_committed(unit.shard.folder, unit.shard.name) or is_committed(unit.rows.folder, unit.shard.name):
         return
     rows = read_places(unit.rows, unit.start, unit.stop)
+    expect(rows=rows.num_rows)
     _raise_file_limit(unit.config)
     # The spool has no name: the kernel drops it with the process, however that ends.
     folder = files.local_path(unit.shard.folder) if files.is_local(unit.shard.folder) else None
@@ -99,7 +101,7 @@ async def _fetch_rows(rows: pa.Table, unit: FetchUnit, spool: Any) -> list[Outco
             waiting.release()
 
     try:
-        async with Fetcher(config) as fetcher, asyncio.TaskGroup() as tasks:
+        async with beating(), Fetcher(config) as fetcher, asyncio.TaskGroup() as tasks:
             for row, record in enumerate(rows.select(names).to_pylist()):
                 await waiting.acquire()
                 tasks.create_task(work(row, record))
@@ -130,9 +132,11 @@ async def fetch_row(fetcher: Fetcher, record: dict[str, str | None], config: Fet
             if stored is not body:
                 body, stored_sha256 = stored, hashlib.sha256(stored).hexdigest()
     except FetchError as error:
+        beat(rows=1, failed=error.error_class)
         return Outcome(error.error_class, error.message)
     offset = spool.tell()
     spool.write(body)
+    beat(rows=1, bytes=len(body))
     return Outcome(
         header=header, original=original, sha256=sha256, stored_sha256=stored_sha256, offset=offset, size=len(body)
     )

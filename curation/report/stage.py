@@ -25,6 +25,7 @@ from headrace.curation.report.gather import (
 from headrace.curation.report.render import render
 from headrace.curation.report.values import cuts_of
 from headrace.shards.dataset import Dataset, open_dataset
+from headrace.shards.progress import Progress
 from headrace.shards.units import OnProgress, no_progress
 
 SCHEMA_VERSION = 1
@@ -66,7 +67,7 @@ def run_report(
     on_progress: OnProgress = no_progress,
 ) -> ReportSummary:
     """Write the report of a ledger, and of the dataset that is built from it, into the folder `out`."""
-    on_progress(0, 1)
+    on_progress(Progress(done=0, total=1, noun="reports"))
     decision = explained.decision
     numbers = gather_job(decision)
     dataset = _built_dataset(explained)
@@ -80,7 +81,7 @@ def run_report(
             "No pictures: a picture is shown only where its face boxes are known (annotate.faces) and blurred."
         )
     summary = _write(out, report, galleries, recipe.text)
-    on_progress(1, 1)
+    on_progress(Progress(done=1, total=1, noun="reports"))
     return summary
 
 

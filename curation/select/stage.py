@@ -35,6 +35,7 @@ from headrace.curation.select.load import Inputs, NotReadyError, find_inputs, kn
 from headrace.curation.select.place import Placement, place_rows
 from headrace.curation.select.step import Bench, ReadyStep, Step, StepResult, stored_columns
 from headrace.curation.select.steps import FIRST_STEPS, check_steps
+from headrace.shards.progress import Progress
 from headrace.shards.units import EngineConfig, OnProgress, no_progress
 
 # Raised whenever the same inputs would give another ledger.
@@ -110,13 +111,13 @@ def select_rows(
         total = len(inputs.shards) + len(steps) + 1
         columns = [name for _, prepared in steps for name in prepared.columns]
         for done in load_rows(connection, inputs, columns):
-            on_progress(done, total)
+            on_progress(Progress(done=done, total=total, noun="steps"))
         funnel = []
         for line in _run_steps(connection, steps, limits, tables):
             funnel.append(line)
-            on_progress(len(inputs.shards) + len(funnel), total)
+            on_progress(Progress(done=len(inputs.shards) + len(funnel), total=total, noun="steps"))
         summary = _write(connection, inputs, selection, digest, funnel)
-        on_progress(total, total)
+        on_progress(Progress(done=total, total=total, noun="steps"))
     return summary
 
 

@@ -6,8 +6,9 @@ samples than that where inputs were rejected; every reject has its line in rejec
 """
 
 import hashlib
+import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ from headrace.config import canonical_json, config_to_dict
 from headrace.shards.commit import committed, read_commit
 from headrace.shards.dataset import SUMMARY_NAME
 from headrace.shards.foreign.find import expand_files
+from headrace.shards.heartbeat import beat, expect
 from headrace.shards.images.decode import decode_rgb
 from headrace.shards.images.formats import EXTENSIONS
 from headrace.shards.images.header import check_complete, read_header
@@ -25,8 +27,11 @@ from headrace.shards.imports.parquet import open_parquet_files
 from headrace.shards.imports.source import Input, Source, SourceUnit
 from headrace.shards.imports.tar import open_tars
 from headrace.shards.parquet import write_parquet
+from headrace.shards.progress import Progress
 from headrace.shards.units import INLINE, EngineConfig, OnProgress, no_progress, run_units
 from headrace.shards.write import Sample, commit_shard, finish_dataset, write_shard_files
+
+log = logging.getLogger(__name__)
 
 JOB_NAME = "import.json"
 REJECTS_NAME = "rejects.parquet"
@@ -77,6 +82,7 @@ class _Unit:
     out: str
     number: int
     first: int
+    num_inputs: int
     inputs: SourceUnit
     decode: bool
 
@@ -128,9 +134,10 @@ def import_images(
         num_units = -(-source.num_inputs // config.samples_per_shard)
         units = _units_to_do(source, out, config)
         skipped = num_units - len(units)
+        log.info("import into %s: %d of %d shards are done already", out, skipped, num_units)
 
-        def report(finished: int, _total: int) -> None:
-            on_progress(skipped + finished, num_units)
+        def report(progress: Progress) -> None:
+            on_progress(replace(progress, done=skipped + progress.done, total=num_units))
 
         run_units(_import_unit, units, engine, report)
         return _finish(source, out, digest)
@@ -139,7 +146,14 @@ def import_images(
 def _units_to_do(source: Source, out: str, config: ImportConfig) -> list[_Unit]:
     done, step = set(committed(out)), config.samples_per_shard
     return [
-        _Unit(out, number, start, source.unit(start, start + step), config.decode)
+        _Unit(
+            out,
+            number,
+            start,
+            min(step, source.num_inputs - start),
+            source.unit(start, start + step),
+            config.decode,
+        )
         for number, start in enumerate(range(0, source.num_inputs, step))
         if f"{number:05d}" not in done
     ]
@@ -168,6 +182,7 @@ def _own(source: Source, out: str, config: ImportConfig) -> str:
 
 def _import_unit(unit: _Unit) -> None:
     rejects: list[list[Any]] = []
+    expect(images=unit.num_inputs)
     record = write_shard_files(unit.out, unit.shard, _samples(unit, rejects), _EXTRA_SCHEMA)
     commit_shard(unit.out, unit.shard, {**record, "rejects": rejects})
 
@@ -178,6 +193,7 @@ def _samples(unit: _Unit, rejects: list[list[Any]]) -> Iterator[Sample]:
             extension = check_image(item, decode=unit.decode)
         except Reject as reject:
             rejects.append([position, item.name, reject.reason, str(reject)[:200], False])
+            beat(images=1, failed=reject.reason)
             continue
         if item.note is not None:
             rejects.append([position, item.name, "bad-text", item.note[:200], True])
@@ -186,6 +202,7 @@ def _samples(unit: _Unit, rejects: list[list[Any]]) -> Iterator[Sample]:
             columns["orientation"] = item.orientation
         assert item.image is not None
         yield Sample(f"{position:09d}", item.image, extension, columns)
+        beat(images=1, bytes=len(item.image))
 
 
 class Reject(ValueError):

@@ -21,6 +21,7 @@ from headrace.curation.fetch.net.health import UNREACHED, Health
 from headrace.curation.fetch.net.http import HttpClient, Reply
 from headrace.curation.fetch.net.resolve import Lookup, lookup_host
 from headrace.curation.fetch.net.spelling import resolve, trimmed
+from headrace.shards.heartbeat import waiting
 from headrace.shards.permutation import make_key
 
 T = TypeVar("T")
@@ -121,7 +122,8 @@ class Fetcher:
         self._hosts[host] = (semaphore, users + 1)
         try:
             async with semaphore, self._slots:
-                yield
+                with waiting(host):
+                    yield
         finally:
             semaphore, users = self._hosts[host]
             if users == 1:

@@ -5,7 +5,6 @@ command line that Typer cannot read: one line on stderr, exit code 1. Anything e
 """
 
 import importlib
-import logging
 import sys
 from typing import Any
 
@@ -13,6 +12,7 @@ import typer
 
 from headrace import __version__
 from headrace.cli.stopping import ending_on_signals
+from headrace.cli.verbosity import QuietOption, VerboseOption, set_verbosity, with_verbosity
 from headrace.text import one_line, without_secrets
 
 # Each module holds NAME_command and imports what is heavy inside it, so that `--help` answers at once.
@@ -64,13 +64,6 @@ app = typer.Typer(
 )
 
 
-class _WithoutSecrets(logging.Formatter):
-    """A log line may quote any URL."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return without_secrets(super().format(record))
-
-
 def _print_version(asked: bool) -> None:
     if asked:
         typer.echo(f"headrace {__version__}")
@@ -80,20 +73,19 @@ def _print_version(asked: bool) -> None:
 @app.callback(epilog="Start with: headrace demo")
 def _root(
     context: typer.Context,
-    verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what is done."),
+    verbose: VerboseOption = False,
+    quiet: QuietOption = False,
     _version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Say which it is."),
 ) -> None:
     """Curate image shards from URL lists, stream mixtures of them, pretrain without waiting for data."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_WithoutSecrets("%(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
+    set_verbosity(verbose=verbose, quiet=quiet)
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
 
 for _name, _module in COMMANDS.items():
     _command = getattr(importlib.import_module(f"headrace.cli.{_module}"), f"{_module.rstrip('_')}_command")
-    app.command(_name)(_command)
+    app.command(_name)(with_verbosity(_command))
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import typer
 
 from headrace.cli.engine import ExecutorOption, RayAddressOption, WorkersOption, engine_config
+from headrace.cli.progress import show_progress
 
 
 def import_command(
@@ -23,7 +24,6 @@ def import_command(
 
     Example: headrace import cifar10-train.parquet /data/cifar10
     """
-    from headrace.cli.shard_progress import shard_progress
     from headrace.shards.imports.run import ImportConfig, import_images, open_source
 
     config = ImportConfig(
@@ -42,7 +42,7 @@ def import_command(
     if dry_run:
         print(f"would import {opened.num_inputs} inputs ({opened.kind}{classes}) into {num_shards} shards of {out}")
         return
-    with shard_progress("import", num_shards) as on_progress:
+    with show_progress("import") as on_progress:
         summary = import_images(opened, out, config, engine=engine, on_progress=on_progress)
     print(f"{out}: {summary.num_samples} of {summary.num_inputs} inputs in {summary.num_shards} shards{classes}")
     for reason, count in summary.rejects.items():

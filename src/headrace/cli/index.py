@@ -3,6 +3,7 @@
 import typer
 
 from headrace.cli.engine import ExecutorOption, RayAddressOption, WorkersOption, engine_config
+from headrace.cli.progress import show_progress
 
 
 def index_command(
@@ -21,7 +22,6 @@ def index_command(
 
     Example: headrace index /data/laion/*.tar --index-dir /scratch/laion-index
     """
-    from headrace.cli.shard_progress import shard_progress
     from headrace.shards.foreign.find import find_tars
     from headrace.shards.foreign.index import IndexConfig, index_folder
     from headrace.text import printable
@@ -36,7 +36,7 @@ def index_command(
             names = printable(f"{folder} ({tars[0]} .. {tars[-1]})")
             print(f"would index {len(tars)} tars of {names} into {index_dir or folder}")
             continue
-        with shard_progress("index", len(tars)) as on_progress:
+        with show_progress("index") as on_progress:
             summary = index_folder(folder, tars, config, engine=engine, on_progress=on_progress)
         for line in summary.repaired:
             print(printable(f"made again, its index was damaged: {line}"))

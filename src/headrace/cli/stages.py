@@ -1,12 +1,12 @@
 """What the five curation commands share: read the recipe, show the plan or own the job and run, show progress."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from headrace.cli.progress import show_progress
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE.yaml", help="The recipe file.")]
 OverridesArgument = Annotated[
@@ -38,6 +38,7 @@ def run_stages(
     `options` are further arguments of the run functions, by stage.
     """
     from headrace.curation.job import Job, check_job, own_job, write_recipe
+    from headrace.curation.logs import stage_log
     from headrace.curation.needs import check_names, check_needs, check_recipe
     from headrace.curation.recipe import load_recipe, recipe_text
     from headrace.curation.stages import PLAN, RUN
@@ -61,17 +62,7 @@ def run_stages(
     with own_job(Job(recipe.job), take_over=take_over) as job:
         for name in names:
             further = (options or {}).get(name, {})
-            with progress_bar(name) as on_progress:
+            with stage_log(job, name), show_progress(name) as on_progress:
                 summary = RUN[name](recipe, on_progress=on_progress, **further)
             write_recipe(job, recipe_text(recipe))
             console.print(f"{name}: {summary}", markup=False, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def progress_bar(name: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function of (done, total) that draws a bar on stderr; nothing is drawn where stderr is no terminal."""
-    columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(name, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)

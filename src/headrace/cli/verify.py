@@ -2,11 +2,17 @@
 
 import typer
 
+from headrace.cli.engine import ExecutorOption, RayAddressOption, WorkersOption, engine_config
+from headrace.cli.progress import show_progress
+
 
 def verify_command(
     dataset: str = typer.Argument(..., help="Folder or URL of a dataset."),
     decode: bool = typer.Option(False, "--decode", help="Also decode every image."),
     index_dir: str = typer.Option("", "--index-dir", help="Where the index lies, if not beside the shards."),
+    executor: ExecutorOption = "local",
+    workers: WorkersOption = 0,
+    ray_address: RayAddressOption = "",
 ) -> None:
     """Check shards against their index; one line for each damaged sample.
 
@@ -17,12 +23,18 @@ def verify_command(
     from headrace.shards.dataset import open_dataset
     from headrace.shards.verify import verify_dataset
 
+    engine = engine_config(executor, workers, ray_address)
     opened = open_dataset(dataset, index_dir=index_dir or None)
-    num_damages = 0
-    for damage in verify_dataset(dataset, index_dir=index_dir or None, decode=decode):
-        num_damages += 1
-        print(damage)
-    if num_damages:
-        print(f"damage in {num_damages} places of {len(opened.shards)} shards, {opened.num_samples} samples")
+    with show_progress("verify") as on_progress:
+        damages = verify_dataset(
+            dataset,
+            index_dir=index_dir or None,
+            decode=decode,
+            engine=engine,
+            on_progress=on_progress,
+            on_damage=print,
+        )
+    if damages:
+        print(f"damage in {len(damages)} places of {len(opened.shards)} shards, {opened.num_samples} samples")
         raise typer.Exit(1)
     print(f"whole: {len(opened.shards)} shards, {opened.num_samples} samples")

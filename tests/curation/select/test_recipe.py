@@ -85,7 +85,7 @@ def test_run_select_reads_the_recipes_own_annotations(tmp_path: Path) -> None:
         (tmp_path / "job" / "annotations" / f"{name}-00000000").rename(url)
     asked = recipe(tmp_path, "input.columns=[]")
     seen: list[tuple[int, int]] = []
-    summary = run_select(asked, on_progress=lambda done, total: seen.append((done, total)))
+    summary = run_select(asked, on_progress=lambda progress: seen.append((progress.done, progress.total)))
     assert str(summary).startswith("kept 6 of 9 rows (66.7 %) in 2 shards; dropped: size 3; ledger ")
     assert seen[-1] == (6, 6)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
