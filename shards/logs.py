@@ -42,7 +42,7 @@ class BoundedFile(logging.Handler):
         self._max_bytes = max_bytes
         self._file: Any = None
         self._full = False
-        self.setFormatter(OneLine(FILE_FORMAT))
+        self.setFormatter(OneLine(FILE_FORMAT, "%Y-%m-%dT%H:%M:%S"))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""

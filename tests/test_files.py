@@ -132,3 +132,17 @@ def test_a_path_that_exists_is_never_read_as_a_glob(tmp_path: Path, folder: str)
     assert files.matching(f"{root}/?.txt") == [f"{root}/a.txt"]
     assert files.matching(f"{tmp_path}/{folder}/*/[ab]*") == [f"{root}/a.txt", f"{root}/b[1].txt"]
     assert files.matching(f"{root}/absent.txt") == files.matching(f"{root}/[xy].txt") == []
+
+
+def test_the_error_of_a_full_disk_names_what_was_written(tmp_path: Path) -> None:
+    target = str(tmp_path / "a")
+    with pytest.raises(OSError, match=f"No space left on device: '{target}'") as caught, files.atomic_file(target):
+        Path("/dev/full").write_bytes(b"x")
+    assert files.is_full_disk(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_inside_a_write_stay_as_they_are(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught, files.atomic_file(str(tmp_path / "a")):
+        Path(tmp_path / "missing").read_bytes()
+    assert caught.value.filename == str(tmp_path / "missing")

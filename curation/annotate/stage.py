@@ -4,6 +4,7 @@ The driver schedules a unit for each raw shard that an annotator has not done. A
 is written, as their content is part of each folder's name.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,8 @@ from headrace.curation.job import Job
 from headrace.curation.raw.read import raw_shards
 from headrace.shards.commit import committed, read_commit
 from headrace.shards.units import EngineConfig, OnProgress, no_progress, run_units
+
+log = logging.getLogger(__name__)
 
 NUM_RECORD_READERS = 16
 
@@ -72,6 +75,7 @@ def run_annotate(
         text = canonical_json(identities[name]) + "\n"
         files.put_if_absent(files.join(folder, "annotator.json"), text.encode())
     units = _units(job, config, shards)
+    log.info("%d raw shards, %d of them have all annotations already", len(shards), len(shards) - len(units))
     run_units(annotate_shard, units, engine, on_progress)
     return _summary(job, config, shards, tables_written=sum(len(unit.digests) for unit in units))
 

@@ -5,6 +5,7 @@ finished dataset is never replaced silently: `start_over` removes it first, its 
 is still seen as another ledger's. Another decision can be built beside it under a name of its own (`build.dataset`).
 """
 
+import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from headrace.shards.dataset import MANIFEST_NAME, SUMMARY_NAME
 from headrace.shards.parquet import read_equal, read_table
 from headrace.shards.units import EngineConfig, OnProgress, no_progress, run_units
 from headrace.shards.write import finish_dataset
+
+log = logging.getLogger(__name__)
 
 # Raised whenever the same ledger and settings would give other bytes.
 BUILD_VERSION = 1
@@ -133,6 +136,7 @@ def run_build(
     files.remove_leftovers(job.build_failures(name))
     names = out_shards(decision)
     units = [_unit(decision, config, inputs, shard) for shard in names if shard not in done]
+    log.info("ledger %s: %d shards, %d of them are done already", decision.ledger.name, len(names), len(done))
     run_units(build_unit, units, engine, on_progress)
     _remove_strays(job, name, names)
     records = [read_commit(dataset, shard) for shard in names]

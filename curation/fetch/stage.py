@@ -4,6 +4,7 @@ The driver reads the list and schedules; all requests are made by units of work.
 again; failures are tried again only by `retry_failed`, into new shards.
 """
 
+import logging
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -21,6 +22,8 @@ from headrace.curation.raw.read import raw_shards, read_raw, recorded_of
 from headrace.curation.raw.write import RawShard
 from headrace.shards.commit import committed, read_commit
 from headrace.shards.units import EngineConfig, OnProgress, no_progress, run_units
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +131,13 @@ def run_fetch(
     files.remove_leftovers(job.raw)
     files.remove_leftovers(files.join(job.raw, "commits"))
     units = _units(job, rows, config)
-    run_units(fetch_shard, _open(job, units), engine, on_progress)
+    todo = _open(job, units)
+    log.info("%d rows in %d raw shards, %d of them are done already", rows.num_rows, len(units), len(units) - len(todo))
+    run_units(fetch_shard, todo, engine, on_progress)
     if retry_failed:
         generation = retry.begin(job, config, num_list_shards=len(units))
         if generation is not None:
+            log.info("%d failed rows are tried again", generation.rows.num_rows)
             again = _units(job, generation.rows, config, first=generation.first_shard, only_successes=True)
             run_units(fetch_shard, _open(job, again), engine, on_progress)
     return summarize(job, num_list_shards=len(units))

@@ -59,7 +59,7 @@ def fetch_shard(unit: FetchUnit) -> None:
     folder = files.local_path(unit.shard.folder) if files.is_local(unit.shard.folder) else None
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as spool:
+    with files.naming_full_disk(unit.shard.folder), tempfile.TemporaryFile(dir=folder) as spool:
         outcomes = asyncio.run(_fetch_rows(rows, unit, spool))
         spool.flush()
         if unit.only_successes:

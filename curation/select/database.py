@@ -5,6 +5,7 @@ order, so whatever is written must come from a query that ends in a total ORDER 
 """
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -23,6 +24,14 @@ log = logging.getLogger(__name__)
 
 WORK_FOLDER = ".work"
 READ_ROWS = 100_000
+
+# What DuckDB raises where memory, disk or a file fails; every other error of it is ours.
+_MACHINE_ERRORS = (
+    duckdb.OutOfMemoryException,
+    duckdb.IOException,
+    duckdb.TransactionException,
+    duckdb.FatalException,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,15 +75,21 @@ def open_database(ledger_url: str, limits: Limits) -> Iterator[duckdb.DuckDBPyCo
             yield connection
         finally:
             connection.close()
-    except duckdb.OutOfMemoryException as error:
-        raise ValueError(
-            f"select needs more than limits.memory_bytes, {limits.memory_bytes}, or more room to spill in {folder}: "
-            f"{first_line(error)}"
-        ) from error
-    except duckdb.IOException as error:
-        raise OSError(f"select cannot use its work folder {folder}: {first_line(error)}") from error
+    except _MACHINE_ERRORS as error:
+        raise _explained(error, folder, limits) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _explained(error: duckdb.Error, folder: Path, limits: Limits) -> Exception:
+    line = first_line(error)
+    # A full disk has many names: of a write, of a commit, of the memory that could not be spilled.
+    if os.strerror(errno.ENOSPC) in str(error):
+        return OSError(errno.ENOSPC, f"no space left for the work of select ({line})", str(folder))
+    if isinstance(error, duckdb.OutOfMemoryException):
+        needs = f"select needs more than limits.memory_bytes, {limits.memory_bytes}, or more room to spill in {folder}"
+        return ValueError(f"{needs}: {line}")
+    return OSError(f"select cannot use its work folder {folder}: {line}")
 
 
 def remove_leftovers(ledger_url: str) -> None:

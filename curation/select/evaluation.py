@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from headrace import files
 from headrace.curation.annotate.annotators.hashes import Hashes, image_hashes
+from headrace.shards.heartbeat import beat
 from headrace.shards.images.decode import decode_rgb
 from headrace.shards.images.formats import names_image
 from headrace.shards.imports.folder import open_folder
@@ -138,6 +139,7 @@ def hash_unit(unit: HashUnit) -> None:
         for name, data in read_part(part):
             sha256 = hashlib.sha256(data).hexdigest()
             rows.append({**(known.get(sha256) or _hash(data)), "name": name, "sha256": sha256})
+            beat(images=1)
     write_parquet(unit.out, pa.Table.from_pylist(rows, SCHEMA))
 
 

@@ -99,7 +99,7 @@ def select_rows(
     remove_leftovers(inputs.job.ledgers)
     for name in files.list_names(inputs.job.ledgers):
         files.remove_leftovers(files.join(inputs.job.ledgers, name))
-    tables = _evaluation_tables(inputs, selection.steps, engine)
+    tables = _evaluation_tables(inputs, selection.steps, engine, on_progress)
     digest = _inputs_digest(inputs, selection, tables)
     decision = find_decision(inputs.job, digest)
     if decision is not None:
@@ -135,10 +135,14 @@ def check_columns(steps: Sequence[Step], schema: pa.Schema, untyped: Sequence[st
         return checker.names()
 
 
-def _evaluation_tables(inputs: Inputs, steps: Sequence[Step], engine: EngineConfig) -> EvaluationTables:
+def _evaluation_tables(
+    inputs: Inputs, steps: Sequence[Step], engine: EngineConfig, on_progress: OnProgress
+) -> EvaluationTables:
     folder = files.join(inputs.job.ledgers, "evaluation")
     return {
-        step.name: {item.name: hash_evaluation_set(item, folder, engine) for item in step.evaluation_sets()}
+        step.name: {
+            item.name: hash_evaluation_set(item, folder, engine, on_progress) for item in step.evaluation_sets()
+        }
         for step in steps
         if step.evaluation_sets()
     }

@@ -6,6 +6,7 @@ an http address are percent-encoded, names taken from one decoded: a shard may b
 """
 
 import contextlib
+import errno
 import fcntl
 import fnmatch
 import hashlib
@@ -328,9 +329,10 @@ def atomic_file(url: str) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        with naming_full_disk(url):
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         if local:
             temporary.chmod(0o666 & ~_umask())
             temporary.replace(local_path(url))
@@ -341,6 +343,22 @@ def atomic_file(url: str) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def naming_full_disk(url: str) -> Iterator[None]:
+    """Let the error of a full disk inside say what was being written: of a write it names no file."""
+    try:
+        yield
+    except OSError as error:
+        if is_full_disk(error) and error.filename is None:
+            error.filename = url
+        raise
+
+
+def is_full_disk(error: OSError) -> bool:
+    """True if there is no room: on the disk, or in the quota."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def put_if_absent(url: str, data: bytes) -> bool:
     """Create `url` with `data` in one step; False if it already exists (its content stays)."""
     if is_local(url):
@@ -348,7 +366,7 @@ def put_if_absent(url: str, data: bytes) -> bool:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with naming_full_disk(url), os.fdopen(handle, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

@@ -1,5 +1,6 @@
 """Promises of units of work: every unit runs, an error names its unit, a killer is named and costs no other unit."""
 
+import logging
 import os
 import signal
 import time
@@ -11,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from headrace.shards.heartbeat import beat, expect
+from headrace.shards.logs import RunLog
+from headrace.shards.progress import Progress
 from headrace.shards.units import EngineConfig, run_units
 
 
@@ -74,6 +78,51 @@ def test_every_unit_runs_once_and_results_come_in_the_order_of_the_units(tmp_pat
     assert all(path.read_text() == "x" for path in tmp_path.glob("*.attempts"))
     assert list(dict.fromkeys(seen)) == [(number, 5) for number in range(6)]
     assert signal.getsignal(signal.SIGTERM) == handler
+
+
+def count(unit: Mark) -> None:
+    expect(rows=20)
+    for number in range(20):
+        beat(rows=1, bytes=10, failed="odd" if number % 5 == 0 else None)
+        time.sleep(0.1)
+    if unit.name == "u1":
+        logging.getLogger("headrace.test").info("%s is done\x1b[2J", unit.name)
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@ray_warnings
+def test_units_tell_what_they_count_while_they_run(tmp_path: Path, executor: str) -> None:
+    seen: list[Progress] = []
+    engine = EngineConfig(executor=executor, workers=2)  # type: ignore[arg-type]
+    run_units(count, _units(tmp_path, "fine", "fine"), engine, seen.append)
+    moving = [item for item in seen if 0 < item.counts.get("rows", 0) < 20 and not item.done]
+    assert moving
+    assert moving[-1].expected == {"rows": 40}
+    assert moving[-1].left_seconds is not None
+    assert seen[-1].counts == {"rows": 40, "bytes": 400}
+    assert seen[-1].failures == {"odd": 8}
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@ray_warnings
+def test_log_lines_of_units_reach_the_driver_and_a_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, executor: str
+) -> None:
+    caplog.set_level(logging.INFO, "headrace")
+    handler = RunLog(tmp_path / "run.log", units=tmp_path / "logs")
+    logging.getLogger("headrace").addHandler(handler)
+    engine = EngineConfig(executor=executor, workers=2)  # type: ignore[arg-type]
+    try:
+        run_units(count, _units(tmp_path, "fine", "fine"), engine)
+    finally:
+        logging.getLogger("headrace").removeHandler(handler)
+        handler.close()
+    said = [record.getMessage() for record in caplog.records if record.name == "headrace.test"]
+    assert [line.replace("\x1b", " ") for line in said] == [
+        "u1 is done [2J" if executor == "inline" else "u1: u1 is done [2J"
+    ]
+    assert [path.name for path in (tmp_path / "logs").iterdir() if "u1 is done" in path.read_text()] == ["u1.log"]
+    assert "unit u0: done (" in (tmp_path / "run.log").read_text()
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)

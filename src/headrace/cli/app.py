@@ -98,7 +98,11 @@ def _run() -> None:
     try:
         sys.exit(app(standalone_mode=False))
     except (ValueError, OSError) as error:
+        from headrace.files import is_full_disk
+
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        if isinstance(error, OSError) and is_full_disk(error):
+            notes += "; make room there, then run the same command again"
         sys.exit(f"headrace: {one_line(str(error) + notes) or type(error).__name__}")
     except ImportError as error:
         # fsspec says what to install for a URL of s3, gs, ...; the missing module is the cause of its error.
