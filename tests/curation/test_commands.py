@@ -1,5 +1,6 @@
 """What the commands of a recipe promise together: what a refused run leaves, and what a dry run foresees."""
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -95,3 +96,25 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(make_job: MakeJob, run: Run
     assert texts[0] == texts[1]
     expected = {"changed list": "changed: the files", "no set": "'coco': no such", "empty set": "'coco': "}
     assert expected.get(kind, "is a file, not a folder") in texts[0]
+
+
+def test_a_command_ends_with_numbers_and_the_next_command_to_type(make_job: MakeJob, run: Run, tmp_path: Path) -> None:
+    recipe = make_job()
+    path = tmp_path / "my recipe.yaml"
+    path.write_text(recipe_text(recipe))
+    code, text = run("build", path, "build.jpeg_quality=90")
+    assert code == 0
+    assert "build: 17 samples in 4 shards" in text
+    assert f"next: headrace report '{path}' build.jpeg_quality=90" in text.splitlines()
+    assert "next:" not in run("build", path, "build.jpeg_quality=90", "-q")[1]
+
+
+def test_json_is_one_object_a_stage_and_nothing_else(make_job: MakeJob, run: Run, tmp_path: Path) -> None:
+    recipe = make_job()
+    (tmp_path / "r.yaml").write_text(recipe_text(recipe))
+    code, text = run("build", tmp_path / "r.yaml", "--json", "-q")
+    (line,) = text.splitlines()
+    found = json.loads(line)
+    assert (code, found["command"], found["num_samples"], found["dataset"]) == (0, "build", 17, "dataset")
+    (line,) = run("report", recipe.job, "--json")[1].splitlines()
+    assert json.loads(line)["html"].endswith("report.html")

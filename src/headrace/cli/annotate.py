@@ -1,5 +1,6 @@
 """`headrace annotate`: raw shards -> columns."""
 
+from headrace.cli.result import JsonOption
 from headrace.cli.stages import DryRunOption, OverridesArgument, RecipeArgument, TakeOverOption, run_stages
 
 
@@ -8,9 +9,10 @@ def annotate_command(
     overrides: OverridesArgument = None,
     dry_run: DryRunOption = False,
     take_over: TakeOverOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Compute columns (hashes, scores, faces) for raw shards; old columns are never computed again.
 
     Example: headrace annotate recipe.yaml annotate.batch_size=128
     """
-    run_stages(("annotate",), recipe, overrides, dry_run=dry_run, take_over=take_over)
+    run_stages(("annotate",), recipe, overrides, dry_run=dry_run, take_over=take_over, json=json)

@@ -1,5 +1,6 @@
 """`headrace curate`: all stages of a recipe."""
 
+from headrace.cli.result import JsonOption
 from headrace.cli.stages import (
     STAGES,
     DryRunOption,
@@ -16,6 +17,7 @@ def curate_command(
     overrides: OverridesArgument = None,
     dry_run: DryRunOption = False,
     take_over: TakeOverOption = False,
+    json: JsonOption = False,
     start_over: StartOverOption = False,
 ) -> None:
     """Run fetch, annotate, select, build and report; what is already done is not done again.
@@ -23,4 +25,4 @@ def curate_command(
     Example: headrace curate examples/dfn2b.yaml job=/data/dfn --dry-run
     """
     options = {"build": {"start_over": start_over}}
-    run_stages(STAGES, recipe, overrides, dry_run=dry_run, take_over=take_over, options=options)
+    run_stages(STAGES, recipe, overrides, dry_run=dry_run, take_over=take_over, json=json, options=options)

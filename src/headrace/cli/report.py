@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from headrace.cli.result import JsonOption, say_json
+
 
 def report_command(
     target: Annotated[str, typer.Argument(metavar="JOB|DATASET|RECIPE.yaml", help="Folder of a job or dataset.")],
@@ -22,6 +24,7 @@ def report_command(
     ] = "",
     title: Annotated[str | None, typer.Option("--title", help="Heading of the page.")] = None,
     samples: Annotated[int | None, typer.Option("--samples", help="Pictures in each gallery.")] = None,
+    json: JsonOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
 ) -> None:
     """Write report.html (one file, opens offline) and report.json.
@@ -68,7 +71,11 @@ def report_command(
             else explain_dataset(Job(target), dataset=dataset or None, ledger=ledger)
         )
         summary = report_job(explained, config, folder)
-        typer.echo(f"report: of {explained}")
+        if not json:
+            typer.echo(f"report: of {explained}")
     else:
         summary = report_dataset(target, config, folder, index_dir=index_dir)
-    typer.echo(f"report: {summary}")
+    if json:
+        say_json("report", summary)
+    else:
+        typer.echo(f"report: {summary}")

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from headrace.cli.progress import show_progress
+from headrace.cli.result import say_json, say_next
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE.yaml", help="The recipe file.")]
 OverridesArgument = Annotated[
@@ -31,11 +32,13 @@ def run_stages(
     *,
     dry_run: bool,
     take_over: bool,
+    json: bool = False,
     options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Run stages of the recipe in order, or with `dry_run` print what each would do.
 
-    `options` are further arguments of the run functions, by stage.
+    `json` prints each stage's summary as a line of JSON. `options` are further arguments of the run functions, by
+    stage.
     """
     from headrace.curation.job import Job, check_job, own_job, write_recipe
     from headrace.curation.logs import stage_log
@@ -65,4 +68,16 @@ def run_stages(
             with stage_log(job, name), show_progress(name) as on_progress:
                 summary = RUN[name](recipe, on_progress=on_progress, **further)
             write_recipe(job, recipe_text(recipe))
-            console.print(f"{name}: {summary}", markup=False, highlight=False, soft_wrap=True)
+            if json:
+                say_json(name, summary)
+            else:
+                console.print(f"{name}: {summary}", markup=False, highlight=False, soft_wrap=True)
+    if not json:
+        say_next(*_next(names[-1], recipe_path, overrides or [], job.dataset_named(recipe.build.dataset)))
+
+
+def _next(stage: str, recipe_path: str, overrides: list[str], dataset: str) -> list[list[str]]:
+    """Return the commands that one would type after a stage."""
+    if stage == STAGES[-1]:
+        return [["headrace", "verify", dataset, "--decode"], ["headrace", "new", "mixture", "mixture.yaml"]]
+    return [["headrace", STAGES[STAGES.index(stage) + 1], recipe_path, *overrides]]
