@@ -49,7 +49,8 @@ def hold(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], dict[
     (folder / "sitecustomize.py").write_text(HOLD)
 
     def environment(files: str, count: int) -> dict[str, str]:
-        return {**os.environ, "PYTHONPATH": str(folder), "HOLD_FILES": files, "HOLD_AT": str(count)}
+        path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+        return {**os.environ, "PYTHONPATH": path, "HOLD_FILES": files, "HOLD_AT": str(count)}
 
     return environment
 

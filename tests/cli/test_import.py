@@ -26,13 +26,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_import_says_what_it_did(run: Run, folder: Path, tmp_path: Path) -> None:
-    code, text = run("import", folder, tmp_path / "out", "--workers", 1)
+    code, text = run("import", folder, tmp_path / "out", "--executor", "inline")
     assert code == 0
     assert f"{tmp_path}/out: 3 of 4 inputs in 1 shards, 2 classes" in text
     assert "rejected 1: not-image" in text
     assert f"listed in {tmp_path}/out/rejects.parquet" in text
     assert open_dataset(str(tmp_path / "out")).classes == ("cat", "dog")
-    assert run("verify", tmp_path / "out", "--decode") == (0, "whole: 1 shards, 3 samples\n")
+    assert run("verify", "-q", tmp_path / "out", "--decode") == (0, "whole: 1 shards, 3 samples\n")
 
 
 def test_a_dry_run_writes_nothing(run: Run, folder: Path, tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_a_dry_run_writes_nothing(run: Run, folder: Path, tmp_path: Path) -> Non
 def test_columns_are_chosen_by_name(run: Run, folder: Path, tmp_path: Path) -> None:
     image = (folder / "cat/1.png").read_bytes()
     pq.write_table(pa.table({"payload": [image] * 2, "kind": [4, 2], "junk": [0, 0]}), tmp_path / "a.parquet")
-    arguments = ("import", tmp_path / "a.parquet", tmp_path / "out", "--workers", 1)
+    arguments = ("import", tmp_path / "a.parquet", tmp_path / "out", "--executor", "inline")
     code, text = run(*arguments)
     assert code == 1
     assert "name one by --image-column" in text
@@ -61,8 +61,8 @@ def test_a_mistake_is_one_line_and_exit_code_1(run: Run, folder: Path, tmp_path:
         code, text = run("import", tmp_path / "nix", tmp_path / "out")
         assert "nothing there" in text
     elif case == "other settings":
-        run("import", folder, tmp_path / "out", "--workers", 1)
-        code, text = run("import", folder, tmp_path / "out", "--workers", 1, "--samples-per-shard", 2)
+        run("import", folder, tmp_path / "out", "--executor", "inline")
+        code, text = run("import", folder, tmp_path / "out", "--executor", "inline", "--samples-per-shard", 2)
         assert "begun from other inputs or with other settings" in text
     elif case == "none decodes":
         (tmp_path / "texts").mkdir()
@@ -85,7 +85,7 @@ def test_help_has_an_example(run: Run) -> None:
 
 
 def test_imported_bytes_are_the_files_bytes(run: Run, folder: Path, tmp_path: Path) -> None:
-    run("import", folder, tmp_path / "out", "--workers", 1)
+    run("import", folder, tmp_path / "out", "--executor", "inline")
     dataset = open_dataset(str(tmp_path / "out"))
     row = dataset.index(0).to_pylist()[2]
     tar = Path(dataset.tar_url(0)).read_bytes()

@@ -38,19 +38,19 @@ def test_index_then_open_and_verify(run: Run, tars: Path) -> None:
     code, text = run("verify", tars)
     assert code == 1
     assert f"run: headrace index {tars}" in text
-    code, text = run("index", tars, "--workers", 1)
+    code, text = run("index", tars, "--executor", "inline")
     assert code == 0
     assert f"{tars}: 2 shards, 4 samples, 2 faults, 2 samples without an image left out" in text
     assert "a sample '2' at byte" in text
     assert open_dataset(str(tars)).num_samples == 4
-    assert run("verify", tars, "--decode") == (0, "whole: 2 shards, 4 samples\n")
+    assert run("verify", "-q", tars, "--decode") == (0, "whole: 2 shards, 4 samples\n")
 
 
 def test_a_glob_and_another_folder(run: Run, tars: Path, tmp_path: Path) -> None:
-    code, _ = run("index", f"{tars}/*.tar", "--index-dir", tmp_path / "index", "--fast", "--workers", 1)
+    code, _ = run("index", f"{tars}/*.tar", "--index-dir", tmp_path / "index", "--fast", "--executor", "inline")
     assert code == 0
     assert sorted(path.name for path in tars.iterdir()) == ["a.tar", "b.tar"]
-    assert run("verify", tars, "--index-dir", tmp_path / "index") == (0, "whole: 2 shards, 4 samples\n")
+    assert run("verify", "-q", tars, "--index-dir", tmp_path / "index") == (0, "whole: 2 shards, 4 samples\n")
 
 
 def test_a_dry_run_writes_nothing(run: Run, tars: Path) -> None:
@@ -68,7 +68,7 @@ def test_mistakes_are_one_line(run: Run, tars: Path, tmp_path: Path) -> None:
     assert code == 1
     assert "--index-dir holds the index of one folder, got 2" in text
     (tars / "b.tar").write_bytes((tars / "b.tar").read_bytes()[:1500])
-    code, text = run("index", tars, "--workers", 1)
+    code, text = run("index", tars, "--executor", "inline")
     assert code == 1
     assert "b.tar: at byte" in text
     assert "truncated" in text
@@ -79,7 +79,7 @@ def test_mistakes_are_one_line(run: Run, tars: Path, tmp_path: Path) -> None:
 def test_every_damaged_tar_is_named_and_the_others_are_indexed(run: Run, tars: Path) -> None:
     (tars / "c.tar").write_bytes((tars / "b.tar").read_bytes()[:1500])
     (tars / "d.tar").write_bytes(b"no tar" * 200)
-    code, text = run("index", tars, "--workers", 1)
+    code, text = run("index", tars, "--executor", "inline")
     assert (code, text.count("\n")) == (1, 0)
     assert text.startswith("headrace: 2 of 4 tars are damaged: ")
     assert "c.tar: at byte" in text
@@ -88,4 +88,4 @@ def test_every_damaged_tar_is_named_and_the_others_are_indexed(run: Run, tars: P
     assert not (tars / "dataset.json").exists()
     (tars / "c.tar").unlink()
     (tars / "d.tar").unlink()
-    assert run("index", tars, "--workers", 1)[0] == 0
+    assert run("index", tars, "--executor", "inline")[0] == 0

@@ -91,7 +91,7 @@ def test_a_stopped_import_ends_its_workers_and_goes_on(
     (tmp_path / "in").mkdir()
     for row in range(6):
         Image.fromarray(np.full((8, 8, 3), row, np.uint8)).save(tmp_path / "in" / f"{row}.png")
-    arguments = ("import", "in", "out", "--samples-per-shard", 1, "--workers", 2)
+    arguments = ("import", "in", "out", "-q", "--samples-per-shard", 1, "--workers", 2)
     commits = tmp_path / "out" / "commits"
     process = start(tmp_path, *arguments, environment=hold(str(commits / "*.json"), 1))
     stop_when(process, lambda: any(commits.glob("*.json")), number)

@@ -25,7 +25,7 @@ def dataset(tmp_path: Path) -> Path:
 
 
 def test_a_whole_dataset(run: Run, dataset: Path) -> None:
-    assert run("verify", dataset) == (0, "whole: 2 shards, 6 samples\n")
+    assert run("verify", "-q", dataset) == (0, "whole: 2 shards, 6 samples\n")
 
 
 def test_damage_is_named_and_counted(run: Run, dataset: Path) -> None:
