@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headrace.text import one_line, without_secrets
+from headrace.text import one_line
 
 PACKAGE = "headrace"
 FILE_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -85,7 +85,7 @@ class OneLine(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        record.message = one_line(without_secrets(record.message))
+        record.message = one_line(record.message)
         return super().formatMessage(record)
 
 

@@ -13,7 +13,7 @@ import typer
 from headrace import __version__
 from headrace.cli.stopping import ending_on_signals
 from headrace.cli.verbosity import QuietOption, VerboseOption, set_verbosity, with_verbosity
-from headrace.text import one_line, without_secrets
+from headrace.text import one_line
 
 # Each module holds NAME_command and imports what is heavy inside it, so that `--help` answers at once.
 COMMANDS = {
