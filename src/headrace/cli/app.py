@@ -96,7 +96,7 @@ def main() -> None:
 
 def _run() -> None:
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app(prog_name="headrace", standalone_mode=False))
     except (ValueError, OSError) as error:
         from headrace.files import is_full_disk
 
