@@ -34,15 +34,28 @@ class Ended(Generic[R]):
 Send = Callable[[Mapping[str, Any]], None]
 
 
-def attend(work: Callable[[U], R], number: int, unit: U, *, send: Send, logs: WorkerLogs, driver: bool) -> Ended[R]:
-    """Return `work(unit)`. Heartbeats and, unless this process is the driver's, log lines go to `send`."""
+def nowhere(_: Mapping[str, Any]) -> None:
+    """Drop a message."""
+
+
+def attend(
+    work: Callable[[U], R],
+    number: int,
+    unit: U,
+    *,
+    send: Send = nowhere,
+    logs: WorkerLogs | None = None,
+    driver: bool = True,
+) -> Ended[R]:
+    """Return `work(unit)`. Heartbeats go to `send`, and log lines too where this is not the `driver`'s process."""
 
     def send_line(message: Mapping[str, Any]) -> None:
         send({"unit": number, **message})
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(unit_log(unit.name, logs.folder))
-        if not driver:
+        if logs is not None:
+            stack.enter_context(unit_log(unit.name, logs.folder))
+        if logs is not None and not driver:
             stack.enter_context(logging_to(send_line, logs))
         pulsing = stack.enter_context(pulse(lambda beat: send_line({"beat": dataclasses.astuple(beat)})))
         try:

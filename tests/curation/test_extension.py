@@ -115,7 +115,7 @@ def test_an_annotator_and_a_step_of_a_package_go_from_the_recipe_to_the_report(
     job = Path(make_job().job)
     (tmp_path / "r.yaml").write_text(RECIPE.format(job=job))
     for command in ("annotate", "select", "build", "report"):
-        done = headrace(command, tmp_path / "r.yaml")
+        done = headrace("-q", command, tmp_path / "r.yaml")
         assert (done.returncode, done.stderr) == (0, ""), command
     (folder,) = (job / "annotations").glob("brightness-*")
     tables = [pq.read_table(path, columns=["brightness"]) for path in sorted(folder.glob("*.parquet"))]
