@@ -286,10 +286,12 @@ class Prefetcher:
             chunk = batch.chunks[together[0]]
             assert chunk is not None
             assert chunk.read is not None
-            chunk.read.add_done_callback(partial(self._has_read, batch, together))
+            # A future keeps its callbacks, and the chunk of a wide window lives long: it must not keep the batch too.
+            chunk.read.add_done_callback(partial(self._has_read, [batch], together))
 
-    def _has_read(self, batch: PendingBatch, rows: list[int], _: "Future[dict[int, Payload]]") -> None:
+    def _has_read(self, holder: list[PendingBatch], rows: list[int], _: "Future[dict[int, Payload]]") -> None:
         """Hand rows to the decoder, in parts of its size."""
+        batch = holder.pop()
         if self._stopped:  # the callbacks of cancelled reads run in the thread that closes
             return
         size = self._maker.decoder.items_per_call

@@ -1,7 +1,7 @@
 """Parts of a batch, and batches that count only some of their rows.
 
-Invariant: a part keeps each sample's global position, so its crop, prefix and place in the loss do not depend on how a
-batch is cut. The one thing a reader would get wrong: parts are views; nothing is copied.
+A part keeps each sample's global position, so its crop, prefix and place in the loss do not depend on how a batch is
+cut. Parts share the memory of the batch; nothing is copied.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """Finite passes over one dataset: for validation, probes and features.
 
-Invariant: each sample once, upright, centre-cropped, not flipped. The one thing a reader would get wrong: positions of
-such a pass are places in the dataset, not global positions of the training stream.
+Each sample comes once, upright, centre-cropped, not flipped. Positions of such a pass are places in the dataset, not
+global positions of the training stream.
 """
 
 import dataclasses
@@ -17,5 +17,12 @@ def plain_mixture(url: str, image_size: int) -> Mixture:
 
 
 def same_reading(mixture: Mixture, url: str) -> Mixture:
-    """Return the dataset at `url` alone, without augmentation, read with the lanes and limits of `mixture`."""
-    return dataclasses.replace(mixture, sources=(Source(name="data", url=url),), augment=PLAIN, views=(), quarantine="")
+    """Return the dataset at `url` alone, read with the lanes and limits of `mixture`.
+
+    Without augmentation, unless the mixture has several views: a loss that compares views needs them as in training.
+    They are functions of the position, so the number is comparable all the same.
+    """
+    sources = (Source(name="data", url=url),)
+    if mixture.views:
+        return dataclasses.replace(mixture, sources=sources, quarantine="")
+    return dataclasses.replace(mixture, sources=sources, augment=PLAIN, quarantine="")
