@@ -15,7 +15,9 @@ from typing import Any
 import pyarrow as pa
 
 from headrace import files
+from headrace.config import build_config
 from headrace.shards.errors import ShardError
+from headrace.shards.group import BY_RULE, GroupConfig
 from headrace.shards.index import INDEX_SCHEMA, parse_index
 from headrace.shards.parquet import ParquetReader
 from headrace.text import shown, without_secrets
@@ -72,6 +74,8 @@ class Dataset:
     shards: tuple[ShardEntry, ...]
     classes: tuple[str, ...] = ()
     recipe_digest: str | None = None
+    group: GroupConfig = BY_RULE
+    """How the members of its tars become samples."""
     not_held: tuple[str, ...] = ()
     """Columns that the index of some shard was made without (`headrace index --fast`): null there means not read."""
 
@@ -162,8 +166,19 @@ def open_dataset(url: str, *, index_dir: str | None = None, read: ReadBytes = fi
         shards=shards,
         classes=_texts(summary, "classes", summary_url),
         recipe_digest=digest if isinstance(digest, str) else None,
+        group=_group(summary, summary_url),
         not_held=_not_held(summary, shards, summary_url),
     )
+
+
+def layout_of(url: str) -> str | None:
+    """Return the layout that the dataset at `url` claims, whole or not; None if there is none."""
+    try:
+        summary = json.loads(files.read_bytes(files.join(url, SUMMARY_NAME)))
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+        return None
+    layout = summary.get("layout") if isinstance(summary, dict) else None
+    return layout if isinstance(layout, str) else None
 
 
 def foreign_commit_name(shard: str) -> str:
@@ -184,7 +199,8 @@ def _read_manifest(data: bytes, url: str, summary: Mapping[str, Any], layout: st
         table = ParquetReader(data, url).read()
         rows: list[dict[str, Any]] = table.select(MANIFEST_SCHEMA.names).cast(MANIFEST_SCHEMA).to_pylist()
     except (ValueError, KeyError, OSError) as error:
-        raise ShardError(f"not a manifest of shards: {error}", shard=url) from error
+        detail = str(error).removeprefix(f"{url}: ")
+        raise ShardError(f"not a manifest of shards: {detail}; {_remedy(layout)}", shard=url) from error
     seen: set[str] = set()
     for row in rows:
         _check_entry(row, url, layout)
@@ -239,6 +255,15 @@ def _not_held(summary: Mapping[str, Any], shards: tuple[ShardEntry, ...], url: s
     if fast and not not_held:
         raise ShardError(f"a shard has no sha256, yet {SUMMARY_NAME} says that its index is full", shard=url)
     return not_held
+
+
+def _group(summary: Mapping[str, Any], url: str) -> GroupConfig:
+    if summary.get("group") is None:
+        return BY_RULE
+    try:
+        return build_config(GroupConfig, summary["group"])
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{url}: group: {error}") from error
 
 
 def _texts(summary: Mapping[str, Any], name: str, url: str) -> tuple[str, ...]:

@@ -1,20 +1,24 @@
 """The index of a shard: one row a sample, which makes every sample addressable, sized and checked.
 
-Rows stand in the tar's order and only samples with an image have one. The one thing a reader would get wrong: a
-damaged image still has a row (null width, height, format), so that `verify` can name it; rows are never dropped.
+Rows stand in the tar's order and only samples with an image have one. A damaged image still has a row (null width,
+height, format), so that `verify` can name it; rows are never dropped.
 """
 
 import hashlib
 import logging
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from headrace import files
+from headrace.shards.columns import MAX_EXTRAS, extras_table
 from headrace.shards.errors import ShardError
-from headrace.shards.group import SampleMembers, group_members, read_columns
+from headrace.shards.group import BY_RULE, GroupConfig, Grouped, SampleMembers, group_members
 from headrace.shards.heartbeat import beat, expect
+from headrace.shards.members import LABEL_TEXT, Facts, join_facts, read_member
 from headrace.shards.parquet import ParquetReader, write_parquet
 from headrace.shards.tar import TarMember, iterate_members
 from headrace.shards.windows import Windows
@@ -54,42 +58,79 @@ class IndexedShard:
     """The index of one tar, and what was learnt on the way."""
 
     table: pa.Table
+    """INDEX_SCHEMA, then `extras`."""
+    extras: dict[str, str]
+    """More columns and their types, by the names of `columns.TYPES`."""
+    left_out: dict[str, int]
+    """Names in `.json` members that became no column, and how often they stood there."""
+    grouped: Grouped
     faults: tuple[Fault, ...]
-    without_image: int
     num_bytes: int
     sha256: str | None
 
+    @property
+    def without_image(self) -> int:
+        """Keys that have members and no image."""
+        return sum(sample.image is None for sample in self.grouped.samples)
 
-def index_shard(url: str, *, fast: bool = False) -> pa.Table:
+
+def index_shard(url: str, *, fast: bool = False, group: GroupConfig = BY_RULE) -> pa.Table:
     """Return the index of any WebDataset tar. Raises ShardError if the tar is damaged.
 
     `fast` reads tar headers only: key, offset and size are known, all else is null.
     """
-    indexed = build_index(url, fast=fast)
+    indexed = build_index(url, fast=fast, group=group)
     for fault in indexed.faults[:10]:
         log.warning("%s: sample %r at byte %d: %s", url, fault.key, fault.offset, fault.message)
     return indexed.table
 
 
-def build_index(url: str, *, fast: bool = False) -> IndexedShard:
-    """Index one tar and say what was odd in it. Raises ShardError if the tar is damaged."""
-    faults: list[Fault] = []
-    rows: list[dict[str, Any]] = []
-    without_image = 0
-    shard = shard_name(url)
+def build_index(
+    url: str, *, fast: bool = False, group: GroupConfig = BY_RULE, beside: Mapping[str, Facts] | None = None
+) -> IndexedShard:
+    """Index one tar and say what was odd in it; `beside` is what a table says of its keys.
+
+    Raises ShardError if the tar is damaged.
+    """
+    by_offset: dict[int, Facts] = {}
+    members: list[TarMember] = []
     with Windows(url, hashing=not fast) as windows:
         if not fast:
             expect(bytes=windows.size)
-        for sample in group_members(iterate_members(windows), url):
-            beat(samples=1)
-            if sample.image is None:
-                without_image += 1
-            else:
-                rows.append(_index_sample(windows, sample, sample.image, shard, None if fast else faults))
+        for member in iterate_members(windows, with_links=True):
+            members.append(member)
+            beat(members=1)
+            facts = None if fast else read_member(windows, member)
+            if facts is not None:
+                by_offset[member.offset] = facts
         sha256 = None if fast else windows.sha256()
         num_bytes = windows.size
+    grouped = group_members(members, group)
+    samples = [sample for sample in grouped.samples if sample.image is not None]
+    tabled = beside or {}
+    joined = [Facts() if fast else join_facts(sample, by_offset, tabled.get(sample.key)) for sample in samples]
+    rows = [_row(sample, facts, shard_name(url), fast) for sample, facts in zip(samples, joined, strict=True)]
+    left_out = Counter(name for facts in joined for name in facts.left_out)
+    names = Counter(name for facts in joined for name in facts.extras)
+    kept = {LABEL_TEXT, *(name for name, _ in names.most_common(MAX_EXTRAS))}
+    left_out.update({name: count for name, count in names.items() if name not in kept})
+    extras, arrays = extras_table([{n: v for n, v in facts.extras.items() if n in kept} for facts in joined])
     table = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
-    return IndexedShard(table, tuple(faults), without_image, num_bytes, sha256)
+    for name, array in zip(extras, arrays, strict=True):
+        table = table.append_column(name, array)
+    return IndexedShard(
+        table=table,
+        extras=extras,
+        left_out=dict(sorted(left_out.items())),
+        grouped=grouped,
+        faults=tuple(
+            Fault(sample.key, offset, message)
+            for sample, facts in zip(samples, joined, strict=True)
+            for offset, message in facts.faults
+        ),
+        num_bytes=num_bytes,
+        sha256=sha256,
+    )
 
 
 def shard_name(url: str) -> str:
@@ -103,16 +144,12 @@ def sample_uid(caption: str | None, url: str | None, *, shard: str, key: str) ->
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
-def _index_sample(
-    windows: Windows, sample: SampleMembers, image: TarMember, shard: str, faults: list[Fault] | None
-) -> dict[str, Any]:
-    """Return one row; `faults` is None where only headers may be read."""
-    row: dict[str, Any] = {"key": sample.key, "offset": image.offset, "size": image.size}
-    if faults is not None:
-        # The members are read in the tar's order, so the windows only move forwards.
-        columns = read_columns(windows, sample)
-        row.update(columns.values)
-        faults.extend(Fault(sample.key, offset, message) for offset, message in columns.faults)
+def _row(sample: SampleMembers, facts: Facts, shard: str, fast: bool) -> dict[str, Any]:
+    assert sample.image is not None
+    row = {"key": sample.key, "offset": sample.image.offset, "size": sample.image.size, **facts.values}
+    if LABEL_TEXT in row:
+        facts.extras[LABEL_TEXT] = row.pop(LABEL_TEXT)
+    if not fast:
         row["uid"] = row.get("uid") or sample_uid(row.get("caption"), row.get("url"), shard=shard, key=sample.key)
     return row
 

@@ -1,8 +1,8 @@
 """Tar shards: headers read strictly, written with fixed metadata.
 
 A name is an identifier, never a path. A shard is whole only if it ends in two zero blocks with nothing but zeros
-after them; a reader that stops at the first odd block (tarfile, webdataset) silently loses the rest. The one thing a
-reader would get wrong: links, folders and devices are skipped, as webdataset skips them, and carry no payload.
+after them; a reader that stops at the first odd block (tarfile, webdataset) silently loses the rest. Links, folders and
+devices carry no payload; links and devices are named where that is asked for, as they may stand for a file.
 """
 
 import hashlib
@@ -26,6 +26,7 @@ MAX_KEY_BYTES = 88
 _ZERO_BLOCK = bytes(BLOCK)
 _REGULAR = b"0\x007"
 _WITHOUT_PAYLOAD = b"123456"
+_FOLDER = b"5"
 _EXTENDED = b"xgLKX"
 
 
@@ -36,20 +37,24 @@ class TarMember:
     name: str
     offset: int
     size: int
+    link: bool = False
+    """No regular file: a hard or symbolic link, a device, an unknown kind."""
 
 
-def scan_tar(url: str, *, allow_missing_end: bool = False) -> list[TarMember]:
-    """Return the regular members of a tar, reading headers only.
+def scan_tar(url: str, *, allow_missing_end: bool = False, with_links: bool = False) -> list[TarMember]:
+    """Return the regular members of a tar, reading headers only; `with_links` also what has a name and no payload.
 
     Raises ShardError on truncation or rubbish. `allow_missing_end` accepts a tar that stops at a member's boundary
     without the two zero blocks, for writers that leave them out; a cut there then goes unnoticed.
     """
     with Windows(url) as windows:
-        return list(iterate_members(windows, allow_missing_end=allow_missing_end))
+        return list(iterate_members(windows, allow_missing_end=allow_missing_end, with_links=with_links))
 
 
-def iterate_members(windows: Windows, *, allow_missing_end: bool = False) -> Iterator[TarMember]:
-    """Yield the regular members in order; the check of the tar's end comes after the last one."""
+def iterate_members(
+    windows: Windows, *, allow_missing_end: bool = False, with_links: bool = False
+) -> Iterator[TarMember]:
+    """Yield the members in order, as `scan_tar` does; the check of the tar's end comes after the last one."""
     position, extended, defaults = 0, dict[str, str](), dict[str, str]()
     while True:
         block = windows.read(position, BLOCK)
@@ -69,6 +74,8 @@ def iterate_members(windows: Windows, *, allow_missing_end: bool = False) -> Ite
         extended = {}
         regular = header.kind in _REGULAR and not (header.kind == b"\0" and name.endswith("/"))
         if header.kind in _WITHOUT_PAYLOAD or (header.kind in _REGULAR and not regular):
+            if with_links and header.kind in _WITHOUT_PAYLOAD and header.kind != _FOLDER:
+                yield TarMember(name, payload, 0, link=True)
             position = payload
             continue
         if payload + size > windows.size:
@@ -77,8 +84,8 @@ def iterate_members(windows: Windows, *, allow_missing_end: bool = False) -> Ite
                 shard=windows.url,
                 offset=payload,
             )
-        if regular:
-            yield TarMember(name, payload, size)
+        if regular or with_links:
+            yield TarMember(name, payload, size, link=not regular)
         position = payload + _padded(size)
 
 

@@ -14,15 +14,16 @@ import pyarrow as pa
 
 from headrace import files
 from headrace.shards.commit import RECORD_FIELDS, committed, read_commit
-from headrace.shards.dataset import OWN_LAYOUT, Dataset, ShardEntry, open_dataset
+from headrace.shards.dataset import FOREIGN_LAYOUT, OWN_LAYOUT, Dataset, ShardEntry, open_dataset
 from headrace.shards.errors import ShardError
-from headrace.shards.group import SampleMembers, group_members, read_columns
+from headrace.shards.group import GroupConfig, Grouped, SampleMembers, group_members
 from headrace.shards.heartbeat import beat, expect
 from headrace.shards.images.decode import decode_rgb
 from headrace.shards.images.header import check_complete, read_header
 from headrace.shards.index import INDEX_SCHEMA, parse_index
+from headrace.shards.members import LABEL_TEXT, Facts, caption_of, join_facts, read_member
 from headrace.shards.payloads import check_crc
-from headrace.shards.tar import iterate_members
+from headrace.shards.tar import TarMember, iterate_members
 from headrace.shards.units import INLINE, EngineConfig, OnProgress, no_progress, run_units
 from headrace.shards.windows import Windows
 from headrace.text import printable, shown
@@ -34,10 +35,20 @@ _SUMS = ("sha256",)  # null in the record of an index made from headers
 
 
 @dataclass(frozen=True, slots=True)
+class _Rules:
+    """What of a dataset says how a tar is read."""
+
+    layout: str
+    classes: tuple[str, ...]
+    group: GroupConfig
+
+
+@dataclass(frozen=True, slots=True)
 class _Unit:
     entry: ShardEntry
     index_url: str
     tar_url: str
+    rules: _Rules
     decode: bool
 
     @property
@@ -85,8 +96,9 @@ def verify_dataset(
                 on_damage(damage)
 
     add(_check_records(dataset))
+    rules = _Rules(dataset.layout, dataset.classes, dataset.group)
     units = [
-        _Unit(entry, dataset.index_url(shard), dataset.tar_url(shard), decode)
+        _Unit(entry, dataset.index_url(shard), dataset.tar_url(shard), rules, decode)
         for shard, entry in enumerate(dataset.shards)
     ]
     in_order = _InOrder(add)
@@ -162,7 +174,7 @@ def _check_shard(unit: _Unit) -> Iterator[Damage]:
         return
     expect(bytes=windows.size)
     with windows:
-        yield from _check_tar(windows, entry.name, rows, unit.decode)
+        yield from _check_tar(windows, unit, rows)
         if windows.size != entry.num_bytes:
             yield Damage(entry.name, None, None, f"the tar has {windows.size} bytes, expected {entry.num_bytes}")
         elif entry.sha256 is not None and windows.sha256() != entry.sha256:
@@ -186,16 +198,24 @@ def _has_place(row: dict[str, Any]) -> bool:
     return row["key"] is not None and row["offset"] is not None and row["size"] is not None
 
 
-def _check_tar(windows: Windows, shard: str, rows: dict[int, dict[str, Any]], decode: bool) -> Iterator[Damage]:
-    """Check each indexed sample where the tar has it, then those that the tar's headers no longer reach."""
-    left = dict(rows)
+def _check_tar(windows: Windows, unit: _Unit, rows: dict[int, dict[str, Any]]) -> Iterator[Damage]:
+    """Check each indexed image where the tar has it, then those that the tar's headers no longer reach, then texts."""
+    shard, decode, left = unit.entry.name, unit.decode, dict(rows)
+    members: list[TarMember] = []
+    by_offset: dict[int, Facts] = {}
+    whole = True
     try:
-        for sample in group_members(iterate_members(windows), windows.url):
-            beat(samples=1)
-            row = left.pop(sample.image.offset, None) if sample.image is not None else None
+        for member in iterate_members(windows, with_links=True):
+            members.append(member)
+            row = left.pop(member.offset, None)
             if row is not None:
-                yield from _check_sample(windows, shard, sample, row, decode)
+                beat(samples=1)
+                yield from _check_member(windows, shard, member, row, decode)
+            facts = read_member(windows, member)
+            if facts is not None:
+                by_offset[member.offset] = facts
     except ShardError as error:
+        whole = False
         yield Damage(shard, error.key, error.offset, error.detail)
     for offset, row in sorted(left.items()):
         if offset < 0 or row["size"] < 0 or offset + row["size"] > windows.size:
@@ -204,25 +224,48 @@ def _check_tar(windows: Windows, shard: str, rows: dict[int, dict[str, Any]], de
             continue
         message = _check_image(windows.read(offset, row["size"]), row, windows.url, decode)
         yield Damage(shard, row["key"], offset, message or "no tar header leads to it any more; its bytes are whole")
+    if whole:  # of a cut tar, neither the rule of its keys nor what belongs to its last sample is known
+        yield from _check_samples(unit, group_members(members, unit.rules.group), rows, by_offset)
 
 
-def _check_sample(
-    windows: Windows, shard: str, sample: SampleMembers, row: dict[str, Any], decode: bool
+def _check_member(
+    windows: Windows, shard: str, member: TarMember, row: dict[str, Any], decode: bool
 ) -> Iterator[Damage]:
-    assert sample.image is not None
-    offset, size = sample.image.offset, sample.image.size
-    if size != row["size"]:
-        yield Damage(shard, row["key"], offset, f"size in the tar is {size}, the index says {row['size']}")
+    if member.size != row["size"]:
+        sizes = f"size in the tar is {member.size}, the index says {row['size']}"
+        yield Damage(shard, row["key"], member.offset, sizes)
         return
+    message = _check_image(windows.read(member.offset, member.size), row, windows.url, decode)
+    if message is not None:
+        yield Damage(shard, row["key"], member.offset, message)
+
+
+def _check_samples(
+    unit: _Unit, grouped: Grouped, rows: dict[int, dict[str, Any]], by_offset: dict[int, Facts]
+) -> Iterator[Damage]:
+    for sample in grouped.samples:
+        row = rows.get(sample.image.offset) if sample.image is not None else None
+        if row is not None:
+            yield from _check_sample(unit, sample, row, join_facts(sample, by_offset))
+
+
+def _check_sample(unit: _Unit, sample: SampleMembers, row: dict[str, Any], facts: Facts) -> Iterator[Damage]:
+    """Compare what the small members say with the index; what stands in no member came from a table beside the tar."""
+    shard, rules, offset = unit.entry.name, unit.rules, row["offset"]
     if sample.key != row["key"]:
         yield Damage(shard, row["key"], offset, f"the tar names it {sample.key!r}")
-    columns = read_columns(windows, sample).values if row["crc32"] is not None else {}
-    message = _check_image(windows.read(offset, size), row, windows.url, decode)
-    if message is not None:
-        yield Damage(shard, row["key"], offset, message)
-    for name in _TEXT_COLUMNS if columns else ():
-        if columns.get(name) != row[name]:
-            yield Damage(shard, row["key"], offset, f"{name} in the tar is not the index's")
+    if row["crc32"] is None:
+        return
+    values, indexed = dict(facts.values), dict(row)
+    name = values.pop(LABEL_TEXT, None)
+    if name is not None and name in rules.classes:
+        values["label"] = rules.classes.index(name)
+    if indexed["caption"] is not None:
+        indexed["caption"] = caption_of(indexed["caption"])
+    for column in _TEXT_COLUMNS:
+        absent = column not in values and rules.layout == FOREIGN_LAYOUT
+        if not absent and values.get(column) != indexed[column]:
+            yield Damage(shard, row["key"], offset, f"{column} in the tar is not the index's")
 
 
 def _check_image(data: bytes, row: dict[str, Any], url: str, decode: bool) -> str | None:

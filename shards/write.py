@@ -1,8 +1,7 @@
 """Write a dataset: tar, then index, then commit record; at the end the manifest from the records.
 
 Equal samples give equal bytes, and a shard counts only once its record is there, so a killed writer is simply run
-again. The one thing a reader would get wrong: `columns` hold what only the caller knows; place, size, crc32 and the
-image's header are measured here.
+again. `columns` hold what only the caller knows; place, size, crc32 and the image's header are measured here.
 """
 
 import hashlib
@@ -19,9 +18,9 @@ from headrace.config import canonical_json
 from headrace.shards.commit import SHARD_FIELDS, check_name, commit, committed, read_commit
 from headrace.shards.dataset import MANIFEST_NAME, MANIFEST_SCHEMA, OWN_LAYOUT, SCHEMA_VERSION, SUMMARY_NAME
 from headrace.shards.errors import ShardError
-from headrace.shards.group import header_columns
 from headrace.shards.images.formats import IMAGE_EXTENSIONS
 from headrace.shards.index import INDEX_SCHEMA, sample_uid
+from headrace.shards.members import header_columns
 from headrace.shards.parquet import parquet_bytes
 from headrace.shards.tar import ShardWriter, TarMember, check_key
 

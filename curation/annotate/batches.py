@@ -11,8 +11,9 @@ from headrace.curation.annotate.annotator import AnnotationBatch
 from headrace.curation.annotate.annotators.hashes import sha256_hex
 from headrace.curation.annotate.decode import Decoded, decode
 from headrace.shards.errors import ShardError
-from headrace.shards.group import MAX_IMAGE_BYTES, group_members
+from headrace.shards.group import GroupConfig, group_members
 from headrace.shards.images.decode import MAX_PIXELS
+from headrace.shards.members import MAX_IMAGE_BYTES
 from headrace.shards.payloads import read_payloads
 from headrace.shards.tar import TarMember, scan_tar
 
@@ -59,9 +60,7 @@ def batches_without_images(rows: Sequence[FetchedRow], batch_size: int) -> Itera
 
 def batches_with_images(rows: Sequence[FetchedRow], tar_url: str, batch_size: int) -> Iterator[AnnotationBatch]:
     """Yield batches of decoded images in the order of `rows`. Raises ShardError if the tar is damaged."""
-    members = {
-        sample.key: sample.image for sample in group_members(scan_tar(tar_url), tar_url) if sample.image is not None
-    }
+    members = _images_by_key(tar_url)
     pending = _Pending()
     for group in _readable(rows, members, batch_size):
         spans = [(member.offset, member.size) for _, member in group if member is not None and _fits(member)]
@@ -79,6 +78,16 @@ def batches_with_images(rows: Sequence[FetchedRow], tar_url: str, batch_size: in
                 yield pending.take()
     if pending.rows:
         yield pending.take()
+
+
+def _images_by_key(tar_url: str) -> dict[str, TarMember]:
+    # Keys of raw shards hold no dot, so the rule need not be guessed.
+    grouped = group_members(scan_tar(tar_url), GroupConfig(keys="first-dot"))
+    for item in grouped.unused:
+        if item.reason in ("duplicate", "ambiguous-image"):
+            message = f"member {item.member.name!r} is a second image of one key"
+            raise ShardError(message, shard=tar_url, offset=item.member.offset)
+    return {sample.key: sample.image for sample in grouped.samples if sample.image is not None}
 
 
 def _readable(

@@ -228,8 +228,8 @@ def _folder_parts(url: str) -> Iterator[Part]:
         if names_image(files.basename(url)):
             yield Part(url, (files.basename(url),))
         return
-    # As `headrace import` lists it: links are followed, as image folders are often made of them.
-    folder = open_folder(url)
+    # As `headrace import --follow-links` lists it: links are followed, as image folders are often made of them.
+    folder = open_folder(url, follow_links=True)
     for name in filter(names_image, folder.paths):
         yield Part(files.join(url, name), (name,))
 

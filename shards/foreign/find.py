@@ -1,27 +1,97 @@
-"""What a user means by a file, a folder or a glob, at any fsspec URL.
+"""What a user means by a file, a folder, a glob or a `{000..999}` pattern, at any fsspec URL.
 
-Sorted, so that the order of shards never depends on a listing. The one thing a reader would get wrong: a folder is
-not searched below its first level.
+Sorted, so that the order of shards never depends on a listing. A folder is not searched below its first level.
 """
 
-from collections.abc import Sequence
+import itertools
+import re
+from collections.abc import Iterator, Sequence
 
 from headrace import files
 from headrace.web import is_http
 
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
+MAX_BRACES = 1_000_000
+_SHOWN = 5
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
 
 def expand_files(url: str, suffix: str) -> list[str]:
-    """Return the files ending in `suffix` that a file's URL, a folder or a glob names, sorted.
+    """Return the files ending in `suffix` that a file's URL, a folder, a glob or a brace pattern names, sorted.
 
-    What exists is never read as a glob.
+    What exists is never read as a pattern. Raises ValueError if a brace pattern names files that are not there.
     """
-    if is_http(url) and files.basename(url).endswith(suffix) and "*" not in url:
+    if is_http(url):
+        return _expand_http(url, suffix)
+    if files.exists(url):
+        if url.endswith(suffix) and not _is_folder(url):
+            return [url]
+        return [files.join(url, name) for name in files.list_names(url, suffix=suffix)]
+    spelled = list(spell_out(url))
+    if len(spelled) > 1:
+        return _all_of(url, spelled, suffix)
+    if any(letter in url for letter in "*?["):
+        return [name for name in files.matching(url) if name.endswith(suffix)]
+    # A server may list a folder that it does not say exists.
+    return [] if url.endswith(suffix) else [files.join(url, name) for name in files.list_names(url, suffix=suffix)]
+
+
+def _expand_http(url: str, suffix: str) -> list[str]:
+    spelled = list(spell_out(url))
+    if len(spelled) > 1:
+        return _all_of(url, spelled, suffix)
+    if files.basename(url).endswith(suffix) and "*" not in url:
         return [url]  # without asking: reading it says what is the matter
-    if any(letter in url for letter in ("*[" if is_http(url) else "*?[")) and not files.exists(url):
+    if any(letter in url for letter in "*[") and not files.exists(url):
         return [name for name in files.matching(url) if files.basename(name).endswith(suffix)]
-    if url.endswith(suffix):
-        return [url] if files.exists(url) else []
     return [files.join(url, name) for name in files.list_names(url, suffix=suffix)]
+
+
+def spell_out(pattern: str) -> Iterator[str]:
+    """Yield what a pattern with `{000..999}` or `{train,val}` stands for; itself if it has none."""
+    parts = _BRACES.split(pattern)
+    choices = [_choices(part) if number % 2 else [part] for number, part in enumerate(parts)]
+    total = 1
+    for some in choices:
+        total *= len(some)
+    if total > MAX_BRACES:
+        raise ValueError(f"{pattern}: stands for {total} files, over {MAX_BRACES}")
+    yield from map("".join, itertools.product(*choices))
+
+
+def _choices(inside: str) -> Sequence[str]:
+    found = _RANGE.fullmatch(inside)
+    if found is not None:
+        first, last = int(found[1]), int(found[2])
+        padded = len(found[1]) if found[1].startswith("0") else 0
+        if abs(last - first) >= MAX_BRACES:
+            raise ValueError(f"{{{inside}}}: stands for {abs(last - first) + 1} files, over {MAX_BRACES}")
+        step = 1 if last >= first else -1
+        return [str(number).zfill(padded) for number in range(first, last + step, step)]
+    return inside.split(",") if "," in inside else [f"{{{inside}}}"]
+
+
+def _all_of(pattern: str, spelled: Sequence[str], suffix: str) -> list[str]:
+    """Return all that a brace pattern names; its user wrote down which ones there are."""
+    found: list[str] = []
+    missing = []
+    for url in spelled:
+        here = expand_files(url, suffix)
+        found += here
+        if not here and url.endswith(suffix):
+            missing.append(url)
+    if missing and found:
+        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        raise ValueError(
+            f"{pattern}: {len(missing)} of {len(spelled)} are not there: {', '.join(missing[:_SHOWN])}{more}"
+        )
+    return sorted(dict.fromkeys(found))
+
+
+def _is_folder(url: str) -> bool:
+    return files.is_local(url) and files.local_path(url).is_dir()
 
 
 def find_tars(urls: Sequence[str]) -> dict[str, list[str]]:
@@ -30,7 +100,29 @@ def find_tars(urls: Sequence[str]) -> dict[str, list[str]]:
     for url in urls:
         tars = expand_files(url, ".tar")
         if not tars:
+            refuse_compressed(url)
             raise ValueError(f"{url}: no .tar there")
         for tar in tars:
             found.setdefault(files.parent(tar), set()).add(files.basename(tar))
     return {folder: sorted(names) for folder, names in sorted(found.items())}
+
+
+def compressed_tars(url: str) -> list[str]:
+    """Return the compressed tars that `url` names, or that lie in the folder that it names."""
+    name = files.basename(url)
+    if name.endswith(COMPRESSED):
+        return [found for suffix in COMPRESSED if name.endswith(suffix) for found in expand_files(url, suffix)]
+    if name.endswith((".tar", ".parquet")) or (is_http(url) and not files.is_folder(url)):
+        return []
+    return [found for suffix in COMPRESSED for found in expand_files(url, suffix)]
+
+
+def refuse_compressed(url: str) -> None:
+    """Raise ValueError if `url` names compressed tars, or a folder of them."""
+    found = compressed_tars(url)
+    if found:
+        names = ", ".join(map(files.basename, found[:_SHOWN]))
+        raise ValueError(
+            f"{url}: {len(found)} compressed tars ({names}{', ...' if len(found) > _SHOWN else ''}); "
+            "a shard must be a plain .tar to be read by ranges: unpack them, for example with gunzip"
+        )

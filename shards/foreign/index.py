@@ -5,34 +5,29 @@ keeps its own `NAME.parquet` there. A rerun keeps what is finished: an index tha
 size; `rebuild` makes all again.
 """
 
-import hashlib
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from headrace import files
-from headrace.shards.commit import RECORD_FIELDS, commit, read_commit
-from headrace.shards.dataset import (
-    FOREIGN_LAYOUT,
-    OWN_LAYOUT,
-    SUMMARY_NAME,
-    fast_not_held,
-    foreign_commit_name,
-    open_dataset,
-)
+from headrace.config import config_to_dict
+from headrace.shards.dataset import FOREIGN_LAYOUT, OWN_LAYOUT, fast_not_held, layout_of
 from headrace.shards.errors import ShardError
-from headrace.shards.index import build_index, parse_index, shard_name
-from headrace.shards.parquet import parquet_bytes
+from headrace.shards.foreign.settle import Agreement, SettleUnit, agree_on, settle_index
+from headrace.shards.foreign.unit import INDEX_FOLDER, REJECTS_FOLDER, TarUnit, index_tar
+from headrace.shards.group import BY_RULE, GroupConfig
 from headrace.shards.units import INLINE, EngineConfig, OnProgress, no_progress, run_units
 from headrace.shards.write import clear_leftovers, write_manifest
-from headrace.text import shown
 
 log = logging.getLogger(__name__)
 
-INDEX_FOLDER = "index"
 _SHOWN_TARS = 20
-_RECORD_FIELDS = {**RECORD_FIELDS, "name": str, "without_image": int, "faults": list, "fast": bool}
+# Below this, one odd member is over any rate.
+_JUDGED_FROM = 100
+CHOOSE_MEMBERS = "say which member is the image (--image-extension) or where keys end (--keys)"
+_USED = ("image", "text", "not-read")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +40,14 @@ class IndexConfig:
     """Read tar headers only: no crc32, size of image, label or caption."""
     rebuild: bool = False
     """Index again what has an index."""
+    group: GroupConfig = BY_RULE
+    """How members become samples."""
+    max_unused: float = 0.01
+    """Share of samples and images that may be left over: images beside the first of a sample, keys without any."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_unused <= 1:
+            raise ValueError(f"max_unused must be 0 to 1, got {self.max_unused}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +58,23 @@ class IndexSummary:
     num_samples: int
     without_image: int
     faults: tuple[tuple[str, str, int, str], ...]
-    repaired: tuple[str, ...] = ()
+    repaired: tuple[str, ...]
     """Shards whose index was there and did not hold what its record says, with the reason; made again."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Unit:
-    tar: str
-    base: str
-    fast: bool
-    rebuild: bool
-
-    @property
-    def name(self) -> str:
-        return self.tar
+    rules: dict[str, int]
+    """Tars by the rule of their keys."""
+    members: dict[str, int]
+    """Members of all tars by what became of them; `image` and `text` are those of samples."""
+    not_read: dict[str, int]
+    """Members by extensions that are not read."""
+    left_out: dict[str, int]
+    """Entries of `.json` members that became no column."""
+    columns: tuple[str, ...]
+    """Columns beyond those of every index."""
+    classes: tuple[str, ...]
+    unnumbered: int
+    """Distinct labels that are text and got no number."""
+    rejects: str | None
+    """Folder of the lists that name what was left over; None if nothing was."""
 
 
 def index_folder(
@@ -79,58 +85,28 @@ def index_folder(
     engine: EngineConfig = INLINE,
     on_progress: OnProgress = no_progress,
 ) -> IndexSummary:
-    """Index the named tars of one folder and write its manifest. Raises ShardError if a tar is damaged."""
+    """Index the named tars of one folder and write its manifest.
+
+    Raises ShardError if a tar is damaged, or more is left over than `max_unused` allows.
+    """
     _check_not_ours(folder)
     base = config.index_dir or folder
     if engine.executor != "inline":
         files.check_shared(folder, base)
-    units = [_Unit(files.join(folder, tar), base, config.fast, config.rebuild) for tar in tars]
+    work = [TarUnit(files.join(folder, tar), base, config.group, config.fast, config.rebuild) for tar in tars]
+    log.info("%s: index of %d tars begins", folder, len(tars))
     with files.only_writer(base):
-        records = run_units(_index_one, units, engine, on_progress)
+        records = run_units(index_tar, work, engine, on_progress)
         _check_whole(records)
-        clear_leftovers(base, INDEX_FOLDER, f"{INDEX_FOLDER}/commits")
-        not_held = fast_not_held() if any(record["fast"] for record in records) else ()
-        facts = {"recipe_digest": None, "layout": FOREIGN_LAYOUT, "not_held": list(not_held)}
-        write_manifest(base, records, facts)
-    return IndexSummary(
-        num_shards=len(records),
-        num_samples=sum(record["num_samples"] for record in records),
-        without_image=sum(record["without_image"] for record in records),
-        faults=tuple((record["name"], *fault) for record in records for fault in record["faults"]),
-        repaired=tuple(record["repaired"] for record in records if "repaired" in record),
-    )
-
-
-def _index_one(work: _Unit) -> dict[str, Any]:
-    url, base, fast, rebuild = work.tar, work.base, work.fast, work.rebuild
-    name = shard_name(url)
-    folder = files.join(base, INDEX_FOLDER)
-    unit = foreign_commit_name(name)
-    found = None if rebuild else _known(folder, unit, url, fast)
-    if isinstance(found, dict):
-        return found
-    try:
-        indexed = build_index(url, fast=fast)
-    except ShardError as error:
-        return {"damage": str(error)}
-    index = parquet_bytes(indexed.table)
-    files.remove(files.join(folder, "commits", f"{unit}.json"))
-    files.write_atomic(files.join(folder, f"{name}.parquet"), index)
-    record = {
-        "name": name,
-        "num_samples": indexed.table.num_rows,
-        "num_bytes": indexed.num_bytes,
-        "sha256": indexed.sha256,
-        "index_sha256": hashlib.sha256(index).hexdigest(),
-        "without_image": indexed.without_image,
-        "faults": [[fault.key, fault.offset, fault.message] for fault in indexed.faults],
-        "fast": fast,
-    }
-    commit(folder, unit, record)
-    if found is None:
-        return record
-    log.warning("%s: its index is made again: %s", url, found)
-    return {**record, "repaired": f"{name}: {found}"}
+        repaired = tuple(record.pop("repaired") for record in records if "repaired" in record)
+        _check_unused(folder, records, config.max_unused, files.join(base, INDEX_FOLDER, REJECTS_FOLDER))
+        agreement = agree_on(records)
+        records = _settle(work, records, agreement, engine)
+        clear_leftovers(base, INDEX_FOLDER, f"{INDEX_FOLDER}/commits", f"{INDEX_FOLDER}/{REJECTS_FOLDER}")
+        write_manifest(base, records, _facts(records, agreement, config))
+    summary = _summary(records, agreement, base, repaired)
+    log.info("%s: index of %d tars ends: %d samples", folder, len(tars), summary.num_samples)
+    return summary
 
 
 def _check_whole(records: Sequence[dict[str, Any]]) -> None:
@@ -143,40 +119,89 @@ def _check_whole(records: Sequence[dict[str, Any]]) -> None:
         raise ShardError(f"{len(damaged)} of {len(records)} tars are damaged: {'; '.join(damaged[:_SHOWN_TARS])}{more}")
 
 
-def _known(folder: str, unit: str, url: str, fast: bool) -> dict[str, Any] | str | None:
-    """Return the record of an index that is whole, fits its tar and is no less than what is asked for.
+def _check_unused(folder: str, records: Sequence[dict[str, Any]], max_unused: float, rejects: str) -> None:
+    """Raise ShardError if more samples or images were left over than declared."""
+    lost = sum(record["num_lost"] for record in records)
+    check_budget(
+        lost,
+        lost + sum(record["num_samples"] for record in records),
+        max_unused,
+        where=f"{folder}: {_reasons(records)}, named in {rejects}",
+        remedy=CHOOSE_MEMBERS,
+    )
 
-    None where there is no such index yet; a text where there is one that lies, which says why.
-    """
-    try:
-        record = read_commit(folder, unit, fields=_RECORD_FIELDS)
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        return str(error)
-    if record["name"] != shard_name(url):
-        return f"its record is of shard {shown(record['name'])}"
-    if record["num_bytes"] != files.size_of(url) or (record["fast"] and not fast):
-        return None
-    try:
-        data = files.read_bytes(files.join(folder, f"{shard_name(url)}.parquet"))
-    except FileNotFoundError:
-        return "the index is missing"
-    got = hashlib.sha256(data).hexdigest()
-    if got != record["index_sha256"]:
-        return f"sha256 of the index is {got}, its record says {record['index_sha256']}"
-    try:
-        table = parse_index(data, url)
-    except ShardError as error:
-        return error.detail
-    if table.num_rows != record["num_samples"]:
-        return f"the index has {table.num_rows} rows, its record says {record['num_samples']}"
-    return record
+
+def check_budget(lost: int, total: int, max_unused: float, *, where: str, remedy: str) -> None:
+    """Raise ShardError if `lost` of `total` is over the share; under 100, if it is half of them or more."""
+    over = lost > max_unused * total and (total >= _JUDGED_FROM or 2 * lost >= total)
+    if over:
+        raise ShardError(
+            f"{where}: {lost} of {total} samples or images would be left out, over --max-unused {max_unused:g}; "
+            f"{remedy}, or allow more"
+        )
+
+
+def _reasons(records: Sequence[dict[str, Any]]) -> str:
+    counts: Counter[str] = Counter()
+    for record in records:
+        counts.update({name: count for name, count in record["members"].items() if name not in _USED})
+    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+
+
+def _settle(
+    tars: Sequence[TarUnit], records: Sequence[dict[str, Any]], agreement: Agreement, engine: EngineConfig
+) -> list[dict[str, Any]]:
+    """Write again the indexes that are not as agreed; return the records of all."""
+    pairs = zip(tars, records, strict=True)
+    units = [SettleUnit(tar, record, agreement) for tar, record in pairs if not agreement.fits(record)]
+    settled = {record["name"]: record for record in run_units(settle_index, units, engine)}
+    return [settled.get(record["name"], record) for record in records]
+
+
+def _facts(records: Sequence[dict[str, Any]], agreement: Agreement, config: IndexConfig) -> dict[str, Any]:
+    """Return what dataset.json says beside the totals."""
+    fast = any(record["fast"] for record in records)
+    return {
+        "recipe_digest": None,
+        "layout": FOREIGN_LAYOUT,
+        "not_held": [*fast_not_held(), *agreement.columns] if fast else [],
+        "classes": list(agreement.classes),
+        "columns": agreement.columns,
+        "group": config_to_dict(config.group),
+        "members": _added(records, "members"),
+        "not_read": _added(records, "not_read"),
+    }
+
+
+def _summary(
+    records: Sequence[dict[str, Any]], agreement: Agreement, base: str, repaired: tuple[str, ...]
+) -> IndexSummary:
+    some = any(record["num_rejects"] for record in records)
+    return IndexSummary(
+        num_shards=len(records),
+        num_samples=sum(record["num_samples"] for record in records),
+        without_image=sum(record["without_image"] for record in records),
+        faults=tuple((record["name"], *fault) for record in records for fault in record["faults"]),
+        repaired=repaired,
+        rules=dict(Counter(record["rule"] for record in records)),
+        members=_added(records, "members"),
+        not_read=_added(records, "not_read"),
+        left_out=_added(records, "left_out"),
+        columns=tuple(agreement.columns),
+        classes=agreement.classes,
+        unnumbered=agreement.unnumbered,
+        rejects=files.join(base, INDEX_FOLDER, REJECTS_FOLDER) if some else None,
+    )
+
+
+def _added(records: Sequence[dict[str, Any]], field: str) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for record in records:
+        counts.update(record[field])
+    return dict(sorted(counts.items()))
 
 
 def _check_not_ours(folder: str) -> None:
     for place in (folder, folder.rpartition("/")[0]):
-        if not place or not files.exists(files.join(place, SUMMARY_NAME)):
-            continue
-        if open_dataset(place).layout == OWN_LAYOUT:
+        if place and layout_of(place) == OWN_LAYOUT:
             raise ValueError(f"{place} is a dataset of headrace with an index already; nothing to do")

@@ -1,13 +1,14 @@
 """Turn an image folder, tars or parquet files of image bytes into a dataset.
 
-The unit of work is one output shard, made of `samples_per_shard` consecutive inputs, so input order is kept, any unit
-can be done again alone, and equal inputs give equal bytes. The one thing a reader would get wrong: a shard holds fewer
-samples than that where inputs were rejected; every reject has its line in rejects.parquet.
+The unit of work is one output shard, made of `samples_per_shard` consecutive inputs of the list, or of its shuffle, so
+any unit can be done again alone, and equal inputs give equal bytes. A shard holds fewer samples than that where inputs
+were rejected; every reject has its line in rejects.parquet, and so has whatever was no input.
 """
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,16 +16,22 @@ import pyarrow as pa
 
 from headrace import files
 from headrace.config import canonical_json, config_to_dict
-from headrace.shards.commit import committed, read_commit
-from headrace.shards.dataset import SUMMARY_NAME
-from headrace.shards.foreign.find import expand_files
+from headrace.shards.columns import TYPES
+from headrace.shards.commit import SHARD_FIELDS, committed, read_commit
+from headrace.shards.dataset import MANIFEST_NAME, SUMMARY_NAME
+from headrace.shards.foreign.find import expand_files, refuse_compressed
+from headrace.shards.foreign.index import CHOOSE_MEMBERS, check_budget
+from headrace.shards.foreign.unit import INDEX_FOLDER
+from headrace.shards.group import BY_RULE, GroupConfig
 from headrace.shards.heartbeat import beat, expect
 from headrace.shards.images.decode import decode_rgb
 from headrace.shards.images.formats import EXTENSIONS
 from headrace.shards.images.header import check_complete, read_header
 from headrace.shards.imports.folder import FolderSource, open_folder
-from headrace.shards.imports.parquet import open_parquet_files
-from headrace.shards.imports.source import Input, Source, SourceUnit
+from headrace.shards.imports.metadata import TABLE_NAMES
+from headrace.shards.imports.parquet import DEFAULT_LABEL, open_parquet_files
+from headrace.shards.imports.shuffle import Spool, order_of
+from headrace.shards.imports.source import SOURCE_COLUMN, Input, Leftover, Source, SourceUnit
 from headrace.shards.imports.tar import open_tars
 from headrace.shards.parquet import write_parquet
 from headrace.shards.progress import Progress
@@ -35,6 +42,8 @@ log = logging.getLogger(__name__)
 
 JOB_NAME = "import.json"
 REJECTS_NAME = "rejects.parquet"
+JOB_SCHEMA = 2
+"""2: shuffles, more columns, leftovers among the rejects."""
 
 REJECTS_SCHEMA = pa.schema(
     [
@@ -45,7 +54,7 @@ REJECTS_SCHEMA = pa.schema(
         ("imported", pa.bool_()),
     ]
 )
-_EXTRA_SCHEMA = pa.schema([("source", pa.string())])
+_RECORD_FIELDS = {**SHARD_FIELDS, "rejects": list}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,27 +63,43 @@ class ImportConfig:
 
     samples_per_shard: int = 1000
     """Inputs of one output shard."""
+    shuffle: int | None = None
+    """Seed of a shuffle of all inputs; None keeps their order, sorted by name."""
     image_column: str | None = None
     """Column of the image bytes in parquet; None = the first of the usual names."""
-    label_column: str = "label"
+    label_column: str = DEFAULT_LABEL
     """Column of the label in parquet; unlabelled where there is none."""
+    group: GroupConfig = BY_RULE
+    """How the members of WebDataset tars become samples."""
+    max_unused: float = 0.01
+    """Share of inputs that may be no input at all: images beside the first of a sample, links out of a folder."""
+    follow_links: bool = False
+    """Read what links that lead out of an image folder point to."""
     decode: bool = True
     """Decode every image; False looks at header and end only."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.samples_per_shard <= 1_000_000:
             raise ValueError(f"samples_per_shard must be 1 to 1000000, got {self.samples_per_shard}")
+        if not 0 <= self.max_unused <= 1:
+            raise ValueError(f"max_unused must be 0 to 1, got {self.max_unused}")
 
 
 @dataclass(frozen=True, slots=True)
 class ImportSummary:
-    """What was imported; `rejects` counts by reason, `notes` those imported without some of their text."""
+    """What was imported: `num_inputs` = `num_samples` + the sum of `rejects`."""
 
     num_inputs: int
     num_samples: int
     num_shards: int
     rejects: dict[str, int]
+    """Inputs that became no sample, by reason."""
     notes: int
+    """Things about samples that could not be read, their image could."""
+    leftovers: dict[str, int]
+    """What was found and is no input, by reason."""
+    not_read: dict[str, int]
+    """Members by extensions that are not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +109,7 @@ class _Unit:
     first: int
     num_inputs: int
     inputs: SourceUnit
+    columns: Mapping[str, str]
     decode: bool
 
     @property
@@ -96,18 +122,47 @@ class _Unit:
 
 
 def open_source(source: str, config: ImportConfig) -> Source:
-    """Find out what `source` is. Raises ValueError if nothing there can be imported."""
+    """Find out what `source` is. Raises ValueError if nothing there can be imported, or too much would be left out."""
+    opened = _open(source, config)
+    reasons = Counter(item.reason for item in opened.leftovers)
+    names = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+    first = next(iter(opened.leftovers), None)
+    example = f" (the first: {first.name})" if first is not None else ""
+    remedy = "read them by --follow-links" if opened.kind == "folder" else CHOOSE_MEMBERS
+    total = opened.num_lost + opened.num_inputs
+    check_budget(opened.num_lost, total, config.max_unused, where=f"{source}: {names}{example}", remedy=remedy)
+    return opened
+
+
+def _open(source: str, config: ImportConfig) -> Source:
     for suffix in (".tar", ".parquet"):
         urls = expand_files(source, suffix)
+        if suffix == ".parquet":
+            # The table beside the images of a folder is no list of images.
+            urls = [url for url in urls if files.basename(url) not in TABLE_NAMES or url == source]
         if urls and suffix == ".tar":
-            return open_tars(urls)
+            tars = open_tars(urls, config.group)
+            return replace(tars, leftovers=(*tars.leftovers, *_others(source, urls)))
         if urls:
-            return open_parquet_files(urls, image_column=config.image_column, label_column=config.label_column)
+            rows = open_parquet_files(urls, image_column=config.image_column, label_column=config.label_column)
+            return replace(rows, leftovers=(*rows.leftovers, *_others(source, urls)))
+    refuse_compressed(source)
     if not files.exists(source):
         raise ValueError(f"{source}: nothing there; expected an image folder, a .tar or a .parquet")
     if not files.is_folder(source):
         raise ValueError(f"{source}: expected an image folder, a .tar or a .parquet")
-    return open_folder(source)
+    return open_folder(source, follow_links=config.follow_links, with_metadata=True)
+
+
+def _others(url: str, read: Sequence[str]) -> tuple[Leftover, ...]:
+    """Name what else lies in a folder of which the tars, or the parquet files, are read."""
+    names = set(map(files.basename, read))
+    if names == {files.basename(url)}:
+        return ()
+    beside = {f"{name.removesuffix('.tar')}.parquet" for name in names} | {SUMMARY_NAME, MANIFEST_NAME, INDEX_FOLDER}
+    return tuple(
+        Leftover(name, "other-file") for name in files.list_names(url) if name not in names and name not in beside
+    )
 
 
 def import_images(
@@ -132,7 +187,8 @@ def import_images(
     with files.only_writer(out):
         digest = _own(source, out, config)
         num_units = -(-source.num_inputs // config.samples_per_shard)
-        units = _units_to_do(source, out, config)
+        spool = _spool(source, out, config, engine)
+        units = _units_to_do(source, out, config, spool)
         skipped = num_units - len(units)
         log.info("import into %s: %d of %d shards are done already", out, skipped, num_units)
 
@@ -140,23 +196,33 @@ def import_images(
             on_progress(replace(progress, done=skipped + progress.done, total=num_units))
 
         run_units(_import_unit, units, engine, report)
-        return _finish(source, out, digest)
+        summary = _finish(source, out, digest)
+        if spool is not None:
+            spool.remove()
+    log.info("%s: import ends: %d samples of %d inputs", out, summary.num_samples, summary.num_inputs)
+    return summary
 
 
-def _units_to_do(source: Source, out: str, config: ImportConfig) -> list[_Unit]:
+def _spool(source: Source, out: str, config: ImportConfig, engine: EngineConfig) -> Spool | None:
+    """Spread the inputs of a source that is read forwards only, so that a shuffle can pick them up."""
+    if config.shuffle is None or source.random_access:
+        return None
+    spool = Spool(out, source.num_inputs, config.samples_per_shard, config.shuffle)
+    if len(committed(out)) < spool.num_shards:
+        spool.fill(source, engine)
+    return spool
+
+
+def _units_to_do(source: Source, out: str, config: ImportConfig, spool: Spool | None) -> list[_Unit]:
     done, step = set(committed(out)), config.samples_per_shard
-    return [
-        _Unit(
-            out,
-            number,
-            start,
-            min(step, source.num_inputs - start),
-            source.unit(start, start + step),
-            config.decode,
-        )
-        for number, start in enumerate(range(0, source.num_inputs, step))
-        if f"{number:05d}" not in done
-    ]
+    order = order_of(source.num_inputs, config.shuffle)
+    units = []
+    for number, start in enumerate(range(0, source.num_inputs, step)):
+        if f"{number:05d}" not in done:
+            chosen = [int(position) for position in order[start : start + step]]
+            inputs = spool.shard(number) if spool is not None else source.unit(chosen)
+            units.append(_Unit(out, number, start, len(chosen), inputs, source.columns, config.decode))
+    return units
 
 
 def _own(source: Source, out: str, config: ImportConfig) -> str:
@@ -165,7 +231,7 @@ def _own(source: Source, out: str, config: ImportConfig) -> str:
     for item in source.identity():
         identity.update(canonical_json(item).encode() + b"\n")
     job = {
-        "schema": 1,
+        "schema": JOB_SCHEMA,
         "kind": source.kind,
         "num_inputs": source.num_inputs,
         "inputs_sha256": identity.hexdigest(),
@@ -183,7 +249,8 @@ def _own(source: Source, out: str, config: ImportConfig) -> str:
 def _import_unit(unit: _Unit) -> None:
     rejects: list[list[Any]] = []
     expect(images=unit.num_inputs)
-    record = write_shard_files(unit.out, unit.shard, _samples(unit, rejects), _EXTRA_SCHEMA)
+    schema = pa.schema([(SOURCE_COLUMN, pa.string()), *((name, TYPES[kind]) for name, kind in unit.columns.items())])
+    record = write_shard_files(unit.out, unit.shard, _samples(unit, rejects), schema)
     commit_shard(unit.out, unit.shard, {**record, "rejects": rejects})
 
 
@@ -197,11 +264,11 @@ def _samples(unit: _Unit, rejects: list[list[Any]]) -> Iterator[Sample]:
             continue
         if item.note is not None:
             rejects.append([position, item.name, "bad-text", item.note[:200], True])
-        columns = {"label": item.label, "caption": item.caption, "url": item.url, "source": item.name}
+        columns = {"label": item.label, "caption": item.caption, "url": item.url, SOURCE_COLUMN: item.name}
         if item.orientation is not None:
             columns["orientation"] = item.orientation
         assert item.image is not None
-        yield Sample(f"{position:09d}", item.image, extension, columns)
+        yield Sample(f"{position:09d}", item.image, extension, {**item.extras, **columns})
         beat(images=1, bytes=len(item.image))
 
 
@@ -234,19 +301,34 @@ def check_image(item: Input, *, decode: bool) -> str:
 
 def _finish(source: Source, out: str, digest: str) -> ImportSummary:
     names = committed(out)
-    records = [read_commit(out, name) for name in names]
+    records = [read_commit(out, name, fields=_RECORD_FIELDS) for name in names]
     rejects = [dict(zip(REJECTS_SCHEMA.names, row, strict=True)) for record in records for row in record["rejects"]]
-    table = pa.Table.from_pylist(rejects, schema=REJECTS_SCHEMA)
+    left = [
+        {"name": item.name, "reason": item.reason, "message": item.message, "imported": False}
+        for item in source.leftovers
+    ]
+    table = pa.Table.from_pylist([*rejects, *left], schema=REJECTS_SCHEMA)
     write_parquet(files.join(out, REJECTS_NAME), table)
-    finish_dataset(out, recipe_digest=digest, facts={"classes": list(source.classes)})
-    counts: dict[str, int] = {}
-    for row in rejects:
-        if not row["imported"]:
-            counts[row["reason"]] = counts.get(row["reason"], 0) + 1
-    return ImportSummary(
+    counts = Counter(row["reason"] for row in rejects if not row["imported"])
+    summary = ImportSummary(
         num_inputs=source.num_inputs,
         num_samples=sum(record["num_samples"] for record in records),
         num_shards=len(names),
         rejects=dict(sorted(counts.items())),
         notes=sum(row["imported"] for row in rejects),
+        leftovers=dict(sorted(Counter(item.reason for item in source.leftovers).items())),
+        not_read=dict(source.not_read),
     )
+    accounted = summary.num_samples + sum(counts.values())
+    if accounted != source.num_inputs:
+        raise ValueError(
+            f"{out}: its shards account for {accounted} of {source.num_inputs} inputs; import into another folder"
+        )
+    accounts = {
+        "inputs": source.num_inputs,
+        "rejects": summary.rejects,
+        "leftovers": summary.leftovers,
+        "not_read": summary.not_read,
+    }
+    finish_dataset(out, recipe_digest=digest, facts={"classes": list(source.classes), "import": accounts})
+    return summary

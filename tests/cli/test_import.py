@@ -44,7 +44,7 @@ def test_a_dry_run_writes_nothing(run: Run, folder: Path, tmp_path: Path) -> Non
 
 def test_columns_are_chosen_by_name(run: Run, folder: Path, tmp_path: Path) -> None:
     image = (folder / "cat/1.png").read_bytes()
-    pq.write_table(pa.table({"payload": [image] * 2, "kind": [4, 2], "junk": [0, 0]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"payload": [image] * 2, "kind": [4, 2], "junk": [[0], [0]]}), tmp_path / "a.parquet")
     arguments = ("import", tmp_path / "a.parquet", tmp_path / "out", "--executor", "inline")
     code, text = run(*arguments)
     assert code == 1
@@ -91,3 +91,16 @@ def test_imported_bytes_are_the_files_bytes(run: Run, folder: Path, tmp_path: Pa
     tar = Path(dataset.tar_url(0)).read_bytes()
     with Image.open(io.BytesIO(tar[row["offset"] : row["offset"] + row["size"]])) as image:
         assert image.getpixel((0, 0)) == (2, 2, 2)
+
+
+def test_what_was_left_out_is_said(run: Run, folder: Path, tmp_path: Path) -> None:
+    (folder / ".hidden").touch()
+    (folder / "link").symlink_to(tmp_path)
+    code, text = run("import", folder, tmp_path / "out", "--executor", "inline")
+    assert code == 0
+    assert "a dataset sorted by class streams badly: --shuffle 0 mixes it" in text
+    assert "  no input 1: hidden\n  no input 1: link-outside\n" in text
+    code, text = run("import", folder, tmp_path / "mixed", "--executor", "inline", "--shuffle", 3)
+    assert code == 0
+    assert "streams badly" not in text
+    assert open_dataset(str(tmp_path / "mixed")).num_samples == open_dataset(str(tmp_path / "out")).num_samples

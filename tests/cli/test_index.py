@@ -89,3 +89,96 @@ def test_every_damaged_tar_is_named_and_the_others_are_indexed(run: Run, tars: P
     (tars / "c.tar").unlink()
     (tars / "d.tar").unlink()
     assert run("index", tars, "--executor", "inline")[0] == 0
+
+
+def _write(path: Path, names: list[str], data: bytes) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.size = len(data) if name.endswith((".png", ".jpg")) else 1
+            tar.addfile(info, io.BytesIO(data if info.size > 1 else b"x"))
+
+
+@pytest.fixture
+def png() -> bytes:
+    sink = io.BytesIO()
+    Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(sink, "PNG")
+    return sink.getvalue()
+
+
+def test_where_all_members_went_is_said(run: Run, tmp_path: Path, png: bytes) -> None:
+    names = ["p.000.png", "p.001.png", "p.001.txt", "p.000.npy", "._p.000.png", "p.000.cls"]
+    _write(tmp_path / "a.tar", names, png)
+    code, text = run("index", tmp_path, "--executor", "inline")
+    assert code == 0
+    for line in (
+        f"{tmp_path}: 1 shards, 2 samples, 0 faults",
+        "  members: 6 = 2 images + 2 texts + 1 not read + 1 hidden",
+        "  not read, by extension: 1 .npy",
+        "  keys end at the last dot in 1 of 1 tars, whose names hold dots; webdataset's rule: --keys first-dot",
+        "  1 classes: x",
+        f"  named in {tmp_path}/index/rejects",
+    ):
+        assert f"{line}\n" in text
+    code, text = run("index", tmp_path, "--keys", "first-dot", "--executor", "inline")
+    assert code == 1
+    assert "1 of 2 samples or images would be left out, over --max-unused 0.01" in text
+    code, text = run("index", tmp_path, "--keys", "first-dot", "--image-extension", "001.png", "--executor", "inline")
+    assert (code, open_dataset(str(tmp_path)).num_samples) == (0, 1)
+    assert run("index", tmp_path, "--keys", "dots")[0] == 1
+
+
+def test_patterns_and_compressed_tars(run: Run, tmp_path: Path, png: bytes) -> None:
+    for number in range(3):
+        _write(tmp_path / f"{number:03d}.tar", ["a.png"], png)
+    (tmp_path / "003.tar.gz").write_bytes(b"x")
+    code, text = run("index", f"{tmp_path}/{{000..001}}.tar", "--executor", "inline")
+    assert (code, open_dataset(str(tmp_path)).num_samples) == (0, 2)
+    code, text = run("index", f"{tmp_path}/{{000..009}}.tar", "--executor", "inline")
+    assert code == 1
+    assert "7 of 10 are not there" in text
+    code, text = run("index", tmp_path, "--executor", "inline")
+    assert code == 0
+    assert f"not indexed, compressed: {tmp_path}/003.tar.gz; unpack them" in text
+    code, text = run("index", tmp_path / "003.tar.gz")
+    assert code == 1
+    assert "unpack them" in text
+
+
+def test_what_a_terminal_would_obey_is_not_printed(run: Run, tmp_path: Path, png: bytes) -> None:
+    _write(
+        tmp_path / "a\x1b[31m\u202e.tar",
+        ["\x1b]0;x\x07k.png", "\x1b]0;x\x07k.json", "a\x1b[2J.npy", "a\x1b[2J.png"],
+        png,
+    )
+    for command in (
+        ("index", tmp_path, "--executor", "inline"),
+        ("verify", tmp_path),
+        ("index", tmp_path, "--dry-run"),
+    ):
+        code, text = run(*command)
+        assert code in (0, 1)
+        assert all(line.isprintable() for line in text.splitlines()), command
+    tar = next(tmp_path.glob("*.tar"))
+    tar.write_bytes(tar.read_bytes().replace(png, png[:-8] + b"12345678"))
+    code, text = run("verify", tmp_path)
+    assert code == 1
+    assert all(line.isprintable() for line in text.splitlines())
+    code, text = run("import", tmp_path, tmp_path.parent / "out\x1b[31m", "--executor", "inline")
+    assert all(line.isprintable() for line in text.splitlines())
+
+
+def test_a_manifest_that_lost_a_shard_is_not_whole(run: Run, tars: Path) -> None:
+    import pyarrow.parquet as pq
+
+    run("index", tars, "--executor", "inline")
+    manifest = tars / "shards.parquet"
+    pq.write_table(pq.read_table(manifest).slice(1), manifest)
+    code, text = run("verify", tars)
+    assert code == 1
+    assert "num_shards is 2 in dataset.json, 1 by the rows of shards.parquet" in text
+    assert run("index", tars, "--executor", "inline")[0] == 0
+    assert run("verify", "-q", tars) == (0, "whole: 2 shards, 4 samples\n")
+    (tars / "index" / "a.parquet").write_bytes(b"junk")
+    code, text = run("index", tars, "--executor", "inline")
+    assert "made again, its index was damaged: a: sha256 of the index is" in text

@@ -18,6 +18,7 @@ from headrace.shards.commit import committed, read_commit
 from headrace.shards.dataset import open_dataset
 from headrace.shards.errors import ShardError
 from headrace.shards.index import INDEX_SCHEMA, index_shard
+from headrace.shards.members import caption_of
 from headrace.shards.payloads import read_sample
 from headrace.shards.write import Sample, finish_dataset, write_shard
 
@@ -227,6 +228,9 @@ def test_columns_come_back_through_tar_and_through_index(
     for number, (row, scanned, item) in enumerate(zip(dataset.index(0).to_pylist(), again, facts, strict=True)):
         for name in ("caption", "url", "label"):
             assert row[name] == item[name]
+        for name in ("url", "label"):
             assert scanned[name] == item[name]
+        # An empty text in a tar is how others spell no caption.
+        assert scanned["caption"] == (None if item["caption"] is None else caption_of(str(item["caption"])))
         assert scanned["uid"] == row["uid"]
         assert read_sample(dataset, 0, number) == image

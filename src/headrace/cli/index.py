@@ -1,16 +1,36 @@
 """`headrace index`: give existing WebDataset tars an index."""
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import typer
 
 from headrace.cli.engine import ExecutorOption, RayAddressOption, WorkersOption, engine_config
 from headrace.cli.progress import show_progress
 
+if TYPE_CHECKING:
+    from headrace.shards.foreign.index import IndexSummary
+
+SHOWN_FAULTS = 20
+SHOWN_NAMES = 10
+
 
 def index_command(
-    urls: list[str] = typer.Argument(..., help="Folders, globs or tars; any fsspec URL.", metavar="URL..."),
+    urls: list[str] = typer.Argument(
+        ..., help="Folders, globs, tars or patterns such as {000..999}.tar; any fsspec URL.", metavar="URL..."
+    ),
     index_dir: str = typer.Option("", "--index-dir", help="Write the index there (for data that is read-only)."),
     fast: bool = typer.Option(False, "--fast", help="Read tar headers only: no crc32, size, label, caption."),
     rebuild: bool = typer.Option(False, "--rebuild", help="Index again what has an index."),
+    keys: str = typer.Option(
+        "auto", "--keys", help="Where keys end: first-dot (webdataset), last-dot, or auto: by the tar's names."
+    ),
+    image_extension: str = typer.Option(
+        "", "--image-extension", help="Of several images of a sample the one to take, such as left.jpg."
+    ),
+    max_unused: float = typer.Option(
+        0.01, "--max-unused", help="Share of samples and images that may be left out before index stops."
+    ),
     executor: ExecutorOption = "local",
     workers: WorkersOption = 0,
     ray_address: RayAddressOption = "",
@@ -18,19 +38,30 @@ def index_command(
 ) -> None:
     """Index existing WebDataset tars, so that they can be streamed and verified. The tars are not touched.
 
-    Writes index/NAME.parquet, shards.parquet and dataset.json beside the tars or into --index-dir.
+    Writes index/NAME.parquet, shards.parquet and dataset.json beside the tars or into --index-dir. Members that are
+    part of no sample are counted, and named in index/rejects/.
 
     Example: headrace index /data/laion/*.tar --index-dir /scratch/laion-index
     """
-    from headrace.shards.foreign.find import find_tars
+    from headrace.shards.foreign.find import compressed_tars, find_tars
     from headrace.shards.foreign.index import IndexConfig, index_folder
+    from headrace.shards.group import GroupConfig
     from headrace.text import printable
 
     folders = find_tars(urls)
     if index_dir and len(folders) > 1:
         raise ValueError(f"--index-dir holds the index of one folder, got {len(folders)}: {', '.join(folders)}")
-    config = IndexConfig(index_dir=index_dir or None, fast=fast, rebuild=rebuild)
+    config = IndexConfig(
+        index_dir=index_dir or None,
+        fast=fast,
+        rebuild=rebuild,
+        group=GroupConfig(keys=keys, image=image_extension or None),  # type: ignore[arg-type]
+        max_unused=max_unused,
+    )
     engine = engine_config(executor, workers, ray_address)
+    compressed = [name for url in urls for name in compressed_tars(url)]
+    if compressed:
+        print(printable(f"not indexed, compressed: {_listed(compressed)}; unpack them"))
     for folder, tars in folders.items():
         if dry_run:
             names = printable(f"{folder} ({tars[0]} .. {tars[-1]})")
@@ -38,12 +69,43 @@ def index_command(
             continue
         with show_progress("index") as on_progress:
             summary = index_folder(folder, tars, config, engine=engine, on_progress=on_progress)
-        for line in summary.repaired:
-            print(printable(f"made again, its index was damaged: {line}"))
-        for shard, key, offset, message in summary.faults[:20]:
-            print(printable(f"{shard} sample {key!r} at byte {offset}: {message}"))
-        if len(summary.faults) > 20:
-            print(f"... and {len(summary.faults) - 20} more samples with faults")
-        skipped = f", {summary.without_image} samples without an image left out" if summary.without_image else ""
-        counts = f"{summary.num_shards} shards, {summary.num_samples} samples, {len(summary.faults)} faults"
-        print(printable(f"{folder}: {counts}{skipped}"))
+        for line in _lines(folder, summary):
+            print(printable(line))
+
+
+def _lines(folder: str, summary: "IndexSummary") -> Iterator[str]:
+    for line in summary.repaired:
+        yield f"made again, its index was damaged: {line}"
+    for shard, key, offset, message in summary.faults[:SHOWN_FAULTS]:
+        yield f"{shard} sample {key!r} at byte {offset}: {message}"
+    if len(summary.faults) > SHOWN_FAULTS:
+        yield f"... and {len(summary.faults) - SHOWN_FAULTS} more faults of samples"
+    skipped = f", {summary.without_image} samples without an image left out" if summary.without_image else ""
+    counts = f"{summary.num_shards} shards, {summary.num_samples} samples, {len(summary.faults)} faults"
+    yield f"{folder}: {counts}{skipped}"
+    members = dict(summary.members)
+    total, images, texts = sum(members.values()), members.pop("image", 0), members.pop("text", 0)
+    not_read = members.pop("not-read", 0)
+    rest = [f"{count} {reason}" for reason, count in members.items()]
+    yield f"  members: {total} = " + " + ".join([f"{images} images", f"{texts} texts", f"{not_read} not read", *rest])
+    if summary.not_read:
+        extensions = _listed([f"{count} .{extension}" for extension, count in summary.not_read.items()])
+        yield f"  not read, by extension: {extensions}"
+    if summary.rules.get("last-dot"):
+        tars = f"{summary.rules['last-dot']} of {summary.num_shards} tars"
+        yield f"  keys end at the last dot in {tars}, whose names hold dots; webdataset's rule: --keys first-dot"
+    if summary.columns:
+        yield f"  more columns: {_listed(summary.columns)}"
+    if summary.left_out:
+        yield f"  no columns (lists, mappings, too many): {_listed(tuple(summary.left_out))}"
+    if summary.classes:
+        yield f"  {len(summary.classes)} classes: {_listed(summary.classes)}"
+    if summary.unnumbered:
+        yield f"  {summary.unnumbered} labels are text beside numbers: null in label, kept in label_text"
+    if summary.rejects:
+        yield f"  named in {summary.rejects}"
+
+
+def _listed(names: "tuple[str, ...] | list[str]") -> str:
+    more = f", ... ({len(names)})" if len(names) > SHOWN_NAMES else ""
+    return ", ".join(names[:SHOWN_NAMES]) + more

@@ -128,14 +128,14 @@ def test_tars_on_a_server_get_an_index_here(tars: str, tmp_path: Path, folder_se
 
 
 def test_a_finished_index_is_kept_and_a_changed_tar_is_seen(tars: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from headrace.shards.foreign import index as foreign_index
+    from headrace.shards.foreign import unit
 
     index_folder(tars, ["00000.tar", "00001.tar"], IndexConfig())
     first = open_dataset(tars)
     built: list[str] = []
-    real = foreign_index.build_index
+    real = unit.build_index
     monkeypatch.setattr(
-        foreign_index, "build_index", lambda url, *, fast: (built.append(Path(url).name), real(url, fast=fast))[1]
+        unit, "build_index", lambda url, **options: (built.append(Path(url).name), real(url, **options))[1]
     )
     index_folder(tars, ["00000.tar", "00001.tar"], IndexConfig())
     assert built == []

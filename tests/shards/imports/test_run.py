@@ -104,12 +104,17 @@ def test_every_reject_has_its_line(folder: Path, tmp_path: Path) -> None:
         (2, "cat/README.txt", "not-image", False),
         (5, "dog/cut.jpg", "truncated", False),
         (6, "dog/empty.jpg", "empty", False),
+        (None, ".cache/x.jpg", "hidden", False),
+        (None, "dog/.DS_Store", "hidden", False),
     ]
     keys = [int(str(row["key"])) for row in _rows(tmp_path / "out")]
-    assert sorted(keys + [row["position"] for row in rejects]) == list(range(9))
+    positions = [row["position"] for row in rejects if row["position"] is not None]
+    assert sorted(keys + positions) == list(range(9))
 
 
-def test_links_are_followed_and_what_is_no_file_is_rejected(tmp_path: Path, encode_image: Encode) -> None:
+def test_links_out_of_the_folder_are_named_or_followed_and_what_is_no_file_is_rejected(
+    tmp_path: Path, encode_image: Encode
+) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "1.png").write_bytes(encode_image("png"))
     root = tmp_path / "in"
@@ -119,9 +124,21 @@ def test_links_are_followed_and_what_is_no_file_is_rejected(tmp_path: Path, enco
     (root / "real" / "broken.png").symlink_to(tmp_path / "nix")
     (root / "real" / "loop").symlink_to(root)
     os.mkfifo(root / "real" / "pipe.png")
-    summary = _import(root, tmp_path / "out")
-    assert summary.rejects == {"no-file": 2}
-    assert [row["source"] for row in _rows(tmp_path / "out")] == ["linked/1.png", "real/link.png"]
+    (root / "real" / "own.png").write_bytes(encode_image("png"))
+    (root / "real" / "inside.png").symlink_to(root / "real" / "own.png")
+    summary = _import(root, tmp_path / "followed", follow_links=True)
+    assert (summary.rejects, summary.leftovers) == ({"no-file": 2}, {"loop": 1})
+    every = ["linked/1.png", "real/inside.png", "real/link.png", "real/own.png"]
+    assert [row["source"] for row in _rows(tmp_path / "followed")] == every
+    inside = _import(root, tmp_path / "inside")
+    assert (inside.rejects, inside.leftovers) == ({"no-file": 2}, {"link-outside": 2, "loop": 1})
+    assert [row["source"] for row in _rows(tmp_path / "inside")] == ["real/inside.png", "real/own.png"]
+    left = pq.read_table(tmp_path / "inside" / "rejects.parquet").to_pylist()
+    assert [row["name"] for row in left if row["reason"] == "link-outside"] == ["linked", "real/link.png"]
+    for name in ("inside.png", "own.png"):
+        (root / "real" / name).unlink()
+    with pytest.raises(ShardError, match=r"2 link-outside, 1 loop \(the first: linked\).*read them by --follow-links"):
+        open_source(str(root), ImportConfig())
 
 
 def test_file_names_need_not_be_utf8(tmp_path: Path, encode_image: Encode) -> None:
@@ -253,7 +270,8 @@ def test_parquet_columns_become_ours(tmp_path: Path, encode_image: Encode) -> No
         (1, None, None),
     ]
     assert open_dataset(str(tmp_path / "out")).classes == ("cat", "dog")
-    assert open_source(str(source), ImportConfig()).left_out == ("other",)
+    assert [row["other"] for row in _rows(tmp_path / "out")] == [1, 5]
+    assert open_source(str(source), ImportConfig()).left_out == ()
 
 
 def test_parquet_with_class_names_as_labels_and_images_in_structs(tmp_path: Path, encode_image: Encode) -> None:

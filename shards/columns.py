@@ -1,0 +1,90 @@
+"""More columns than the index must have: what the `.json` members and tables of others say, typed.
+
+Two shards may spell one column differently (a score of 1 and one of 0.5), so types form an order that a whole dataset
+agrees on: int and float give float, anything else that differs gives text.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+MAX_EXTRAS = 200
+"""More names in one tar are data, not columns."""
+
+TYPES: dict[str, pa.DataType] = {
+    "bool": pa.bool_(),
+    "int": pa.int64(),
+    "bigint": pa.int64(),
+    "float": pa.float64(),
+    "text": pa.string(),
+    "texts": pa.list_(pa.string()),
+}
+"""`bigint` does not fit a float exactly; `texts` are the captions of one image."""
+
+_EXACT = 1 << 53
+
+
+def type_of(value: Any) -> str:
+    """Return the name of the type that holds one scalar."""
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, int):
+        if abs(value) <= _EXACT:
+            return "int"
+        return "bigint" if -(1 << 63) <= value < 1 << 63 else "text"
+    if isinstance(value, list):
+        return "texts"
+    return "float" if isinstance(value, float) else "text"
+
+
+def join_types(one: str, other: str) -> str:
+    """Return the name of the type that holds what both hold."""
+    if one == other:
+        return one
+    if {one, other} == {"int", "bigint"}:
+        return "bigint"
+    return "float" if {one, other} == {"int", "float"} else "text"
+
+
+def agree(shards: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Return the columns of all shards, each with the type that holds it everywhere, sorted by name."""
+    agreed: dict[str, str] = {}
+    for columns in shards:
+        for name, kind in columns.items():
+            agreed[name] = join_types(agreed.get(name, kind), kind)
+    return dict(sorted(agreed.items()))
+
+
+def extras_table(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], list[pa.Array]]:
+    """Return (name -> type, arrays) of the scalars that rows hold; what a row lacks is null."""
+    types: dict[str, str] = {}
+    for row in rows:
+        for name, value in row.items():
+            kind = type_of(value)
+            types[name] = join_types(types.get(name, kind), kind)
+    types = dict(sorted(types.items()))
+    return types, [pa.array([_as(row.get(name), kind) for row in rows], TYPES[kind]) for name, kind in types.items()]
+
+
+def cast_column(column: pa.ChunkedArray, kind: str) -> pa.ChunkedArray:
+    """Return a column of one of TYPES as another that holds it."""
+    wanted = TYPES[kind]
+    if column.type == wanted:
+        return column
+    if wanted == pa.string():
+        return pa.chunked_array([pa.array([_as(value, "text") for value in column.to_pylist()], pa.string())])
+    if pa.types.is_string(column.type) and wanted == pa.bool_():
+        return pc.equal(column, "true")
+    return column.cast(wanted)
+
+
+def _as(value: Any, kind: str) -> Any:
+    if value is None or (isinstance(value, str) and kind == "text"):
+        return value
+    if kind == "text":
+        return json.dumps(value) if not isinstance(value, float) or math.isfinite(value) else str(value)
+    return float(value) if kind == "float" else value
