@@ -121,6 +121,7 @@ def rate_table(files: list[bytes], annotators: dict[str, Annotator]) -> Iterator
     batch = AnnotationBatch(
         keys=[str(row) for row in range(len(files))],
         captions=["a photograph of a small dog on a wide green lawn"] * len(files),
+        data=list(files),
         sha256=["0" * 64] * len(files),
         headers=[item.header for item in decoded],
         images=[item.pixels for item in decoded],

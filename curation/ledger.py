@@ -19,7 +19,9 @@ from headrace.config import canonical_json
 from headrace.curation.job import Job
 from headrace.shards.parquet import write_groups
 
-SCHEMA_VERSION = 1
+# 2 has the last two columns; of a ledger of 1 they count as null.
+SCHEMA_VERSION = 2
+READABLE_SCHEMAS = (1, 2)
 NAME_LETTERS = 16
 LATEST_NAME = "latest.json"
 SUMMARY_NAME = "summary.json"
@@ -42,6 +44,8 @@ LEDGER_SCHEMA = pa.schema(
         ("duplicate_of", pa.string()),
         ("out_shard", pa.string()),
         ("out_index", pa.int32()),
+        ("caption_of", pa.string()),
+        ("caption_facts", pa.string()),
     ]
 )
 
@@ -185,8 +189,8 @@ def read_summary(ledger: Ledger) -> LedgerSummary:
     """Return the summary of a whole ledger. Raises ValueError if there is none."""
     try:
         data = json.loads(files.read_bytes(ledger.summary))
-        if data["schema"] != SCHEMA_VERSION:
-            raise ValueError(f"schema {data['schema']}, this headrace reads {SCHEMA_VERSION}")
+        if data["schema"] not in READABLE_SCHEMAS:
+            raise ValueError(f"schema {data['schema']}, this headrace reads up to {SCHEMA_VERSION}")
         data["steps"] = [StepSummary(**step) for step in data["steps"]]
         return LedgerSummary(**data)
     except FileNotFoundError as error:

@@ -5,6 +5,7 @@ by the same SQL. A uid may stand in the list several times; each is a row of its
 the ledger knows only the one that counts.
 """
 
+import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,9 @@ class RowStory:
     uid: str
     url: str | None
     caption: str | None
+    """Of a row that is kept, the caption in the dataset."""
+    caption_of: str | None
+    """The uid of the row that this caption comes from; None: its own."""
     input_file: str | None
     input_row: int | None
     raw_shard: str
@@ -131,11 +135,14 @@ def _story(explained: Explained, row: dict[str, Any], *, nearest: bool) -> RowSt
     annotations = tuple(Annotation(name, url) for name, url in explained.decision.annotation_folders().items())
     columns = row_columns(Inputs(job=job, shards=(row["raw_shard"],), annotations=annotations), row["raw_shard"], at)
     build, reason, message = _build(explained, row)
+    taken = row.get("caption_facts")
     return RowStory(
         ledger=explained.decision.ledger.name,
         dataset=None if explained.dataset is None else shown_name(explained.dataset),
         **{name: row[name] for name in ("uid", "url", "input_file", "input_row", "raw_shard", "key", "kept")},
-        **{name: fetched[name] for name in ("caption", "status", "error_class", "error_message")},
+        caption=fetched["caption"] if taken is None else json.loads(taken)["caption"],
+        caption_of=row.get("caption_of"),
+        **{name: fetched[name] for name in ("status", "error_class", "error_message")},
         steps=_outcomes(summary, row, columns),
         columns={
             name: _shown(columns[name][0].as_py()) for name in columns.column_names if name not in raw.column_names

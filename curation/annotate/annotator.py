@@ -29,6 +29,8 @@ class AnnotationBatch:
 
     keys: list[str]
     captions: list[str | None]
+    data: list[bytes | None]
+    """The stored bytes; None where they were not read, and everywhere if no annotator needs pixels."""
     sha256: list[str | None]
     """Of the bytes as fetched (a fetch that resized stored others)."""
     headers: list[ImageHeader | None]
@@ -62,6 +64,8 @@ class Annotator:
     """What to do where a column is missing; empty: add its key to the recipe."""
     not_carried: ClassVar[frozenset[str]] = frozenset()
     """Columns that build leaves out: facts of the fetched image; the index measures them again on the published one."""
+    of_caption: ClassVar[frozenset[str]] = frozenset()
+    """Columns that follow from the caption: where a row takes the caption of another, it takes these with it."""
     no_amounts: ClassVar[frozenset[str]] = frozenset()
     """Columns of numbers that are no amounts, so that a histogram says nothing."""
 

@@ -37,17 +37,19 @@ class _Pending:
     """The batch being filled."""
 
     rows: list[FetchedRow] = field(default_factory=list)
+    data: list[bytes | None] = field(default_factory=list)
     decoded: list[Decoded] = field(default_factory=list)
     pixels: int = 0
 
-    def add(self, row: FetchedRow, decoded: Decoded) -> None:
+    def add(self, row: FetchedRow, data: bytes | None, decoded: Decoded) -> None:
         self.rows.append(row)
+        self.data.append(data)
         self.decoded.append(decoded)
         self.pixels += _num_pixels(decoded)
 
     def take(self) -> AnnotationBatch:
-        batch = _batch(self.rows, self.decoded)
-        self.rows, self.decoded, self.pixels = [], [], 0
+        batch = _batch(self.rows, self.data, self.decoded)
+        self.rows, self.data, self.decoded, self.pixels = [], [], [], 0
         return batch
 
 
@@ -55,7 +57,7 @@ def batches_without_images(rows: Sequence[FetchedRow], batch_size: int) -> Itera
     """Yield batches for annotators that need no pixels; the tar is not read."""
     for start in range(0, len(rows), batch_size):
         chosen = rows[start : start + batch_size]
-        yield _batch(chosen, [Decoded()] * len(chosen))
+        yield _batch(chosen, [None] * len(chosen), [Decoded()] * len(chosen))
 
 
 def batches_with_images(rows: Sequence[FetchedRow], tar_url: str, batch_size: int) -> Iterator[AnnotationBatch]:
@@ -73,7 +75,7 @@ def batches_with_images(rows: Sequence[FetchedRow], tar_url: str, batch_size: in
                 row = replace(row, sha256=sha256_hex(data))
             if pending.rows and pending.pixels + _num_pixels(decoded) > MAX_BATCH_PIXELS:
                 yield pending.take()
-            pending.add(row, decoded)
+            pending.add(row, data, decoded)
             if len(pending.rows) == batch_size:
                 yield pending.take()
     if pending.rows:
@@ -137,10 +139,11 @@ def _num_pixels(decoded: Decoded) -> int:
     return 0 if decoded.pixels is None else decoded.pixels.shape[0] * decoded.pixels.shape[1]
 
 
-def _batch(rows: Sequence[FetchedRow], decoded: Sequence[Decoded]) -> AnnotationBatch:
+def _batch(rows: Sequence[FetchedRow], data: Sequence[bytes | None], decoded: Sequence[Decoded]) -> AnnotationBatch:
     return AnnotationBatch(
         keys=[row.key for row in rows],
         captions=[row.caption for row in rows],
+        data=list(data),
         sha256=[row.sha256 for row in rows],
         headers=[item.header for item in decoded],
         images=[item.pixels for item in decoded],

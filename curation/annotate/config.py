@@ -27,7 +27,7 @@ class AnnotateConfig:
         if not 1 <= self.batch_size <= 4096:
             raise ValueError(f"batch_size must be 1..4096, got {self.batch_size}")
         if not annotators(self):
-            raise ValueError("annotate runs no annotator at all; leave image, hashes, caption and faces on")
+            raise ValueError("annotate runs no annotator at all; leave image, hashes, quality, caption and faces on")
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The class is made anew in a spawned worker, from the extensions that are installed there.

@@ -23,7 +23,7 @@ from headrace.curation.raw.schema import STORED_COLUMNS, stored_sha256
 from headrace.shards.commit import is_committed
 from headrace.shards.errors import ShardError
 from headrace.shards.index import INDEX_SCHEMA
-from headrace.shards.parquet import ParquetReader, read_equal
+from headrace.shards.parquet import ParquetReader, open_parquet, read_equal
 from headrace.shards.payloads import read_payloads
 from headrace.shards.tar import iterate_members
 from headrace.shards.windows import Windows
@@ -45,6 +45,10 @@ class KeptRow:
     raw_shard: str
     key: str
     out_index: int
+    caption_of: str | None = None
+    """The uid of the row whose caption it takes; null: its own."""
+    caption_facts: str | None = None
+    """That caption, and the columns that follow from it, as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,7 +121,8 @@ class ShardInputs:
 
 def read_kept(ledger: Ledger, out_shard: str) -> list[KeptRow]:
     """Return the ledger's rows for one output shard, in the order of their places."""
-    names = [field.name for field in fields(KeptRow)]
+    with open_parquet(ledger.table) as file:
+        names = [field.name for field in fields(KeptRow) if field.name in file.schema.names]
     table = read_equal(ledger.table, {"kept": True, "out_shard": out_shard}, names)
     rows = sorted((KeptRow(**row) for row in table.to_pylist()), key=lambda row: row.out_index)
     for before, after in pairwise(rows):

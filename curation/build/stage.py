@@ -236,6 +236,7 @@ def _unit(decision: Decision, config: BuildConfig, inputs: str, name: str) -> Bu
         ledger_digest=decision.summary.digest,
         annotations=tuple(sorted(decision.annotation_folders().items())),
         config=config,
+        takes_captions=any(step.details.get("captions_taken") for step in decision.summary.steps),
         inputs_digest=inputs,
     )
 

@@ -6,6 +6,7 @@ says.
 """
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,8 @@ FAILURES_SCHEMA = pa.schema(
 
 BUILT_FIELDS = pa.schema([("faces_blurred", pa.int16()), ("reencoded", pa.bool_())])
 
+CAPTION_OF = pa.field("caption_of", pa.string())
+
 # One read of payloads holds at most this much, so that memory does not grow with the shard.
 READ_BYTES = 64 << 20
 MIN_JUDGED_ROWS = 100
@@ -60,6 +63,8 @@ class BuildUnit:
     annotations: tuple[tuple[str, str], ...]
     """(annotator, folder of its tables)."""
     config: BuildConfig
+    takes_captions: bool
+    """True if rows of this ledger have the captions of others: the index then says whose."""
     inputs_digest: str
     """Of the ledger and the settings: shards of another digest must not stand beside this one."""
 
@@ -85,7 +90,7 @@ def build_unit(unit: BuildUnit) -> None:
     fields = _carried_fields(unit, next(iter(shards.values())))
     failures: list[dict[str, Any]] = []
     samples = _samples(unit, rows, shards, fields, failures)
-    record = write_shard_files(dataset, unit.name, samples, pa.schema([*fields, *BUILT_FIELDS]))
+    record = write_shard_files(dataset, unit.name, samples, _schema(unit, fields))
     _check_budget(unit, len(rows), failures)
     table = parquet_bytes(pa.Table.from_pylist(failures, schema=FAILURES_SCHEMA))
     files.write_atomic(files.join(job.build_failures(unit.config.dataset), f"{unit.name}.parquet"), table)
@@ -96,6 +101,10 @@ def build_unit(unit: BuildUnit) -> None:
         "failures_sha256": hashlib.sha256(table).hexdigest(),
     }
     commit_shard(dataset, unit.name, {**record, **facts})
+
+
+def _schema(unit: BuildUnit, fields: list[pa.Field]) -> pa.Schema:
+    return pa.schema([*fields, *BUILT_FIELDS, *((CAPTION_OF,) if unit.takes_captions else ())])
 
 
 def _samples(
@@ -149,6 +158,8 @@ def _sample(unit: BuildUnit, row: KeptRow, shard: ShardInputs, payload: bytes | 
     facts = shard.facts(row.key)
     if facts is None:
         raise RowError("missing", f"the tables of raw shard {row.raw_shard} have no row for key {row.key}")
+    if row.caption_facts is not None:
+        facts |= json.loads(row.caption_facts)
     if payload is None:
         raise _of_tar(shard, row, "missing", shard.damage or f"the raw shard has no image for key {row.key}")
     sha256, stored = hashlib.sha256(payload).hexdigest(), shard.stored_sha256(row.key, facts)
@@ -172,6 +183,8 @@ def _sample(unit: BuildUnit, row: KeptRow, shard: ShardInputs, payload: bytes | 
         "faces_blurred": len(boxes),
         "reencoded": image.reencoded,
     }
+    if unit.takes_captions:
+        columns["caption_of"] = row.caption_of
     return Sample(dataset_key(unit.name, row.out_index), image.data, image.extension, columns)
 
 

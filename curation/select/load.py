@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headrace import files
+from headrace.curation.annotate.annotators import known_annotators
 from headrace.curation.annotate.tables import annotation_sha256, open_annotation
 from headrace.curation.job import Job
 from headrace.curation.raw.read import check_list_is_fetched, raw_shards, raw_tar_url, read_raw, recorded_of
@@ -26,6 +28,9 @@ IDENTITY = ("uid", "input_file", "input_row")
 LEDGER_COLUMNS = (*IDENTITY, "url", "key", "status", "error_class")
 HASH_COLUMNS = ("pdq", "pdq_trimmed")
 HASH_BYTES = 32
+# Letters of a caption without the white space around it; null where there is no caption, or none but white space. Made
+# while rows are loaded, so that steps can tell rows with a caption without holding the texts.
+CAPTION_CHARS = "__caption_chars"
 
 
 class NotReadyError(ValueError):
@@ -150,16 +155,20 @@ def sql_types(connection: duckdb.DuckDBPyConnection, schema: pa.Schema) -> dict[
 def load_rows(connection: duckdb.DuckDBPyConnection, inputs: Inputs, columns: Sequence[str]) -> Iterator[int]:
     """Fill `rows` with the ledger's columns and `columns`, shard by shard; yields the number of shards done.
 
-    Each hash column among `columns` also comes as four integers, `__pdq_0` to `__pdq_3`.
+    Each hash column among `columns` also comes as four integers, `__pdq_0` to `__pdq_3`; `__caption_chars` is made.
     """
     schema = known_columns(inputs)
     wanted = list(dict.fromkeys([*LEDGER_COLUMNS, *columns]))
+    with_chars = CAPTION_CHARS in wanted
+    wanted = [name for name in wanted if name != CAPTION_CHARS]
     missing = [name for name in wanted if name not in schema.names]
     assert not missing, missing
     wanted_schema = pa.schema([schema.field(name) for name in wanted])
     next_row = 0
     for number, shard in enumerate(inputs.shards):
         table = _shard_rows(inputs, shard, wanted_schema)
+        if with_chars:
+            table = table.append_column(CAPTION_CHARS, _caption_chars(inputs, shard))
         rows = np.arange(next_row, next_row + table.num_rows, dtype=np.int64)
         table = table.append_column("__row", pa.array(rows))
         table = table.append_column("__shard", pa.array(np.full(table.num_rows, number, np.int32)))
@@ -167,6 +176,26 @@ def load_rows(connection: duckdb.DuckDBPyConnection, inputs: Inputs, columns: Se
         next_row += table.num_rows
         yield number + 1
     _remove_superseded(connection)
+
+
+def _caption_chars(inputs: Inputs, shard: str) -> pa.ChunkedArray:
+    captions = read_raw(inputs.job, shard).select(["key", "caption"]).sort_by("key")["caption"].cast(pa.string())
+    chars = pc.utf8_length(pc.utf8_trim_whitespace(captions))
+    return pc.if_else(pc.greater(chars, 0), chars, pa.scalar(None, chars.type))
+
+
+def caption_columns() -> frozenset[str]:
+    """Return the columns that go with a caption where a row takes that of another."""
+    made = frozenset[str]().union(*(kind.of_caption for kind in known_annotators().values()))
+    return made | {"caption", CAPTION_CHARS}
+
+
+def caption_facts(inputs: Inputs, shard: str, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return for some rows of a raw shard the caption, and every column that follows from it, by key."""
+    wanted = pa.schema([field for field in known_columns(inputs) if field.name in (*caption_columns(), "key")])
+    table = _joined(inputs, shard, wanted)
+    table = table.filter(pc.is_in(table["key"], value_set=pa.array(keys, table["key"].type)))
+    return {row.pop("key"): row for row in table.to_pylist()}
 
 
 def row_columns(inputs: Inputs, shard: str, row: int) -> pa.Table:

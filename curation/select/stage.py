@@ -7,13 +7,14 @@ tables, the steps and the placement alone; limits and engine never change a byte
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 
 from headrace import files
-from headrace.config import config_to_dict
+from headrace.config import canonical_json, config_to_dict
 from headrace.curation.annotate.annotators import column_hints
 from headrace.curation.job import Job
 from headrace.curation.ledger import (
@@ -31,7 +32,16 @@ from headrace.curation.ledger import (
 from headrace.curation.select.database import Limits, count, insert, open_database, read_batches, remove_leftovers
 from headrace.curation.select.evaluation import hash_evaluation_set
 from headrace.curation.select.expression import TEXT_HINT, UNKNOWN, Checker, first_line, quoted
-from headrace.curation.select.load import Inputs, NotReadyError, find_inputs, known_columns, load_rows, sql_types
+from headrace.curation.select.load import (
+    Inputs,
+    NotReadyError,
+    caption_columns,
+    caption_facts,
+    find_inputs,
+    known_columns,
+    load_rows,
+    sql_types,
+)
 from headrace.curation.select.place import Placement, place_rows
 from headrace.curation.select.step import Bench, ReadyStep, Step, StepResult, stored_columns
 from headrace.curation.select.steps import FIRST_STEPS, check_steps
@@ -40,6 +50,8 @@ from headrace.shards.units import EngineConfig, OnProgress, no_progress
 
 # Raised whenever the same inputs would give another ledger.
 VERSION = 1
+
+NOTED_SCHEMA = pa.schema([("__row", pa.int64()), ("caption_of", pa.string()), ("caption_facts", pa.string())])
 
 EvaluationTables = Mapping[str, Mapping[str, pa.Table]]
 """Step name -> evaluation set -> its table of hashes."""
@@ -192,6 +204,7 @@ def _run_steps(
         "CREATE TABLE dropped (__row BIGINT, step VARCHAR, reason VARCHAR, value DOUBLE, threshold DOUBLE, "
         "duplicate_of VARCHAR)"
     )
+    connection.execute("CREATE TABLE captions (__row BIGINT, source BIGINT)")
     num_input = 0
     num_here = count(connection, "SELECT count(*) FROM alive")
     for number, (step, prepared) in enumerate(steps):
@@ -228,6 +241,7 @@ def _settle(connection: duckdb.DuckDBPyConnection, step: Step, result: StepResul
         connection.execute("ALTER TABLE left_over RENAME TO alive")
     connection.execute("DROP TABLE here")
     connection.execute("DROP TABLE verdict")
+    _hand_over_captions(connection)
     threshold = result.threshold
     return StepSummary(
         name=step.name,
@@ -241,6 +255,49 @@ def _settle(connection: duckdb.DuckDBPyConnection, step: Step, result: StepResul
     )
 
 
+def _hand_over_captions(connection: duckdb.DuckDBPyConnection) -> None:
+    """Give the rows of `captions_taken`, if the step made it, the captions of others, for the steps that follow."""
+    if not count(connection, "SELECT count(*) FROM duckdb_tables() WHERE table_name = 'captions_taken'"):
+        return
+    # The other row may have taken its caption itself.
+    connection.execute(
+        """
+        CREATE TABLE handed AS
+        SELECT captions_taken.__row, coalesce(captions.source, captions_taken.source) AS source
+        FROM captions_taken LEFT JOIN captions ON captions.__row = captions_taken.source
+        """
+    )
+    connection.execute("DELETE FROM captions WHERE __row IN (SELECT __row FROM handed)")
+    connection.execute("INSERT INTO captions SELECT __row, source FROM handed")
+    stored = [row[0] for row in connection.execute("DESCRIBE rows").fetchall()]
+    changed = [quoted(name) for name in stored if name in caption_columns()]
+    if changed:
+        values = ", ".join(f"{name} = other.{name}" for name in changed)
+        connection.execute(
+            f"UPDATE rows SET {values} FROM handed JOIN rows AS other ON other.__row = handed.source "
+            "WHERE rows.__row = handed.__row"
+        )
+    connection.execute("DROP TABLE handed")
+    connection.execute("DROP TABLE captions_taken")
+
+
+def _note_captions(connection: duckdb.DuckDBPyConnection, inputs: Inputs) -> None:
+    """Create `noted`: for each row that has another's caption, that row's uid and all that follows from the caption."""
+    query = """
+        SELECT captions.__row, other.__shard, other.key, other.uid
+        FROM captions JOIN alive USING (__row) JOIN rows AS other ON other.__row = captions.source ORDER BY 2, 1
+        """
+    insert(connection, "noted", NOTED_SCHEMA.empty_table())
+    rows = connection.execute(query).fetchall()
+    for shard, group in groupby(rows, key=lambda row: int(row[1])):
+        taken = list(group)
+        facts = caption_facts(inputs, inputs.shards[shard], [row[2] for row in taken])
+        table = [
+            {"__row": row, "caption_of": uid, "caption_facts": canonical_json(facts[key])} for row, _, key, uid in taken
+        ]
+        insert(connection, "noted", pa.Table.from_pylist(table, NOTED_SCHEMA))
+
+
 def _write(
     connection: duckdb.DuckDBPyConnection,
     inputs: Inputs,
@@ -252,12 +309,14 @@ def _write(
     num_shards = place_rows(connection, placement)
     shards = pa.table({"__shard": pa.array(range(len(inputs.shards)), pa.int32()), "raw_shard": list(inputs.shards)})
     insert(connection, "shards", shards)
+    _note_captions(connection, inputs)
     query = f"""
         SELECT rows.uid, rows.input_file, rows.input_row, rows.url, shards.raw_shard, rows.key,
             placed.__row IS NOT NULL AS kept, dropped.step, dropped.reason, dropped.value, dropped.threshold,
             dropped.duplicate_of, format('{{:05d}}', placed.place // {placement.samples_per_shard}) AS out_shard,
-            (placed.place % {placement.samples_per_shard})::INTEGER AS out_index
+            (placed.place % {placement.samples_per_shard})::INTEGER AS out_index, noted.caption_of, noted.caption_facts
         FROM rows JOIN shards USING (__shard) LEFT JOIN dropped USING (__row) LEFT JOIN placed USING (__row)
+            LEFT JOIN noted USING (__row)
         ORDER BY __row
         """
     ledger = ledger_named(inputs.job, digest)

@@ -12,10 +12,10 @@ from typing import Any, ClassVar, Literal
 import duckdb
 import pyarrow as pa
 
-from headrace.curation.select.database import Limits
+from headrace.curation.select.database import Limits, count
 from headrace.curation.select.evaluation import EvaluationSet
-from headrace.curation.select.expression import Checker, OrderItem
-from headrace.curation.select.load import HASH_COLUMNS, IDENTITY, word_column
+from headrace.curation.select.expression import Checker
+from headrace.curation.select.load import HASH_COLUMNS, word_column
 
 Links = Literal["none", "copies", "groups", "references"]
 """What `duplicate_of` of a dropped row is: nothing; the uid of a row with the same bytes; the uid of the best row of a
@@ -125,6 +125,12 @@ class UnknownStep(Step):
         return False
 
 
+def take_captions(bench: Bench, query: str) -> int:
+    """Let rows that are kept take the captions of others; `query` gives `__row`, `source`. Returns how many do."""
+    bench.connection.execute(f"CREATE TABLE captions_taken AS {query}")
+    return count(bench.connection, "SELECT count(*) FROM captions_taken")
+
+
 def write_verdict(bench: Bench, query: str) -> None:
     """Create `verdict` from a query for __row, reason, value, threshold, duplicate_of of the rows to drop."""
     bench.connection.execute(f"CREATE TABLE verdict AS {query}")
@@ -134,23 +140,3 @@ def stored_columns(columns: Sequence[str]) -> list[str]:
     """Return the columns of `rows` that hold `columns`."""
     words = [word_column(name, word) for name in columns if name in HASH_COLUMNS for word in range(4)]
     return list(dict.fromkeys([*columns, *words]))
-
-
-def order_columns(order: Sequence[OrderItem]) -> str:
-    """Return SQL for the keys of an order as columns `__order_0`, ...; starts with a comma."""
-    return "".join(f", {item.expression.sql} AS __order_{number}" for number, item in enumerate(order))
-
-
-def order_by(order: Sequence[OrderItem]) -> str:
-    """Return what follows ORDER BY over `order_columns`: nulls and NaN last, ties by uid, input_file, input_row."""
-    keys = []
-    for number, item in enumerate(order):
-        name = f"__order_{number}"
-        key = f"CASE WHEN isnan({name}) THEN NULL ELSE {name} END" if item.expression.is_float else name
-        keys.append(f"{key} {'DESC' if item.descending else 'ASC'} NULLS LAST")
-    return ", ".join([*keys, *(f"{name} ASC NULLS LAST" for name in IDENTITY)])
-
-
-def columns_of(order: Sequence[OrderItem]) -> tuple[str, ...]:
-    """Return the columns an order reads, ties included."""
-    return tuple(dict.fromkeys([*IDENTITY, *(name for item in order for name in item.expression.columns)]))

@@ -6,6 +6,7 @@ from headrace.curation.annotate.annotators.clip import ClipScore
 from headrace.curation.annotate.annotators.faces import FaceBoxes
 from headrace.curation.annotate.annotators.hashes import Hashes
 from headrace.curation.annotate.annotators.image import ImageFacts
+from headrace.curation.annotate.annotators.quality import Quality
 from headrace.curation.annotate.annotators.unsafe_image import UnsafeImage
 from headrace.curation.annotate.annotators.unsafe_text import UnsafeText
 from headrace.extensions import with_extensions
@@ -13,6 +14,7 @@ from headrace.extensions import with_extensions
 ANNOTATORS: dict[str, type[Annotator]] = {
     "image": ImageFacts,
     "hashes": Hashes,
+    "quality": Quality,
     "caption": CaptionFacts,
     "clip": ClipScore,
     "unsafe_text": UnsafeText,

@@ -23,6 +23,7 @@ class CaptionFacts(Annotator):
     version: ClassVar[int] = 1
     config_type: ClassVar[type[Any]] = CaptionConfig
     by_default: ClassVar[bool] = True
+    of_caption: ClassVar[frozenset[str]] = frozenset(("caption_chars", "caption_words"))
     needs_pixels: ClassVar[bool] = False
     columns: ClassVar[pa.Schema] = pa.schema([("caption_chars", pa.int32()), ("caption_words", pa.int32())])
 

@@ -48,6 +48,7 @@ class ClipScore(Annotator):
     version: ClassVar[int] = 1
     config_type: ClassVar[type[Any]] = ClipScoreConfig
     packages: ClassVar[tuple[str, ...]] = ("open_clip", "torch")
+    of_caption: ClassVar[frozenset[str]] = frozenset(("clip_score",))
     needs_pixels: ClassVar[bool] = True
     columns: ClassVar[pa.Schema] = pa.schema([("clip_score", pa.float32()), ("clip_embedding", pa.list_(pa.float16()))])
 

@@ -42,6 +42,7 @@ class UnsafeText(Annotator):
     name: ClassVar[str] = "unsafe_text"
     version: ClassVar[int] = 1
     config_type: ClassVar[type[Any]] = UnsafeTextConfig
+    of_caption: ClassVar[frozenset[str]] = frozenset(("unsafe_text_score", "unsafe_text_words"))
     needs_pixels: ClassVar[bool] = False
     columns: ClassVar[pa.Schema] = pa.schema(
         [("unsafe_text_score", pa.float32()), ("unsafe_text_words", pa.list_(pa.string()))]

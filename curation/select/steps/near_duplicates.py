@@ -25,22 +25,35 @@ from headrace.curation.select.hamming import (
     largest_run,
     linked_pairs,
 )
-from headrace.curation.select.load import IDENTITY, word_column
+from headrace.curation.select.load import CAPTION_CHARS, word_column
+from headrace.curation.select.rank import (
+    BEST_COPY_COLUMNS,
+    Captions,
+    Ranking,
+    best_copy,
+    caption_columns,
+    given_order,
+)
 from headrace.curation.select.step import (
     Bench,
     Links,
     ReadyStep,
     Step,
     StepResult,
-    columns_of,
-    order_by,
-    order_columns,
+    take_captions,
+    write_verdict,
 )
 
 # Nodes read at a time: 40 bytes each.
 CHUNK_NODES = 500_000
 MAX_NEAR_DISTANCE = 31
 
+# The best rows of groups, and the rows whose captions they take: those of a group without any caption take none.
+_TAKEN = f"""
+    SELECT ranked.__row, ranked.caption_row AS source
+    FROM ranked JOIN here AS other ON other.__row = ranked.caption_row
+    WHERE ranked.place = 1 AND ranked.caption_row <> ranked.__row AND other.{CAPTION_CHARS} IS NOT NULL
+    """
 _WORDS_SQL = ", ".join(f"h{word}" for word in range(WORDS))
 
 
@@ -58,8 +71,12 @@ class NearDuplicates(Step):
     """Images of lower PDQ quality (flat, almost empty) are left alone."""
     hashes: tuple[Literal["pdq", "pdq_trimmed"], ...] = ("pdq", "pdq_trimmed")
     """Columns compared, any with any."""
-    order: tuple[str, ...] = ("width * height desc",)
-    """SQL expressions, each with `asc` or `desc`; nulls and NaN last; then uid, input_file, input_row."""
+    order: tuple[str, ...] = ()
+    """Empty: the best copy, by the columns of the annotator `quality`. Or SQL expressions, each with `asc` or `desc`;
+    nulls and NaN last. Ties: uid, input_file, input_row."""
+    captions: Captions = "fill"
+    """`fill`: where the best row has no caption, it takes that of the next best with one; `longest`: the longest of its
+    group; `best_score`: that of the best clip_score; `own`: never another row's."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.distance <= MAX_NEAR_DISTANCE:
@@ -70,11 +87,13 @@ class NearDuplicates(Step):
     links: ClassVar[Links] = "groups"
 
     def needs_columns(self) -> tuple[str, ...]:
-        return (*self.hashes, "pdq_quality")
+        quality = () if self.order else BEST_COPY_COLUMNS
+        captions = (name for name in caption_columns(self.captions) if name != CAPTION_CHARS)
+        return (*self.hashes, "pdq_quality", *quality, *captions)
 
     def prepare(self, checker: Checker) -> ReadyStep:
         order = checker.check_order(self.order, f"step {self.name!r}")
-        ranking = (order_columns(order), order_by(order))
+        ranking = given_order(order, self.captions) if order else best_copy(checker, self.captions)
 
         def run(bench: Bench) -> StepResult:
             connection = bench.connection
@@ -93,17 +112,19 @@ class NearDuplicates(Step):
                 components.link(left, right)
             labels = components.labels()
             insert(connection, "labels", pa.table({"node": np.arange(num_nodes), "label": labels}))
-            _write_verdict(connection, self, ranking)
+            _rank(connection, ranking)
+            _write_verdict(bench, self)
             details = _details(connection, bench) | {
+                "captions_taken": take_captions(bench, _TAKEN) if self.captions != "own" else 0,
                 "bands": bands.count,
                 "largest_bucket": largest_bucket,
                 "every_pair_found": bands.exact and largest_bucket <= bench.limits.max_bucket,
             }
-            for name in ("nodes", "members", "labels", "grouped"):
+            for name in ("nodes", "members", "labels", "grouped", "ranked"):
                 connection.execute(f"DROP TABLE {name}")
             return StepResult(float(self.distance), details)
 
-        return ReadyStep((*self.hashes, "pdq_quality", *columns_of(order)), run)
+        return ReadyStep((*self.hashes, "pdq_quality", *ranking.columns), run)
 
 
 def _create_nodes(connection: duckdb.DuckDBPyConnection, step: NearDuplicates) -> None:
@@ -160,11 +181,27 @@ def _own_links(connection: duckdb.DuckDBPyConnection) -> Iterator[tuple[Indices,
         yield table["a"].to_numpy(), table["b"].to_numpy()
 
 
-def _write_verdict(connection: duckdb.DuckDBPyConnection, step: NearDuplicates, ranking: tuple[str, str]) -> None:
-    columns, order = ranking
+def _rank(connection: duckdb.DuckDBPyConnection, ranking: Ranking) -> None:
+    """Create `grouped` (row -> its group) and `ranked`: place in a group of several, its best row, whose caption."""
     connection.execute(
         "CREATE TABLE grouped AS SELECT __row, min(label) AS label FROM members JOIN labels USING (node) GROUP BY __row"
     )
+    connection.execute(
+        f"""
+        CREATE TABLE ranked AS
+        WITH repeated AS (
+            SELECT * FROM grouped
+            SEMI JOIN (SELECT label FROM grouped GROUP BY label HAVING count(*) > 1) USING (label)),
+        {ranking.tables}
+        SELECT __row, first_value(__row) OVER best_first AS best_row, row_number() OVER best_first AS place,
+            first_value(__row) OVER caption_first AS caption_row
+        FROM ordered WINDOW best_first AS (PARTITION BY label ORDER BY {ranking.order}),
+            caption_first AS (PARTITION BY label ORDER BY {ranking.caption_order})
+        """
+    )
+
+
+def _write_verdict(bench: Bench, step: NearDuplicates) -> None:
     distances = ", ".join(
         " + ".join(
             f"bit_count(xor(mine.{word_column(left, word)}, best.{word_column(right, word)}))::INTEGER"
@@ -173,23 +210,17 @@ def _write_verdict(connection: duckdb.DuckDBPyConnection, step: NearDuplicates, 
         for left in step.hashes
         for right in step.hashes
     )
-    connection.execute(
+    write_verdict(
+        bench,
         f"""
-        CREATE TABLE verdict AS
-        WITH ordered AS (SELECT __row, {", ".join(IDENTITY)}{columns} FROM here),
-        repeated AS (SELECT label FROM grouped GROUP BY label HAVING count(*) > 1),
-        ranked AS (
-            SELECT __row, first_value(__row) OVER best_first AS best_row, row_number() OVER best_first AS place
-            FROM grouped SEMI JOIN repeated USING (label) JOIN ordered USING (__row)
-            WINDOW best_first AS (PARTITION BY label ORDER BY {order})),
-        measured AS (
+        WITH measured AS (
             SELECT ranked.__row AS __row, best.uid AS uid, least({distances}) AS distance
             FROM ranked JOIN here AS mine ON mine.__row = ranked.__row JOIN here AS best ON best.__row = ranked.best_row
             WHERE ranked.place > 1)
         SELECT __row, CASE WHEN distance <= {step.distance} THEN 'near-duplicate' ELSE 'near-duplicate-chain' END
             AS reason, distance::DOUBLE AS value, {step.distance}::DOUBLE AS threshold, uid AS duplicate_of
         FROM measured
-        """
+        """,
     )
 
 

@@ -80,7 +80,7 @@ def _facts(story: "RowStory") -> list[tuple[str, str]]:
         ("told by", f"ledger {story.ledger} ({story.dataset or 'no dataset is built from it'})"),
         ("uid", story.uid),
         ("url", _one_line(story.url)),
-        ("caption", _one_line(story.caption)),
+        ("caption", _one_line(story.caption) + (f" (of row {story.caption_of})" if story.caption_of else "")),
         ("input", f"row {story.input_row} of {story.input_file}"),
         ("raw", f"shard {story.raw_shard}, key {story.key}: {_one_line(fetched)}"),
     ]

@@ -72,6 +72,7 @@ def batch_of() -> Callable[..., AnnotationBatch]:
         return AnnotationBatch(
             keys=[f"{number:09d}" for number in range(len(images))],
             captions=list(captions) if captions is not None else [None] * len(images),
+            data=[None if pixels is None else encode_image(pixels, "PNG") for pixels in images],
             sha256=["0" * 64] * len(images),
             headers=[item and item.header for item in decoded],
             images=list(images),

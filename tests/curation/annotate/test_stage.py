@@ -25,6 +25,10 @@ from headrace.shards.errors import ShardError
 CONTRACT = {
     "image": ["image_width", "image_height", "aspect", "image_format", "orientation", "decode_error"],
     "hashes": ["sha256", "pdq", "pdq_trimmed", "pdq_quality"],
+    "quality": [
+        *("file_bytes", "content_width", "content_height", "border"),
+        *("colourfulness", "sharpness", "encoded_quality", "picture_quality"),
+    ],
     "caption": ["caption_chars", "caption_words"],
     "clip": ["clip_score", "clip_embedding"],
     "unsafe_text": ["unsafe_text_score", "unsafe_text_words"],

@@ -50,6 +50,19 @@ ANNOTATIONS = {
     "hashes": pa.schema(
         [("sha256", pa.string()), ("pdq", pa.binary(32)), ("pdq_trimmed", pa.binary(32)), ("pdq_quality", pa.int16())]
     ),
+    "quality": pa.schema(
+        [
+            ("file_bytes", pa.int64()),
+            ("content_width", pa.int32()),
+            ("content_height", pa.int32()),
+            ("border", pa.float32()),
+            ("colourfulness", pa.float32()),
+            ("sharpness", pa.float32()),
+            ("encoded_quality", pa.int16()),
+            ("picture_quality", pa.int16()),
+        ]
+    ),
+    "caption": pa.schema([("caption_chars", pa.int32())]),
     "clip": pa.schema([("clip_score", pa.float32())]),
     "unsafe_text": pa.schema([("unsafe_text_score", pa.float32())]),
     "unsafe_image": pa.schema([("unsafe_image_score", pa.float32())]),
@@ -88,11 +101,20 @@ def make_row(number: int, **values: Any) -> Row:
         "pdq": bytes(32),
         "pdq_trimmed": bytes(32),
         "pdq_quality": 100,
+        "file_bytes": 5000,
+        "content_width": 100,
+        "content_height": 100,
+        "border": 0.0,
+        "colourfulness": 30.0,
+        "sharpness": 1.0,
+        "encoded_quality": 90,
+        "picture_quality": 90,
         "clip_score": 0.5,
         "unsafe_text_score": 0.0,
         "unsafe_image_score": 0.0,
     }
-    return row | values
+    row |= values
+    return row if "caption_chars" in row else {**row, "caption_chars": row["caption"] and len(row["caption"])}
 
 
 def write_job(
@@ -173,12 +195,20 @@ def write_large_job(folder: Path, num_rows: int) -> Job:
             "pdq": pdq,
             "pdq_trimmed": pdq,
             "pdq_quality": np.full(rows.size, 90, np.int16),
+            "content_width": size,
+            "content_height": size,
+            "border": np.zeros(rows.size, np.float32),
+            "colourfulness": np.full(rows.size, 30, np.float32),
+            "sharpness": np.full(rows.size, 0.9, np.float32),
+            "encoded_quality": np.full(rows.size, 90, np.int16),
+            "picture_quality": 75 + (rows % 16).astype(np.int16),
+            "file_bytes": 1000 + rows,
             "clip_score": rng.normal(0.25, 0.05, rows.size).astype(np.float32),
         }
         _write_columns(folder / "raw" / f"{number:05d}.parquet", columns, RAW_SCHEMA, rows.size)
         (folder / "raw" / "commits").mkdir(exist_ok=True)
         (folder / "raw" / "commits" / f"{number:05d}.json").write_text("{}")
-        for name in ("image", "hashes", "clip"):
+        for name in ("image", "hashes", "quality", "clip"):
             path = folder / "annotations" / f"{name}-00000000" / f"{number:05d}.parquet"
             _write_columns(path, columns, pa.schema([("key", pa.string()), *ANNOTATIONS[name]]), rows.size)
             commit_table(path)

@@ -21,6 +21,7 @@ class Verdict:
     value: float | None = None
     threshold: float | None = None
     duplicate_of: str | None = None
+    caption_of: str | None = None
 
 
 # SQL of a rule or an order -> the same in Python.
@@ -38,6 +39,10 @@ EXPRESSIONS: dict[str, Callable[[Row], Any]] = {
 }
 
 
+# What goes with a caption.
+CAPTION_COLUMNS = ("caption", "caption_chars", "clip_score", "unsafe_text_score")
+
+
 def key_of(row: Row) -> Key:
     """Return the identity of an input row."""
     return (row["uid"], row["input_file"], row["input_row"])
@@ -46,7 +51,7 @@ def key_of(row: Row) -> Key:
 def select(rows: Sequence[Row], steps: Sequence[SelectStep]) -> dict[Key, Verdict]:
     """Return the verdict on every input row; `rows` are raw rows in raw order."""
     chosen: dict[Key, Row] = {}
-    for row in rows:
+    for row in map(dict, rows):
         before = chosen.get(key_of(row))
         if before is None or (before["status"] != "success" and row["status"] == "success"):
             chosen[key_of(row)] = row
@@ -78,6 +83,8 @@ def select(rows: Sequence[Row], steps: Sequence[SelectStep]) -> dict[Key, Verdic
                 drop(_top(step, alive, num_input))
             case _:
                 raise AssertionError(step)
+    for row in alive:
+        verdicts[key_of(row)].caption_of = row.get("caption_of")
     return verdicts
 
 
@@ -115,12 +122,20 @@ def _exact(step: ExactDuplicates, rows: Sequence[Row]) -> Drops:
         groups.setdefault(row["sha256"], []).append(row)
     found = []
     for group in groups.values():
-        best, *rest = sorted(group, key=lambda row: _order(step.order, row))
+        best, *rest = sorted(group, key=lambda row: (*_caption(step.captions, row), *_order(step.order, row)))
         found += [(row, Verdict(step.name, "same-bytes", None, None, best["uid"])) for row in rest]
     return found
 
 
 def _near(step: NearDuplicates, rows: Sequence[Row]) -> Drops:
+    taken: list[tuple[Row, Row]] = []
+    found = _groups(step, rows, taken)
+    for row, handed in taken:
+        row.update(handed)
+    return found
+
+
+def _groups(step: NearDuplicates, rows: Sequence[Row], taken: list[tuple[Row, Row]]) -> Drops:
     hashed = [row for row in rows if row["pdq"] is not None and row["pdq_quality"] >= step.min_quality]
     label = list(range(len(hashed)))
 
@@ -138,7 +153,12 @@ def _near(step: NearDuplicates, rows: Sequence[Row]) -> Drops:
         groups.setdefault(find(node), []).append(row)
     found = []
     for group in groups.values():
-        best, *rest = sorted(group, key=lambda row: _order(step.order, row))
+        order = {key_of(row): _order(step.order, row) if step.order else _best_copy(group, row) for row in group}
+        best, *rest = sorted(group, key=lambda row: order[key_of(row)])
+        donor = min(group, key=lambda row: (*_caption(step.captions, row), *order[key_of(row)]))
+        if donor is not best and donor["caption"] is not None:
+            handed = {name: donor[name] for name in CAPTION_COLUMNS}
+            taken.append((best, {**handed, "caption_of": donor.get("caption_of") or donor["uid"]}))
         for row in rest:
             apart = distance(row, best, step.hashes)
             reason = "near-duplicate" if apart <= step.distance else "near-duplicate-chain"
@@ -163,6 +183,46 @@ def _top(step: TopFraction, rows: Sequence[Row], num_input: int) -> Drops:
         tied = cut is not None and score(row) == cut
         found.append((row, Verdict(step.name, "tie-at-cut" if tied else "below-cut", score(row), cut)))
     return found
+
+
+def _caption(rule: str, row: Row) -> tuple[Any, ...]:
+    absent = row["caption"] is None
+    score = row["clip_score"]
+    return {
+        "own": (),
+        "fill": (absent,),
+        "longest": (absent, 0 if absent else -len(row["caption"])),
+        "best_score": (absent, _absent(score), 0 if _absent(score) else -score),
+    }[rule]
+
+
+def _best_copy(group: Sequence[Row], row: Row) -> tuple[Any, ...]:
+    """Return the sort key of a row: tests passed, one after the other among those left, then quality and bytes."""
+    sharpest = max(other["sharpness"] for other in group)
+
+    def size(other: Row) -> float:
+        blown_up = min(1.0, (other["sharpness"] / (0.75 * max(sharpest, 0.001))) ** 8)
+        return float(other["content_width"] * other["content_height"] * blown_up)
+
+    def again(other: Row) -> int:
+        return int(other["encoded_quality"] - other["picture_quality"])
+
+    tests: list[Callable[[Row, Sequence[Row]], bool]] = [
+        lambda row, left: size(row) >= 0.85 * max(map(size, left)),
+        lambda row, left: row["border"] <= min(other["border"] for other in left) + 0.03,
+        lambda row, left: row["colourfulness"] >= 0.6 * max(other["colourfulness"] for other in left) - 3,
+        lambda row, left: row["picture_quality"] >= max(other["picture_quality"] for other in left) - 4,
+        lambda row, left: again(row) <= min(map(again, left)) + 1,
+    ]
+    passed, left = 0, list(group)
+    for test in tests:
+        left = [other for other in left if test(other, left)]
+        if not any(other is row for other in left):
+            break
+        passed += 1
+    score = row["clip_score"]
+    rest = (-row["picture_quality"], -row["file_bytes"], _absent(score), 0 if _absent(score) else -score)
+    return (-passed, *rest, key_of(row))
 
 
 def _order(order: Sequence[str], row: Row) -> tuple[Any, ...]:

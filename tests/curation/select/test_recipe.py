@@ -59,7 +59,7 @@ def test_columns_of_a_csv_are_text_before_anything_is_fetched(tmp_path: Path) ->
 
 def test_a_text_that_is_no_number_is_told_of_try_cast(tmp_path: Path) -> None:
     asked = recipe(tmp_path, "select.0.keep=cast(caption as double) > 3")
-    job = write_job(tmp_path / "job", [[make_row(0), make_row(1)]], annotators=["image", "hashes"])
+    job = write_job(tmp_path / "job", [[make_row(0), make_row(1)]], annotators=["image", "hashes", "quality"])
     for name, url in annotation_folders(asked.annotate, job).items():
         (tmp_path / "job" / "annotations" / f"{name}-00000000").rename(url)
     with pytest.raises(ValueError, match=r"step 'size': .*no value for a row.*try_cast\(COLUMN as double\)"):
@@ -78,7 +78,7 @@ def test_the_plan_names_steps_and_says_what_is_missing(tmp_path: Path) -> None:
 def test_run_select_reads_the_recipes_own_annotations(tmp_path: Path) -> None:
     asked = recipe(tmp_path)
     rows = [make_row(number, image_width=50 if number < 3 else 100) for number in range(9)]
-    job = write_job(tmp_path / "job", [rows], annotators=["image", "hashes"])
+    job = write_job(tmp_path / "job", [rows], annotators=["image", "hashes", "quality"])
     with pytest.raises(ValueError, match="is missing; run `headrace annotate` first"):
         run_select(recipe(tmp_path, "input.columns=[]"))
     for name, url in annotation_folders(asked.annotate, job).items():
@@ -98,7 +98,9 @@ def test_a_carried_column_that_is_empty_at_first_takes_its_later_type(tmp_path: 
     import pyarrow.parquet as pq
 
     asked = recipe(tmp_path, "select.0.keep=year is null or year > 2000")
-    job = write_job(tmp_path / "job", [[make_row(0)], [make_row(1), make_row(2)]], annotators=["image", "hashes"])
+    job = write_job(
+        tmp_path / "job", [[make_row(0)], [make_row(1), make_row(2)]], annotators=["image", "hashes", "quality"]
+    )
     for name, url in annotation_folders(asked.annotate, job).items():
         (tmp_path / "job" / "annotations" / f"{name}-00000000").rename(url)
     for shard, values in (("00000", pa.nulls(1)), ("00001", pa.array([1999, 2001]))):

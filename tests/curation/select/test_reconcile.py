@@ -34,16 +34,18 @@ RULES = st.builds(
     st.sampled_from(["", "image_width"]),
     st.sampled_from([None, 0.1, 60.0]),
 )
+CAPTIONS = st.sampled_from(["own", "fill", "longest", "best_score"])
 STEPS = st.lists(
     st.one_of(
         RULES,
         st.builds(Unsafe, image_threshold=st.sampled_from([None, 0.5]), text_threshold=st.just(0.75)),
-        st.builds(ExactDuplicates, order=ORDERS),
+        st.builds(ExactDuplicates, order=ORDERS, captions=CAPTIONS),
         st.builds(
             NearDuplicates,
             distance=st.sampled_from([0, 5, 20, 31]),
             hashes=st.sampled_from([("pdq",), ("pdq", "pdq_trimmed")]),
-            order=ORDERS,
+            order=st.one_of(st.just(()), ORDERS),
+            captions=CAPTIONS,
         ),
         st.builds(
             TopFraction,
@@ -70,7 +72,14 @@ def raw_rows(draw: st.DrawFn) -> list[dict[str, Any]]:
             number,
             uid=f"{draw(st.integers(0, 15)):032x}",
             sha256=f"{draw(st.integers(0, 12)):064x}",
-            caption=draw(st.sampled_from([None, "a 1", "b 2"])),
+            caption=draw(st.sampled_from([None, None, "a 1", "b 2", "longer 1"])),
+            content_width=draw(st.sampled_from([40, 95, 100])),
+            border=draw(st.sampled_from([0.0, 0.25])),
+            colourfulness=draw(st.sampled_from([0.0, 30.0])),
+            sharpness=draw(st.sampled_from([0.0, 0.5, 1.0])),
+            encoded_quality=draw(st.sampled_from([75, 95, 100])),
+            picture_quality=draw(st.sampled_from([30, 72, 75])),
+            file_bytes=draw(st.sampled_from([4000, 5000])),
             image_width=draw(st.sampled_from([40, 60, 100])),
             image_height=draw(st.sampled_from([40, 60, 100])),
             aspect=draw(st.sampled_from([None, 1.0, 3.0])),
@@ -85,6 +94,7 @@ def raw_rows(draw: st.DrawFn) -> list[dict[str, Any]]:
         if kind == "damaged":
             row |= {"decode_error": "truncated: at byte 7", "pdq": None, "pdq_trimmed": None, "pdq_quality": None}
             row |= {"image_width": None, "image_height": None, "clip_score": None, "unsafe_image_score": None}
+            row |= {"content_width": None, "content_height": None, "border": None, "sharpness": None}
         if kind in ("failed", "retried"):
             rows.append(row | {"status": "failed_to_download", "error_class": draw(st.sampled_from(["dns", "empty"]))})
         if kind != "failed":
@@ -120,6 +130,7 @@ def test_ledger_equals_the_slow_reference(
             want = (verdict.step, verdict.reason, verdict.value, verdict.threshold, verdict.duplicate_of)
             assert verdict_of(verdicts[key]) == want
             assert verdicts[key]["kept"] == (verdict.step is None)
+            assert verdicts[key]["caption_of"] == verdict.caption_of
         check_funnel(summary, found)
         check_places(found, placement)
 
