@@ -57,9 +57,9 @@ def test_columns_are_those_of_the_contract():
 def test_every_fetched_row_has_a_row_in_raw_order(make_recipe):
     recipe = make_recipe(**FULL)
     summary = run_annotate(recipe)
-    assert (summary.shards, summary.samples, summary.tables_written) == (3, 27, 15)
+    assert (summary.shards, summary.samples, summary.tables_written) == (3, 27, 18)
     assert summary.decode_errors == {"bomb": 3, "not-image": 3, "truncated": 3}
-    assert str(summary).startswith("27 samples in 3 shards, 15 tables written; 9 images do not decode")
+    assert str(summary).startswith("27 samples in 3 shards, 18 tables written; 9 images do not decode")
     table = read_annotations(Job(recipe.job), recipe.annotate, "00001")
     assert table.column("key").to_pylist() == [f"00001{place:04d}" for place in (0, 1, 3, 4, 5, 6, 7, 8, 9)]
     rows = {row["key"][-1]: row for row in table.to_pylist()}
@@ -115,6 +115,7 @@ def test_a_new_annotator_leaves_the_old_tables_alone(make_recipe, annotation_fil
     assert [line.split(" in ")[0] for line in plan_annotate(more)] == [
         "image: 0 of 3 shards to do",
         "hashes: 0 of 3 shards to do",
+        "quality: 0 of 3 shards to do",
         "caption: 0 of 3 shards to do",
         "unsafe_text: 3 of 3 shards to do",
         "faces: 3 of 3 shards to do",
@@ -130,7 +131,7 @@ def test_new_raw_shards_are_all_that_is_done(make_recipe, annotation_files):
     run_annotate(recipe)
     before = annotation_files(recipe)
     grown = make_recipe(shards=3)
-    assert run_annotate(grown).tables_written == 3
+    assert run_annotate(grown).tables_written == 4
     after = annotation_files(grown)
     assert {name: after[name] for name in before} == before
 
@@ -190,7 +191,7 @@ def test_a_row_without_its_image_is_named_not_lost(make_recipe):
 
 
 def test_captions_alone_do_not_read_the_tar(make_recipe):
-    recipe = make_recipe(shards=1, image=None, hashes=None)
+    recipe = make_recipe(shards=1, image=None, hashes=None, quality=None)
     Path(recipe.job, "raw", "00000.tar").unlink()
     assert run_annotate(recipe).samples == 9
 
@@ -267,13 +268,13 @@ def test_an_empty_shard_has_empty_tables_of_the_same_columns(make_recipe):
     assert len(read) == 0
     assert read.column_names == [
         "key",
-        *(name for key in ("image", "hashes", "caption", *FULL) for name in CONTRACT[key]),
+        *(name for key in ("image", "hashes", "quality", "caption", *FULL) for name in CONTRACT[key]),
     ]
 
 
 def test_a_recipe_that_runs_nothing_is_refused():
     with pytest.raises(ValueError, match="no annotator at all"):
-        annotate_config(image=None, hashes=None, caption=None, faces=None)
+        annotate_config(image=None, hashes=None, quality=None, caption=None, faces=None)
 
 
 def test_the_folder_says_what_it_was_made_with(make_recipe):
