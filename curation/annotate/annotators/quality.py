@@ -66,13 +66,13 @@ class Quality(Annotator):
 
     def annotate(self, batch: AnnotationBatch) -> Columns:
         result: Columns = {name: [None] * len(batch.keys) for name in self.columns.names}
-        result["file_bytes"] = [None if data is None else len(data) for data in batch.data]
         for row, (data, header, pixels) in enumerate(zip(batch.data, batch.headers, batch.images, strict=True)):
             if data is None or header is None or pixels is None:
                 continue
             content = trim_border(pixels)
             encoded = encoded_quality(data, header)
             values = {
+                "file_bytes": len(data),
                 "content_width": content.shape[1],
                 "content_height": content.shape[0],
                 "border": round(1 - content.shape[0] * content.shape[1] / (pixels.shape[0] * pixels.shape[1]), 4),
