@@ -114,7 +114,7 @@ class Mixture:
     max_pixels: int = 64 << 20
     """Larger images are refused from their header."""
     decode_threads: int = 0
-    """0 = as many as this process may use cores."""
+    """0 = as many as this process may use cores, divided by the ranks on its host (`LOCAL_WORLD_SIZE`)."""
     io_threads: int = 8
     """Reads in flight."""
     prefetch_batches: int = 2

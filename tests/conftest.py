@@ -1,7 +1,8 @@
 """Fixtures that every test file shares, and the list of skipped tests that CI compares with the committed one."""
 
 import os
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,14 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("needs the folder shared/data beside the repository")
     return SHARED_DATA
+
+
+@pytest.fixture
+def no_more_than() -> Iterator[Callable[[int], None]]:
+    """A function that lets no file of this process grow over so many bytes: a full disk, as far as writers can tell."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 # Read by every Python that is started with its folder on PYTHONPATH, the workers of a program too.

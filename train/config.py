@@ -6,6 +6,7 @@ config in a checkpoint is complete.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from headrace.config import OneOf, apply_overrides, build_config, canonical_json, config_to_dict, read_mapping
 from headrace.pipeline import Mixture
+from headrace.text import without_secrets
 from headrace.train.objectives import objective_configs
 from headrace.train.objectives.objective import ObjectiveConfig
 from headrace.train.optim import OPTIMIZERS, SCHEDULES, OptimizerConfig, ScheduleConfig
@@ -24,7 +26,18 @@ AnyOptimizer = Annotated[OptimizerConfig, OneOf("kind", lambda: OPTIMIZERS, defa
 AnySchedule = Annotated[ScheduleConfig, OneOf("kind", lambda: SCHEDULES, default="cosine")]
 
 # A resumed run may have other values of these: they change no step but by rounding. A mixture is the stream's to judge.
-FREE_FIELDS = frozenset({"out", "log_every", "checkpoint", "validation", "device", "images_per_micro_batch", "mixture"})
+FREE_FIELDS = frozenset(
+    {
+        "out",
+        "log_every",
+        "checkpoint",
+        "validation",
+        "device",
+        "images_per_micro_batch",
+        "mixture",
+        "timeout_seconds",
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,13 +104,16 @@ class RunConfig:
     """Steps between two lines of metrics.jsonl."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto = CUDA if there is one."""
+    timeout_seconds: float = 1800.0
+    """Of several processes, one that waits so long for the others stops the run; a save must take less."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "global_batch", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.clip_grad_norm > 0:
-            raise ValueError(f"clip_grad_norm must be above 0, got {self.clip_grad_norm}")
+        for name in ("clip_grad_norm", "timeout_seconds"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
         if self.images_per_micro_batch is not None and self.images_per_micro_batch < 1:
             raise ValueError(f"images_per_micro_batch must be at least 1, got {self.images_per_micro_batch}")
         if "://" in self.out:
@@ -120,6 +136,20 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def public_dict(config: RunConfig) -> dict[str, Any]:
+    """Return the config as plain data that may be given away: no passwords and signatures in its URLs."""
+    data: dict[str, Any] = _public(config_to_dict(config))
+    return data
+
+
+def _public(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _public(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_public(part) for part in value]
+    return without_secrets(value) if isinstance(value, str) else value
 
 
 def run_digest(config: RunConfig) -> str:

@@ -6,7 +6,9 @@ So a killed run, started again, goes on as if nothing had happened. The loss is 
 """
 
 import contextlib
+import logging
 import math
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +26,13 @@ from headrace.train.evaluate.validation import validation_values
 from headrace.train.objectives.objective import RowError
 from headrace.train.parallel.precision import autocast
 from headrace.train.parallel.ranks import Ranks, join_ranks
+from headrace.train.parallel.signals import watch_signals
 from headrace.train.runs.export import export_model
-from headrace.train.runs.folder import NonFiniteError, own_run, watch_signals, write_non_finite, write_records
+from headrace.train.runs.folder import NonFiniteError, own_run, write_non_finite, write_records
 from headrace.train.runs.metrics import Meter, Metrics, MetricsFile, batch_digest, memory_bytes
 from headrace.train.state import TrainState, open_state, save_state
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,10 +42,15 @@ class TrainResult:
     out: Path
     step: int
     """Optimizer steps done."""
-    finished: bool
-    """False if a signal stopped the run before its last step; the same command continues it."""
     is_first: bool
     """True in the one process that speaks to the user."""
+    stopped_by: int = 0
+    """The signal that stopped the run before its last step; the same command continues it. 0 = it is finished."""
+
+    @property
+    def finished(self) -> bool:
+        """True if the last step is done."""
+        return not self.stopped_by
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,56 +72,85 @@ def train(config: RunConfig, *, on_metrics: Callable[[Metrics], None] = lambda _
     `on_metrics` is called on rank 0 with each line of metrics. Raises ValueError for a config that cannot run or
     differs from the checkpoint's, and NonFiniteError (a ValueError) before a step that would spoil the weights.
     """
-    out = Path(config.out)
     with contextlib.ExitStack() as stack:
-        ranks = stack.enter_context(join_ranks(config.device))
+        ranks = stack.enter_context(join_ranks(config.device, timeout_seconds=config.timeout_seconds))
         stack.enter_context(own_run(config, ranks))
         state = stack.enter_context(open_state(config, ranks))
         metrics = stack.enter_context(contextlib.closing(_open_metrics(config, state, ranks)))
-        stopping = stack.enter_context(watch_signals())
-        meter, saved_step, stop = Meter(), state.step, False
-        flops = state.objective.train_flops_per_image
+        stack.enter_context(watch_signals(ranks.stop))
+        if ranks.is_first:
+            _log_start(config, state, ranks)
 
-        def log(line: Metrics) -> None:
+        def write(line: Metrics) -> None:
             if ranks.is_first:
                 metrics.write(line)
                 on_metrics(line)
 
-        while True:
-            last = state.step == config.steps
+        return _run(config, state, ranks, metrics=metrics, write=write)
 
-            validates = config.validation is not None and (last or state.step % config.validation.every == 0)
-            if validates and not ranks.from_first(metrics.has_validation(state.step)):
-                with meter.paused():
-                    values = validation_values(state.objective, config, ranks)
-                log({"event": "validation", "step": state.step, **values})
 
-            if state.step > saved_step and (last or stop or state.step % config.checkpoint.every == 0):
-                with meter.paused():
-                    save_state(config, state, ranks)
-                saved_step = state.step
+def _run(
+    config: RunConfig, state: TrainState, ranks: Ranks, *, metrics: MetricsFile, write: Callable[[Metrics], None]
+) -> TrainResult:
+    """Step, save and validate until the last step is done or a signal asks to stop."""
+    meter, saved_step, stop = Meter(), state.step, False
+    while True:
+        last = state.step == config.steps
 
-            if last or stop:
-                break
+        # Before the validation: a fault of that must not cost the steps that led to it.
+        if state.step > saved_step and (last or stop or state.step % config.checkpoint.every == 0):
+            with meter.paused():
+                save_state(config, state, ranks)
+            saved_step = state.step
 
-            batch = next(state.stream)
-            step = take_step(config, state, batch, ranks=ranks, stopping=stopping.is_set())
-            stop = step.stop
-            meter.add(images=config.global_batch, waited=batch.waited_seconds)
+        if stop and not last:
+            return TrainResult(
+                out=Path(config.out),
+                step=state.step,
+                is_first=ranks.is_first,
+                stopped_by=ranks.stop.number or int(signal.SIGTERM),
+            )
 
-            if state.step % config.log_every == 0 or state.step == config.steps:
-                line = {"event": "train", "step": state.step, "samples": state.step * config.global_batch}
-                line |= {"loss": step.loss, "lr": step.lr, "grad_norm": step.grad_norm}
-                line |= {name: float(value) for name, value in step.report.items()}
-                if state.objective.missing:
-                    line[state.objective.missing] = state.missing
-                line |= meter.read(flops, ranks) | {"memory_bytes": memory_bytes(ranks.device)}
-                log(line | {"batch_digest": int(ranks.sum([batch_digest(batch)])[0])})
+        validates = config.validation is not None and (last or state.step % config.validation.every == 0)
+        if validates and not ranks.from_first(metrics.has_validation(state.step), f"validation at {state.step}"):
+            with meter.paused():
+                values = validation_values(state.objective, config, ranks)
+            write({"event": "validation", "step": state.step, **values})
 
         if last:
             with ranks.first_writes("the exported weights") as writes:
-                export_model(out, config, state.objective, writes=writes)
-        return TrainResult(out=out, step=state.step, finished=last, is_first=ranks.is_first)
+                export_model(Path(config.out), config, state.objective, writes=writes)
+            return TrainResult(out=Path(config.out), step=state.step, is_first=ranks.is_first)
+
+        batch = next(state.stream)
+        step = take_step(config, state, batch, ranks=ranks, stopping=bool(ranks.stop))
+        stop = step.stop
+        meter.add(images=config.global_batch, waited=batch.waited_seconds)
+        if state.step % config.log_every == 0 or state.step == config.steps:
+            line = _train_line(config, state, step) | meter.read(state.objective.train_flops_per_image, ranks)
+            line["memory_bytes"] = memory_bytes(ranks.device)
+            write(line | {"batch_digest": int(ranks.sum([batch_digest(batch)])[0])})
+
+
+def _train_line(config: RunConfig, state: TrainState, step: Step) -> Metrics:
+    line: Metrics = {"event": "train", "step": state.step, "samples": state.step * config.global_batch}
+    line |= {"loss": step.loss, "lr": step.lr, "grad_norm": step.grad_norm}
+    line |= {name: float(value) for name, value in step.report.items()}
+    return line | ({state.objective.missing: state.missing} if state.objective.missing else {})
+
+
+def _log_start(config: RunConfig, state: TrainState, ranks: Ranks) -> None:
+    log.info(
+        "run %s: objective %s, %d parameters, %d processes, rank 0 on %s, %d images a step, step %d of %d",
+        config.out,
+        config.objective.kind,
+        sum(parameter.numel() for parameter in state.objective.parameters()),
+        ranks.size,
+        ranks.device,
+        config.global_batch,
+        state.step,
+        config.steps,
+    )
 
 
 def take_step(config: RunConfig, state: TrainState, batch: Batch, *, ranks: Ranks, stopping: bool) -> Step:
@@ -123,7 +162,7 @@ def take_step(config: RunConfig, state: TrainState, batch: Batch, *, ranks: Rank
     for group in state.optimizer.param_groups:
         group["lr"] = lr
 
-    terms, missing = ranks.sum(_counts(config, state, batch))
+    terms, missing = ranks.sum(_counts(config, state, batch), f"step {state.step}")
     terms = max(terms, 1.0)  # a step of nothing but rows without captions has a loss of 0
     total, report = torch.zeros((), device=ranks.device), {}
     parts = micro_batches(batch, config.images_per_micro_batch)
@@ -138,7 +177,7 @@ def take_step(config: RunConfig, state: TrainState, batch: Batch, *, ranks: Rank
 
     # The one place of a step that waits for the device: the verdict must be known before the weights move.
     own_loss, grad_norm = torch.stack([total / terms, norm]).tolist()
-    loss_value, norms, stops = ranks.sum([own_loss, grad_norm, stopping])
+    loss_value, norms, stops = ranks.sum([own_loss, grad_norm, stopping], f"step {state.step}")
     if not math.isfinite(loss_value + norms):
         path = write_non_finite(
             config, batch, ranks, step=state.step, values={"loss": own_loss, "grad_norm": grad_norm}

@@ -6,6 +6,7 @@ adapted, except for the free fields that change no result.
 
 import contextlib
 import inspect
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ from headrace.train.runs.checkpoint import (
     warn_of_other_arithmetic,
 )
 from headrace.train.sources import check_sources
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -70,6 +73,8 @@ def open_state(config: RunConfig, ranks: Ranks) -> Iterator[TrainState]:
         if step > config.steps:
             raise ValueError(f"{checkpoint.path} holds step {step}, beyond the {config.steps} steps of its own config")
         restore(checkpoint, objective, optimizer)
+        if ranks.is_first:
+            log.info("resumed from %s: %d steps are done", checkpoint.path, step)
     stream = open_stream(
         config.mixture,
         global_batch=config.global_batch,

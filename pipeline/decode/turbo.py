@@ -6,7 +6,6 @@ the GIL. Everything else, and every JPEG that libjpeg-turbo finds a fault in, is
 """
 
 import logging
-import os
 import threading
 from collections.abc import Callable, Sequence
 
@@ -18,6 +17,7 @@ from PIL import Image
 
 from headrace.pipeline.augment.crop import Window
 from headrace.pipeline.augment.views import ChooseWindow
+from headrace.pipeline.decode.cores import own_cores
 from headrace.pipeline.decode.decoder import Images, Item
 from headrace.pipeline.errors import SampleError
 from headrace.pipeline.mixture import Mixture
@@ -39,7 +39,7 @@ class Turbo:
 
     def __init__(self, mixture: Mixture) -> None:
         self.items_per_call = 1
-        self.calls_at_once = mixture.decode_threads or len(os.sched_getaffinity(0))
+        self.calls_at_once = mixture.decode_threads or own_cores()
         self._max_pixels = mixture.max_pixels
         self._threads = threading.local()
         self._said: set[str] = set()

@@ -1,6 +1,10 @@
 """`headrace train` says what it will do, does it, and answers a mistake with one line."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,6 +121,52 @@ def test_a_changed_run_is_refused_in_one_line(run: Run, run_file: Path) -> None:
     assert "optimizer.lr: was 0.001, is 0.1" in error
     code, out = run("train", str(run_file))  # the finished run is left as it is
     assert (code, out.count("validation")) == (0, 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends_as_schedulers_read_it(run_file: Path, tmp_path: Path, number: signal.Signals) -> None:
+    program = [sys.executable, "-c", "from headrace.cli.app import main; main()"]
+    command = [*program, "train", str(run_file), "steps=100000", "log_every=1", "validation.every=100000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and '"train"' in metrics.read_text()):
+        time.sleep(0.05)
+    process.send_signal(number)
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, errors
+    steps = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert out.splitlines()[-1] == (
+        f"{tmp_path / 'run'}: stopped by {number.name} and saved at step {steps[0]}; the same command continues"
+    )
+    assert "Traceback" not in errors
+    # Off a terminal each line of metrics is a line on stderr.
+    assert errors.splitlines()[0].startswith("step 1/100000: loss ")
+
+
+def test_steps_are_shown_off_a_terminal_and_logged_where_asked(run: Run, run_file: Path) -> None:
+    code, out = run("train", str(run_file), "log_every=1")
+    assert code == 0
+    assert [
+        line.split(":")[0] for line in out.splitlines() if line.startswith("step ") and "/" in line.split(":")[0]
+    ] == [
+        "step 1/3",
+        "step 2/3",
+    ]
+
+
+def test_the_log_says_what_an_operator_asks(
+    run: Run, run_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for _ in range(2):
+        assert run("train", str(run_file))[0] == 0
+    out = tmp_path / "run"
+    texts = [record.getMessage() for record in caplog.records if record.name.startswith("headrace.train")]
+    assert any(text.startswith(f"run {out}: objective aim, ") and text.endswith("step 0 of 3") for text in texts)
+    assert any(text.startswith(f"checkpoint {out / 'checkpoints' / '00000003'}: ") for text in texts)
+    assert any(text.startswith(f"validation on {tmp_path / 'data'}: loss ") for text in texts)
+    assert any(text.startswith(f"exported {out / 'model.safetensors'}: ") for text in texts)
+    assert f"resumed from {out / 'checkpoints' / '00000003'}: 3 steps are done" in texts
 
 
 def test_help_has_an_example(run: Run) -> None:

@@ -8,6 +8,8 @@ import yaml
 
 from headrace.config import config_to_dict
 from headrace.train.config import RunConfig, first_difference, load_run
+from headrace.train.optim.adamw import AdamWConfig
+from headrace.train.optim.schedules import CosineConfig
 
 
 def test_a_mixture_may_stand_in_its_own_file(run_file: Callable[..., Path]) -> None:
@@ -35,6 +37,17 @@ def test_a_mixture_may_stand_in_its_own_file(run_file: Callable[..., Path]) -> N
         ("objective.model=9B", "unknown model '9B'; known models: tiny"),
         ("optimizer.betas=[0.9, 1.0]", r"betas must be in \[0, 1\)"),
         ("schedule.warmup_fraction=1", r"warmup_fraction must be in \[0, 1\)"),
+        ("optimizer.lr=.inf", r"optimizer\.lr: input should be a finite number, got inf"),
+        ("optimizer.lr=.nan", r"optimizer\.lr: input should be a finite number, got nan"),
+        ("optimizer.betas=[.nan, 0.9]", r"optimizer\.betas\.0: input should be a finite number"),
+        ("optimizer.eps=.inf", r"optimizer\.eps: input should be a finite number"),
+        ("optimizer.weight_decay=.nan", r"optimizer\.weight_decay: input should be a finite number"),
+        ("schedule.final_lr=.inf", r"schedule\.final_lr: input should be a finite number"),
+        ("clip_grad_norm=.nan", "clip_grad_norm: input should be a finite number"),
+        ("timeout_seconds=0", "timeout_seconds must be above 0"),
+        ("mixture.sources.0.weight=.nan", r"weight: input should be a finite number"),
+        ("optimizer.kind=lion", r"optimizer\.kind: unknown 'lion'; known: adamw"),
+        ("schedule.kind=step", r"schedule\.kind: unknown 'step'; known: cosine"),
         ("out=s3://bucket/run", "out must be a local folder"),
         ("mixture=missing.yaml", "missing.yaml: no such file"),
     ],
@@ -60,6 +73,16 @@ def test_free_fields_may_change_and_others_are_named(run_file: Callable[..., Pat
     assert difference("objective.depth=3") == "objective.depth: was 2, is 3"
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), -1.0])
+def test_a_number_that_cannot_be_is_refused_from_python_too(value: float) -> None:
+    for name in ("lr", "eps", "weight_decay"):
+        with pytest.raises(ValueError, match="lr and eps must be above 0"):
+            AdamWConfig(**{name: value})
+    for name in ("warmup_lr", "final_lr"):
+        with pytest.raises(ValueError, match="must be at least 0 and finite"):
+            CosineConfig(**{name: value})
+
+
 def test_what_a_run_records_reads_back_as_itself(run_file: Callable[..., Path], tmp_path: Path) -> None:
     config = load_run(run_file(), ["optimizer.eps=1e-08", "schedule.warmup_lr=1e-6"])
     again = tmp_path / "again.yaml"
@@ -72,9 +95,10 @@ def test_every_field_is_explained() -> None:
     import inspect
 
     from headrace.train import config
-    from headrace.train.objectives import aim, clip
+    from headrace.train.objectives import aim, clip, supervised
+    from headrace.train.optim import adamw, schedules
 
-    for module in (config, aim, clip):
+    for module in (config, aim, clip, supervised, adamw, schedules):
         for cls in vars(module).values():
             if dataclasses.is_dataclass(cls) and cls.__name__.endswith("Config") and cls.__module__ == module.__name__:
                 lines = inspect.getsource(cls).splitlines()

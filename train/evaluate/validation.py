@@ -5,6 +5,8 @@ pass). A finite pass is padded at its end; padded rows are in the batch, not in 
 """
 
 import contextlib
+import logging
+import time
 from collections.abc import Mapping
 
 import torch
@@ -18,6 +20,8 @@ from headrace.train.evaluate.passes import same_reading
 from headrace.train.objectives.objective import Objective, RowError
 from headrace.train.parallel.precision import autocast
 from headrace.train.parallel.ranks import Ranks
+
+log = logging.getLogger(__name__)
 
 
 def validation_values(objective: Objective, run: RunConfig, ranks: Ranks) -> dict[str, float]:
@@ -37,6 +41,7 @@ def validation_values(objective: Objective, run: RunConfig, ranks: Ranks) -> dic
         columns=objective.columns,
         once=True,
     )
+    began = time.perf_counter()
     objective.eval()
     with contextlib.closing(stream), torch.no_grad(), autocast(run.precision, ranks.device):
         for batch in stream:
@@ -49,7 +54,10 @@ def validation_values(objective: Objective, run: RunConfig, ranks: Ranks) -> dic
             if config.samples and int(batch.position.min()) >= config.samples:
                 break
     objective.train()
-    return _means(sums, objective, url=config.dataset, counts=(terms, missing), ranks=ranks)
+    values = _means(sums, objective, url=config.dataset, counts=(terms, missing), ranks=ranks)
+    if ranks.is_first:
+        log.info("validation on %s: loss %.4f, %.1f s", config.dataset, values["loss"], time.perf_counter() - began)
+    return values
 
 
 def _counts(objective: Objective, part: Batch, url: str) -> tuple[int, int]:

@@ -5,12 +5,39 @@ hosts' memories (gloo), also in a run on GPUs, so they never wait for a device.
 """
 
 import contextlib
+import logging
 import os
+import re
+import signal
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import distributed
+
+from headrace.train.parallel.signals import StopRequest
+
+TIMEOUT_SECONDS = 1800.0
+# While it waits, a rank looks once in so long for a signal: the wait itself is in C++, where no handler runs.
+SLICE_SECONDS = 1.0
+# First line of a rank that waits; the next after twice as long, and so on.
+FIRST_WARNING_SECONDS = 30.0
+# Schedulers and torchrun kill about 30 s after their SIGTERM: whoever waits for a lost rank leaves before.
+GRACE_SECONDS = 20.0
+
+log = logging.getLogger(__name__)
+
+
+class RankError(OSError):
+    """Another rank did not come to where this one waits, or is gone."""
+
+    def __init__(self, message: str, *, signal_number: int = 0) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+        """The signal that ended the wait; 0 = none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,29 +47,61 @@ class Ranks:
     rank: int
     size: int
     device: torch.device
+    timeout_seconds: float = TIMEOUT_SECONDS
+    """A wait for the other ranks that takes so long fails."""
+    stop: StopRequest = field(default_factory=StopRequest, compare=False)
+    """Filled in by a signal."""
 
     @property
     def is_first(self) -> bool:
         """True in the one process that writes files."""
         return self.rank == 0
 
-    def sum(self, values: Sequence[float]) -> list[float]:
-        """Return the sum over ranks of each value, in float64."""
+    def sum(self, values: Sequence[float], where: str = "") -> list[float]:
+        """Return the sum over ranks of each value, in float64. Raises RankError if one does not come `where` it is."""
         total = torch.tensor(values, dtype=torch.float64)
         if self.size > 1:
-            distributed.all_reduce(total)
+            self._finish(distributed.all_reduce(total, async_op=True), where)
         return [float(value) for value in total]
 
-    def from_first(self, value: int) -> int:
-        """Return rank 0's value on every rank."""
+    def from_first(self, value: int, where: str = "") -> int:
+        """Return rank 0's value on every rank. Raises RankError if a rank does not come `where` they share it."""
+        return self._from_first(value, where, leaves=True)
+
+    def _from_first(self, value: int, where: str, *, leaves: bool) -> int:
         shared = torch.tensor([value], dtype=torch.int64)
         if self.size > 1:
-            distributed.broadcast(shared, src=0)
+            self._finish(distributed.broadcast(shared, src=0, async_op=True), where, leaves=leaves)
         return int(shared[0])
 
-    def wait(self) -> None:
+    def wait(self, where: str = "") -> None:
         """Return when every rank has come here."""
-        self.sum([0.0])
+        self.sum([0.0], where)
+
+    def _finish(self, work: Any, where: str, *, leaves: bool = True) -> None:
+        """Wait for `work` in slices, so that a rank that does not come is spoken of, and a signal `leaves` the wait."""
+        began, warn_at = time.monotonic(), FIRST_WARNING_SECONDS
+        while not self._is_done(work):
+            waited = time.monotonic() - began
+            me = f"rank {self.rank} of {self.size} has waited {waited:.0f} s for the others{where and ' in ' + where}"
+            hint = "a rank that says nothing like this is the one that hangs"
+            if waited >= self.timeout_seconds:
+                raise RankError(f"{me}, timeout_seconds is {self.timeout_seconds:g}; {hint}")
+            if leaves and self.stop and min(waited, time.monotonic() - self.stop.at) >= GRACE_SECONDS:
+                asked = f"{signal.Signals(self.stop.number).name} asked it to stop: it leaves without saving"
+                raise RankError(f"{me}, and {asked}; {hint}", signal_number=self.stop.number)
+            if waited >= warn_at:
+                log.warning("%s; %s", me, hint)
+                warn_at *= 2
+
+    def _is_done(self, work: Any) -> bool:
+        try:
+            work.wait(timedelta(seconds=SLICE_SECONDS))
+        except RuntimeError as error:
+            if not work.is_completed():
+                return False  # the slice is over, not the work
+            raise lost_ranks(self.rank, self.size, error) from error
+        return True
 
     @contextlib.contextmanager
     def first_writes(self, what: str) -> Iterator[bool]:
@@ -52,7 +111,8 @@ class Ranks:
             yield self.is_first
         except OSError as caught:
             error = caught
-        failed = self.from_first(error is not None)
+        # Rank 0 may write for minutes after a signal: nobody leaves it alone with that.
+        failed = self._from_first(error is not None, what, leaves=False)
         if error is not None:
             raise error
         if failed:
@@ -63,11 +123,17 @@ ALONE = Ranks(rank=0, size=1, device=torch.device("cpu"))
 """A process without others."""
 
 
+def lost_ranks(rank: int, size: int, error: Exception) -> RankError:
+    """Return what to raise for a library's error about other processes: one line, without its source file."""
+    text = re.sub(r"^\[[^]]*\] ", "", str(error).split("\n")[0]).split(". ")[0] or type(error).__name__
+    return RankError(f"rank {rank} of {size} has lost the others: {text[:200]}; the rank that failed says why")
+
+
 @contextlib.contextmanager
-def join_ranks(device: str) -> Iterator[Ranks]:
+def join_ranks(device: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[Ranks]:
     """Yield this process's place; under torchrun, join the others for as long as the context lasts.
 
-    `device` is auto, cpu or cuda. Raises ValueError for cuda where there is none.
+    `device` is auto, cpu or cuda. Raises ValueError for cuda where there is none, RankError where the others are lost.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but this machine has no usable CUDA device; use device=auto or device=cpu")
@@ -83,8 +149,15 @@ def join_ranks(device: str) -> Iterator[Ranks]:
     if size == 1:
         yield Ranks(rank=0, size=1, device=place)
         return
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    rank = int(os.environ.get("RANK", "0"))
     try:
-        yield Ranks(rank=distributed.get_rank(), size=size, device=place)
-    finally:
-        distributed.destroy_process_group()
+        # Gradients are reduced inside backward, where only the library's clock ends a wait: a little later than ours.
+        limit = timedelta(seconds=timeout_seconds + 2 * SLICE_SECONDS)
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=limit)
+        yield Ranks(rank=rank, size=size, device=place, timeout_seconds=timeout_seconds)
+    except RuntimeError as error:
+        if isinstance(error, distributed.DistError) or "gloo" in str(error):
+            raise lost_ranks(rank, size, error) from error
+        raise
+    # Not after an error: it would wait for the ranks that are lost. The end of the process closes what is open.
+    distributed.destroy_process_group()

@@ -22,8 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from headrace.config import config_to_dict
-from headrace.train.config import RunConfig, completed, first_difference, run_digest
+from headrace.train.config import RunConfig, completed, first_difference, public_dict, run_digest
 from headrace.train.runs.optimizer_state import make_state, optimizer_tensors, restore_optimizer
 from headrace.train.runs.tensors import host_tensors, save_tensors
 
@@ -125,7 +124,7 @@ def _state(progress: Progress, config: RunConfig, folder: Path) -> dict[str, Any
         "step": progress.step,
         "stream": progress.stream,
         "missing": progress.missing,
-        "config": config_to_dict(config),
+        "config": public_dict(config),
         "config_digest": run_digest(config),
         "arithmetic": arithmetic(),
         "files": {name: _facts(folder / name) for name in FILES},
@@ -184,7 +183,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def refuse_other_config(checkpoint: Checkpoint, config: RunConfig) -> None:
     """Raise ValueError naming the first field in which `config` differs from the checkpoint's, free fields aside."""
-    difference = first_difference(completed(checkpoint.config), config_to_dict(config))
+    difference = first_difference(completed(checkpoint.config), public_dict(config))
     if difference is not None:
         raise ValueError(
             f"{checkpoint.path} was written by another config: {difference}; use another `out` or the old value"

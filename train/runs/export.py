@@ -7,9 +7,9 @@ Names are those of the released models (AIM's trunk, open_clip's towers). AIM's 
 import logging
 from pathlib import Path
 
-from headrace.config import canonical_json, config_to_dict
+from headrace.config import canonical_json
 from headrace.files import atomic_file
-from headrace.train.config import RunConfig
+from headrace.train.config import RunConfig, public_dict
 from headrace.train.objectives.objective import Objective, released_names
 from headrace.train.runs.tensors import host_tensors, num_bytes, save_tensors
 
@@ -26,8 +26,14 @@ def export_model(out: Path, config: RunConfig, objective: Objective, *, writes: 
     tensors = host_tensors(released_names(objective, objective.state_dict()), keep=writes)
     if not writes:
         return
-    objective.export_beside(out, tensors)
-    # One key only: safetensors writes several in no fixed order, and the same run must give the same file.
-    with atomic_file(str(out / "model.safetensors")) as path:
-        save_tensors(path, tensors, {CONFIG_KEY: canonical_json(config_to_dict(config))})
+    try:
+        objective.export_beside(out, tensors)
+        # One key only: safetensors writes several in no fixed order, and the same run must give the same file.
+        with atomic_file(str(out / "model.safetensors")) as path:
+            save_tensors(path, tensors, {CONFIG_KEY: canonical_json(public_dict(config))})
+    except OSError as error:
+        raise OSError(
+            f"the weights could not be exported to {out}: {error}; the last checkpoint is whole: make room and run "
+            "the same command again"
+        ) from error
     log.info("exported %s: %d tensors, %d bytes", out / "model.safetensors", len(tensors), num_bytes(tensors))

@@ -1,28 +1,22 @@
-"""The folder of a run: who owns it, what it records, and how a run is asked to stop.
+"""The folder of a run: who owns it and what it records.
 
-One run at a time writes into a folder; the lock dies with its process, so a killed run blocks nothing. A signal only
-asks: the loop saves and leaves at the end of its step, on all ranks together.
+One run at a time writes into a folder; the lock dies with its process, so a killed run blocks nothing.
 """
 
 import contextlib
 import fcntl
 import json
 import platform
-import signal
 import subprocess
-import threading
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import yaml
 
-from headrace.config import config_to_dict
 from headrace.files import write_atomic
 from headrace.pipeline import Batch
-from headrace.train.config import RunConfig
+from headrace.train.config import RunConfig, public_dict
 from headrace.train.parallel.ranks import Ranks
 
 PACKAGES = ("headrace", "torch", "numpy", "safetensors", "open_clip_torch", "simplejpeg", "pillow")
@@ -61,35 +55,13 @@ def check_out(config: RunConfig) -> Path:
 
 
 def write_records(config: RunConfig) -> None:
-    """Write `run.yaml`, the run as it was understood, and `versions.json`, what computes it.
+    """Write `run.yaml`, the run as it was understood but for secrets, and `versions.json`, what computes it.
 
     Call it when nothing can refuse the run any more: what is there speaks of the steps that were done.
     """
-    text = yaml.safe_dump(config_to_dict(config), sort_keys=False)
+    text = yaml.safe_dump(public_dict(config), sort_keys=False)
     write_atomic(str(Path(config.out) / "run.yaml"), text.encode())
     _write_versions(Path(config.out) / "versions.json")
-
-
-@contextlib.contextmanager
-def watch_signals() -> Iterator[threading.Event]:
-    """Yield an event that SIGTERM and the first Ctrl-C set; a second Ctrl-C interrupts at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def stop(number: int, _: FrameType | None) -> None:
-        event.set()
-        signal.signal(number, previous[number])
-
-    previous: dict[int, Any] = {}
-    for number in (int(signal.SIGTERM), int(signal.SIGINT)):
-        previous[number] = signal.signal(number, stop)
-    try:
-        yield event
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def write_non_finite(config: RunConfig, batch: Batch, ranks: Ranks, *, step: int, values: dict[str, float]) -> Path:

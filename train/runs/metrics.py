@@ -1,12 +1,13 @@
 """`metrics.jsonl`: what each step cost and gave, one JSON object a line.
 
-Invariant: each step stands there once, however often the run was killed: on resume, lines behind the checkpoint are
-cut, as those steps are done again. The one thing a reader would get wrong: `loss` is that of one step's global batch,
-not a mean since the last line.
+Each step stands there once, however often the run was killed: on resume, lines behind the checkpoint are cut, as those
+steps are done again. `loss` is that of one step's global batch, not a mean since the last line. A number that is not
+finite is written as null: JSON has no word for it.
 """
 
 import contextlib
 import json
+import math
 import resource
 import time
 from collections.abc import Iterator
@@ -36,15 +37,22 @@ class MetricsFile:
         self._file: TextIO | None = None
         if path is not None:
             self.lines = [line for line in read_metrics(path) if line["step"] <= step]
-            write_atomic(str(path), "".join(f"{json.dumps(line)}\n" for line in self.lines).encode())
+            write_atomic(str(path), "".join(map(_json_line, self.lines)).encode())
             self._file = path.open("a", encoding="ascii")
 
     def write(self, line: Metrics) -> None:
         """Append one line, visible to readers at once."""
         if self._file is not None:
             self.lines.append(line)
-            self._file.write(f"{json.dumps(line)}\n")
-            self._file.flush()
+            try:
+                self._file.write(_json_line(line))
+                self._file.flush()
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    self._file.close()  # which tries to write once more, and would hide this error behind its own
+                raise OSError(
+                    f"{self._file.name}: cannot be written: {error.strerror}; make room and run the same command again"
+                ) from error
 
     def has_validation(self, step: int) -> bool:
         """True if the validation of this step is already there."""
@@ -54,6 +62,13 @@ class MetricsFile:
         """Close the file."""
         if self._file is not None:
             self._file.close()
+
+
+def _json_line(line: Metrics) -> str:
+    numbers = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in line.items()
+    }
+    return json.dumps(numbers, allow_nan=False) + "\n"
 
 
 def read_metrics(path: Path) -> list[Metrics]:

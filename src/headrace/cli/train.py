@@ -1,5 +1,8 @@
 """`headrace train`: run, or continue, a training run."""
 
+import os
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -20,12 +23,16 @@ def train_command(
 ) -> None:
     """Train; a run that was stopped or killed goes on from its newest checkpoint.
 
+    SIGTERM and Ctrl-C save at the end of the step; the exit code is then 143 or 130, and 0 only after the last step.
+
     Example: headrace train examples/aim-cifar10.yaml out=runs/a seed=1
 
     Several processes: torchrun --standalone --nproc-per-node 2 --no-python headrace train RUN.yaml
     """
+    from headrace.text import one_line
     from headrace.train.config import load_run
     from headrace.train.loop import train
+    from headrace.train.parallel.ranks import RankError
     from headrace.train.runs.plan import plan_run
 
     config = load_run(run, overrides or ())
@@ -33,19 +40,30 @@ def train_command(
         for line in plan_run(config):
             typer.echo(line)
         return
-    with _progress(config.steps) as on_metrics:
-        result = train(config, on_metrics=on_metrics)
-    if result.is_first and result.finished:
-        typer.echo(
-            f"{result.out}: {result.step} steps done; metrics.jsonl, model.safetensors and checkpoints are there"
-        )
-    elif result.is_first:
-        typer.echo(f"{result.out}: stopped and saved at step {result.step}; the same command continues")
+    try:
+        with _progress(config.steps) as on_metrics:
+            result = train(config, on_metrics=on_metrics)
+    except RankError as error:
+        typer.echo(f"headrace: {one_line(str(error))}", err=True)
+        sys.stdout.flush()
+        # The usual end would wait for the lost ranks, or abort in the destructors of the library that waits for them.
+        os._exit(128 + error.signal_number if error.signal_number else 1)
+    if result.finished:
+        if result.is_first:
+            typer.echo(
+                f"{result.out}: {result.step} steps done; metrics.jsonl, model.safetensors and checkpoints are there"
+            )
+        return
+    if result.is_first:
+        name = signal.Signals(result.stopped_by).name
+        typer.echo(f"{result.out}: stopped by {name} and saved at step {result.step}; the same command continues")
+    # What a shell gives for a signal: a scheduler must not take the run for finished.
+    raise typer.Exit(128 + result.stopped_by)
 
 
 @contextmanager
 def _progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Yield a function that shows lines of metrics: a bar on a terminal, validation losses on stdout."""
+    """Yield a function that shows lines of metrics: a bar on a terminal, else a line each; validation on stdout."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -64,5 +82,7 @@ def _progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
             rate, wait = line["images_per_second"], line["data_wait_percent"]
             text = f"loss {line['loss']:.4f}, {rate:.0f} images/s, {wait:.0f}% waiting"
             progress.update(task, completed=line["step"], description=text)
+            if not console.is_terminal and line["step"] < steps:  # the last word is on stdout
+                typer.echo(f"step {line['step']}/{steps}: {text}", err=True)
 
         yield show

@@ -99,6 +99,50 @@ with join_ranks("cpu") as ranks:
         sys.exit("this rank went on")
     ranks.wait()
 """
+# Rank 1 does not come to the second sum: rank 0 says so, and leaves by its timeout or by the signal it gets.
+HANGING = """
+import logging, os, signal, sys, threading, time
+from headrace.train.parallel import ranks as module
+from headrace.train.parallel.ranks import RankError, join_ranks
+from headrace.train.parallel.signals import watch_signals
+
+logging.basicConfig(level=logging.WARNING)
+module.FIRST_WARNING_SECONDS, module.GRACE_SECONDS, module.SLICE_SECONDS = 1.0, 2.0, 0.2
+signalled = sys.argv[1] == "signal"
+with join_ranks("cpu", timeout_seconds=60.0 if signalled else 3.0) as ranks, watch_signals(ranks.stop):
+    assert ranks.sum([ranks.rank + 1.0]) == [3.0]
+    if ranks.rank == 1:
+        time.sleep(8.0)
+        os._exit(0)
+    if signalled:
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    began = time.monotonic()
+    try:
+        ranks.sum([1.0], "step 7")
+    except RankError as error:
+        print(error, file=sys.stderr)
+        assert error.signal_number == (signal.SIGTERM if signalled else 0), error.signal_number
+        assert time.monotonic() - began < 6, "it must not wait for the other rank"
+        os._exit(0)
+"""
+# Rank 1 is gone: rank 0 says that in one line, not in a traceback of C++.
+GONE = """
+import os, sys
+from headrace.train.parallel.ranks import RankError, join_ranks
+
+try:
+    with join_ranks("cpu") as ranks:
+        ranks.wait()
+        if ranks.rank == 1:
+            os._exit(0)
+        ranks.wait("step 7")
+except RankError as error:
+    assert "rank 0 of 2 has lost the others: " in str(error), error
+    assert str(error).endswith("; the rank that failed says why"), error
+    assert "\\n" not in str(error)
+    os._exit(0)
+sys.exit("rank 0 went on")
+"""
 TRAIN = "from headrace.cli.app import main; main()"
 # A pause after each step, so that a kill which a busy machine delivers late still finds steps left to do.
 SLOW_TRAIN = f"""
@@ -133,8 +177,8 @@ def free_port() -> int:
     raise AssertionError("no free port")
 
 
-def two_processes(program: str, *arguments: str) -> None:
-    """Run `program` twice with the variables that torchrun would set; saves the start of torchrun itself."""
+def two_processes(program: str, *arguments: str) -> list[str]:
+    """Run `program` twice with the variables that torchrun would set, and return what each said on stderr."""
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
     command = [sys.executable, "-W", "error::FutureWarning", "-c", program, *arguments]
@@ -144,6 +188,7 @@ def two_processes(program: str, *arguments: str) -> None:
     ]
     errors = [process.communicate(timeout=240)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
+    return errors
 
 
 SUPERVISED = {"kind": "supervised", "num_classes": 3, "patch": 4, "width": 16, "depth": 1, "heads": 2}
@@ -246,6 +291,19 @@ def test_a_bad_loss_on_one_rank_stops_all_of_them(run_file: Callable[..., Path],
 @pytest.mark.parametrize("program", [GATHER, UNWRITTEN], ids=["gather", "unwritten"])
 def test_ranks_save_together(program: str) -> None:
     two_processes(program)
+
+
+@pytest.mark.parametrize("how", ["signal", "timeout"])
+def test_a_rank_that_waits_for_a_lost_one_says_so_and_leaves(how: str) -> None:
+    text, _ = two_processes(HANGING, how)
+    assert "WARNING" in text
+    assert "rank 0 of 2 has waited 1 s for the others in step 7; a rank that says nothing like this" in text
+    end = {"signal": "SIGTERM asked it to stop: it leaves without saving", "timeout": "timeout_seconds is 3;"}
+    assert end[how] in text.splitlines()[-1]
+
+
+def test_a_rank_that_lost_the_others_says_so_in_one_line() -> None:
+    two_processes(GONE)
 
 
 @pytest.mark.full

@@ -1,5 +1,6 @@
 """Checkpoints are whole, verified, and hold no code."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -158,6 +159,30 @@ def test_another_config_is_refused_by_the_name_of_its_field(saved: Path, run_fil
     refuse_other_config(checkpoint, load_run(run_file("b", log_every=3)))
     with pytest.raises(ValueError, match=r"seed: was 3, is 4"):
         refuse_other_config(checkpoint, load_run(run_file("b", seed=4)))
+
+
+@pytest.mark.parametrize("size", [100, 1000])
+def test_a_full_disk_is_one_line_and_leaves_the_checkpoints_that_were_there(
+    saved: Path, config: RunConfig, no_more_than: Callable[[int], None], size: int
+) -> None:
+    """At 100 bytes the weights do not fit, at 1000 the moments."""
+    before = sorted(saved.rglob("*"))
+    no_more_than(size)
+    progress = Progress(step=20, stream={})
+    with pytest.raises(OSError, match=r"the checkpoint .*00000020 could not be written: .*make room and run") as full:
+        save_checkpoint(saved, *trained(20), progress=progress, config=config)
+    assert "\n" not in str(full.value)
+    assert sorted(saved.rglob("*")) == before
+
+
+def test_passwords_and_signatures_stay_out_of_checkpoints(saved: Path, config: RunConfig) -> None:
+    source = dataclasses.replace(config.mixture.sources[0], url="https://me:pw1@host/d?x=1&X-Amz-Signature=pw2")
+    secret = dataclasses.replace(config, mixture=dataclasses.replace(config.mixture, sources=(source,)))
+    path = save_checkpoint(saved, *trained(20), progress=Progress(step=20, stream={}), config=secret)
+    text = (path / "state.json").read_text()
+    assert "https://me:***@host/d?x=1&X-Amz-Signature=***" in text
+    assert "pw1" not in text + repr(load_checkpoint(path).config)
+    refuse_other_config(load_checkpoint(path), secret)
 
 
 def test_a_checkpoint_from_before_a_key_existed_goes_on_with_its_default(
