@@ -154,12 +154,17 @@ def test_steps_are_shown_off_a_terminal_and_logged_where_asked(run: Run, run_fil
     ]
 
 
+def test_a_quiet_run_says_how_it_ended_and_nothing_else(run: Run, run_file: Path, tmp_path: Path) -> None:
+    code, out = run("train", str(run_file), "log_every=1", "-q")
+    assert code == 0
+    assert [line.split(";")[0] for line in out.splitlines()] == [f"{tmp_path / 'run'}: 3 steps done"]
+
+
 def test_the_log_says_what_an_operator_asks(
     run: Run, run_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO")
     for _ in range(2):
-        assert run("train", str(run_file))[0] == 0
+        assert run("train", str(run_file), "-v")[0] == 0
     out = tmp_path / "run"
     texts = [record.getMessage() for record in caplog.records if record.name.startswith("headrace.train")]
     assert any(text.startswith(f"run {out}: objective aim, ") and text.endswith("step 0 of 3") for text in texts)

@@ -11,6 +11,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from headrace.cli.verbosity import is_quiet
+
 
 def train_command(
     run: Annotated[str, typer.Argument(metavar="RUN.yaml", help="The run file.")],
@@ -64,7 +66,7 @@ def train_command(
 @contextmanager
 def _progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Yield a function that shows lines of metrics: a bar on a terminal, else a line each; validation on stdout."""
-    console = Console(stderr=True)
+    console, quiet = Console(stderr=True), is_quiet()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -72,17 +74,21 @@ def _progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    drawn = console.is_terminal and not quiet
+    # What is printed to a file meanwhile must not be taken for the terminal.
+    with Progress(*columns, console=console, disable=not drawn, redirect_stdout=sys.stdout.isatty()) as progress:
         task = progress.add_task("train", total=steps)
 
         def show(line: dict[str, Any]) -> None:
+            if quiet:
+                return
             if line["event"] == "validation":
                 typer.echo(f"step {line['step']}: validation loss {line['loss']:.4f}")
                 return
             rate, wait = line["images_per_second"], line["data_wait_percent"]
             text = f"loss {line['loss']:.4f}, {rate:.0f} images/s, {wait:.0f}% waiting"
             progress.update(task, completed=line["step"], description=text)
-            if not console.is_terminal and line["step"] < steps:  # the last word is on stdout
+            if not drawn and line["step"] < steps:  # the last word is on stdout
                 typer.echo(f"step {line['step']}/{steps}: {text}", err=True)
 
         yield show
