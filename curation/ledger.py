@@ -151,7 +151,7 @@ def latest_decision(job: Job, decided_by: str = "") -> Decision:
     """Return the ledger that select wrote last, in all or for the recipe of this digest. Raises ValueError."""
     name = _latest(job).get(decided_by[:NAME_LETTERS])
     if name is not None:
-        return read_decision(job, Ledger(files.join(job.ledgers, name)))
+        return read_decision(job, Ledger(files.join(job.ledgers, name) if name else job.ledgers))
     if files.exists(Ledger(job.ledgers).summary):
         decision = read_decision(job, Ledger(job.ledgers))
         if decided_by in ("", decision.summary.decided_by):
@@ -167,14 +167,17 @@ def latest_decision(job: Job, decided_by: str = "") -> Decision:
 
 def set_latest(decision: Decision) -> None:
     """Note that select came to this ledger last."""
-    name = decision.ledger.name
+    name = "" if decision.ledger.url == decision.job.ledgers else decision.ledger.name
     latest = {**_latest(decision.job), "": name, decision.summary.decided_by[:NAME_LETTERS]: name}
     text = json.dumps({"schema": SCHEMA_VERSION, "latest": latest}, indent=1, sort_keys=True) + "\n"
     files.write_atomic(files.join(decision.job.ledgers, LATEST_NAME), text.encode())
 
 
 def _latest(job: Job) -> dict[str, str]:
-    """Return recipe's digest -> name of the ledger that select wrote last; of the empty digest, in all."""
+    """Return recipe's digest -> name of the ledger that select came to last; of the empty digest, in all.
+
+    The empty name is that of the ledger of schema 1, which lies in `ledger/` itself.
+    """
     url = files.join(job.ledgers, LATEST_NAME)
     try:
         latest = json.loads(files.read_bytes(url))["latest"]
@@ -197,7 +200,7 @@ def read_summary(ledger: Ledger) -> LedgerSummary:
         raise ValueError(f"{ledger.url} holds no whole ledger; run `headrace select` first") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{ledger.summary} is not a summary that this version of headrace wrote: {error}; remove its folder and "
+            f"{ledger.summary} is not a summary that this version of headrace wrote: {error}; remove this file and "
             "run select"
         ) from error
 

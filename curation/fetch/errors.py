@@ -21,6 +21,8 @@ class FetchError(Exception):
         self.retryable = retryable
         self.wait_seconds = wait_seconds
         """What the server asked for with Retry-After."""
+        self.stands_for: float | None = None
+        """Where the host was not asked: when the attempt ended that this failure is concluded from."""
 
     def __str__(self) -> str:
         return self.message

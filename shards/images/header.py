@@ -20,7 +20,8 @@ MAX_CHUNKS = 1 << 17
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 # Bytes that are no marker between two segments are skipped, as libjpeg, Pillow, OpenCV and browsers do.
-_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff])")
+# Of a run of fill bytes the last one is matched: a pattern of the whole run takes the square of its length.
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\xff])")
 
 _MAX_BRANDS_BYTES = 512
 

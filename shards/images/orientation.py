@@ -12,6 +12,8 @@ from headrace.shards.images import exif
 MAX_CHUNKS = 1 << 17
 MAX_TEXT_BYTES = 1 << 18
 """Of one text once it is inflated: no profile that holds an orientation is larger."""
+MAX_TEXTS = 8
+"""Profiles and packets that are looked at; a writer leaves one or two, and each may inflate a thousandfold."""
 
 _PROFILES = (b"Raw profile type exif", b"Raw profile type APP1")
 _XMP = b"XML:com.adobe.xmp"
@@ -20,11 +22,12 @@ _XMP_ORIENTATION = re.compile(rb"tiff:Orientation\s*(?:=\s*[\"']|>)\s*([1-8])\b"
 
 def png_orientation(png: bytes) -> int:
     """Return the orientation 1..8 that a PNG asks for; 1 if it asks for none, or what it says is damaged."""
-    from_profile, from_xmp = 1, 1
+    from_profile, from_xmp, num_texts = 1, 1, 0
     for kind, data in _chunks(png):
         if kind == b"eXIf":
             return exif.orientation(data)
-        keyword, text = _text(kind, data)
+        keyword, text = _text(kind, data) if num_texts < MAX_TEXTS else (b"", b"")
+        num_texts += bool(keyword)
         if keyword in _PROFILES and from_profile == 1:
             from_profile = exif.orientation(_raw_profile(text))
         elif keyword == _XMP and from_xmp == 1:

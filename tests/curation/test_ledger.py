@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.curation.job import Job
-from headrace.curation.ledger import dataset_key, latest_decision, list_ledgers, place_of_key
+from headrace.curation.ledger import (
+    dataset_key,
+    find_decision,
+    latest_decision,
+    list_ledgers,
+    place_of_key,
+    set_latest,
+)
 from headrace.curation.recipe import Recipe
 from headrace.curation.stages import decided_by
 
@@ -67,3 +74,19 @@ def test_a_note_cannot_lead_out_of_the_job(make_job: MakeJob) -> None:
     name = latest_decision(job).ledger.name
     Path(job.ledgers, "latest.json").write_text(json.dumps({"latest": {"": f"../../{name}"}}))
     assert latest_decision(job).ledger.url == f"{job.ledgers}/{name}"
+
+
+def test_select_that_comes_to_the_ledger_of_schema_1_leaves_it_the_latest(make_job: MakeJob) -> None:
+    recipe = make_job()
+    job = Job(recipe.job)
+    decision = latest_decision(job)
+    folder = Path(decision.ledger.url)
+    for path in folder.iterdir():
+        shutil.move(path, Path(job.ledgers, path.name))
+    folder.rmdir()
+    Path(job.ledgers, "latest.json").unlink()
+    found = find_decision(job, decision.summary.inputs)
+    assert found is not None
+    set_latest(found)
+    assert latest_decision(job).ledger.url == job.ledgers
+    assert latest_decision(job, decided_by(recipe)).ledger.url == job.ledgers

@@ -156,7 +156,8 @@ def _blocks(records: Iterator[Any], config: InputConfig, *, place: str, first: i
             if type(record) is not dict and (problem := _problem(record, wanted)):
                 problems[row] = problem
                 held[row] = {}
-                continue
+                if not isinstance(record, dict):
+                    continue
             if len(known) < MAX_KNOWN_COLUMNS and not known.keys() >= record.keys():
                 known.update(dict.fromkeys(record))
         yield Block(

@@ -98,6 +98,10 @@ def check_known(file: ListFile, known: Sequence[str], config: InputConfig, *, an
     if file.format == "txt":
         _check_txt(file, config)
     elif any_row:
+        if not known:  # a list of cells has a header, so this is one of records
+            raise ValueError(
+                f"{file.url}: no row of it is a JSON object with keys; is it {file.format}? (input.format)"
+            )
         check_columns(file.url, known, config)
 
 

@@ -16,6 +16,8 @@ UNDONE_CODINGS = frozenset(("deflate", "gzip", "x-gzip"))
 MAX_CODINGS = 2
 
 _MAX_GZIP_HEADER_BYTES = 64 * 1024
+_USUAL_GZIP_HEADER_BYTES = 512
+_STEP_BYTES = 4096  # a body may be a million empty members: what waits behind one is not copied for each
 _HEADER_CRC, _EXTRA, _NAME, _COMMENT = 2, 4, 8, 16  # flags of RFC 1952
 
 
@@ -70,7 +72,9 @@ class Inflate:
             return None
         self._kind = _kind(bytes(self._input[:2]))
         if self._kind == "gzip":
-            size = _gzip_header_bytes(bytes(self._input))
+            size = _gzip_header_bytes(bytes(self._input[:_USUAL_GZIP_HEADER_BYTES]))
+            if size is None:
+                size = _gzip_header_bytes(bytes(self._input[: _MAX_GZIP_HEADER_BYTES + 1]))
             if size is None:
                 if len(self._input) > _MAX_GZIP_HEADER_BYTES:
                     raise self._refuse()
@@ -92,10 +96,10 @@ class Inflate:
         if not self._input:
             return None
         try:
-            part = self._stream.decompress(bytes(self._input), self._left)
+            part = self._stream.decompress(bytes(self._input[:_STEP_BYTES]), self._left)
         except zlib.error as error:
             raise self._refuse() from error
-        self._input[:] = self._stream.unused_data if self._stream.eof else self._stream.unconsumed_tail
+        self._input[:_STEP_BYTES] = self._stream.unused_data if self._stream.eof else self._stream.unconsumed_tail
         self._left -= len(part)
         self._crc, self._adler = zlib.crc32(part, self._crc), zlib.adler32(part, self._adler)
         self._size += len(part)
@@ -111,7 +115,8 @@ class Inflate:
         if len(self._input) < size and not last:
             return None
         if size and len(self._input) >= size:
-            found, self._input[:] = bytes(self._input[:size]), self._input[size:]
+            found = bytes(self._input[:size])
+            del self._input[:size]
             gzip = self._crc.to_bytes(4, "little") + (self._size & 0xFFFFFFFF).to_bytes(4, "little")
             if found != (gzip if self._kind == "gzip" else self._adler.to_bytes(4, "big")):
                 raise self._refuse()

@@ -67,7 +67,9 @@ class Fetcher:
             except FetchError as error:
                 pause = self._pause_seconds(url, attempt, error)
                 if not error.retryable or attempt == self._config.retries or pause >= deadline.left:
-                    unreached = error.error_class in UNREACHED and error.retryable
+                    # A host that is not asked any more failed before: then too it may have been the network.
+                    began = began if error.stands_for is None else error.stands_for
+                    unreached = error.error_class in UNREACHED and (error.retryable or error.stands_for is not None)
                     if unreached and await self.health.was_outage(url.raw_host or "", began):
                         return await self.fetch(text, check)
                     raise

@@ -40,6 +40,8 @@ class _Streak:
     began: float
     asked: float
     error_class: str
+    failed: float
+    """When the last attempt ended."""
     attempts: int = 0
 
 
@@ -74,7 +76,9 @@ class Health:
         if streak is None or streak.attempts < DEAD_AFTER or now - streak.began < self._attempt_seconds:
             return
         if now - streak.asked < DEAD_SECONDS:
-            raise FetchError(streak.error_class, "the host did not answer other rows of this shard; not asked again")
+            error = FetchError(streak.error_class, "the host did not answer other rows of this shard; not asked again")
+            error.stands_for = streak.failed
+            raise error
         streak.asked = now
 
     def succeeded(self, host: str) -> None:
@@ -84,8 +88,8 @@ class Health:
     def failed(self, host: str, error_class: str) -> None:
         """Note the end of an attempt without one."""
         now = asyncio.get_running_loop().time()
-        streak = self._streaks.setdefault(host, _Streak(now, now, error_class))
-        streak.attempts += 1
+        streak = self._streaks.setdefault(host, _Streak(now, now, error_class, now))
+        streak.attempts, streak.failed = streak.attempts + 1, now
         if streak.attempts == DEAD_AFTER:
             log.info("%s: %s attempts without an answer; it is asked less", host, DEAD_AFTER)
 

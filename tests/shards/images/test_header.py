@@ -3,6 +3,7 @@
 import contextlib
 import io
 import struct
+import time
 from collections.abc import Callable
 
 import pytest
@@ -153,3 +154,16 @@ def test_a_first_gif_frame_over_the_screen_makes_it_larger_for_header_and_decode
     assert (header.width, header.height) == (20 + left, 12 + top)
     assert decode_rgb(bytes(data)).shape == (12 + top, 20 + left, 3)
     check_complete(bytes(data), header)
+
+
+def test_a_run_of_fill_bytes_costs_no_more_than_its_length() -> None:
+    """A hundred thousand took minutes, and a body may hold two hundred times as many."""
+    began = time.process_time()
+    with pytest.raises(ValueError, match="no marker after byte 2"):
+        read_header(b"\xff\xd8" + b"\xff" * 100_000 + b"\0")
+    assert time.process_time() - began < 5
+
+
+def test_fill_bytes_before_a_marker_are_passed_over(encode_image: Encode) -> None:
+    data = encode_image("jpeg")
+    assert read_header(data[:2] + b"\xff" * 1000 + data[2:]) == read_header(data)

@@ -170,3 +170,11 @@ def test_any_records_are_rows_as_the_slow_oracle_says(records: list[dict[str, An
             assert row["score"] == text_of(score)
         else:
             assert row["score"] == score
+
+
+def test_a_list_without_a_record_says_so_and_a_double_key_hides_no_column(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"l\.jsonl: no row of it is a JSON object with keys; is it jsonl"):
+        read_text(tmp_path, "l.jsonl", '{\n"url":\n"http://a.example/1.jpg"\n}\n')
+    twice = '{"url": "http://a.example/1.jpg", "caption": "a", "caption": "b"}\n'
+    _, tally = read_text(tmp_path, "twice.jsonl", twice)
+    assert counts(tally) == {reading.TWO_VALUES: 1}

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from headrace.curation.fetch.errors import FetchError
 from headrace.curation.fetch.net import health
 from headrace.curation.fetch.net.fetcher import Fetcher
 from headrace.curation.fetch.unit import fetch_row
@@ -165,3 +166,18 @@ def test_a_dead_host_is_asked_again_after_a_while_and_lives(server, web, names, 
     dead, first, second = run(server, web, names, visit, attempt_seconds=0.2)
     assert (dead.error_class, "not asked again" in dead.error_message) == ("dns", True)
     assert (first.error_class, second.error_class) == (None, None)
+
+
+def test_rows_that_a_failing_host_is_not_asked_for_wait_for_the_end_of_an_outage_too(server, web, names) -> None:
+    async def visit(get: Callable[[str], Any], fetcher: Fetcher) -> list[str | None]:
+        await meet(get)
+        names.out = True
+        for _ in range(health.DEAD_AFTER):
+            fetcher.health.failed("big.example", "connect")
+            await asyncio.sleep(0.05)
+        with pytest.raises(FetchError, match="not asked again"):
+            fetcher.health.check_host("big.example")
+        asyncio.get_running_loop().call_later(0.4, setattr, names, "out", False)
+        return [outcome.error_class for outcome in await asyncio.gather(*(get("big") for _ in range(30)))]
+
+    assert run(server, web, names, visit, attempt_seconds=0.2) == [None] * 30
