@@ -6,7 +6,6 @@ reader would get wrong: a retry shard holds only the rows that succeeded now; wh
 number stays free, and the commit is in the folder of the generation's rows.
 """
 
-import json
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -19,6 +18,7 @@ from headrace.curation.fetch.lists.rows import LIST_PROBLEM
 from headrace.curation.fetch.lists.spill import SpilledList
 from headrace.curation.job import Job
 from headrace.curation.raw.read import read_raw
+from headrace.curation.raw.record import read_json
 from headrace.curation.raw.schema import RAW_COLUMNS
 from headrace.shards.commit import committed
 from headrace.shards.parquet import write_parquet
@@ -45,8 +45,12 @@ def generations(job: Job) -> list[Generation]:
     folder = _folder(job)
     found = []
     for name in files.list_names(folder, ".json"):
-        record = json.loads(files.read_bytes(files.join(folder, name)))
-        rows = SpilledList(files.join(folder, name.removesuffix(".json")), 1, record["rows"])
+        place = files.join(folder, name)
+        record = read_json(place)
+        numbers = [record.get(key) for key in ("rows", "first_shard", "samples_per_shard")]
+        if not all(type(number) is int and number >= 0 for number in numbers) or not numbers[2]:
+            raise ValueError(f"{place}: damaged: expected rows, first_shard and samples_per_shard; restore it")
+        rows = SpilledList(place.removesuffix(".json"), 1, record["rows"])
         found.append(Generation(rows, record["first_shard"], record["samples_per_shard"]))
     return found
 
