@@ -16,6 +16,8 @@ from typing import Any
 
 import duckdb
 
+from headrace.text import shown
+
 PROBE = "probe"
 UNKNOWN = "UNKNOWN"
 TEXT_HINT = "; a csv list carries text: write try_cast(COLUMN as double), which is null where there is no number"
@@ -24,6 +26,13 @@ _ROW_WISE = "BETWEEN CASE CAST COLLATE COLUMN_REF COMPARISON CONJUNCTION CONSTAN
 _CLASSES = frozenset(_ROW_WISE.split(" "))
 # Functions that DuckDB calls consistent but that look at the clock, at the engine or at other SQL.
 _REFUSED = re.compile(r"^(__.*|current_.*|json_(de)?serialize.*|age|error|version|stats|getvariable|txid_.*)$")
+# Functions whose value may be of any size whatever their arguments: DuckDB computes them, where the arguments are
+# constants, while a rule is only checked: `len(range(1000000000))` took a minute and 14 GB.
+_UNBOUNDED = re.compile(
+    r"^(range|generate_series|repeat|lpad|rpad|(list|array)_resize|bitstring|equi_width_bins|printf|format)$"
+)
+MAX_TEXT = 10_000
+"""Letters of one expression."""
 _MACROS = re.compile(r"^((list|array)_.*|nullif|ifnull|if|split_part|fmod|fdiv|date_add|days_in_month|json)$")
 _DIRECTION = re.compile(r"^(?P<text>.*?)(?:\s+(?P<direction>asc|desc))?\s*$", re.IGNORECASE | re.DOTALL)
 _INTEGERS = frozenset(
@@ -91,9 +100,14 @@ class Checker:
         """Return the checked expression. Raises ValueError naming `where`, the fault and the known columns."""
         if not text.strip():
             raise ValueError(f"{where}: the SQL expression is empty")
-        tree = self._parse(text, where)
+        if len(text) > MAX_TEXT:
+            raise ValueError(f"{where}: the SQL expression has {len(text)} letters, at most {MAX_TEXT} are read")
+        try:
+            names = list(self._walk(self._parse(text, where), where, frozenset()))
+        except RecursionError:
+            raise ValueError(f"{where}: {shown(text)} is nested too deep") from None
         read = set()
-        for name in self._walk(tree, where, frozenset()):
+        for name in names:
             if name.lower() not in self._columns:
                 hint = f"; {self._hints[name.lower()]}" if name.lower() in self._hints else ""
                 known = ", ".join(self.names())
@@ -106,14 +120,14 @@ class Checker:
             kind = self._connection.execute(query).fetchall()[0][1]
         except duckdb.Error as error:
             hint = TEXT_HINT if "VARCHAR" in first_line(error) else ""
-            raise ValueError(f"{where}: {text!r}: {first_line(error)}{hint}") from None
+            raise ValueError(f"{where}: {shown(text)}: {first_line(error)}{hint}") from None
         return Expression(text, kind, tuple(sorted(read)))
 
     def check_boolean(self, text: str, where: str) -> Expression:
         """Check an expression that must be true or false."""
         found = self.check(text, where)
         if found.type not in ("BOOLEAN", UNKNOWN):
-            raise ValueError(f"{where}: {text!r} must be true or false, but it is of type {found.type}")
+            raise ValueError(f"{where}: {shown(text)} must be true or false, but it is of type {found.type}")
         return found
 
     def check_number(self, text: str, where: str) -> Expression:
@@ -121,7 +135,7 @@ class Checker:
         found = self.check(text, where)
         if not found.is_number:
             hint = TEXT_HINT if found.type == "VARCHAR" else ""
-            raise ValueError(f"{where}: {text!r} must be a number, but it is of type {found.type}{hint}")
+            raise ValueError(f"{where}: {shown(text)} must be a number, but it is of type {found.type}{hint}")
         return found
 
     def check_order(self, order: Iterable[str], where: str) -> tuple[OrderItem, ...]:
@@ -150,7 +164,7 @@ class Checker:
         row = self._connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [query]).fetchall()
         parsed = json.loads(row[0][0])
         if parsed["error"]:
-            raise ValueError(f"{where}: {text!r}: {str(parsed['error_message']).splitlines()[0]}")
+            raise ValueError(f"{where}: {shown(text)}: {str(parsed['error_message']).splitlines()[0]}")
         template = json.loads(
             self._connection.execute(
                 "SELECT json_serialize_sql(?::VARCHAR)", [f"SELECT 1 AS value FROM {PROBE}"]
@@ -159,7 +173,7 @@ class Checker:
         nodes = [without_locations(tree["statements"]) for tree in (parsed, template)]
         selected = [node[0]["node"].pop("select_list", []) for node in nodes]
         if nodes[0] != nodes[1] or len(selected[0]) != 1 or selected[0][0].get("alias") != "value":
-            raise ValueError(f"{where}: {text!r} is not a single SQL expression")
+            raise ValueError(f"{where}: {shown(text)} is not a single SQL expression")
         return selected[0][0]
 
     def _walk(self, node: Any, where: str, bound: frozenset[str]) -> Iterator[str]:
@@ -231,4 +245,8 @@ def _allowed_functions() -> frozenset[str]:
     macros = {name for name, kind, _ in rows if kind == "macro" and _MACROS.match(name)}
     unstable = {name for name, kind, stability in rows if kind == "scalar" and stability != "CONSISTENT"}
     aggregates = {name for name, kind, _ in rows if kind in ("aggregate", "window")}
-    return frozenset(name for name in (scalars | macros) - unstable - aggregates if not _REFUSED.match(name))
+    return frozenset(
+        name
+        for name in (scalars | macros) - unstable - aggregates
+        if not _REFUSED.match(name) and not _UNBOUNDED.match(name)
+    )

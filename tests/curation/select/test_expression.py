@@ -1,5 +1,6 @@
 """SQL of a recipe: what passes, what is refused, and that nothing but one row's columns can be reached."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -180,3 +181,28 @@ def test_every_annotator_column_has_its_hint() -> None:
     assert {column: hint.split()[1] for column, hint in column_hints().items()} == {
         column: f"annotate.{name}" for column, name in made.items()
     }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "len(range(1000000000)) > 1",
+        "len(generate_series(1, 1000000000)) > 1",
+        "length(repeat('a', 1000000000)) > 1",
+        "length(lpad('a', 1000000000, 'b')) > 1",
+        "len(list_resize([1], 1000000000)) > 1",
+    ],
+)
+def test_a_rule_of_unbounded_size_is_refused_before_anything_is_computed(checker: Checker, text: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="is unknown, or not one of the row-wise functions"):
+        checker.check_boolean(text, "rule 'x'")
+    assert time.monotonic() - began < 5
+
+
+def test_a_long_or_deep_rule_is_one_short_line(checker: Checker) -> None:
+    deep = "CASE WHEN true THEN " * 400 + "1" + " END" * 400
+    for text in ("1 + " * 5000 + "1", deep, "width > 'x' AND " * 300 + "nothing"):
+        with pytest.raises(ValueError, match="rule") as caught:
+            checker.check(text, "rule 'x'")
+        assert len(str(caught.value)) < 1000
