@@ -50,6 +50,8 @@ class OpenedSource:
         if not self.num_samples:
             raise ValueError(f"source {source.name!r}: {source.url} holds no samples")
         self._columns = tuple(columns)
+        self.lacks = frozenset(columns)
+        """Columns that this source may be without, as another source has them: null here. Opening decides which."""
         self._lock = threading.Lock()
         self._cache: OrderedDict[int, ShardRows] = OrderedDict()
         self._cached_samples = 0
@@ -97,11 +99,8 @@ class OpenedSource:
     def _load(self, shard: int, read: ReadBytes) -> ShardRows:
         table = self.dataset.index(shard, read=read)
         missing = [name for name in self._columns if name not in table.column_names]
-        if missing:
-            raise ValueError(
-                f"source {self.config.name!r}: {self.dataset.index_url(shard)} has no column {', '.join(missing)}; "
-                f"it has {', '.join(table.column_names)}"
-            )
+        if not self.lacks.issuperset(missing):
+            raise ValueError(self.no_column([name for name in missing if name not in self.lacks], shard, table))
         return ShardRows(
             url=self.dataset.tar_url(shard),
             key=table.column("key"),
@@ -109,7 +108,18 @@ class OpenedSource:
             size=_integers(table, "size", -1),
             crc32=_integers(table, "crc32", -1),
             orientation=_integers(table, "orientation", 0),
-            columns={name: table.column(name) for name in self._columns},
+            columns={
+                name: pa.chunked_array([pa.nulls(table.num_rows)]) if name in missing else table.column(name)
+                for name in self._columns
+            },
+        )
+
+    def no_column(self, names: Sequence[str], shard: int, table: pa.Table | None = None) -> str:
+        """Return what to say of columns that the index of a shard should have."""
+        held = (table or self.dataset.index(shard)).column_names
+        return (
+            f"source {self.config.name!r}: {self.dataset.index_url(shard)} has no column {', '.join(names)}; "
+            f"it has {', '.join(held)}"
         )
 
 

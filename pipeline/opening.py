@@ -135,15 +135,26 @@ def _once_plan(sources: Sequence[OpenedSource], global_batch: int, rank: int, wo
 
 
 def _column_types(sources: Sequence[OpenedSource], columns: Sequence[str], read: ReadBytes) -> dict[str, pa.DataType]:
-    """Return the type of each wanted column, from the first shard of each source."""
+    """Return the type of each wanted column, from the first shard of each source.
+
+    What one source has is null in those that do not. Raises ValueError for a column that none has, or of two types.
+    """
     types: dict[str, pa.DataType] = {}
     for source in sources if columns else ():
-        for name, column in source.rows(source.first_shard, read).columns.items():
-            if types.setdefault(name, column.type) != column.type:
+        found = source.rows(source.first_shard, read).columns
+        source.lacks = frozenset(name for name in columns if pa.types.is_null(found[name].type))
+        for name, column in found.items():
+            if name not in source.lacks and types.setdefault(name, column.type) != column.type:
                 raise ValueError(
                     f"column {name} is {types[name]} in source {sources[0].config.name!r} "
                     f"and {column.type} in source {source.config.name!r}"
                 )
+    nowhere = [name for name in columns if name not in types]
+    if nowhere:
+        raise ValueError(sources[0].no_column(nowhere, sources[0].first_shard))
+    for source in sources:
+        if source.lacks:
+            log.info("source %r has no column %s: null", source.config.name, ", ".join(sorted(source.lacks)))
     return types
 
 

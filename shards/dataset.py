@@ -128,6 +128,9 @@ class Dataset:
         got = hashlib.sha256(data).hexdigest()
         if got != entry.index_sha256:
             raise ShardError(f"sha256 of the index is {got}, the manifest says {entry.index_sha256}", shard=url)
+        for name in FAST_COLUMNS:
+            if table.column(name).null_count:
+                raise ShardError(f"{table.column(name).null_count} rows have no {name}", shard=url)
         return table
 
 

@@ -10,12 +10,13 @@ import pyarrow as pa
 
 from headrace import files
 from headrace.config import config_to_dict
+from headrace.shards.columns import TYPES
 from headrace.shards.commit import RECORD_FIELDS, commit, read_commit
 from headrace.shards.dataset import foreign_commit_name
 from headrace.shards.errors import ShardError
 from headrace.shards.foreign.beside import read_beside
 from headrace.shards.group import GroupConfig
-from headrace.shards.index import IndexedShard, build_index, parse_index, shard_name
+from headrace.shards.index import INDEX_SCHEMA, IndexedShard, build_index, parse_index, shard_name
 from headrace.shards.members import LABEL_TEXT
 from headrace.shards.parquet import parquet_bytes
 from headrace.text import shown
@@ -172,6 +173,7 @@ def _known(unit: TarUnit) -> dict[str, Any] | str | None:
         if record.get("version") != RECORD_VERSION:
             return None
         record = read_commit(unit.folder, foreign_commit_name(unit.shard), fields=_FIELDS)
+        _check_parts(record)
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -183,6 +185,20 @@ def _known(unit: TarUnit) -> dict[str, Any] | str | None:
     if record["group"] != config_to_dict(unit.group):
         return None
     return _what_is_wrong(unit, record) or record
+
+
+def _check_parts(record: Mapping[str, Any]) -> None:
+    """Raise ValueError if what stands inside the lists and mappings of a record is not what is written there."""
+    counts = [value for name in ("members", "not_read", "left_out") for value in record[name].values()]
+    kinds = [*record["own_columns"].values(), *record["columns"].values()]
+    if not all(type(count) is int for count in counts):
+        raise ValueError("damaged commit record: a count is no whole number")
+    if not all(kind in TYPES for kind in kinds) or not all(isinstance(name, str) for name in record["classes"]):
+        raise ValueError("damaged commit record: columns or classes of no known kind")
+    if not all(
+        isinstance(fault, list) and [type(part) for part in fault] == [str, int, str] for fault in record["faults"]
+    ):
+        raise ValueError("damaged commit record: a fault is not [key, offset, message]")
 
 
 def _what_is_wrong(unit: TarUnit, record: Mapping[str, Any]) -> str | None:
@@ -201,6 +217,9 @@ def _what_is_wrong(unit: TarUnit, record: Mapping[str, Any]) -> str | None:
         return error.detail
     if table.num_rows != record["num_samples"]:
         return f"the index has {table.num_rows} rows, its record says {record['num_samples']}"
+    more = sorted(set(table.column_names) - set(INDEX_SCHEMA.names))
+    if more != sorted(record["columns"]) or not set(record["own_columns"]) <= set(more):
+        return "the index has other columns than its record says"
     if record["num_rejects"] and not files.exists(files.join(unit.folder, REJECTS_FOLDER, f"{unit.shard}.parquet")):
         return "its list of rejects is missing"
     return None

@@ -37,6 +37,7 @@ from headrace.shards.parquet import write_parquet
 from headrace.shards.progress import Progress
 from headrace.shards.units import INLINE, EngineConfig, OnProgress, no_progress, run_units
 from headrace.shards.write import Sample, commit_shard, finish_dataset, write_shard_files
+from headrace.text import shown
 
 log = logging.getLogger(__name__)
 
@@ -299,10 +300,20 @@ def check_image(item: Input, *, decode: bool) -> str:
     return EXTENSIONS[header.format]
 
 
+def _reject(out: str, name: str, row: Any) -> dict[str, Any]:
+    """Return one reject of a commit record as a row."""
+    kinds = [int, str, str, str, bool]
+    if not isinstance(row, list) or [type(value) for value in row] != kinds:
+        raise ValueError(f"{out}/commits/{name}.json: damaged commit record: a reject is {shown(row)}")
+    return dict(zip(REJECTS_SCHEMA.names, row, strict=True))
+
+
 def _finish(source: Source, out: str, digest: str) -> ImportSummary:
     names = committed(out)
     records = [read_commit(out, name, fields=_RECORD_FIELDS) for name in names]
-    rejects = [dict(zip(REJECTS_SCHEMA.names, row, strict=True)) for record in records for row in record["rejects"]]
+    rejects = [
+        _reject(out, name, row) for name, record in zip(names, records, strict=True) for row in record["rejects"]
+    ]
     left = [
         {"name": item.name, "reason": item.reason, "message": item.message, "imported": False}
         for item in source.leftovers

@@ -524,6 +524,28 @@ def test_crops_follow_the_orientation_of_the_index(tmp_path: Path) -> None:
     assert image[-3].mean() < 10
 
 
+def test_a_column_of_one_source_is_null_in_the_others(tmp_path: Path, mixture: Mixture) -> None:
+    from headrace.shards.write import Sample, finish_dataset, write_shard
+
+    image = open_dataset(mixture.sources[0].url)
+    data = Path(image.tar_url(0)).read_bytes()
+    row = image.index(0).slice(0, 1).to_pylist()[0]
+    payload = data[row["offset"] : row["offset"] + row["size"]]
+    schema = pa.schema([("score", pa.float64()), ("rank", pa.int32()), ("note", pa.string())])
+    samples = [Sample(f"{n}", payload, "jpg", {"score": n / 2, "rank": n, "note": f"n{n}"}) for n in range(4)]
+    write_shard(str(tmp_path), "0", samples, schema)
+    finish_dataset(str(tmp_path), recipe_digest="test")
+    sources = (Source(name="with", url=str(tmp_path)), Source(name="without", url=mixture.sources[1].url))
+    both = dataclasses.replace(mixture, sources=sources, lanes=1)
+    with open_stream(both, global_batch=23, columns=("score", "rank", "note"), once=True) as stream:
+        batch = next(stream)
+    assert batch.columns["note"] == [f"n{n}" for n in range(4)] + [None] * 19
+    assert np.asarray(batch.columns["rank"]).tolist() == [0, 1, 2, 3] + [-1] * 19
+    assert np.isnan(np.asarray(batch.columns["score"], np.float64)[4:]).all()
+    with pytest.raises(ValueError, match=r"source 'with': .* has no column lable"):
+        open_stream(both, global_batch=23, columns=("score", "lable"), once=True)
+
+
 def test_an_index_without_orientation_leaves_it_to_the_image(tmp_path: Path) -> None:
     """`headrace index --fast` reads no image; its stream delivers the pixels that a full index gives."""
     import io

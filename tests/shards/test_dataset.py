@@ -179,3 +179,17 @@ def test_the_summary_is_small_and_exact(dataset_url: str) -> None:
         "num_bytes": size,
         "recipe_digest": "test",
     }
+
+
+@pytest.mark.parametrize("column", ["key", "offset", "size"])
+def test_a_row_without_a_place_is_refused(dataset_url: str, column: str) -> None:
+    """Also where all sums were made to fit it."""
+    dataset = open_dataset(dataset_url)
+    rows = dataset.index(0).to_pylist()
+    rows[2][column] = None
+    path = Path(dataset.index_url(0))
+    write_index(str(path), pa.Table.from_pylist(rows, schema=dataset.index(0).schema))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    _rewrite_manifest(dataset_url, lambda rows: rows[0].update(index_sha256=digest), fix=True)
+    with pytest.raises(ShardError, match=f"1 rows have no {column}"):
+        open_dataset(dataset_url).index(0)

@@ -72,7 +72,8 @@ def import_command(
     for remark in opened.remarks:
         print(printable(remark))
     if dry_run:
-        print(f"would import {opened.num_inputs} inputs ({opened.kind}{classes}) into {num_shards} shards of {out}")
+        inputs = f"{opened.num_inputs} inputs ({opened.kind}{classes})"
+        print(printable(f"would import {inputs} into {num_shards} shards of {out}"))
         return
     if opened.classes and shuffle is None:
         print("the inputs stay in their order; a dataset sorted by class streams badly: --shuffle 0 mixes it")

@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from headrace.shards.dataset import open_dataset
 from headrace.shards.errors import ShardError
@@ -197,3 +200,51 @@ def test_a_damaged_dataset_can_be_indexed_again(tmp_path: Path, encode_image: En
         open_dataset(str(tmp_path))
     _index(tmp_path)
     assert open_dataset(str(tmp_path)).num_samples == 1
+
+
+_NAME = st.builds(
+    lambda folder, parts, extension: folder + ".".join([*parts, extension]),
+    st.sampled_from(["", "./", "v1.0/", "._"]),
+    st.lists(st.sampled_from(["a", "b", "000", "001", "left", "x y", "\u00e4"]), min_size=1, max_size=3),
+    st.sampled_from(["jpg", "JPG", "png", "txt", "text", "json", "cls", "npy", ""]),
+)
+_CONTENT = st.sampled_from(["image", "cut", "empty", "label", "name", "json", "latin"])
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    tars=st.lists(st.lists(st.tuples(_NAME, _CONTENT), max_size=8), min_size=1, max_size=3),
+    keys=st.sampled_from(["auto", "first-dot", "last-dot"]),
+)
+def test_any_tars_are_accounted_for_and_verify_agrees(
+    tmp_path: Path, encode_image: Encode, tars: list[list[tuple[str, str]]], keys: str
+) -> None:
+    contents = {
+        "image": encode_image(),
+        "cut": encode_image("jpeg", (32, 32))[:-100],
+        "empty": b"",
+        "label": b"3",
+        "name": b"cat",
+        "json": b'{"label": "dog", "score": 1, "more": [1]}',
+        "latin": b"caf\xe9",
+    }
+    folder = Path(tempfile.mkdtemp(dir=tmp_path))
+    for number, members in enumerate(tars):
+        _tar(folder / f"{number}.tar", [(name, contents[kind]) for name, kind in members])
+    config: dict[str, Any] = {"max_unused": 1.0, "group": GroupConfig(keys=keys)}  # type: ignore[arg-type]
+    summary = _index(folder, **config)
+    assert sum(summary.members.values()) == sum(map(len, tars))
+    assert summary.members["image"] == summary.num_samples
+    rows = _rows(folder)
+    # A member is a row, a text of one, named, or counted by its extension.
+    named = list((folder / "index" / "rejects").glob("*.parquet")) if summary.rejects else []
+    rejects = [row for path in named for row in pq.read_table(path).to_pylist() if not row["indexed"]]
+    used = summary.members["image"] + summary.members["text"] + summary.members["not-read"]
+    assert len(rejects) == sum(map(len, tars)) - used
+    broken = {row["offset"] for row in rows if row["width"] is None}
+    damages = verify_dataset(str(folder))
+    cut = [damage for damage in damages if "truncated" in damage.message]
+    assert len(damages) == len(broken) + len(cut)
+    assert _index(folder, **config).repaired == ()
+    dataset = open_dataset(str(folder))
+    assert len({dataset.index(shard).schema for shard in range(len(dataset.shards))}) == 1

@@ -181,15 +181,32 @@ def test_a_damaged_index_is_made_again_and_said(
     assert index_folder(tars, names, IndexConfig()).repaired == ()
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"num_samples": null}', '{"name": "other"}'])
-def test_a_damaged_record_of_an_index_costs_that_index_only(tars: str, text: str) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "{",
+        "[]",
+        "{}",
+        {"num_samples": None},
+        {"name": "other"},
+        {"members": {"image": "x"}},
+        {"faults": [["key", None, "x"]]},
+        {"faults": [5]},
+        {"columns": {"x": "number"}},
+        {"own_columns": {"x": "int"}},
+        {"classes": [1]},
+        {"group": []},
+    ],
+    ids=str,
+)
+def test_a_damaged_record_of_an_index_costs_that_index_only(tars: str, damage: str | dict[str, object]) -> None:
     index_folder(tars, ["00000.tar"], IndexConfig())
     whole = _tree(Path(tars))
     (record,) = Path(tars, "index", "commits").iterdir()
-    if "name" in text:
-        text = json.dumps({**json.loads(record.read_text()), **json.loads(text)})
+    text = damage if isinstance(damage, str) else json.dumps({**json.loads(record.read_text()), **damage})
     record.write_text(text)
-    assert len(index_folder(tars, ["00000.tar"], IndexConfig()).repaired) == 1
+    summary = index_folder(tars, ["00000.tar"], IndexConfig())
+    assert (summary.num_samples, summary.faults) == (3, ())
     assert _tree(Path(tars)) == whole
 
 

@@ -410,3 +410,12 @@ def test_kill_at_any_moment_then_rerun_gives_the_same_bytes(
     assert all(left > 0 for left in left_at_kill), left_at_kill
     subprocess.run([*command, str(out), *settings], check=True, capture_output=True, timeout=120)
     assert _tree(out) == whole
+
+
+@pytest.mark.parametrize("damage", [{"rejects": [5]}, {"rejects": [[1, "x"]]}, {"rejects": None}, {"num_samples": "3"}])
+def test_a_damaged_record_is_one_line_that_names_it(folder: Path, tmp_path: Path, damage: dict[str, object]) -> None:
+    _import(folder, tmp_path / "out")
+    record = tmp_path / "out" / "commits" / "00000.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), **damage}))
+    with pytest.raises(ValueError, match=r"commits/00000\.json: damaged commit record: "):
+        _import(folder, tmp_path / "out")
