@@ -109,12 +109,12 @@ def run(folder: Path, *commands: str) -> None:
 
 
 def job_files(folder: Path) -> dict[str, str]:
-    """Return the sha256 of every file of the job; of the recipe, without its engine."""
+    """Return the sha256 of every file of the job but its logs; of the recipe, without its engine."""
     job = folder / "job"
     found = {
         str(path.relative_to(job)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(job.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.relative_to(job).parts[0] != "logs"
     }
     recipe = yaml.safe_load((job / "recipe.yaml").read_text())
     del recipe["engine"]

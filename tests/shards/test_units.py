@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -60,12 +61,30 @@ ray_warnings = pytest.mark.filterwarnings(
 )
 
 
-@pytest.mark.parametrize("executor", EXECUTORS)
-@ray_warnings
-def test_every_unit_runs_once_and_results_come_in_the_order_of_the_units(tmp_path: Path, executor: str) -> None:
-    seen: list[tuple[int, int]] = []
+@pytest.fixture(scope="module")
+def _cluster() -> Iterator[None]:
+    """A Ray cluster on this machine that several tests use."""
+    import ray
+
     handler = signal.getsignal(signal.SIGTERM)
-    engine = EngineConfig(executor=executor, workers=2)  # type: ignore[arg-type]
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    yield
+    ray.shutdown()
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def engine(request: pytest.FixtureRequest) -> EngineConfig:
+    """Two workers of the executor that the test is about."""
+    if request.param == "ray":
+        request.getfixturevalue("_cluster")
+    return EngineConfig(executor=request.param, workers=2)
+
+
+@pytest.mark.parametrize("engine", EXECUTORS, indirect=True)
+@ray_warnings
+def test_every_unit_runs_once_and_results_come_in_the_order_of_the_units(tmp_path: Path, engine: EngineConfig) -> None:
+    seen: list[tuple[int, int]] = []
     units = _units(tmp_path, "slow", *["fine"] * 4)
     assert run_units(mark, units, engine, lambda progress: seen.append((progress.done, progress.total))) == [
         "u0",
@@ -77,7 +96,6 @@ def test_every_unit_runs_once_and_results_come_in_the_order_of_the_units(tmp_pat
     assert _done(tmp_path) == ["u0", "u1", "u2", "u3", "u4"]
     assert all(path.read_text() == "x" for path in tmp_path.glob("*.attempts"))
     assert list(dict.fromkeys(seen)) == [(number, 5) for number in range(6)]
-    assert signal.getsignal(signal.SIGTERM) == handler
 
 
 def count(unit: Mark) -> None:
@@ -89,13 +107,12 @@ def count(unit: Mark) -> None:
         logging.getLogger("headrace.test").info("%s is done\x1b[2J", unit.name)
 
 
-@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("engine", EXECUTORS, indirect=True)
 @ray_warnings
-def test_units_tell_what_they_count_while_they_run(tmp_path: Path, executor: str) -> None:
+def test_units_tell_what_they_count_while_they_run(tmp_path: Path, engine: EngineConfig) -> None:
     seen: list[Progress] = []
-    engine = EngineConfig(executor=executor, workers=2)  # type: ignore[arg-type]
     run_units(count, _units(tmp_path, "fine", "fine"), engine, seen.append)
-    moving = [item for item in seen if 0 < item.counts.get("rows", 0) < 20 and not item.done]
+    moving = [item for item in seen if 0 < item.counts.get("rows", 0) < 40 and not item.done]
     assert moving
     assert moving[-1].expected == {"rows": 40}
     assert moving[-1].left_seconds is not None
@@ -103,15 +120,14 @@ def test_units_tell_what_they_count_while_they_run(tmp_path: Path, executor: str
     assert seen[-1].failures == {"odd": 8}
 
 
-@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("engine", EXECUTORS, indirect=True)
 @ray_warnings
 def test_log_lines_of_units_reach_the_driver_and_a_file(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, executor: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, engine: EngineConfig
 ) -> None:
     caplog.set_level(logging.INFO, "headrace")
     handler = RunLog(tmp_path / "run.log", units=tmp_path / "logs")
     logging.getLogger("headrace").addHandler(handler)
-    engine = EngineConfig(executor=executor, workers=2)  # type: ignore[arg-type]
     try:
         run_units(count, _units(tmp_path, "fine", "fine"), engine)
     finally:
@@ -119,35 +135,31 @@ def test_log_lines_of_units_reach_the_driver_and_a_file(
         handler.close()
     said = [record.getMessage() for record in caplog.records if record.name == "headrace.test"]
     assert [line.replace("\x1b", " ") for line in said] == [
-        "u1 is done [2J" if executor == "inline" else "u1: u1 is done [2J"
+        "u1 is done [2J" if engine.executor == "inline" else "u1: u1 is done [2J"
     ]
     assert [path.name for path in (tmp_path / "logs").iterdir() if "u1 is done" in path.read_text()] == ["u1.log"]
     assert "unit u0: done (" in (tmp_path / "run.log").read_text()
 
 
-@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("engine", EXECUTORS, indirect=True)
 @ray_warnings
-def test_an_error_stops_the_run_and_names_its_unit(tmp_path: Path, executor: str) -> None:
-    engine = EngineConfig(executor=executor, workers=2)  # type: ignore[arg-type]
+def test_an_error_stops_the_run_and_names_its_unit(tmp_path: Path, engine: EngineConfig) -> None:
     with pytest.raises(ValueError, match="bad input") as caught:
         run_units(mark, _units(tmp_path, "fine", "raise"), engine)
     assert "in unit u1" in getattr(caught.value, "__notes__", [])
 
 
-@pytest.mark.parametrize("executor", PROCESSES)
+@pytest.mark.parametrize("engine", PROCESSES, indirect=True)
 @ray_warnings
-def test_a_unit_that_kills_its_worker_once_is_run_again(tmp_path: Path, executor: str) -> None:
-    engine = EngineConfig(executor=executor, workers=2)  # type: ignore[arg-type]
+def test_a_unit_that_kills_its_worker_once_is_run_again(tmp_path: Path, engine: EngineConfig) -> None:
     assert run_units(mark, _units(tmp_path, "kill once", "fine", "fine"), engine) == ["u0", "u1", "u2"]
     assert _done(tmp_path) == ["u0", "u1", "u2"]
 
 
-@pytest.mark.parametrize(
-    ("executor", "how"), [("local", r" \(SIGKILL\)"), pytest.param("ray", "", marks=pytest.mark.full)]
-)
+@pytest.mark.parametrize("engine", PROCESSES, indirect=True)
 @ray_warnings
-def test_a_unit_that_kills_twice_is_named_and_all_others_are_done(tmp_path: Path, executor: str, how: str) -> None:
-    engine = EngineConfig(executor=executor, workers=2)  # type: ignore[arg-type]
+def test_a_unit_that_kills_twice_is_named_and_all_others_are_done(tmp_path: Path, engine: EngineConfig) -> None:
+    how = r" \((SIGKILL|WorkerCrashedError)\)"
     with pytest.raises(OSError, match=rf"1 of 4 units killed their worker twice.*: u1{how}.*all other units are done"):
         run_units(mark, _units(tmp_path, "fine", "kill", "fine", "fine"), engine)
     assert _done(tmp_path) == ["u0", "u2", "u3"]
