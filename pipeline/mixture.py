@@ -53,6 +53,8 @@ class Augment:
 
     crop: Literal["random", "center"] = "random"
     """`random` is torchvision's RandomResizedCrop; `center` resizes the short side and cuts the middle."""
+    center_fraction: float = 1.0
+    """Side of a centre crop as a share of the short side; 0.875 is Resize(256) and CenterCrop(224)."""
     scale: tuple[float, float] = (0.08, 1.0)
     """Range of a random crop's area, as a share of the picture's."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -65,6 +67,7 @@ class Augment:
         _check(0 < low <= high <= 1, f"scale must be a range within 0..1, got {low} and {high}")
         low, high = self.ratio
         _check(0.01 <= low <= high <= 100, f"ratio must be a range within 0.01..100, got {low} and {high}")
+        _check(0 < self.center_fraction <= 1, f"center_fraction must be within 0..1, got {self.center_fraction}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

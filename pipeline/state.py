@@ -14,7 +14,7 @@ from typing import Any
 from headrace.config import canonical_json, config_to_dict
 from headrace.pipeline.augment.views import planned_views
 from headrace.pipeline.catalog import OpenedSource
-from headrace.pipeline.mixture import Mixture
+from headrace.pipeline.mixture import Augment, Mixture
 
 VERSION = 2
 ADDED = {2: {"decoder": "turbo"}}
@@ -24,7 +24,7 @@ ADDED = {2: {"decoder": "turbo"}}
 def identity_of(mixture: Mixture, sources: Sequence[OpenedSource], *, global_batch: int, once: bool) -> dict[str, Any]:
     """Return everything but the position; equal identities mean equal batches at equal positions."""
     # One view is written as it was before there were more, so that its states continue.
-    views = [[view.image_size, config_to_dict(view.augment)] for view in planned_views(mixture)]
+    views = [[view.image_size, _augment(view.augment)] for view in planned_views(mixture)]
     pictures = canonical_json(views if len(views) > 1 else views[0])
     named = [
         [
@@ -46,6 +46,14 @@ def identity_of(mixture: Mixture, sources: Sequence[OpenedSource], *, global_bat
         "decoder": mixture.decoder,
         "segments": [{"start": 0, "sources": named}],
     }
+
+
+def _augment(augment: Augment) -> dict[str, Any]:
+    """Return an augmentation as it was written before it had `center_fraction`, unless that changes the pictures."""
+    data = config_to_dict(augment)
+    if augment.crop != "center" or augment.center_fraction == 1:
+        del data["center_fraction"]
+    return data
 
 
 def check_state(state: Any, identity: dict[str, Any]) -> int:

@@ -50,10 +50,14 @@ class ValidationConfig:
     """Steps between two validations; there is one before the first step and one after the last."""
     samples: int = 0
     """Samples that are read, the first of the pass; 0 = all."""
+    center_fraction: float = 1.0
+    """Side of the centre crop as a share of the short side; 0.875 is Resize(256) and CenterCrop(224)."""
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.samples < 0:
             raise ValueError("every must be at least 1, samples at least 0")
+        if not 0 < self.center_fraction <= 1:
+            raise ValueError(f"center_fraction must be within 0..1, got {self.center_fraction}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

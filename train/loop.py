@@ -26,7 +26,7 @@ from headrace.train.evaluate.validation import validation_values
 from headrace.train.objectives.objective import RowError
 from headrace.train.parallel.precision import autocast
 from headrace.train.parallel.ranks import Ranks, join_ranks
-from headrace.train.parallel.signals import watch_signals
+from headrace.train.parallel.signals import Interrupted, watch_signals
 from headrace.train.runs.export import export_model
 from headrace.train.runs.folder import NonFiniteError, own_run, write_non_finite, write_records
 from headrace.train.runs.metrics import Meter, Metrics, MetricsFile, batch_digest, memory_bytes
@@ -122,7 +122,10 @@ def _run(
                 export_model(Path(config.out), config, state.objective, writes=writes)
             return TrainResult(out=Path(config.out), step=state.step, is_first=ranks.is_first)
 
-        batch = next(state.stream)
+        batch = _next_batch(state, ranks)
+        if batch is None:
+            stop = True
+            continue
         step = take_step(config, state, batch, ranks=ranks, stopping=bool(ranks.stop))
         stop = step.stop
         meter.add(images=config.global_batch, waited=batch.waited_seconds)
@@ -130,6 +133,19 @@ def _run(
             line = _train_line(config, state, step) | meter.read(state.objective.train_flops_per_image, ranks)
             line["memory_bytes"] = memory_bytes(ranks.device)
             write(line | {"batch_digest": int(ranks.sum([batch_digest(batch)])[0])})
+
+
+def _next_batch(state: TrainState, ranks: Ranks) -> Batch | None:
+    """Return the next batch; None where a signal broke off the wait for it, and the stream stands before it again."""
+    if ranks.size > 1:
+        return next(state.stream)  # the others need this rank in their step
+    before = state.stream.state_dict()
+    try:
+        with ranks.stop.interrupting():
+            return next(state.stream)
+    except Interrupted:
+        state.stream.load_state_dict(before)  # the signal may have come when the batch was already taken
+        return None
 
 
 def _train_line(config: RunConfig, state: TrainState, step: Step) -> Metrics:

@@ -30,7 +30,7 @@ def choose_window(augment: Augment, draws: list[float], height: int, width: int)
     """Return the window of one picture from its `draws`."""
     flipped = augment.flip and draws[0] < 0.5
     if augment.crop == "center":
-        side = min(height, width)
+        side = max(1, round(min(height, width) * augment.center_fraction))
         return Window((height - side) // 2, (width - side) // 2, side, side, flipped)
     return _random_window(augment, draws, height, width)._replace(flipped=flipped)
 

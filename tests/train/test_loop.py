@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +13,13 @@ import numpy as np
 import pytest
 import torch
 
+from headrace.pipeline import Batch, Stream
+from headrace.train import loop
 from headrace.train.config import RunConfig, load_run
 from headrace.train.loop import train
 from headrace.train.objectives.aim import Aim
+from headrace.train.parallel.ranks import Ranks
+from headrace.train.runs.checkpoint import list_checkpoints
 from headrace.train.runs.folder import NonFiniteError
 from headrace.train.runs.metrics import read_metrics
 
@@ -123,6 +128,51 @@ def test_a_signal_saves_and_the_same_command_continues(run_file: Callable[..., P
     assert signal.getsignal(signal.SIGTERM) == handler
     assert train(stopped).finished
     assert lines(stopped) == lines(whole)
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_signal_ends_the_wait_for_data_and_loses_no_batch(
+    run_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, taken: bool
+) -> None:
+    """The sixth batch does not come; or it came, and the signal with it."""
+    path = run_file(checkpoint={"every": 100})
+    whole, stopped = load_run(path), load_run(path, ["out=" + str(path.parent / "stopped")])
+    train(whole)
+    forward = Stream.__next__
+
+    def stalling(stream: Stream) -> Batch:
+        if stream.position == 5 * stopped.global_batch:
+            if taken:
+                forward(stream)
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            time.sleep(60)
+        return forward(stream)
+
+    monkeypatch.setattr(Stream, "__next__", stalling)
+    began = time.monotonic()
+    result = train(stopped)
+    assert time.monotonic() - began < 30
+    assert (result.step, result.stopped_by) == (5, signal.SIGTERM)
+    monkeypatch.undo()
+    assert train(stopped).finished
+    assert lines(stopped) == lines(whole)
+
+
+def test_a_fault_of_the_validation_costs_no_step(
+    run_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_run(run_file(checkpoint={"every": 4}, validation={"dataset": _dataset(run_file), "every": 4}))
+    values = loop.validation_values
+
+    def failing(objective: Aim, run: RunConfig, ranks: Ranks) -> dict[str, float]:
+        if list_checkpoints(Path(run.out) / "checkpoints"):
+            raise OSError("the validation set is gone")
+        return values(objective, run, ranks)
+
+    monkeypatch.setattr(loop, "validation_values", failing)
+    with pytest.raises(OSError, match="the validation set is gone"):
+        train(config)
+    assert [path.name for path in list_checkpoints(Path(config.out) / "checkpoints")] == ["00000004"]
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_move(

@@ -22,6 +22,7 @@ from headrace.train.models.encoder import Encoder
 from headrace.train.models.heads import AttentiveProbes
 from headrace.train.objectives.objective import Objective
 from headrace.train.parallel.ranks import join_ranks
+from headrace.train.runs.released import check_released_names, write_released
 from headrace.train.runs.weights import Weights, read_weights
 
 HOLDOUT = 0.1
@@ -56,12 +57,16 @@ class ProbeConfig:
     """Training samples to use, the first of the dataset; 0 = all."""
     memory_bytes: int = 8 << 30
     """Most that the features of one dataset may take."""
+    center_fraction: float = 1.0
+    """Side of the centre crop as a share of the short side; 0.875 is Resize(256) and CenterCrop(224), as published."""
 
     def __post_init__(self) -> None:
         if min(self.epochs, self.images_per_batch) < 1 or self.samples < 0 or not self.lrs:
             raise ValueError("epochs and images_per_batch must be at least 1, samples at least 0, lrs not empty")
         if not all(0 < lr < math.inf for lr in self.lrs):
             raise ValueError(f"learning rates must be above 0 and finite, got {self.lrs}")
+        if not 0 < self.center_fraction <= 1:
+            raise ValueError(f"center_fraction must be within 0..1, got {self.center_fraction}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,15 +78,18 @@ class ProbeShape:
     classes: int
 
 
-def probe(checkpoint: Path, config: ProbeConfig, *, device: str = "auto") -> dict[str, Any]:
+def probe(checkpoint: Path, config: ProbeConfig, *, device: str = "auto", export: Path | None = None) -> dict[str, Any]:
     """Fit probes on the frozen trunk of `checkpoint` and return accuracies with the protocol, as JSON-able data.
 
-    `checkpoint` is a run folder, a checkpoint in it, or an exported `model.safetensors`.
+    `checkpoint` is a run folder, a checkpoint in it, an exported `model.safetensors`, or a released one of AIM. Into
+    the folder `export` the trunk is written with the chosen probe, in the form of the released models.
     """
     weights = read_weights(checkpoint)
     with join_ranks(device) as ranks:
         objective = weights.model.build()
         encoder = trunk_of(objective, weights).to(ranks.device)
+        if export is not None:
+            check_released_names(encoder)
         if not config.untrained:
             weights.load_into(objective)
         layers = parse_layers(config.layers, encoder.shape.depth)
@@ -91,6 +99,7 @@ def probe(checkpoint: Path, config: ProbeConfig, *, device: str = "auto") -> dic
             memory_bytes=config.memory_bytes,
             mean=objective.normalise.mean,
             std=objective.normalise.std,
+            center_fraction=config.center_fraction,
         )
         wanted_test = dataclasses.replace(wanted, samples=0)
         # A mistake in the test set must not be found after an hour over the training set.
@@ -101,8 +110,11 @@ def probe(checkpoint: Path, config: ProbeConfig, *, device: str = "auto") -> dic
         if int(test.label_N.max()) >= classes:
             raise ValueError(f"{config.test} has label {int(test.label_N.max())}, {config.train} only 0..{classes - 1}")
         shape = ProbeShape(heads=encoder.shape.heads, classes=classes, width=encoder.shape.width)
-        by_lr = fit_probes(train, test, config, shape=shape, device=ranks.device)
-    best = max(by_lr, key=lambda row: row["holdout_accuracy"])
+        probes = fit_probes(train, config, shape=shape, device=ranks.device)
+        by_lr = judge_probes(probes, train, test, config)
+        best = max(by_lr, key=lambda row: row["holdout_accuracy"])
+        if export is not None:
+            write_released(export, encoder, probes, number=by_lr.index(best), blocks=layers)
     return {
         "accuracy": best["test_accuracy"],
         "lr": best["lr"],
@@ -142,16 +154,14 @@ def trunk_of(objective: Objective, weights: Weights) -> Encoder:
     return trunk
 
 
-def fit_probes(
-    train: Features, test: Features, config: ProbeConfig, *, shape: ProbeShape, device: torch.device
-) -> list[dict[str, float]]:
-    """Fit one probe a learning rate and return the accuracy of each, on held-out training samples and on test."""
+def fit_probes(train: Features, config: ProbeConfig, *, shape: ProbeShape, device: torch.device) -> AttentiveProbes:
+    """Fit one probe a learning rate, all but the held-out training samples."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(make_key(config.seed, "probe"))
         probes = AttentiveProbes(
             width=shape.width, heads=shape.heads, classes=shape.classes, num_probes=len(config.lrs)
         ).to(device)
-    fit, held = split_rows(len(train.label_N), config.seed)
+    fit, _ = split_rows(len(train.label_N), config.seed)
     optimizer = _optimizer(probes, config)
     batches = max(1, len(fit) // config.images_per_batch)
     steps = config.epochs * batches
@@ -161,6 +171,14 @@ def fit_probes(
         for group in optimizer.param_groups:
             group["lr"] = _rate(group["peak"], step / steps)
         _fit_step(probes, optimizer, train, order[number::batches], config)
+    return probes
+
+
+def judge_probes(
+    probes: AttentiveProbes, train: Features, test: Features, config: ProbeConfig
+) -> list[dict[str, float]]:
+    """Return the accuracy of each probe, on the held-out training samples and on the test set."""
+    _, held = split_rows(len(train.label_N), config.seed)
     held_RN, test_RN = (
         _accuracy(probes, part, rows, config) for part, rows in ((train, held), (test, np.arange(len(test.label_N))))
     )

@@ -42,6 +42,8 @@ class FeaturesConfig:
     """Of the pixels, as the trunk was trained."""
     std: tuple[float, float, float] = IMAGENET_STD
     """Of the pixels, as the trunk was trained."""
+    center_fraction: float = 1.0
+    """Side of the centre crop as a share of the short side."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +68,7 @@ def dataset_features(encoder: Encoder, url: str, *, config: FeaturesConfig) -> F
     device = next(encoder.parameters()).device
     normalise = Normalise(config.mean, config.std).to(device)
     encoder.eval()
-    with _open(url, encoder.shape) as stream, torch.no_grad(), autocast("auto", device):
+    with _open(url, encoder.shape, config) as stream, torch.no_grad(), autocast("auto", device):
         for batch in stream:
             chosen = batch.valid & (batch.position < wanted)
             if chosen.any():
@@ -92,7 +94,7 @@ def check_features(trunk: EncoderShape, url: str, config: FeaturesConfig) -> tup
 
     Raises ValueError if it is not there, has no column of labels, or its features would not fit into `memory_bytes`.
     """
-    _open(url, trunk).close()
+    _open(url, trunk, config).close()
     total = open_dataset(url).num_samples
     wanted = min(config.samples, total) if config.samples else total
     need = 2 * wanted * trunk.num_patches * trunk.width
@@ -103,8 +105,8 @@ def check_features(trunk: EncoderShape, url: str, config: FeaturesConfig) -> tup
     return wanted, trunk.num_patches, trunk.width
 
 
-def _open(url: str, trunk: EncoderShape) -> Stream:
-    mixture = plain_mixture(url, trunk.image_size)
+def _open(url: str, trunk: EncoderShape, config: FeaturesConfig) -> Stream:
+    mixture = plain_mixture(url, trunk.image_size, center_fraction=config.center_fraction)
     return open_stream(mixture, global_batch=IMAGES_PER_BATCH, columns=("label",), once=True)
 
 

@@ -11,12 +11,13 @@ from headrace.pipeline import Augment, Mixture, Source
 PLAIN = Augment(crop="center", flip=False)
 
 
-def plain_mixture(url: str, image_size: int) -> Mixture:
+def plain_mixture(url: str, image_size: int, *, center_fraction: float = 1.0) -> Mixture:
     """Return the dataset at `url` alone, without augmentation, for one process."""
-    return Mixture(image_size=image_size, lanes=1, sources=(Source(name="data", url=url),), augment=PLAIN)
+    augment = dataclasses.replace(PLAIN, center_fraction=center_fraction)
+    return Mixture(image_size=image_size, lanes=1, sources=(Source(name="data", url=url),), augment=augment)
 
 
-def same_reading(mixture: Mixture, url: str) -> Mixture:
+def same_reading(mixture: Mixture, url: str, *, center_fraction: float = 1.0) -> Mixture:
     """Return the dataset at `url` alone, read with the lanes and limits of `mixture`.
 
     Without augmentation, unless the mixture has several views: a loss that compares views needs them as in training.
@@ -25,4 +26,5 @@ def same_reading(mixture: Mixture, url: str) -> Mixture:
     sources = (Source(name="data", url=url),)
     if mixture.views:
         return dataclasses.replace(mixture, sources=sources, quarantine="")
-    return dataclasses.replace(mixture, sources=sources, augment=PLAIN, quarantine="")
+    augment = dataclasses.replace(PLAIN, center_fraction=center_fraction)
+    return dataclasses.replace(mixture, sources=sources, augment=augment, quarantine="")

@@ -1,7 +1,7 @@
 """How a run is asked to stop.
 
-A signal only asks: the loop saves and leaves at the end of its step, on all ranks together. A second one ends the
-process at once.
+A signal only asks: the loop saves and leaves at the end of its step, on all ranks together. Where one process waits for
+its data the wait ends at once. A second signal ends the process.
 """
 
 import contextlib
@@ -23,8 +23,26 @@ class StopRequest:
     at: float = 0.0
     """When it came, on the clock of `time.monotonic`."""
 
+    interrupts: bool = False
+    """True where the signal raises Interrupted."""
+
     def __bool__(self) -> bool:
         return self.number > 0
+
+    @contextlib.contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Let a signal, one that came before too, raise Interrupted inside this context."""
+        if self:
+            raise Interrupted
+        self.interrupts = True
+        try:
+            yield
+        finally:
+            self.interrupts = False
+
+
+class Interrupted(BaseException):
+    """A signal came where one may break off; not an Exception, or someone on its way would take it for a fault."""
 
 
 @contextlib.contextmanager
@@ -37,6 +55,9 @@ def watch_signals(request: StopRequest) -> Iterator[None]:
     def stop(number: int, _: FrameType | None) -> None:
         request.number, request.at = number, time.monotonic()
         signal.signal(number, previous[number])
+        if request.interrupts:
+            request.interrupts = False
+            raise Interrupted
 
     previous: dict[int, Any] = {}
     for number in (int(signal.SIGTERM), int(signal.SIGINT)):

@@ -5,6 +5,7 @@ The config comes with the weights, so that nothing but the path is needed. In an
 """
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,11 @@ from headrace.train.objectives.build import build_objective
 from headrace.train.objectives.objective import Objective, released_names
 from headrace.train.runs.checkpoint import list_checkpoints, load_checkpoint, newest_checkpoint
 from headrace.train.runs.export import CONFIG_KEY
+from headrace.train.runs.released import is_released, released_config, trunk_only
+
+PICKLES = (".pth", ".pt", ".bin", ".ckpt")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,11 +60,14 @@ class Weights:
     step: int
     """Optimizer steps done."""
     tensors: dict[str, Tensor]
+    trunk_only: bool = False
+    """True of a released model: its head is not ours."""
 
     def check(self) -> None:
         """Raise ValueError if names or shapes are not those of the config, before memory is taken by its word."""
         sketch = self.model.sketch()
         own = released_names(sketch, sketch.state_dict())
+        own = trunk_only(own) if self.trunk_only else own
         differing = sorted(own.keys() ^ self.tensors.keys())
         differing += [
             name for name in sorted(own.keys() & self.tensors.keys()) if own[name].shape != self.tensors[name].shape
@@ -69,11 +78,15 @@ class Weights:
     def load_into(self, objective: Objective) -> None:
         """Put the weights into `objective`, which `model.build` made."""
         for name, tensor in released_names(objective, objective.state_dict()).items():
-            tensor.copy_(self.tensors[name])
+            if name in self.tensors:
+                tensor.copy_(self.tensors[name])
 
 
 def read_weights(path: Path) -> Weights:
     """Read the newest weights at `path`. Raises ValueError if none are there, whole and as their config says."""
+    alone = path / "model.safetensors"
+    if path.is_dir() and alone.is_file() and not (path / "checkpoints").exists() and not (path / "state.json").exists():
+        path = alone
     weights = _read_exported(path) if path.is_file() else _read_checkpoint(path)
     weights.check()
     return weights
@@ -99,15 +112,32 @@ def _read_exported(path: Path) -> Weights:
             text = (file.metadata() or {}).get(CONFIG_KEY)
         tensors = load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file: {error}") from error
+        hint = "; a pickle is never run, take the model as safetensors" if path.suffix in PICKLES else ""
+        raise ValueError(f"{path}: not a safetensors file: {error}{hint}") from error
+    if text is None and is_released(tensors):
+        return _released(path, tensors)
     if text is None:
-        raise ValueError(f"{path}: was not exported by headrace: its metadata has no {CONFIG_KEY}")
+        raise ValueError(
+            f"{path}: was not exported by headrace (its metadata has no {CONFIG_KEY}), and is no released model of AIM"
+        )
     try:
         config = json.loads(text)
         step = int(config["steps"])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{path}: its config cannot be read: {error!r}") from error
     return Weights(path=path, model=_record(config, path), step=step, tensors=tensors)
+
+
+def _released(path: Path, tensors: dict[str, Tensor]) -> Weights:
+    config, image_size = released_config(path, tensors)
+    try:
+        config.trunk(image_size)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; {path.parent / 'config.json'} may say img_size and num_heads") from error
+    heads = sorted({name.split(".")[0] for name in tensors.keys() - trunk_only(tensors).keys()})
+    log.info("%s: a released model, its trunk is taken; left out: %s", path, ", ".join(heads) or "nothing")
+    record = ModelRecord(objective=config, image_size=image_size, seed=0)
+    return Weights(path=path, model=record, step=0, tensors=trunk_only(tensors), trunk_only=True)
 
 
 def _record(config: Any, path: Path) -> ModelRecord:

@@ -21,6 +21,12 @@ def probe_command(
     untrained: Annotated[
         bool, typer.Option("--untrained", help="Probe fresh weights instead: the comparison.")
     ] = False,
+    center_fraction: Annotated[
+        float, typer.Option(help="Side of the centre crop as a share of the short side; 0.875 as published.")
+    ] = 1.0,
+    export: Annotated[
+        Path | None, typer.Option(help="Folder for the trunk with the probe, in the form of AIM's released models.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write; beside the checkpoint if not given.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
 ) -> None:
@@ -38,15 +44,23 @@ def probe_command(
     except ValueError as error:
         raise ValueError(f"--lrs {lrs!r}: expected numbers with commas between them, such as {DEFAULT_LRS}") from error
     config = ProbeConfig(
-        train=train, test=test, layers=layers, epochs=epochs, lrs=rates, samples=samples, seed=seed, untrained=untrained
+        train=train,
+        test=test,
+        layers=layers,
+        epochs=epochs,
+        lrs=rates,
+        samples=samples,
+        seed=seed,
+        untrained=untrained,
+        center_fraction=center_fraction,
     )
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     target = out or folder / f"probe-{'untrained' if untrained else 'trained'}.json"
     if dry_run:
         for line in plan_probe(checkpoint, config):
             typer.echo(line)
-        typer.echo(f"write {target}")
+        typer.echo(f"write {target}{f' and {export}' if export else ''}")
         return
-    text = json.dumps(probe(checkpoint, config), indent=1) + "\n"
+    text = json.dumps(probe(checkpoint, config, export=export), indent=1, allow_nan=False) + "\n"
     write_atomic(str(target), text.encode())
     typer.echo(text, nl=False)

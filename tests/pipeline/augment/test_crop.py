@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -85,3 +86,19 @@ def test_a_centre_window_is_the_middle_square() -> None:
     augment = Augment(crop="center", flip=False)
     assert choose_window(augment, [0.0], 300, 400) == Window(0, 50, 300, 300, False)
     assert choose_window(augment, [0.0], 401, 300) == Window(50, 0, 300, 300, False)
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 400), (401, 300), (256, 256), (3, 2), (1, 1)])
+def test_a_smaller_centre_window_is_what_resizing_and_cropping_the_middle_shows(height: int, width: int) -> None:
+    """Resize(256) then CenterCrop(224) shows, in pixels of the source, the middle 224/256 of the short side."""
+    window = choose_window(Augment(crop="center", flip=False, center_fraction=0.875), [0.0], height, width)
+    scale = min(height, width) / 256
+    assert window.height == window.width == max(1, round(224 * scale))
+    for start, side in ((window.top, height), (window.left, width)):
+        assert abs(start - (side / scale - 224) / 2 * scale) <= 1
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.5, 1.1, float("nan")])
+def test_a_centre_fraction_outside_its_range_is_refused(fraction: float) -> None:
+    with pytest.raises(ValueError, match=r"center_fraction must be within 0\.\.1"):
+        Augment(center_fraction=fraction)

@@ -89,6 +89,18 @@ def test_the_pictures_of_one_view_have_the_digest_they_always_had() -> None:
 
     mixture = Mixture(image_size=224, sources=(Source(name="a", url="b"),))
     assert identity_of(mixture, (), global_batch=32, once=False)["pictures"] == "2d4706ef16bfffee"
+    unused = dataclasses.replace(mixture, augment=Augment(center_fraction=0.875))
+    assert identity_of(unused, (), global_batch=32, once=False)["pictures"] == "2d4706ef16bfffee"
+    centre = [
+        identity_of(
+            dataclasses.replace(mixture, augment=Augment(crop="center", center_fraction=fraction)),
+            (),
+            global_batch=32,
+            once=False,
+        )["pictures"]
+        for fraction in (0.875, 1.0)
+    ]
+    assert centre[0] != centre[1]
 
 
 @pytest.mark.parametrize(
