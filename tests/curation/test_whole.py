@@ -136,7 +136,7 @@ def whole(small_web: SmallWeb, tmp_path_factory: pytest.TempPathFactory) -> Path
     for said in (
         "fetch: 51 rows, 44 images in 6 raw shards; failed: bad-url 1, connect 1, http-4xx 1, not-image 1, "
         "refused-address 1, refused-scheme 1, truncated 1",
-        "annotate: 44 samples in 6 shards, 24 tables written; 0 images do not decode",
+        "annotate: 44 samples in 6 shards, 30 tables written; 0 images do not decode",
         "dropped: fetch 7, exact_duplicates 2, near_duplicates 1, top_fraction 8",
         "build: 33 samples in 7 shards",
     ):
