@@ -179,7 +179,7 @@ def import_images(
     Raises ValueError if there is nothing to import, or if `out` was begun from other inputs or settings, or lies inside
     the folder that is read.
     """
-    if isinstance(source, FolderSource) and files.join(out, "").startswith(files.join(source.url, "")):
+    if isinstance(source, FolderSource) and _lies_inside(out, source.url):
         raise ValueError(f"{out} lies inside {source.url}, which is read; choose a folder outside")
     if not source.num_inputs:
         raise ValueError(f"{source.url}: nothing in it to import")
@@ -202,6 +202,12 @@ def import_images(
             spool.remove()
     log.info("%s: import ends: %d samples of %d inputs", out, summary.num_samples, summary.num_inputs)
     return summary
+
+
+def _lies_inside(url: str, folder: str) -> bool:
+    if files.is_local(url) and files.is_local(folder):
+        return files.local_path(url).resolve().is_relative_to(files.local_path(folder).resolve())
+    return files.join(url, "").startswith(files.join(folder, ""))
 
 
 def _spool(source: Source, out: str, config: ImportConfig, engine: EngineConfig) -> Spool | None:

@@ -104,3 +104,31 @@ def test_what_was_left_out_is_said(run: Run, folder: Path, tmp_path: Path) -> No
     assert code == 0
     assert "streams badly" not in text
     assert open_dataset(str(tmp_path / "mixed")).num_samples == open_dataset(str(tmp_path / "out")).num_samples
+
+
+@pytest.mark.parametrize("name", ["my [data] (v1)", "what?", "back{brace}", "{0..1}", "st*r", "~"])
+def test_every_command_takes_every_path(
+    run: Run, folder: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / name
+    if name == "~":
+        monkeypatch.setenv("HOME", str(tmp_path))
+        place = Path("~")
+    else:
+        place.mkdir()
+    folder.rename(tmp_path / "pics" if name == "~" else place / "pics")
+    real = tmp_path if name == "~" else place
+    code, _ = run("import", f"{place}/pics", f"{place}/ds", "--executor", "inline")
+    assert code == 0
+    assert run("verify", "-q", f"{place}/ds")[0] == 0
+    (real / "wds").mkdir()
+    (real / "wds" / "a.tar").write_bytes((real / "ds" / "shards" / "00000.tar").read_bytes())
+    for url in (f"{place}/wds", f"{place}/wds/a.tar", f"{place}/wds/*.tar", f"{place}/wds/{{a,a}}.tar"):
+        assert run("index", url, "--executor", "inline")[0] == 0
+    assert run("verify", "-q", f"{place}/wds") == (0, "whole: 1 shards, 3 samples\n")
+    mixture = tmp_path / "mixture.yaml"
+    mixture.write_text(f'lanes: 1\nimage_size: 16\nsources: [{{name: s, url: "{place}/wds"}}]\n')
+    code, text = run("stream", mixture, "--batches", 1, "--global-batch", 2)
+    assert code == 0, text
+    if name != "~":
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "mixture.yaml"])

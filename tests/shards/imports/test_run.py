@@ -151,9 +151,16 @@ def test_file_names_need_not_be_utf8(tmp_path: Path, encode_image: Encode) -> No
     assert _rows(tmp_path / "out")[0]["source"] == "k\\xff/\\xfe.png"
 
 
-def test_out_inside_source_is_refused(folder: Path) -> None:
-    with pytest.raises(ValueError, match="lies inside"):
-        _import(folder, folder / "out")
+def test_out_inside_source_is_refused_however_it_is_spelled(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(folder)
+    for source in (folder, f"~/{folder.name}", folder.name, f"{folder}/../{folder.name}", "link"):
+        for out in (folder / "out", f"~/{folder.name}/out", folder.name, "link/out"):
+            with pytest.raises(ValueError, match="lies inside"):
+                import_images(open_source(str(source), ImportConfig()), str(out), ImportConfig())
     assert not (folder / "out").exists()
 
 
