@@ -67,8 +67,12 @@ class ChunkReader:
             result.update(zip(samples[here].tolist(), payloads, strict=True))
         return result
 
+    def interrupt(self) -> None:
+        """Make reads that wait give up, in whichever thread."""
+        self._ranges.interrupt()
+
     def close(self) -> None:
-        """Drop reads that have not begun, wake those that wait, and close the connections when they are done."""
+        """Drop reads that have not begun, wait for the others, and close the connections; no other thread reads now."""
         self._ranges.interrupt()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._ranges.close()

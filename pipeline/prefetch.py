@@ -207,8 +207,9 @@ class Prefetcher:
 
     def _close_pools(self) -> None:
         mine = [thread for thread in threading.enumerate() if thread.name.startswith(OWN_THREADS)]
+        self._reader.interrupt()
+        self._pool.shutdown(wait=True, cancel_futures=True)  # replacements are read there
         self._reader.close()
-        self._pool.shutdown(wait=True, cancel_futures=True)
         wait_until_gone(thread for thread in mine if not thread.is_alive())
         self._maker.decoder.close()
 
