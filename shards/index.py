@@ -21,7 +21,7 @@ from headrace.shards.heartbeat import beat, expect
 from headrace.shards.members import LABEL_TEXT, Facts, join_facts, read_member
 from headrace.shards.parquet import ParquetReader, write_parquet
 from headrace.shards.tar import TarMember, iterate_members
-from headrace.shards.windows import Windows
+from headrace.shards.windows import Windows, beat_bytes
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def build_index(
     with Windows(url, hashing=not fast) as windows:
         if not fast:
             expect(bytes=windows.size)
-        for member in iterate_members(windows, with_links=True):
+        for member in beat_bytes(windows, iterate_members(windows, with_links=True)):
             members.append(member)
             beat(members=1)
             facts = None if fast else read_member(windows, member)

@@ -16,7 +16,7 @@ R = TypeVar("R")
 TELL_SECONDS = 0.2
 RATE_SECONDS = 60.0
 """Rates are over the last minute, so that they follow what happens."""
-MAIN_COUNTERS = ("rows", "images", "samples")
+MAIN_COUNTERS = ("rows", "images", "samples", "members")
 """The first of these that is counted is what rate and remaining time are of."""
 
 

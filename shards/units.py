@@ -78,6 +78,7 @@ def run_units(
     tally.tell()
     if not units:
         return []
+    log.info("%d units, executor %s", len(units), engine.executor)
     with EXECUTORS[engine.executor](engine) as run:
         killers = _run_all(run, work, units, tally)
     if killers:

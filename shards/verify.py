@@ -25,7 +25,7 @@ from headrace.shards.members import LABEL_TEXT, Facts, caption_of, join_facts, r
 from headrace.shards.payloads import check_crc
 from headrace.shards.tar import TarMember, iterate_members
 from headrace.shards.units import INLINE, EngineConfig, OnProgress, no_progress, run_units
-from headrace.shards.windows import Windows
+from headrace.shards.windows import Windows, beat_bytes
 from headrace.text import printable, shown
 
 # Columns of the index that the small members of the tar repeat.
@@ -205,7 +205,7 @@ def _check_tar(windows: Windows, unit: _Unit, rows: dict[int, dict[str, Any]]) -
     by_offset: dict[int, Facts] = {}
     whole = True
     try:
-        for member in iterate_members(windows, with_links=True):
+        for member in beat_bytes(windows, iterate_members(windows, with_links=True)):
             members.append(member)
             row = left.pop(member.offset, None)
             if row is not None:

@@ -5,8 +5,9 @@ Positions only grow in normal use; a read behind the window is allowed and start
 
 import hashlib
 import io
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, TypeVar
 
 from headrace import files
 from headrace.shards.errors import ShardError
@@ -14,6 +15,8 @@ from headrace.shards.heartbeat import beat
 
 LOCAL_WINDOW_BYTES = 256 * 1024
 REMOTE_WINDOW_BYTES = 8 * 1024 * 1024
+
+T = TypeVar("T")
 
 
 class Windows:
@@ -29,6 +32,7 @@ class Windows:
         self._window = b""
         self._hash: Any = hashlib.sha256() if hashing else None
         self._hashed = 0
+        self.num_bytes_read = 0
 
     def __enter__(self) -> "Windows":
         return self
@@ -74,8 +78,17 @@ class Windows:
             raise ShardError(
                 f"asked for {size} bytes, got {len(data)}: the file changed", shard=self.url, offset=offset
             )
-        beat(bytes=size)
+        self.num_bytes_read += size
         self._start, self._window = offset, data
         if self._hash is not None and offset == self._hashed:
             self._hash.update(data)
             self._hashed += size
+
+
+def beat_bytes(windows: Windows, items: Iterable[T]) -> Iterator[T]:
+    """Yield `items`, which are read from `windows`, and count the bytes that were read for each."""
+    told = windows.num_bytes_read
+    for item in items:
+        yield item
+        beat(bytes=windows.num_bytes_read - told)
+        told = windows.num_bytes_read

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from headrace.shards.dataset import Dataset, open_dataset
 from headrace.shards.images.header import read_header
 from headrace.shards.index import write_index
+from headrace.shards.progress import Progress
+from headrace.shards.units import EngineConfig
 from headrace.shards.verify import Damage, verify_dataset
 from headrace.shards.write import Sample, finish_dataset, write_shard
 
@@ -200,3 +202,23 @@ def test_over_http(folder_server: Any, ignore_ranges: bool) -> None:
     # A window holds these small shards whole, so a server without ranges is no obstacle here.
     folder_server.ignore_ranges = ignore_ranges
     assert list(verify_dataset(f"{folder_server.url}/dataset")) == []
+
+
+def test_samples_and_bytes_are_counted_and_damage_is_told_in_the_order_of_the_manifest(dataset_url: str) -> None:
+    seen: list[Progress] = []
+    told: list[Damage] = []
+    dataset = open_dataset(dataset_url)
+    for entry in dataset.shards:
+        tar = Path(dataset_url) / "shards" / f"{entry.name}.tar"
+        data = bytearray(tar.read_bytes())
+        data[600] ^= 1
+        tar.write_bytes(data)
+    engine = EngineConfig(workers=2)
+    found = verify_dataset(dataset_url, engine=engine, on_progress=seen.append, on_damage=told.append)
+    assert found == told == verify_dataset(dataset_url)
+    assert [damage.shard for damage in found] == sorted(damage.shard for damage in found)
+    assert {damage.shard for damage in found} == {entry.name for entry in dataset.shards}
+    num_bytes = sum(entry.num_bytes for entry in dataset.shards)
+    assert seen[-1].counts["samples"] == dataset.num_samples
+    assert seen[-1].expected == {"bytes": num_bytes}
+    assert 0 < seen[-1].counts["bytes"] <= num_bytes

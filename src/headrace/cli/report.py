@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from headrace.cli.progress import show_progress
 from headrace.cli.result import JsonOption, say_json
 
 
@@ -70,11 +71,13 @@ def report_command(
             if of_recipe
             else explain_dataset(Job(target), dataset=dataset or None, ledger=ledger)
         )
-        summary = report_job(explained, config, folder)
+        with show_progress("report") as on_progress:
+            summary = report_job(explained, config, folder, on_progress=on_progress)
         if not json:
             typer.echo(f"report: of {explained}")
     else:
-        summary = report_dataset(target, config, folder, index_dir=index_dir)
+        with show_progress("report"):
+            summary = report_dataset(target, config, folder, index_dir=index_dir)
     if json:
         say_json("report", summary)
     else:

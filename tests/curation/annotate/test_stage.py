@@ -96,6 +96,15 @@ def test_a_missing_sha256_is_computed_from_the_stored_bytes(make_recipe):
     assert rows[-2]["sha256"] == hashlib.sha256(data).hexdigest()
 
 
+def test_images_and_decode_errors_are_counted_while_a_shard_is_done(make_recipe):
+    recipe = make_recipe(shards=2, workers=2)
+    seen = []
+    summary = run_annotate(recipe, on_progress=seen.append)
+    assert seen[-1].counts == {"images": summary.samples}
+    assert seen[-1].expected == {"images": summary.samples}
+    assert seen[-1].failures == summary.decode_errors != {}
+
+
 def test_a_second_run_writes_nothing(make_recipe, annotation_files):
     recipe = make_recipe()
     run_annotate(recipe)

@@ -29,6 +29,7 @@ from headrace.shards.dataset import open_dataset
 from headrace.shards.images.decode import decode_rgb
 from headrace.shards.images.header import ImageHeader
 from headrace.shards.payloads import read_payloads, read_sample
+from headrace.shards.progress import Progress
 from headrace.shards.tar import scan_tar
 from headrace.shards.units import EngineConfig
 from headrace.shards.verify import verify_dataset
@@ -75,6 +76,15 @@ def test_every_kept_row_stands_where_the_ledger_says(make_job: MakeJob) -> None:
         assert row["uid"] == kept[key]["uid"]
         assert row["url"] == kept[key]["url"]
     assert list(verify_dataset(Job(recipe.job).dataset)) == []
+
+
+def test_rows_are_counted_while_a_shard_is_built(make_job: MakeJob) -> None:
+    seen: list[Progress] = []
+    recipe = make_job(workers=2)
+    summary = run_build(recipe, on_progress=seen.append)
+    assert seen[-1].counts["rows"] == seen[-1].expected["rows"] == summary.num_samples
+    assert 0 < seen[-1].counts["bytes"] < summary.num_bytes
+    assert (seen[-1].done, seen[-1].failures) == (summary.num_shards, {})
 
 
 def test_the_index_carries_what_curation_learnt(make_job: MakeJob) -> None:
