@@ -64,7 +64,7 @@ def warn_if_sorted(source: OpenedSource, labels: pa.ChunkedArray) -> None:
         return
     log.warning(
         "source %s looks sorted by label (%d labels in a shard of %d, in runs), so a batch holds few classes: set its "
-        "chunk_samples to 1..16 (each chunk is then of another place), raise shuffle_window, or import it with --shuffle",
+        "chunk_samples to 1..16 (each chunk is of another place), raise shuffle_window, or import it with --shuffle",
         one_line(source.config.name),
         len(counts),
         len(numbers),
