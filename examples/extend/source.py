@@ -1,13 +1,13 @@
 """Zip files of images: label = folder name."""
 
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from headrace import files
 from headrace.shards.images.formats import names_image
-from headrace.shards.imports.source import Input, too_large
+from headrace.shards.imports.source import Input, Leftover, too_large
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +24,21 @@ class ZipUnit:
                 yield too_large(name, size) or Input(name, archive.read(name), label)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ZipSource:
-    """One zip file as a numbered list of inputs."""
+    """One zip file as a numbered list of inputs; no columns but the label, and nothing that is no input."""
 
     url: str
     members: tuple[tuple[str, int], ...]
     classes: tuple[str, ...]
     kind: str = "zip"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    leftovers: tuple[Leftover, ...] = ()
+    not_read: Mapping[str, int] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+    num_lost: int = 0
+    random_access: bool = True
 
     @property
     def num_inputs(self) -> int:
@@ -42,10 +49,10 @@ class ZipSource:
         """Yield name and size of each member."""
         yield from ([name, size] for name, size in self.members)
 
-    def unit(self, start: int, stop: int) -> ZipUnit:
-        """Return inputs start..stop-1."""
+    def unit(self, positions: Sequence[int]) -> ZipUnit:
+        """Return the inputs at these places."""
         labels = {name: number for number, name in enumerate(self.classes)}
-        chosen = self.members[start:stop]
+        chosen = [self.members[position] for position in positions]
         path = str(files.local_path(self.url))
         return ZipUnit(path, tuple((name, size, labels.get(name.rpartition("/")[0])) for name, size in chosen))
 
@@ -58,4 +65,4 @@ def open_zip(url: str) -> ZipSource:
     except zipfile.BadZipFile as error:
         raise ValueError(f"{url}: not a zip file: {error}") from error
     folders = {name.rpartition("/")[0] for name, _ in members if names_image(name)} - {""}
-    return ZipSource(url, members, tuple(sorted(folders)))
+    return ZipSource(url=url, members=members, classes=tuple(sorted(folders)))

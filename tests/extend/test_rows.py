@@ -205,7 +205,7 @@ print("largest difference under 4:", abs(batches["turbo"] - batches["pillow"]).m
             ),
             (
                 "shards/imports/run.py",
-                "    if not fs.isdir(path):\n",
+                "    if not files.is_folder(source):\n",
                 '        if source.endswith(".zip"):\n            return open_zip(source)\n',
             ),
         ),

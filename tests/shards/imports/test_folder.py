@@ -113,14 +113,17 @@ def test_a_folder_of_links_alone_says_so(folder: Path, tmp_path: Path) -> None:
     assert open_folder(str(tmp_path / "links"), follow_links=True).num_inputs == 3
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every folder")
-def test_a_folder_that_cannot_be_read_ends_the_run(folder: Path) -> None:
-    (folder / "a").chmod(0)
-    try:
-        with pytest.raises(PermissionError):
-            open_folder(str(folder))
-    finally:
-        (folder / "a").chmod(0o755)
+def test_a_folder_that_cannot_be_read_ends_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = os.scandir
+
+    def refused(path: str) -> object:  # the tests may run as root, who may read every folder
+        if Path(path).name == "a":
+            raise PermissionError(13, "Permission denied", path)
+        return read(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(PermissionError):
+        open_folder(str(folder))
 
 
 @pytest.mark.parametrize("name", ["my [data] (v1)", "what?", "st*r", "{0..1}", "sp ace"])
