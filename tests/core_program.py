@@ -84,7 +84,7 @@ def main(folder: Path) -> None:
         sys.exit(f"expected 7 of 9 rows in the dataset (one is too small, one is missing), got {kept}")
     import pyarrow.parquet as pq
 
-    uid = pq.read_table(job / "ledger" / "ledger.parquet").column("uid")[0].as_py()
+    uid = pq.read_table(next((job / "ledger").glob("*/ledger.parquet"))).column("uid")[0].as_py()
     headrace("why", str(job), uid)
 
 
