@@ -116,5 +116,5 @@ def test_json_is_one_object_a_stage_and_nothing_else(make_job: MakeJob, run: Run
     (line,) = text.splitlines()
     found = json.loads(line)
     assert (code, found["command"], found["num_samples"], found["dataset"]) == (0, "build", 17, "dataset")
-    (line,) = run("report", recipe.job, "--json")[1].splitlines()
+    (line,) = run("report", recipe.job, "--json", "-q")[1].splitlines()
     assert json.loads(line)["html"].endswith("report.html")
