@@ -1,5 +1,6 @@
 """Fixtures that every test file shares, and the list of skipped tests that CI compares with the committed one."""
 
+import logging
 import os
 import resource
 from collections.abc import Callable, Iterator
@@ -23,6 +24,16 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("needs the folder shared/data beside the repository")
     return SHARED_DATA
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """A command run in this process, with `-q` say, sets levels and handlers: what follows must not inherit them."""
+    root, package = logging.getLogger(), logging.getLogger("headrace")
+    handlers, package_handlers, level = root.handlers[:], package.handlers[:], package.level
+    yield
+    root.handlers[:], package.handlers[:] = handlers, package_handlers
+    package.setLevel(level)
 
 
 @pytest.fixture

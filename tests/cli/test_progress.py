@@ -2,14 +2,12 @@
 
 import contextlib
 import io
-import logging
 import os
 import pty
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,15 +26,6 @@ HALF = Progress(
     rates={"rows": 12.4, "bytes": 20_000.0},
     left_seconds=121.0,
 )
-
-
-@pytest.fixture(autouse=True)
-def _restored() -> Iterator[None]:
-    root, package = logging.getLogger(), logging.getLogger("headrace")
-    handlers, level = root.handlers[:], package.level
-    yield
-    root.handlers[:] = handlers
-    package.setLevel(level)
 
 
 def test_the_numbers_are_of_rows_bytes_rates_and_time() -> None:

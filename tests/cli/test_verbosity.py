@@ -3,7 +3,6 @@
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,15 +10,6 @@ import typer
 
 from headrace.cli.app import COMMANDS, app
 from headrace.cli.verbosity import StderrHandler, is_quiet, set_verbosity
-
-
-@pytest.fixture(autouse=True)
-def _restored() -> Iterator[None]:
-    root, package = logging.getLogger(), logging.getLogger("headrace")
-    handlers, level = root.handlers[:], package.level
-    yield
-    root.handlers[:] = handlers
-    package.setLevel(level)
 
 
 def test_every_command_takes_both() -> None:

@@ -1,7 +1,6 @@
 """Promises of a job's logs: a file for each run of a stage, a bounded number of them, none for a remote job."""
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,8 @@ log = logging.getLogger("headrace.test")
 
 
 @pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    package = logging.getLogger("headrace")
-    level = package.level
-    package.setLevel(logging.WARNING)
-    yield
-    package.setLevel(level)
+def _quiet() -> None:
+    logging.getLogger("headrace").setLevel(logging.WARNING)
 
 
 def test_a_run_of_a_stage_has_a_file_with_its_begin_and_end(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Promises of logs: one line a record, files of bounded size, each worker line once on the driver's side."""
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,14 +10,10 @@ from headrace.shards.logs import BoundedFile, RunLog, WorkerLogs, logging_to, re
 log = logging.getLogger("headrace.test")
 
 
-@pytest.fixture(autouse=True)
-def package() -> Iterator[logging.Logger]:
-    """The package's logger, as it was afterwards."""
-    logger = logging.getLogger("headrace")
-    handlers, level = logger.handlers[:], logger.level
-    yield logger
-    logger.handlers[:] = handlers
-    logger.setLevel(level)
+@pytest.fixture
+def package() -> logging.Logger:
+    """The package's logger."""
+    return logging.getLogger("headrace")
 
 
 def test_a_unit_that_logs_nothing_has_no_file(tmp_path: Path, package: logging.Logger) -> None:
