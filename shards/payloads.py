@@ -1,7 +1,7 @@
 """Read payloads of a shard by ranges.
 
-Spans that lie close together are read in one request, bounded in size. The one thing a reader would get wrong: the
-answer is in the order asked for, whatever the order on disk.
+Spans that lie close together are read in one request, bounded in size. The answer is in the order asked for, whatever
+the order on disk.
 """
 
 import os
@@ -45,9 +45,7 @@ def _remote_range(url: str, offset: int, size: int) -> bytes:
     try:
         return files.read_range(url, offset, size)
     except NoRangesError as error:
-        raise ShardError(
-            "its server ignores ranges; shards need one that answers 206", shard=url, offset=offset
-        ) from error
+        raise ShardError(f"its server ignores ranges: {error.__cause__}", shard=url, offset=offset) from error
 
 
 def coalesce(spans: Sequence[Span], gap_bytes: int, max_bytes: int = MAX_REQUEST_BYTES) -> list[list[int]]:

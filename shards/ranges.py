@@ -6,15 +6,11 @@ for: a server, a name, another library.
 """
 
 import threading
-from collections.abc import Callable
 
 from headrace import files
 from headrace.access import Access
-from headrace.patience import LastingError, Patience, Stop, is_transient, patiently, said
-from headrace.text import without_secrets
-from headrace.web import Client, is_http
-
-__all__ = ["Patience", "RangeReader", "ReadError"]
+from headrace.patience import Patience, Stop
+from headrace.web import Client
 
 
 class ReadError(OSError):
@@ -39,35 +35,13 @@ class RangeReader:
 
     def read(self, url: str, offset: int, size: int) -> bytes:
         """Return `size` bytes from `offset`, fewer only where the file ends. Raises ReadError, naming both."""
-        where, tries = without_secrets(url), 0
-        read_once = self._range_of(url, offset, size)
-
-        def read() -> bytes:
-            nonlocal tries
-            tries += 1
-            if self._stop.is_set():
-                raise LastingError("the stream is closed")
-            return read_once()
-
         try:
-            return patiently(
-                read,
-                self._access.patience,
-                f"{where}: at byte {offset}",
-                stop=self._stop,
-                on_retry=self._access.on_retry,
-            )
-        except Exception as error:
-            if not is_transient(error):
-                raise ReadError(f"{where}: at byte {offset}: {said(error)}") from error
-            raise ReadError(
-                f"{where}: {size} bytes at byte {offset} could not be read, tried {tries} times: {said(error)}"
-            ) from error
+            return files.read_range(url, offset, size, access=self._access)
+        except OSError as error:
+            raise ReadError(str(error)) from error
 
     def read_bytes(self, url: str) -> bytes:
         """Return a whole file. Raises FileNotFoundError, and OSError for other faults, naming it."""
-        if self._stop.is_set():
-            raise ReadError(f"{without_secrets(url)}: the stream is closed")
         return files.read_bytes(url, access=self._access)
 
     def interrupt(self) -> None:
@@ -78,13 +52,6 @@ class RangeReader:
         """Close the connections; call it when no thread reads any more."""
         self.interrupt()
         self._access.client.close()
-
-    def _range_of(self, url: str, offset: int, size: int) -> Callable[[], bytes]:
-        if files.is_local(url):
-            return lambda: files.read_local_range(url, offset, size)
-        if is_http(url):
-            return lambda: self._access.client.read_range(url, offset, size)[0]
-        return lambda: files.read_foreign_range(url, offset, size, self._access)
 
     def _count(self) -> None:
         with self._lock:

@@ -35,8 +35,16 @@ def test_a_name_that_exists_is_refused(package: Path) -> None:
         extensions.with_extensions("steps", {"rule": str})
 
 
-@pytest.mark.parametrize("text", ["EXTENSION = {}", "import nothing_of_this_name", "1 / 0"])
-def test_an_extension_that_cannot_be_loaded_is_named(package: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("EXTENSION = {}", "is a dict; it must be a headrace.extensions.Extension"),
+        ("import nothing_of_this_name", "ModuleNotFoundError: No module named 'nothing_of_this_name'"),
+        ("{}['x']", "KeyError: 'x'"),
+        ("raise OSError('two\\nlines')", "OSError: two lines"),
+    ],
+)
+def test_an_extension_that_cannot_be_loaded_is_named(package: Path, text: str, why: str) -> None:
     package.write_text(text)
-    with pytest.raises(ValueError, match=r"extension 'toy' \(toy_headrace:EXTENSION\)"):
+    with pytest.raises(ValueError, match=rf"extension 'toy' \(toy_headrace:EXTENSION\) .*{why}$"):
         extensions.with_extensions("steps", {})

@@ -120,20 +120,6 @@ def test_what_only_this_process_sees_is_told_from_what_all_see() -> None:
             files.check_shared("/data", url)
 
 
-@pytest.mark.parametrize("folder", ["my [data] (v1)", "wh?t", "st*r", "[!x]", "back{brace}"])
-def test_a_path_that_exists_is_never_read_as_a_glob(tmp_path: Path, folder: str) -> None:
-    root = tmp_path / folder / "in [side]"
-    root.mkdir(parents=True)
-    for name in ("a.txt", "b[1].txt", "c?.txt"):
-        (root / name).write_text("")
-    (tmp_path / "data").mkdir()  # what the first name would match as a glob
-    for name in ("a.txt", "b[1].txt", "c?.txt"):
-        assert files.matching(f"{root}/{name}") == [f"{root}/{name}"]
-    assert files.matching(f"{root}/?.txt") == [f"{root}/a.txt"]
-    assert files.matching(f"{tmp_path}/{folder}/*/[ab]*") == [f"{root}/a.txt", f"{root}/b[1].txt"]
-    assert files.matching(f"{root}/absent.txt") == files.matching(f"{root}/[xy].txt") == []
-
-
 def test_the_error_of_a_full_disk_names_what_was_written(tmp_path: Path) -> None:
     target = str(tmp_path / "a")
     with pytest.raises(OSError, match=f"No space left on device: '{target}'") as caught, files.atomic_file(target):

@@ -12,7 +12,7 @@ import pytest
 from botocore.exceptions import ClientError, ConnectTimeoutError, EndpointConnectionError, NoCredentialsError
 
 from headrace import patience
-from headrace.patience import Patience, is_transient, patiently, pause_seconds, retry_after
+from headrace.patience import LastingError, Patience, is_transient, patiently, pause_seconds, retry_after
 
 
 class Answer(Exception):
@@ -111,6 +111,13 @@ def test_it_gives_up_after_the_tries_and_the_time_and_says_so() -> None:
     with pytest.raises(Answer):
         patiently(action, Patience(retries=0, seconds=0.2), "url")
     assert calls[-1] - calls[0] >= 0.2
+
+
+def test_after_the_stop_nothing_is_tried() -> None:
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(LastingError, match="the reader is closed"):
+        patiently(lambda: pytest.fail("tried"), Patience(), "url", stop=stop)
 
 
 def test_whoever_stops_it_does_not_wait_for_the_pause() -> None:

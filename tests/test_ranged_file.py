@@ -21,7 +21,7 @@ def test_it_reads_as_the_file_does(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranged_file, "BLOCK_BYTES", block_bytes)
-        made = RangedFile(len(data), lambda offset, size: data[offset : offset + size], num_blocks=num_blocks)
+        made = RangedFile("a", len(data), lambda _, offset, size: data[offset : offset + size], num_blocks=num_blocks)
         plain = io.BytesIO(data)
         for position, size in steps:
             assert made.seek(position) == plain.seek(position)
@@ -29,5 +29,5 @@ def test_it_reads_as_the_file_does(
 
 
 def test_a_file_that_became_shorter_is_said() -> None:
-    with pytest.raises(OSError, match="asked for 10 bytes at byte 0, got 3: the file changed"):
-        RangedFile(10, lambda _offset, _size: b"abc", num_blocks=1).read()
+    with pytest.raises(OSError, match=r"^http://h/a: asked for 10 bytes at byte 0, got 3: the file changed"):
+        RangedFile("http://h/a", 10, lambda _url, _offset, _size: b"abc", num_blocks=1).read()

@@ -18,6 +18,7 @@ import pytest
 
 from headrace import files, patience
 from headrace.access import Access
+from headrace.globs import matching
 from headrace.patience import Patience, Stop
 from headrace.web import Client
 
@@ -30,6 +31,8 @@ class Server:
 
     url: str = ""
     data: bytes = DATA
+    later: bytes | None = None
+    """What the file is from the second request on."""
     busy: int = 0
     seen: list[tuple[str, str, str]] = field(default_factory=list)
 
@@ -42,6 +45,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         asked = self.headers.get("Range", "")
         self.state.seen.append((self.path, asked, self.headers.get("Authorization", "")))
         mode, data = self.path.split("/")[1], self.state.data
+        if len(self.state.seen) > 1 and self.state.later is not None:
+            data = self.state.later
         if self.state.busy:
             self.state.busy -= 1
             self._send(503, b"", {"Retry-After": "0"})
@@ -155,6 +160,24 @@ def test_what_cannot_be_read_whole_is_one_line_with_its_name(server: Server, mod
     assert isinstance(caught.value, PermissionError) == (mode == "403")
 
 
+@pytest.mark.parametrize("later", [DATA[:1000], DATA[:100_000], DATA + b"x", b""])
+def test_a_file_that_changes_while_it_is_read_is_never_half_of_each(
+    server: Server, monkeypatch: pytest.MonkeyPatch, later: bytes
+) -> None:
+    monkeypatch.setattr("headrace.access.REQUEST_BYTES", 100_000)
+    server.later = later
+    with pytest.raises(OSError, match=r"ranges/list.csv: it was replaced while it was read"):
+        files.read_bytes(f"{server.url}/ranges/list.csv")
+
+
+@pytest.mark.parametrize("mode", ["ranges", "plain", "chunked", "gzip"])
+def test_the_stamp_of_a_file_is_one_request(server: Server, mode: str) -> None:
+    size, stamp = files.stamp_of(f"{server.url}/{mode}/model.onnx")
+    assert size == (len(DATA) if mode in ("ranges", "plain") else 0)
+    assert stamp == ""
+    assert len(server.seen) == 1
+
+
 def test_a_busy_server_is_waited_for_and_is_no_missing_file(server: Server) -> None:
     server.busy = 3
     assert files.exists(f"{server.url}/ranges/x")
@@ -201,7 +224,7 @@ def test_the_names_on_a_folders_page_come_back_as_they_are(tmp_path: Path) -> No
             assert files.read_bytes(files.join(url, name)) == name.encode()
             assert files.basename(files.join(url, name)) == name
             assert files.parent(files.join(url, name)) == url
-        assert files.matching(f"{url}/*.txt") == [f"{url}/x.txt"]
+        assert matching(f"{url}/*.txt") == [f"{url}/x.txt"]
         assert ("sub folder/k l.jpg", 0) in files.walk_remote(url)
         assert files.is_folder(url)
         assert not files.is_folder(f"{url}/x.txt")

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from headrace import files
+from headrace.globs import matching, split_real_folders
 from headrace.web import is_http
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
@@ -29,26 +30,14 @@ def expand_files(url: str, suffix: str) -> list[str]:
         if url.endswith(suffix) and not _is_folder(url):
             return [url]
         return [files.join(url, name) for name in files.list_names(url, suffix=suffix)]
-    folders, pattern = _real_folders(url)
+    folders, pattern = split_real_folders(url, _is_folder)
     spelled = [f"{folders}{name}" for name in spell_out(pattern)]
     if len(spelled) > 1:
         return _all_of(url, spelled, suffix)
     if any(letter in url for letter in "*?["):
-        return [name for name in files.matching(url) if name.endswith(suffix)]
+        return [name for name in matching(url) if name.endswith(suffix)]
     # A server may list a folder that it does not say exists.
     return [] if url.endswith(suffix) else [files.join(url, name) for name in files.list_names(url, suffix=suffix)]
-
-
-def _real_folders(url: str) -> tuple[str, str]:
-    """Split a local path behind the folders at its head that exist: whatever letters they hold are letters."""
-    parts = url.split("/")
-    real = 0
-    while (
-        files.is_local(url) and real < len(parts) - 1 and files.local_path("/".join(parts[: real + 1]) or "/").is_dir()
-    ):
-        real += 1
-    head = "".join(f"{part}/" for part in parts[:real])
-    return head, url[len(head) :]
 
 
 def _expand_http(url: str, suffix: str) -> list[str]:
@@ -58,7 +47,7 @@ def _expand_http(url: str, suffix: str) -> list[str]:
     if files.basename(url).endswith(suffix) and "*" not in url:
         return [url]  # without asking: reading it says what is the matter
     if any(letter in url for letter in "*[") and not files.exists(url):
-        return [name for name in files.matching(url) if files.basename(name).endswith(suffix)]
+        return [name for name in matching(url) if files.basename(name).endswith(suffix)]
     return [files.join(url, name) for name in files.list_names(url, suffix=suffix)]
 
 

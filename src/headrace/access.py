@@ -63,7 +63,7 @@ class Access:
             raise
         except (OSError, EOFError, http.client.HTTPException) as error:
             raise _named(where, error) from error
-        except Exception as error:
+        except Exception as error:  # the errors of s3fs, gcsfs and their like have no class in common
             if not is_of_backend(error):
                 raise
             raise _named(where, error) from error
@@ -85,7 +85,8 @@ def read_whole(url: str, access: Access) -> bytes:
         while total is None or len(data) < total:
             read = partial(access.client.read_range, url, len(data), REQUEST_BYTES)
             part, told = access.run(url, read, place=f": at byte {len(data)}" if data else "")
-            if total is not None and part and told != total:
+            # A file that became shorter has no byte there (416), which tells no size.
+            if total is not None and told != total:
                 raise RemoteError(f"{without_secrets(url)}: it was replaced while it was read")
             total = told
             data += part

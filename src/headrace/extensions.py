@@ -15,6 +15,8 @@ from functools import cache
 from importlib import metadata
 from typing import Any, TypeVar
 
+from headrace.text import one_line
+
 GROUP = "headrace.extensions"
 
 T = TypeVar("T")
@@ -44,8 +46,9 @@ def installed() -> Mapping[str, Extension]:
     for point in sorted(metadata.entry_points(group=GROUP), key=lambda point: point.name):
         try:
             extension = point.load()
-        except Exception as error:
-            raise ValueError(f"extension {point.name!r} ({point.value}) cannot be loaded: {error}") from error
+        except Exception as error:  # it runs code of another package
+            why = f"{type(error).__name__}: {one_line(str(error))}"
+            raise ValueError(f"extension {point.name!r} ({point.value}) cannot be loaded: {why}") from error
         if not isinstance(extension, Extension):
             raise ValueError(
                 f"extension {point.name!r} ({point.value}) is a {type(extension).__name__}; "

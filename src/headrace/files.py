@@ -8,15 +8,12 @@ an http address are percent-encoded, names taken from one decoded: a shard may b
 import contextlib
 import errno
 import fcntl
-import fnmatch
 import hashlib
 import io
 import logging
 import os
-import re
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 from urllib.parse import quote, unquote
@@ -153,41 +150,6 @@ def _links(url: str) -> list[str]:
     return access.run(url, lambda: access.client.folder(url))
 
 
-def matching(url: str) -> list[str]:
-    """Return the URLs that `url` names, sorted: itself if it exists, else what it matches as a glob.
-
-    The folders that exist at its head are taken as they are spelled, so `[`, `?` and `*` in the name of a real folder
-    are letters: `my [data]/*.txt`.
-    """
-    if is_http(url):
-        return _matching_http(url)
-    if exists(url):
-        return [url]
-    fs, path = open_fs(url)
-    found = [str(name) for name in fs.glob(_glob_below_real_folders(fs, path))]
-    return sorted(found if is_local(url) else [str(fs.unstrip_protocol(name)) for name in found])
-
-
-def _matching_http(url: str) -> list[str]:
-    """Only the last name may be a glob, as `?` begins the query of an address."""
-    path, mark, query = url.partition("?")
-    folder, _, name = path.rpartition("/")
-    if exists(url):
-        return [url]
-    if not re.search(r"[*\[]", name):
-        return []
-    names = fnmatch.filter(list_names(folder + mark + query), unquote(name))
-    return [join(folder + mark + query, found) for found in names]
-
-
-def _glob_below_real_folders(fs: Any, path: str) -> str:
-    parts = path.split("/")
-    real = 0
-    while real < len(parts) - 1 and fs.isdir("/".join(parts[: real + 1]) or "/"):
-        real += 1
-    return "/".join([*(re.sub(r"[*?[]", r"[\g<0>]", part) for part in parts[:real]), *parts[real:]])
-
-
 def size_of(url: str) -> int:
     """Return the size in bytes. Raises FileNotFoundError, and ValueError if it is not told."""
     if is_http(url):
@@ -213,21 +175,34 @@ def read_bytes(url: str, *, access: Access | None = None) -> bytes:
 
 
 def read_range(url: str, offset: int, size: int, *, access: Access | None = None) -> bytes:
-    """Return up to `size` bytes from `offset`; fewer only where the file ends first."""
+    """Return up to `size` bytes from `offset`; fewer only where the file ends first.
+
+    A local file is read patiently too where an `access` is given: it may lie on a file server.
+    """
+    if access is None and is_local(url):
+        return _local_range(url, offset, size)
+    access, place = access or default_access(), f": at byte {offset}"
+    try:
+        return access.run(url, lambda: _range_once(url, offset, size, access), place=place)
+    except NoRangesError as error:
+        raise NoRangesError(f"{without_secrets(url)}{place}: {error}") from error
+
+
+def _range_once(url: str, offset: int, size: int, access: Access) -> bytes:
     if is_local(url):
-        return read_local_range(url, offset, size)
-    access = access or default_access()
-    place = f": at byte {offset}"
+        return _local_range(url, offset, size)
     if is_http(url):
-        try:
-            return access.run(url, lambda: access.client.read_range(url, offset, size), place=place)[0]
-        except NoRangesError as error:
-            raise NoRangesError(f"{without_secrets(url)}{place}: {error}") from error
-    return access.run(url, lambda: read_foreign_range(url, offset, size, access), place=place)
+        return access.client.read_range(url, offset, size)[0]
+    fs, path = open_fs(url)
+    try:
+        return access.call(lambda: bytes(fs.cat_file(path, start=offset, end=offset + size)))
+    except Exception as error:  # every object store has its own
+        if status_of(error) != 416:
+            raise
+        return b""  # it says so of a range past the end
 
 
-def read_local_range(url: str, offset: int, size: int) -> bytes:
-    """Return up to `size` bytes of a local file."""
+def _local_range(url: str, offset: int, size: int) -> bytes:
     handle = os.open(local_path(url), os.O_RDONLY | os.O_CLOEXEC)
     try:
         data = os.pread(handle, size, offset)
@@ -239,17 +214,6 @@ def read_local_range(url: str, offset: int, size: int) -> bytes:
         return data
     finally:
         os.close(handle)
-
-
-def read_foreign_range(url: str, offset: int, size: int, access: Access) -> bytes:
-    """Return up to `size` bytes of a file of another library's file system, without patience."""
-    fs, path = open_fs(url)
-    try:
-        return access.call(lambda: bytes(fs.cat_file(path, start=offset, end=offset + size)))
-    except Exception as error:
-        if status_of(error) != 416:
-            raise
-        return b""  # an object store says so of a range past the end
 
 
 @contextlib.contextmanager
@@ -277,7 +241,7 @@ def opened(url: str, *, in_blocks: bool = True) -> Iterator[BinaryIO]:
 
 
 def _by_ranges(url: str, size: int, in_blocks: bool) -> BinaryIO:
-    file = RangedFile(size, partial(read_range, url), num_blocks=KEPT_BLOCKS if in_blocks else 0)
+    file = RangedFile(url, size, read_range, num_blocks=KEPT_BLOCKS if in_blocks else 0)
     return cast(BinaryIO, io.BufferedReader(file, LINE_BUFFER_BYTES) if in_blocks else file)
 
 
@@ -303,8 +267,8 @@ def stamp_of(url: str) -> tuple[int, str]:
 
 
 def _read(url: str, action: Callable[[], T], access: Access | None = None) -> T:
-    """Return what `action` reads of `url`; patiently, if that is far away."""
-    if is_local(url):
+    """Return what `action` reads of `url`; patiently if that is far away, or an `access` is given."""
+    if access is None and is_local(url):
         return action()
     access = access or default_access()
     return access.run(url, lambda: access.call(action))

@@ -188,15 +188,18 @@ def patiently(
 ) -> T:
     """Return `action()`; try again while its faults are transient and `patience` lasts.
 
-    The last error gets a note of how often it was tried. `stop` ends the waiting; `what` is for the log.
+    The last error gets a note of how often it was tried. `stop` ends the waiting, and nothing is tried after it;
+    `what` is for the log.
     """
     began: float | None = None
     warn_at = 0.0
     stop = stop or threading.Event()
     for attempt in range(1 << 30):
+        if stop.is_set():
+            raise LastingError("the reader is closed")
         try:
             return action()
-        except Exception as error:
+        except Exception as error:  # every library has its own; `is_transient` tells them apart
             now = time.monotonic()
             began = now if began is None else began
             left = began + patience.seconds - now

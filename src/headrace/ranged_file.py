@@ -5,14 +5,16 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+from headrace.text import without_secrets
+
 BLOCK_BYTES = 4 << 20
 
 
 class RangedFile(io.RawIOBase):
-    """`read_range(offset, size)` as a file of `size` bytes; the last `num_blocks` blocks are kept, with 0 none."""
+    """`read_range(url, offset, size)` as a file of `size` bytes; the last `num_blocks` blocks are kept, with 0 none."""
 
-    def __init__(self, size: int, read_range: Callable[[int, int], bytes], *, num_blocks: int) -> None:
-        self._size, self._position = size, 0
+    def __init__(self, url: str, size: int, read_range: Callable[[str, int, int], bytes], *, num_blocks: int) -> None:
+        self._url, self._size, self._position = url, size, 0
         self._read_range = read_range
         # Readers of parquet jump between the columns of a row group, so one stretch is not enough.
         self._block = lru_cache(num_blocks)(self._read_block) if num_blocks else None
@@ -51,7 +53,7 @@ class RangedFile(io.RawIOBase):
 
     def _parts(self, size: int) -> list[bytes]:
         if self._block is None:
-            return [self._read_range(self._position, size)] if size else []
+            return [self._read_range(self._url, self._position, size)] if size else []
         parts, position, end = [], self._position, self._position + size
         while position < end:
             number, inside = divmod(position, BLOCK_BYTES)
@@ -62,7 +64,8 @@ class RangedFile(io.RawIOBase):
     def _read_block(self, number: int) -> bytes:
         start = number * BLOCK_BYTES
         wanted = min(BLOCK_BYTES, self._size - start)
-        data = self._read_range(start, wanted)
+        data = self._read_range(self._url, start, wanted)
         if len(data) != wanted:
-            raise OSError(f"asked for {wanted} bytes at byte {start}, got {len(data)}: the file changed")
+            where = without_secrets(self._url)
+            raise OSError(f"{where}: asked for {wanted} bytes at byte {start}, got {len(data)}: the file changed")
         return data

@@ -112,21 +112,13 @@ class Client:
     def size_of(self, url: str) -> int | None:
         """Return the size of a file; None where only reading it would tell."""
         with self._get(url, {"Range": "bytes=0-0"}) as answer:
-            if answer.response.status == 200:
-                return None if answer.coding or answer.response.chunked else answer.length
-            found = _CONTENT_RANGE.fullmatch(answer.response.getheader("Content-Range") or "")
-            if answer.response.status == 416:
-                return 0
-            _check_status(answer)
-            return int(found[3]) if found and found[3] != "*" and not answer.coding else None
+            return _told_size(answer)
 
     def stamp_of(self, url: str) -> tuple[int, str]:
         """Return (size, what the server says changes with the content); 0 where the size is not told."""
         with self._get(url, {"Range": "bytes=0-0"}) as answer:
-            if answer.response.status != 416:
-                _check_status(answer)
             stamp = answer.response.getheader("ETag") or answer.response.getheader("Last-Modified") or ""
-        return self.size_of(url) or 0, stamp
+            return _told_size(answer) or 0, stamp
 
     def download(self, url: str, out: IO[bytes]) -> None:
         """Write the whole file to `out`, from its beginning, uncompressed if the server compresses."""
@@ -260,6 +252,20 @@ def _check_status(answer: Answer) -> None:
     if response.status in (401, 403, 407):
         raise DeniedError(response)
     raise StatusError(response)
+
+
+def _told_size(answer: Answer) -> int | None:
+    """Return the size of the file of whose first byte this is the answer; None if it is not told."""
+    response = answer.response
+    if response.status == 416:  # there is no first byte
+        return 0
+    _check_status(answer)
+    if answer.coding:
+        return None
+    if response.status == 200:
+        return None if response.chunked else answer.length
+    found = _CONTENT_RANGE.fullmatch(response.getheader("Content-Range") or "")
+    return int(found[3]) if found and found[3] != "*" else None
 
 
 def _take_range(answer: Answer, offset: int, size: int, deadline: float) -> tuple[bytes, int | None]:

@@ -31,6 +31,7 @@ from headrace.curation.fetch.lists.delimited import read_delimited
 from headrace.curation.fetch.lists.lines import TOO_LONG, NotTextError, read_lines
 from headrace.curation.fetch.lists.records import read_json_array, read_json_lines
 from headrace.curation.fetch.lists.rows import BLOCK_ROWS, Block, Tally
+from headrace.globs import matching
 from headrace.shards.parquet import BUFFER_BYTES, ParquetReader
 from headrace.text import one_line, without_secrets
 
@@ -66,7 +67,7 @@ def _expand(entry: str, list_format: str) -> list[str]:
     if entry.startswith(("http://", "https://")):
         return [entry]  # `?` and `*` may stand in a query
     found = []
-    for url in files.matching(entry):
+    for url in matching(entry):
         fs, path = files.open_fs(url)
         if not fs.isdir(path):
             found.append(path if files.is_local(url) else url)
