@@ -34,18 +34,14 @@ class Ended(Generic[R]):
 Send = Callable[[Mapping[str, Any]], None]
 
 
-def nowhere(_: Mapping[str, Any]) -> None:
-    """Drop a message."""
-
-
 def attend(
     work: Callable[[U], R],
     number: int,
     unit: U,
     *,
-    send: Send = nowhere,
-    logs: WorkerLogs | None = None,
-    driver: bool = True,
+    send: Send,
+    logs: WorkerLogs,
+    driver: bool,
 ) -> Ended[R]:
     """Return `work(unit)`. Heartbeats go to `send`, and log lines too where this is not the `driver`'s process."""
 
@@ -53,14 +49,13 @@ def attend(
         send({"unit": number, **message})
 
     with contextlib.ExitStack() as stack:
-        if logs is not None:
-            stack.enter_context(unit_log(unit.name, logs.folder))
-        if logs is not None and not driver:
+        stack.enter_context(unit_log(unit.name, logs.folder))
+        if not driver:
             stack.enter_context(logging_to(send_line, logs))
         pulsing = stack.enter_context(pulse(lambda beat: send_line({"beat": dataclasses.astuple(beat)})))
         try:
             return Ended(work(unit), pulsing.beat())
-        except Exception as error:
+        except Exception as error:  # whatever `work` raises; it goes on
             error.add_note(f"in unit {unit.name}")
             raise
 

@@ -8,7 +8,8 @@ import contextlib
 import json
 import os
 import select
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -19,8 +20,8 @@ LOG_WAIT_SECONDS = 1.0
 class Channel:
     """The driver's end; `writer` is given to workers when they are started."""
 
-    def __init__(self, open_pipe: Callable[..., tuple[Any, Any]]) -> None:
-        self._reader, self.writer = open_pipe(duplex=False)
+    def __init__(self) -> None:
+        self._reader, self.writer = Pipe(duplex=False)
         os.set_blocking(self._reader.fileno(), False)
         self._rest = b""
 

@@ -67,7 +67,9 @@ def extras_table(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], lis
             kind = type_of(value)
             types[name] = join_types(types.get(name, kind), kind)
     types = dict(sorted(types.items()))
-    return types, [pa.array([_as(row.get(name), kind) for row in rows], TYPES[kind]) for name, kind in types.items()]
+    return types, [
+        pa.array([as_type(row.get(name), kind) for row in rows], TYPES[kind]) for name, kind in types.items()
+    ]
 
 
 def cast_column(column: pa.ChunkedArray, kind: str) -> pa.ChunkedArray:
@@ -76,15 +78,39 @@ def cast_column(column: pa.ChunkedArray, kind: str) -> pa.ChunkedArray:
     if column.type == wanted:
         return column
     if wanted == pa.string():
-        return pa.chunked_array([pa.array([_as(value, "text") for value in column.to_pylist()], pa.string())])
+        return pa.chunked_array([pa.array([as_type(value, "text") for value in column.to_pylist()], pa.string())])
     if pa.types.is_string(column.type) and wanted == pa.bool_():
         return pc.equal(column, "true")
     return column.cast(wanted)
 
 
-def _as(value: Any, kind: str) -> Any:
+def as_type(value: Any, kind: str) -> Any:
+    """Return a scalar as a value of a type that holds it."""
     if value is None or (isinstance(value, str) and kind == "text"):
         return value
     if kind == "text":
         return json.dumps(value) if not isinstance(value, float) or math.isfinite(value) else str(value)
     return float(value) if kind == "float" else value
+
+
+def kind_of(column: pa.DataType) -> str | None:
+    """Return the name of the type that holds a column of Arrow; None for times, decimals, bytes and nested ones."""
+    column = value_type(column)
+    if is_text(column):
+        return "text"
+    if pa.types.is_boolean(column):
+        return "bool"
+    if pa.types.is_integer(column):
+        return "bigint"
+    return "float" if pa.types.is_floating(column) else None
+
+
+def is_text(column: pa.DataType) -> bool:
+    """True for the spellings of text, also as a categorical."""
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(test(value_type(column)) for test in tests)
+
+
+def value_type(column: pa.DataType) -> pa.DataType:
+    """Return the type of the values: of a categorical of pandas, what it stands for."""
+    return column.value_type if pa.types.is_dictionary(column) else column

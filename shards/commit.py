@@ -63,7 +63,7 @@ def read_commit(folder: str, name: str, *, fields: Mapping[str, type] = NO_FIELD
     for field, kind in fields.items():
         value = record.get(field)
         if type(value) is not kind:
-            got = "no such field" if field not in record else f"{shown(value)}"
+            got = "no such field" if field not in record else shown(value)
             raise ValueError(f"{url}: damaged commit record: {field} must be {_SPELLED[kind]}, got {got}")
     return cast(dict[str, Any], record)
 

@@ -210,14 +210,15 @@ def _read_manifest(data: bytes, url: str, summary: Mapping[str, Any], layout: st
         if row["name"] in seen:
             raise ShardError(f"names shard {shown(row['name'])} twice; {_remedy(layout)}", shard=url)
         seen.add(row["name"])
-    _check_totals(summary, tuple(ShardEntry(**row) for row in rows), url, _remedy(layout))
+    shards = tuple(ShardEntry(**row) for row in rows)
+    _check_totals(summary, shards, url, _remedy(layout))
     got = hashlib.sha256(data).hexdigest()
     if expected is not None and got != expected:
         raise ShardError(
             f"sha256 is {got}, {SUMMARY_NAME} says {shown(expected)}: one of them was changed; {_remedy(layout)}",
             shard=url,
         )
-    return tuple(ShardEntry(**row) for row in rows)
+    return shards
 
 
 def _check_entry(row: Mapping[str, Any], url: str, layout: str) -> None:

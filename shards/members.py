@@ -182,14 +182,14 @@ def _json(text: str, member: TarMember) -> Facts:
         raise ValueError("nested too deep") from error
     if not isinstance(record, dict):
         raise ValueError(f"expected a mapping, got {type(record).__name__}")
-    facts = facts_of(record, offset=member.offset)
+    facts = facts_of(record, where=".json", offset=member.offset)
     if all(name in record for name in _OWN_JSON) and record["orientation"] in range(1, 9):
         facts.stated = {name: record[name] for name in (*_OWN_IMAGE, "orientation")}
     return facts
 
 
-def facts_of(record: Mapping[str, Any], *, offset: int = 0) -> Facts:
-    """Return what the entries of a record say; `offset` is where it stands, for the faults."""
+def facts_of(record: Mapping[str, Any], *, where: str, offset: int = 0) -> Facts:
+    """Return what the entries of a record say; its faults name `where` it stands, and the byte offset there."""
     facts = Facts()
     for name, value in record.items():
         if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -197,7 +197,7 @@ def facts_of(record: Mapping[str, Any], *, offset: int = 0) -> Facts:
         try:
             _take(facts, name, value)
         except ValueError as error:
-            facts.faults.append((offset, f".json: {name[:80]}: {error}"))
+            facts.faults.append((offset, f"{where}: {name[:80]}: {error}"))
     text = facts.extras.get("text")
     if "caption" not in facts.values and isinstance(text, str) and caption_of(text) is not None:
         facts.values["caption"] = caption_of(text)

@@ -1,8 +1,7 @@
 """Keyed bijections of 0..size-1: shuffles without a table.
 
-`permute(i, size, key)` is a pure function, so the place of one row among two billion costs no memory. The one thing a
-reader would get wrong: it is a shuffle, not a cipher; a key must come from `make_key`, or neighbouring seeds give
-related orders.
+`permute(i, size, key)` is a pure function, so the place of one row among two billion costs no memory. It is a shuffle,
+not a cipher: a key must come from `make_key`, or neighbouring seeds give related orders.
 """
 
 import hashlib

@@ -119,7 +119,7 @@ def _inline(_: EngineConfig) -> Iterator[Run]:
                 hear(message, unit, tally)
                 tally.tell_if_due()
 
-            ended = attend(work, number, unit, send=send, logs=worker_logs())
+            ended = attend(work, number, unit, send=send, logs=worker_logs(), driver=True)
             tally.ended(number, ended.result, ended.beat)
         return {}
 

@@ -37,7 +37,7 @@ def run_local(workers: int, work: Callable[[Any], Any], units: Mapping[int, Unit
     """Run units in processes, `workers` at a time; return those whose worker died, with how it died."""
     suspects: dict[int, str] = {}
     queue = list(units.items())[::-1]
-    with Channel(multiprocessing.get_context("spawn").Pipe) as channel:
+    with Channel() as channel:
 
         def listen() -> None:
             for message in channel.messages():
@@ -77,8 +77,8 @@ class _Pool:
             except BrokenProcessPool:
                 pool.shutdown()  # until then futures and exit codes are not all there
                 return dict.fromkeys(self._suspects(tally), _how_died(processes.values()))
-            except BaseException as error:
-                if not isinstance(error, Exception):
+            except BaseException as error:  # whatever ends the run; it is raised again
+                if not isinstance(error, Exception):  # Ctrl-C, or another signal
                     _kill_workers(pool)
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise

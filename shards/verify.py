@@ -19,6 +19,7 @@ from headrace.shards.errors import ShardError
 from headrace.shards.group import GroupConfig, Grouped, SampleMembers, group_members
 from headrace.shards.heartbeat import beat, expect
 from headrace.shards.images.decode import decode_rgb
+from headrace.shards.images.formats import names_image
 from headrace.shards.images.header import check_complete, read_header
 from headrace.shards.index import INDEX_SCHEMA, parse_index
 from headrace.shards.members import LABEL_TEXT, Facts, caption_of, join_facts, read_member
@@ -211,7 +212,8 @@ def _check_tar(windows: Windows, unit: _Unit, rows: dict[int, dict[str, Any]]) -
             if row is not None:
                 beat(samples=1)
                 yield from _check_member(windows, shard, member, row, decode)
-            facts = read_member(windows, member)
+            # Of an image all is compared above; what it says of itself is no part of the texts below.
+            facts = None if names_image(member.name) else read_member(windows, member)
             if facts is not None:
                 by_offset[member.offset] = facts
     except ShardError as error:

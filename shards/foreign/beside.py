@@ -6,10 +6,11 @@ alone.
 
 import logging
 from collections.abc import Mapping
-from typing import Any
 
 import pyarrow as pa
 
+from headrace import files
+from headrace.shards.columns import is_text, kind_of, value_type
 from headrace.shards.members import Facts, facts_of
 from headrace.shards.parquet import read_table
 
@@ -28,28 +29,18 @@ def read_beside(tar_url: str) -> Mapping[str, Facts]:
     except ValueError as error:
         log.info("%s: not read beside the tar: %s", url, error)
         return {}
-    if _KEY not in table.column_names or len(set(table.column_names)) < len(table.column_names):
-        log.info("%s: not read beside the tar: no column %s, or one name twice", url, _KEY)
+    names = table.column_names
+    if _KEY not in names or len(set(names)) < len(names) or not is_text(table.schema.field(_KEY).type):
+        log.info("%s: not read beside the tar: no column %s of text, or one name twice", url, _KEY)
         return {}
     found: dict[str, Facts] = {}
     for row in table.select(_plain(table.schema)).to_pylist():
         key = row.pop(_KEY)
         if isinstance(key, str) and key not in found:
-            found[key] = facts_of(row)
+            found[key] = facts_of(row, where=files.basename(url))
     return found
 
 
 def _plain(schema: pa.Schema) -> list[str]:
     """Return the names of columns whose values are scalars here; times and decimals are none."""
-    kinds = {field.name: _value_type(field.type) for field in schema}
-    return [name for name, kind in kinds.items() if _is_plain(kind) or (name == _KEY and pa.types.is_string(kind))]
-
-
-def _value_type(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def _is_plain(kind: pa.DataType) -> Any:
-    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
-    return any(test(kind) for test in (*texts, *numbers))
+    return [field.name for field in schema if kind_of(field.type) or pa.types.is_null(value_type(field.type))]

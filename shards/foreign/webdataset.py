@@ -1,8 +1,8 @@
 """Tars of others without an index, through webdataset's own iterator, behind our truncation check.
 
 webdataset stops silently at the first odd block, so a damaged tar looks like a short one. Here the headers are
-checked to the end before the first sample leaves. The one thing a reader would get wrong: samples are webdataset's
-dictionaries (`__key__`, `jpg`, `json`, ...) of raw bytes, nothing is decoded.
+checked to the end before the first sample leaves. Samples are webdataset's dictionaries (`__key__`, `jpg`, `json`, ...)
+of raw bytes, nothing is decoded.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,7 @@
 """Format, stored size and EXIF orientation of an image, read from its first bytes without decoding.
 
 Every byte is hostile: the work is bounded (segments, chunks, entries), and the answer is an `ImageHeader` or a
-ValueError, nothing else. The one thing a reader would get wrong: width and height are as stored; orientations 5 to 8
-swap them in the upright image.
+ValueError, nothing else. Width and height are as stored; orientations 5 to 8 swap them in the upright image.
 """
 
 import re

@@ -1,7 +1,7 @@
 """Pillow as a closed list: one format, its own plugin class, nothing guessed.
 
 `PIL.Image.open` tries every plugin and warns about size; a plugin class opens one format only, quietly, and callers
-check the size themselves. The one thing a reader would get wrong: opening is lazy, so errors also come from `load()`.
+check the size themselves. Opening is lazy, so errors also come from `load()`.
 """
 
 import ctypes

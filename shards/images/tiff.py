@@ -1,8 +1,8 @@
 """How much a TIFF directory makes Pillow hold, counted before Pillow opens it.
 
 Pillow copies the data of each of up to 65535 tags when it reads a directory, so 20 MB whose tags all claim the same
-bytes become a terabyte (EXIF blocks are such directories too). The one thing a reader would get wrong: claims are
-counted, not distinct bytes, as overlapping tags are the attack.
+bytes become a terabyte (EXIF blocks are such directories too). Claims are counted, not distinct bytes, as overlapping
+tags are the attack.
 """
 
 import re

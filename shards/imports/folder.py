@@ -164,7 +164,7 @@ def _with_tables(source: FolderSource, tables: Sequence[str]) -> FolderSource:
                 reason = "row-twice" if path in facts else "row-without-file"
                 left.append(Leftover(_shown(name), reason, f"in {_shown(table)}"))
             else:
-                facts[path] = facts_of(row)
+                facts[path] = facts_of(row, where=files.basename(table))
     names = {one.values[LABEL_TEXT] for one in facts.values() if LABEL_TEXT in one.values}
     numbered = any("label" in one.values for one in facts.values())
     classes = tuple(sorted(names)) if names and not numbered else (() if numbered else source.classes)

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from headrace import files
+from headrace.shards.columns import is_text, kind_of, value_type
 from headrace.shards.imports.huggingface import class_names
 from headrace.shards.imports.source import Input, Leftover, fit, free_name
 from headrace.shards.members import caption_of
@@ -161,9 +162,11 @@ def open_parquet_files(urls: Sequence[str], *, image_column: str | None, label_c
             parts.append((url, file.num_rows, files.size_of(url)))
     assert schema is not None, "callers pass at least one file"
     chosen = _choose(schema, urls[0], image_column, label_column)
-    numbered = class_names(schema, chosen.label) if chosen.label and not _is_string(schema, chosen.label) else ()
+    numbered = (
+        class_names(schema, chosen.label) if chosen.label and not is_text(schema.field(chosen.label).type) else ()
+    )
     classes = numbered or _class_names(urls, schema, chosen)
-    kinds = {name: _kind(schema.field(name).type) for name in chosen.extras}
+    kinds = {name: kind_of(schema.field(name).type) for name in chosen.extras}
     if chosen.caption is not None and _is_texts(schema.field(chosen.caption).type):
         kinds[CAPTIONS_COLUMN] = "texts"
     used = (*chosen.names(), *([CLASS_NAME_COLUMN] if classes else []))
@@ -204,10 +207,10 @@ def _choose(schema: pa.Schema, url: str, image_column: str | None, label_column:
     label = _first(schema, wanted, lambda _kind: True)
     if label is not None and not _is_label(schema.field(label).type):
         raise ValueError(f"{url}: column {label} is {schema.field(label).type}, expected integers or class names")
-    caption = _first(schema, CAPTION_COLUMNS, lambda kind: _is_text(kind) or _is_texts(kind))
-    taken = (image, label, caption, (page := _first(schema, ("url",), _is_text)))
+    caption = _first(schema, CAPTION_COLUMNS, lambda kind: is_text(kind) or _is_texts(kind))
+    taken = (image, label, caption, (page := _first(schema, ("url",), is_text)))
     more = [name for name in schema.names if name not in taken and schema.names.count(name) == 1]
-    extras = tuple(name for name in more if free_name(name) and _kind(schema.field(name).type) is not None)
+    extras = tuple(name for name in more if free_name(name) and kind_of(schema.field(name).type) is not None)
     return ParquetColumns(image, label, caption, page, extras)
 
 
@@ -226,44 +229,19 @@ def _bytes_in(kind: pa.DataType) -> pa.DataType | None:
     """Return the type of the bytes in an image column, or None if it holds none."""
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
-    kind = _value_type(kind)
+    kind = value_type(kind)
     tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
     return kind if any(test(kind) for test in tests) else None
 
 
-def _value_type(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind  # a categorical of pandas
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    return any(test(_value_type(kind)) for test in tests)
-
-
 def _is_texts(kind: pa.DataType) -> bool:
     lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_list_view, pa.types.is_fixed_size_list)
-    return any(test(kind) for test in lists) and _is_text(kind.value_type)
+    return any(test(kind) for test in lists) and is_text(kind.value_type)
 
 
 def _is_label(kind: pa.DataType) -> bool:
-    kind = _value_type(kind)
-    return _is_text(kind) or bool(pa.types.is_integer(kind)) or bool(pa.types.is_null(kind))
-
-
-def _is_string(schema: pa.Schema, name: str) -> bool:
-    return _is_text(schema.field(name).type)
-
-
-def _kind(kind: pa.DataType) -> str | None:
-    """Return the type of a carried column by the names of `columns.TYPES`, or None if it cannot be carried."""
-    kind = _value_type(kind)
-    if _is_text(kind):
-        return "text"
-    if pa.types.is_boolean(kind):
-        return "bool"
-    if pa.types.is_integer(kind):
-        return "bigint"
-    return "float" if pa.types.is_floating(kind) else None
+    kind = value_type(kind)
+    return is_text(kind) or bool(pa.types.is_integer(kind)) or bool(pa.types.is_null(kind))
 
 
 def _image(value: Any) -> tuple[bytes | None, str | None]:
@@ -291,9 +269,9 @@ def _class_names(urls: Sequence[str], schema: pa.Schema, columns: ParquetColumns
     """Return the class names: the label's own strings sorted, or `class_name` by label if each label has one."""
     if columns.label is None:
         return ()
-    named = schema.names.count(CLASS_NAME_COLUMN) == 1 and _is_string(schema, CLASS_NAME_COLUMN)
+    named = schema.names.count(CLASS_NAME_COLUMN) == 1 and is_text(schema.field(CLASS_NAME_COLUMN).type)
     wanted = [columns.label, *([CLASS_NAME_COLUMN] if named else [])]
-    if _is_string(schema, columns.label):
+    if is_text(schema.field(columns.label).type):
         found = {value for url in urls for value in _distinct(url, [columns.label])}
         return tuple(sorted(name for (name,) in found if name is not None))
     if not named or pa.types.is_null(schema.field(columns.label).type):

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from headrace.shards.columns import TYPES, join_types, type_of
+from headrace.shards.columns import TYPES, as_type, join_types, type_of
 from headrace.shards.index import INDEX_SCHEMA
 from headrace.shards.members import MAX_IMAGE_BYTES
 
@@ -68,16 +68,10 @@ def fit(record: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[dict[str
         if kind is None or value is None:
             continue
         if join_types(type_of(value), kind) == kind:
-            fitting[name] = _as(value, kind)
+            fitting[name] = as_type(value, kind)
         else:
             complaints.append(f"column {name} holds {TYPES[kind]}, got {str(value)[:40]!r}")
     return fitting, complaints
-
-
-def _as(value: Any, kind: str) -> Any:
-    if kind == "text":
-        return value if isinstance(value, str) else str(value)
-    return float(value) if kind == "float" else value
 
 
 class SourceUnit(Protocol):

@@ -1,18 +1,13 @@
 """Promises of the channel: whole messages in order, and a worker that is never stopped by it."""
 
-import multiprocessing
 import os
 import time
 
 from headrace.shards.channel import Channel, Sender
 
 
-def _channel() -> Channel:
-    return Channel(multiprocessing.get_context("spawn").Pipe)
-
-
 def test_messages_arrive_whole_and_in_order() -> None:
-    with _channel() as channel:
+    with Channel() as channel:
         sender = Sender(channel.writer)
         for number in range(5):
             sender.send({"unit": number, "text": "\u00e4\ud800\n"})
@@ -21,7 +16,7 @@ def test_messages_arrive_whole_and_in_order() -> None:
 
 
 def test_a_message_that_is_cut_by_a_read_is_put_together() -> None:
-    with _channel() as channel:
+    with Channel() as channel:
         os.write(channel.writer.fileno(), b'{"unit": 1}\n{"un')
         assert list(channel.messages()) == [{"unit": 1}]
         os.write(channel.writer.fileno(), b'it": 2}\n')
@@ -29,7 +24,7 @@ def test_a_message_that_is_cut_by_a_read_is_put_together() -> None:
 
 
 def test_a_full_pipe_drops_beats_and_waits_only_a_moment_for_log_lines() -> None:
-    with _channel() as channel:
+    with Channel() as channel:
         sender = Sender(channel.writer)
         begun = time.monotonic()
         for number in range(100_000):
@@ -42,13 +37,13 @@ def test_a_full_pipe_drops_beats_and_waits_only_a_moment_for_log_lines() -> None
 
 
 def test_a_message_too_long_for_one_write_is_not_sent() -> None:
-    with _channel() as channel:
+    with Channel() as channel:
         Sender(channel.writer).send({"text": "x" * 5000})
         assert list(channel.messages()) == []
 
 
 def test_a_driver_that_is_gone_is_no_error() -> None:
-    with _channel() as channel:
+    with Channel() as channel:
         sender = Sender(channel.writer)
         channel._reader.close()
         sender.send({"unit": 1, "beat": []})

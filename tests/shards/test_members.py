@@ -43,7 +43,9 @@ def test_captions(text: str, expected: str | None) -> None:
 
 
 def test_a_record_names_what_it_does_not_carry() -> None:
-    facts = facts_of({"caption": "c", "a": 1, "b": [1], "": 2, "width": 5, "nan": float("nan"), "label": "x"})
+    facts = facts_of(
+        {"caption": "c", "a": 1, "b": [1], "": 2, "width": 5, "nan": float("nan"), "label": "x"}, where="a.parquet"
+    )
     assert facts.values == {"caption": "c", LABEL_TEXT: "x"}
     assert facts.extras == {"a": 1}
     assert facts.left_out == ["b", ""]
@@ -63,6 +65,8 @@ def test_members_win_in_their_order_and_a_table_beside_last(tmp_path: Path, enco
     url = str(tmp_path / "a.tar")
     (sample,) = group_members(scan_tar(url)).samples
     with Windows(url) as windows:
-        facts = read_sample_facts(windows, sample, facts_of({"caption": "table", "url": "u", "score": 2, "more": 3}))
+        facts = read_sample_facts(
+            windows, sample, facts_of({"caption": "table", "url": "u", "score": 2, "more": 3}, where="")
+        )
     assert facts.values == {LABEL_TEXT: "cat", "caption": "json", "url": "u"}
     assert facts.extras == {"score": 1, "more": 3}

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import tarfile
 import tempfile
 from collections.abc import Callable
@@ -132,6 +133,26 @@ def test_the_table_beside_a_tar_says_what_no_member_says(tmp_path: Path, encode_
         ("txt", None, None, None, None),
     ]
     assert list(verify_dataset(str(tmp_path))) == []
+
+
+def test_a_fault_in_the_table_beside_a_tar_names_the_table(tmp_path: Path, encode_image: Encode) -> None:
+    _tar(tmp_path / "a.tar", [("0.jpg", encode_image())])
+    pq.write_table(pa.table({"key": ["0"], "label": [1.5]}), tmp_path / "a.parquet")
+    ((shard, key, _, message),) = _index(tmp_path).faults
+    assert (shard, key) == ("a", "0")
+    assert message == "a.parquet: label: expected int or the name of a class, got '1.5'"
+
+
+@pytest.mark.parametrize("key", [b"0", ["0"], 0, None])
+def test_a_table_whose_keys_are_no_text_is_someone_elses(
+    tmp_path: Path, encode_image: Encode, caplog: pytest.LogCaptureFixture, key: object
+) -> None:
+    caplog.set_level(logging.INFO)
+    _tar(tmp_path / "a.tar", [("0.jpg", encode_image())])
+    pq.write_table(pa.table({"key": [key], "caption": ["c"]}), tmp_path / "a.parquet")
+    assert _index(tmp_path).num_samples == 1
+    assert _rows(tmp_path)[0]["caption"] is None
+    assert f"{tmp_path}/a.parquet: not read beside the tar: no column key of text" in caplog.text
 
 
 def test_what_is_left_over_is_named_beside_the_index(tmp_path: Path, encode_image: Encode) -> None:

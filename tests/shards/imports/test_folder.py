@@ -80,6 +80,15 @@ def test_the_nearest_table_wins_and_labels_of_a_table_win_over_folders(folder: P
     assert [row["label_text"] for row in _rows(tmp_path / "numbers")] == [None, "near", None]
 
 
+def test_a_cell_that_is_not_understood_is_named_with_its_table(folder: Path, tmp_path: Path) -> None:
+    _write_table(folder / "metadata.csv", [{"file_name": "a/1.png", "label": "1.5", "text": "one"}])
+    summary = _import(folder, tmp_path / "out")
+    assert (summary.num_samples, summary.notes) == (3, 1)
+    notes = pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist()
+    (message,) = [row["message"] for row in notes if row["reason"] == "bad-text"]
+    assert message == "metadata.csv: label: expected int or the name of a class, got '1.5'"
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

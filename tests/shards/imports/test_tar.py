@@ -12,6 +12,7 @@ import pytest
 
 from headrace.shards.dataset import open_dataset
 from headrace.shards.errors import ShardError
+from headrace.shards.foreign.index import IndexConfig, index_folder
 from headrace.shards.group import GroupConfig
 from headrace.shards.imports.run import ImportConfig, ImportSummary, import_images, open_source
 from headrace.shards.verify import verify_dataset
@@ -107,6 +108,17 @@ def test_scalars_of_json_are_columns(tmp_path: Path, encode_image: Encode) -> No
         (None, None, "a", ["a", "b"]),
     ]
     assert list(verify_dataset(str(tmp_path / "out"), decode=True)) == []
+
+
+def test_a_column_of_several_kinds_is_the_same_text_imported_and_indexed(tmp_path: Path, encode_image: Encode) -> None:
+    members = []
+    for number, value in enumerate([True, 1, 0.5, None, "x"]):
+        members += [(f"{number}.jpg", encode_image()), (f"{number}.json", json.dumps({"mixed": value}).encode())]
+    url = _tar(tmp_path / "a.tar", members)
+    _import(url, tmp_path / "out")
+    index_folder(str(tmp_path), ["a.tar"], IndexConfig())
+    expected = ["true", "1", "0.5", None, "x"]
+    assert [row["mixed"] for row in _rows(tmp_path / "out")] == [row["mixed"] for row in _rows(tmp_path)] == expected
 
 
 def test_a_value_that_its_column_cannot_hold_is_named(tmp_path: Path, encode_image: Encode) -> None:
