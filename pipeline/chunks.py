@@ -2,8 +2,10 @@
 
 A chunk is the part of a lane's window that lies together on disk; it is read once, checked, and given out sample by
 sample as the order asks. A damaged sample is data here (`Payload.fault`), not an error; only a fault of the way raises.
+What does not fit its checksum is read again before it is judged: proxies and disks have bad moments.
 """
 
+import logging
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +19,12 @@ from headrace.pipeline.catalog import OpenedSource, ShardRows
 from headrace.pipeline.errors import SampleError
 from headrace.shards.payloads import LOCAL_GAP_BYTES, MAX_REQUEST_BYTES, REMOTE_GAP_BYTES, coalesce
 from headrace.shards.ranges import RangeReader
+from headrace.text import without_secrets
+
+log = logging.getLogger(__name__)
+
+SECOND_LOOK_SECONDS = (0.0, 0.5, 2.0)
+"""Pauses before each further look at a sample that cannot be right."""
 
 IntArray = NDArray[np.int64]
 
@@ -85,19 +93,55 @@ class ChunkReader:
         for group in coalesce(spans, gap):
             start = spans[group[0]][0]
             data = self._ranges.read(rows.url, start, max(sum(spans[number]) for number in group) - start)
+            damaged = []
             for number in group:
-                offset, size = spans[number]
-                found[good[number]] = self._check(rows, good[number], data[offset - start : offset - start + size])
+                row, (offset, size) = good[number], spans[number]
+                part = data[offset - start : offset - start + size]
+                fault = self._fault_of(rows, row, part)
+                found[row] = Payload(rows, row, b"" if fault else part, fault)
+                if fault is not None:
+                    damaged.append((row, part))
+            found.update(self._look_again(rows, damaged))
         return [found.get(row) or Payload(rows, row, b"", SampleError("size", _no_span(rows, row))) for row in numbers]
 
-    def _check(self, rows: ShardRows, row: int, data: bytes) -> Payload:
-        expected = int(rows.crc32[row])
-        fault = None
+    def _look_again(self, rows: ShardRows, damaged: Sequence[tuple[int, bytes]]) -> dict[int, Payload]:
+        """Read the damaged samples of one request again, each alone; return them as they are then."""
+        found: dict[int, Payload] = {}
+        pauses: Sequence[float] = SECOND_LOOK_SECONDS
+        for row, data in damaged:
+            found[row] = self._read_again(rows, row, data, pauses)
+            if found[row].fault is not None:
+                pauses = SECOND_LOOK_SECONDS[:1]  # waiting did not help the first: the others lie beside it
+        num_whole = sum(payload.fault is None for payload in found.values())
+        if num_whole:
+            log.warning(
+                "%s: %d samples from byte %d on did not fit their checksum; read again, they are whole",
+                without_secrets(rows.url),
+                num_whole,
+                rows.offset[damaged[0][0]],
+            )
+        return found
+
+    def _read_again(self, rows: ShardRows, row: int, data: bytes, pauses: Sequence[float]) -> Payload:
+        for pause in pauses:
+            if self._ranges.pause(pause):
+                break
+            before, data = data, self._ranges.read(rows.url, int(rows.offset[row]), int(rows.size[row]), fresh=True)
+            if self._fault_of(rows, row, data) is None:
+                return Payload(rows, row, data)
+            # The same twice is how it lies there; but zeros are also what a proxy sends that has lost a block.
+            is_hole = bool(data) and data.count(0) == len(data) and not files.is_local(rows.url)
+            if data == before and not is_hole:
+                break
+        return Payload(rows, row, b"", self._fault_of(rows, row, data))
+
+    def _fault_of(self, rows: ShardRows, row: int, data: bytes) -> SampleError | None:
         if len(data) != rows.size[row]:
-            fault = SampleError("size", f"the shard ends after {len(data)} of {rows.size[row]} bytes")
-        elif self._verify_crc and expected >= 0 and (got := zlib.crc32(data)) != expected:
-            fault = SampleError("crc", f"crc32 is {got:#010x}, the index says {expected:#010x}")
-        return Payload(rows, row, b"" if fault else data, fault)
+            return SampleError("size", f"the shard ends after {len(data)} of {rows.size[row]} bytes")
+        expected = int(rows.crc32[row])
+        if self._verify_crc and expected >= 0 and (got := zlib.crc32(data)) != expected:
+            return SampleError("crc", f"crc32 is {got:#010x}, the index says {expected:#010x}")
+        return None
 
 
 def _no_span(rows: ShardRows, row: int) -> str:

@@ -7,10 +7,11 @@ than the tars (`index_dir`, for data that is read-only), so always ask `tar_url`
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -21,6 +22,8 @@ from headrace.shards.group import BY_RULE, GroupConfig
 from headrace.shards.index import INDEX_SCHEMA, parse_index
 from headrace.shards.parquet import ParquetReader
 from headrace.text import shown, without_secrets
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 2
 """1 had no `manifest_sha256` and no `not_held`; it is still read."""
@@ -38,6 +41,8 @@ FAST_COLUMNS = ("key", "offset", "size")
 
 ReadBytes = Callable[[str], bytes]
 """URL -> the whole file: a stream reads in a way that it can stop."""
+
+T = TypeVar("T")
 
 _TOTALS = ("num_shards", "num_samples", "num_bytes")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -121,17 +126,37 @@ class Dataset:
     def index(self, shard: int, *, read: ReadBytes = files.read_bytes) -> pa.Table:
         """Read the index of one shard, by `read`. Raises ShardError if it does not fit the manifest."""
         url, entry = self.index_url(shard), self.shards[shard]
-        data = read(url)
-        table = parse_index(data, url)
-        if table.num_rows != entry.num_samples:
-            raise ShardError(f"the index has {table.num_rows} rows, the manifest says {entry.num_samples}", shard=url)
-        got = hashlib.sha256(data).hexdigest()
-        if got != entry.index_sha256:
-            raise ShardError(f"sha256 of the index is {got}, the manifest says {entry.index_sha256}", shard=url)
-        for name in FAST_COLUMNS:
-            if table.column(name).null_count:
-                raise ShardError(f"{table.column(name).null_count} rows have no {name}", shard=url)
-        return table
+        return read_checked(url, read, lambda data: _check_index(data, url, entry))
+
+
+def read_checked(url: str, read: ReadBytes, check: Callable[[bytes], T]) -> T:
+    """Return `check` of the bytes at `url`; of other bytes, if there are any when they are read again.
+
+    Raises what `check` raises of bytes that came twice: the fault of a proxy passes, that of the file stays.
+    """
+    data = read(url)
+    try:
+        return check(data)
+    except ValueError as error:
+        again = read(url)
+        if again == data:
+            raise
+        result = check(again)
+        log.warning("%s; read again, it is whole", error)
+        return result
+
+
+def _check_index(data: bytes, url: str, entry: ShardEntry) -> pa.Table:
+    table = parse_index(data, url)
+    if table.num_rows != entry.num_samples:
+        raise ShardError(f"the index has {table.num_rows} rows, the manifest says {entry.num_samples}", shard=url)
+    got = hashlib.sha256(data).hexdigest()
+    if got != entry.index_sha256:
+        raise ShardError(f"sha256 of the index is {got}, the manifest says {entry.index_sha256}", shard=url)
+    for name in FAST_COLUMNS:
+        if table.column(name).null_count:
+            raise ShardError(f"{table.column(name).null_count} rows have no {name}", shard=url)
+    return table
 
 
 def open_dataset(url: str, *, index_dir: str | None = None, read: ReadBytes = files.read_bytes) -> Dataset:
@@ -139,28 +164,19 @@ def open_dataset(url: str, *, index_dir: str | None = None, read: ReadBytes = fi
     base = index_dir if index_dir is not None else url
     summary_url = files.join(base, SUMMARY_NAME)
     try:
-        text = read(summary_url)
+        summary = read_checked(summary_url, read, lambda data: _parse_summary(data, summary_url))
     except FileNotFoundError:
         raise ValueError(_why_missing(url, base)) from None
     except NotADirectoryError:
         raise ValueError(f"{url} is a file; a dataset is a folder: headrace import makes one of it") from None
-    try:
-        summary = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{summary_url}: not valid JSON: {error}") from error
-    if not isinstance(summary, dict) or summary.get("schema") not in READ_VERSIONS:
-        version = summary.get("schema") if isinstance(summary, dict) else None
-        known = " and ".join(map(str, READ_VERSIONS))
-        raise ValueError(f"{summary_url}: schema version {shown(version)}, this headrace reads {known}")
     layout = summary.get("layout")
     if layout not in (OWN_LAYOUT, FOREIGN_LAYOUT):
         raise ValueError(f"{summary_url}: unknown layout {shown(layout)}")
     manifest_url = files.join(base, MANIFEST_NAME)
     try:
-        manifest = read(manifest_url)
+        shards = read_checked(manifest_url, read, lambda data: _read_manifest(data, manifest_url, summary, layout))
     except FileNotFoundError:
         raise ShardError(f"missing; {_remedy(layout)}", shard=manifest_url) from None
-    shards = _read_manifest(manifest, manifest_url, summary, layout)
     digest = summary.get("recipe_digest")
     return Dataset(
         url=url,
@@ -172,6 +188,18 @@ def open_dataset(url: str, *, index_dir: str | None = None, read: ReadBytes = fi
         group=_group(summary, summary_url),
         not_held=_not_held(summary, shards, summary_url),
     )
+
+
+def _parse_summary(data: bytes, url: str) -> dict[str, Any]:
+    try:
+        summary = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{url}: not valid JSON: {error}") from error
+    if not isinstance(summary, dict) or summary.get("schema") not in READ_VERSIONS:
+        version = summary.get("schema") if isinstance(summary, dict) else None
+        known = " and ".join(map(str, READ_VERSIONS))
+        raise ValueError(f"{url}: schema version {shown(version)}, this headrace reads {known}")
+    return summary
 
 
 def layout_of(url: str) -> str | None:

@@ -33,16 +33,23 @@ class RangeReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def read(self, url: str, offset: int, size: int) -> bytes:
-        """Return `size` bytes from `offset`, fewer only where the file ends. Raises ReadError, naming both."""
+    def read(self, url: str, offset: int, size: int, *, fresh: bool = False) -> bytes:
+        """Return `size` bytes from `offset`, fewer only where the file ends. Raises ReadError, naming both.
+
+        `fresh` is for a second look at what cannot be right: no cache on the way is believed.
+        """
         try:
-            return files.read_range(url, offset, size, access=self._access)
+            return files.read_range(url, offset, size, access=self._access, fresh=fresh)
         except OSError as error:
             raise ReadError(str(error)) from error
 
     def read_bytes(self, url: str) -> bytes:
         """Return a whole file. Raises FileNotFoundError, and OSError for other faults, naming it."""
         return files.read_bytes(url, access=self._access)
+
+    def pause(self, seconds: float) -> bool:
+        """Wait so long; True if the reader was told to give up."""
+        return self._stop.wait(seconds)
 
     def interrupt(self) -> None:
         """Make readers that wait give up, in whichever thread they are."""

@@ -23,6 +23,7 @@ import fsspec
 from headrace.access import Access, default_access, read_whole, size_or_copy
 from headrace.patience import status_of
 from headrace.ranged_file import RangedFile
+from headrace.stores import open_store
 from headrace.text import without_secrets
 from headrace.web import NoRangesError, is_http
 
@@ -97,7 +98,7 @@ def exists(url: str) -> bool:
         except (FileNotFoundError, PermissionError):  # an object store that may not be listed says 403
             return False
         return True
-    fs, path = open_fs(url)
+    fs, path = _open_to_read(url)
     fs.invalidate_cache()
     return bool(_read(url, lambda: fs.exists(path)))
 
@@ -109,7 +110,7 @@ def is_folder(url: str) -> bool:
             return bool(_links(url))
         except (FileNotFoundError, PermissionError):
             return False
-    fs, path = open_fs(url)
+    fs, path = _open_to_read(url)
     return bool(_read(url, lambda: fs.isdir(path)))
 
 
@@ -119,7 +120,7 @@ def list_names(url: str, suffix: str = "") -> list[str]:
         if is_http(url):
             names = [name.rstrip("/") for name in _links(url)]
         else:
-            fs, path = open_fs(url)
+            fs, path = _open_to_read(url)
             fs.invalidate_cache()
             names = [basename(str(name)) for name in _read(url, lambda: fs.ls(path, detail=False))]
     except FileNotFoundError:
@@ -159,7 +160,7 @@ def size_of(url: str) -> int:
             with opened(url) as file:  # a server that compresses, or sends chunks
                 size = file.seek(0, io.SEEK_END)
         return size
-    fs, path = open_fs(url)
+    fs, path = _open_to_read(url)
     size = _read(url, lambda: fs.size(path))
     if size is None:
         raise ValueError(f"{without_secrets(url)}: its size is not told")
@@ -169,37 +170,41 @@ def size_of(url: str) -> int:
 def read_bytes(url: str, *, access: Access | None = None) -> bytes:
     """Return the whole file. Raises FileNotFoundError."""
     if not is_http(url):
-        fs, path = open_fs(url)
+        fs, path = _open_to_read(url, access)
         return _read(url, lambda: bytes(fs.cat_file(path)), access)
     return read_whole(url, access or default_access())
 
 
-def read_range(url: str, offset: int, size: int, *, access: Access | None = None) -> bytes:
+def read_range(url: str, offset: int, size: int, *, access: Access | None = None, fresh: bool = False) -> bytes:
     """Return up to `size` bytes from `offset`; fewer only where the file ends first.
 
-    A local file is read patiently too where an `access` is given: it may lie on a file server.
+    A local file is read patiently too where an `access` is given: it may lie on a file server. `fresh` asks past the
+    caches of proxies.
     """
     if access is None and is_local(url):
         return _local_range(url, offset, size)
     access, place = access or default_access(), f": at byte {offset}"
     try:
-        return access.run(url, lambda: _range_once(url, offset, size, access), place=place)
+        return access.run(url, lambda: _range_once(url, offset, size, access, fresh), place=place)
     except NoRangesError as error:
         raise NoRangesError(f"{without_secrets(url)}{place}: {error}") from error
 
 
-def _range_once(url: str, offset: int, size: int, access: Access) -> bytes:
+def _range_once(url: str, offset: int, size: int, access: Access, fresh: bool) -> bytes:
     if is_local(url):
         return _local_range(url, offset, size)
     if is_http(url):
-        return access.client.read_range(url, offset, size)[0]
-    fs, path = open_fs(url)
+        return access.client.read_range(url, offset, size, fresh=fresh)[0]
+    fs, path = _open_to_read(url, access)
     try:
-        return access.call(lambda: bytes(fs.cat_file(path, start=offset, end=offset + size)))
+        data = access.call(lambda: bytes(fs.cat_file(path, start=offset, end=offset + size)))
     except Exception as error:  # every object store has its own
         if status_of(error) != 416:
             raise
         return b""  # it says so of a range past the end
+    if len(data) > size:
+        raise NoRangesError(f"asked for {size} bytes, the server sent {len(data)}: it ignores ranges")
+    return data
 
 
 def _local_range(url: str, offset: int, size: int) -> bytes:
@@ -259,11 +264,15 @@ def stamp_of(url: str) -> tuple[int, str]:
     if is_http(url):
         access = default_access()
         return access.run(url, lambda: access.client.stamp_of(url))
-    fs, path = open_fs(url)
+    fs, path = _open_to_read(url)
     info = _read(url, lambda: fs.info(path))
     if info["type"] != "file":
         raise IsADirectoryError(f"{without_secrets(url)} is a folder; give the file")
     return int(info["size"] or 0), str(info.get("mtime", info.get("ETag", info.get("LastModified", ""))))
+
+
+def _open_to_read(url: str, access: Access | None = None) -> tuple[Any, str]:
+    return open_store(url, (access or default_access()).patience)
 
 
 def _read(url: str, action: Callable[[], T], access: Access | None = None) -> T:

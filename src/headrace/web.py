@@ -100,13 +100,17 @@ class Client:
         for _, connection in idle:
             connection.close()
 
-    def read_range(self, url: str, offset: int, size: int) -> tuple[bytes, int | None]:
+    def read_range(self, url: str, offset: int, size: int, *, fresh: bool = False) -> tuple[bytes, int | None]:
         """Return `size` bytes from `offset`, fewer only where the file ends, and the file's size if it was told.
 
-        Raises NoRangesError if the server sends something else than this range.
+        `fresh` asks proxies on the way for what the server itself has. Raises NoRangesError if the server sends
+        something else than this range.
         """
         deadline = time.monotonic() + TOTAL_TIMEOUTS * self._timeout
-        with self._get(url, {"Range": f"bytes={offset}-{offset + size - 1}"}) as answer:
+        headers = {"Range": f"bytes={offset}-{offset + size - 1}"}
+        if fresh:
+            headers["Cache-Control"] = "no-cache"
+        with self._get(url, headers) as answer:
             return _take_range(answer, offset, size, deadline)
 
     def size_of(self, url: str) -> int | None:

@@ -196,6 +196,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             with contextlib.suppress(OSError):
                 self.connection.recv(1)  # returns when the reader hangs up
             self.close_connection = True
+        elif fault == "zeros":
+            self._send(206, bytes(len(data)), headers, body=True)
         elif fault == "short":
             self._send(206, data, headers, body=False)
             self.wfile.write(data[: len(data) // 2])

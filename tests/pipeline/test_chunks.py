@@ -293,3 +293,44 @@ def test_time_is_what_a_read_has_unless_tries_are_counted(mixture: Mixture) -> N
     )
     counted = dataclasses.replace(mixture, read_retries=7, read_timeout_seconds=2.0)
     assert counted.patience == Patience(timeout_seconds=2.0, retries=7, seconds=0.0)
+
+
+@pytest.mark.parametrize("faulty", [".tar", "1.parquet", "shards.parquet", "dataset.json"])
+def test_zeros_that_a_proxy_sends_once_cost_nothing(
+    datasets: tuple[str, str],
+    mixture: Mixture,
+    range_server: OpenServer,
+    fingerprint: Callable[[Batch], object],
+    faulty: str,
+) -> None:
+    server = range_server(datasets[0])
+    server.faulty = faulty
+    local = dataclasses.replace(mixture, sources=mixture.sources[:1])
+    server.faults[:] = ["zeros"] * (2 if faulty == ".tar" else 1)
+    with (
+        open_stream(local, global_batch=8) as one,
+        open_stream(remote_mixture(mixture, server.url), global_batch=8) as two,
+    ):
+        for _ in range(12):
+            assert fingerprint(next(one)) == fingerprint(next(two))
+        assert not two.bad_samples
+    assert not server.faults
+
+
+def test_what_lies_damaged_is_judged_after_a_second_look_that_equals_the_first(
+    mixture: Mixture, range_server: OpenServer, write_dataset: Callable[..., str], tmp_path: Path
+) -> None:
+    url = write_dataset(tmp_path / "data", 16)
+    tar = Path(open_dataset(url).tar_url(0))
+    index = open_dataset(url).index(0)
+    offset, size = index["offset"][2].as_py(), index["size"][2].as_py()
+    data = bytearray(tar.read_bytes())
+    data[offset + size // 2] ^= 0xFF
+    tar.write_bytes(data)
+    server = range_server(url)
+    once = dataclasses.replace(remote_mixture(mixture, server.url), max_bad_fraction=0.5)
+    with open_stream(once, global_batch=8, once=True) as stream:
+        invalid = [key for batch in stream for key, valid in zip(batch.key, batch.valid, strict=True) if not valid]
+        assert stream.bad_samples == {"crc": 1}
+    assert len(invalid) == 1
+    assert sum(entry == ("/shards/00000.tar", offset, offset + size - 1) for entry in server.ranges) == 1
