@@ -192,17 +192,25 @@ class _Reader:
         return f"{self._name} line {number}"
 
     def _cut_at_returns(self, line: str) -> bool:
-        """Read a line again as several if lone CRs in it stand between whole rows; else they are letters of a cell."""
+        """Read a line again as several if lone CRs in it end rows; else they are letters of a cell.
+
+        They end rows if every piece is one; or if the line is none, and two or more pieces are, URL and all.
+        """
         pieces = re.findall(r"[^\r]*\r\n?|[^\r]+\Z", line)
         texts = [piece.rstrip(LINE_ENDS) for piece in pieces]
-        cells = [self._strict.cells(text) if self._quoting else text.split(self._delimiter) for text in texts]
-        if len(pieces) < 2 or not all(
-            not text or (row is not None and len(row) == self._width) for text, row in zip(texts, cells, strict=True)
+        if len(pieces) < 2 or not (
+            all(not text or self._is_row(text) for text in texts)
+            or (not self._is_row(line.rstrip(LINE_ENDS)) and sum(map(self._is_whole, texts)) > 1)
         ):
             return False
         self._push(pieces)
         self._number -= 1
         return True
+
+    def _is_row(self, text: str) -> bool:
+        """True if a line has as many cells as the header, by RFC 4180 where cells may be quoted."""
+        cells = self._strict.cells(text) if self._quoting else text.split(self._delimiter)
+        return cells is not None and len(cells) == self._width
 
     def _fit(self, cells: list[str], number: int, text: str) -> str | None:
         """Make `cells` as many as the header has, if nothing is lost by that; else return what is wrong."""

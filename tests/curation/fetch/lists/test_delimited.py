@@ -155,6 +155,21 @@ def test_lone_returns_end_lines_only_between_whole_rows(tmp_path: Path) -> None:
     assert len({row["input_row"] for row in rows}) == 3
 
 
+def test_lone_returns_end_lines_whatever_quotes_are_left_open_in_them(tmp_path: Path) -> None:
+    rows = "\r".join(f'{url(number)},"open {number}' for number in range(1000))
+    found, tally = read_text(tmp_path, "l.csv", f"url,caption\n{rows}\n")
+    assert pairs(found) == [(url(number), f'"open {number}') for number in range(1000)]
+    assert tally.rejected == {}
+    odd = f'{url(0)},a\r{url(1)},"b, "c" d\r{url(2)},e\n'
+    assert [row["url"] for row in read_text(tmp_path, "m.csv", f"url,caption\n{odd}")[0]] == [url(0), url(1), url(2)]
+
+
+def test_a_quoted_cell_with_lone_returns_and_a_url_is_one_row(tmp_path: Path) -> None:
+    caption = f"seen at\r{url(7)}, twice\rby night"
+    rows, _ = read_text(tmp_path, "l.csv", f'url,caption\n{url(0)},"{caption}"\n{url(1)},b\n')
+    assert pairs(rows) == [(url(0), caption), (url(1), "b")]
+
+
 @pytest.mark.parametrize("name", ["l.csv", "l.tsv"])
 def test_letters_that_only_other_readers_take_for_line_ends_stay(tmp_path: Path, name: str) -> None:
     caption = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\x00h"
