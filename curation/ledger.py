@@ -8,16 +8,17 @@ before its table is replaced, so a killed run leaves no summary and every reader
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from headrace import files
 from headrace.config import canonical_json
 from headrace.curation.job import Job
-from headrace.shards.parquet import write_groups
+from headrace.shards.parquet import open_parquet, write_groups
 
 # 2 has the last two columns; of a ledger of 1 they count as null.
 SCHEMA_VERSION = 2
@@ -72,7 +73,7 @@ class LedgerSummary:
 
     schema: int = SCHEMA_VERSION
     digest: str
-    """Names this ledger: build writes it into its commits and mixes no two."""
+    """What a dataset names its ledger by: build writes it into its commits and mixes no two."""
     inputs: str
     """Digest of everything the ledger follows from: tables, steps, placement, evaluation sets."""
     decided_by: str
@@ -223,6 +224,29 @@ def check_ledger(decision: Decision) -> None:
         raise ValueError(f"{url} is damaged or missing; run `headrace select` to write it again")
 
 
+def ledger_by_shard(ledger: Ledger, columns: list[str]) -> Iterator[tuple[str, pa.Table]]:
+    """Yield (raw shard, its rows of the ledger) in order, without the columns that a ledger of schema 1 lacks."""
+    with open_parquet(ledger.table) as file:
+        names = [name for name in columns if name in file.schema.names]
+        pending: list[pa.Table] = []
+        name: str | None = None
+        for batch in file.batches(1 << 16, names):
+            table = pa.Table.from_batches([batch])  # row groups may cut a shard anywhere
+            while table.num_rows:
+                shards = table["raw_shard"]
+                first = shards[0].as_py()
+                last = pc.index(pc.equal(shards, first), False).as_py()
+                count = table.num_rows if last < 0 else last
+                if name is not None and first != name:
+                    yield name, pa.concat_tables(pending)
+                    pending = []
+                name = first
+                pending.append(table.slice(0, count))
+                table = table.slice(count)
+        if name is not None:
+            yield name, pa.concat_tables(pending)
+
+
 def write_ledger(ledger: Ledger, tables: Iterable[pa.Table]) -> str:
     """Write the table; return its sha256. There is no summary until `write_summary`.
 
@@ -253,7 +277,7 @@ def place_of_key(key: str) -> tuple[str, int] | None:
 
 
 def ledger_digest(inputs: str, ledger_sha256: str) -> str:
-    """Return the name of a ledger."""
+    """Return the digest that a dataset names its ledger by: of what it follows from, and of its bytes."""
     return _sha256(canonical_json({"inputs": inputs, "ledger": ledger_sha256}).encode())
 
 

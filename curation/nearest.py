@@ -11,18 +11,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from headrace import files
-from headrace.curation.ledger import Decision
-from headrace.curation.select.evaluation import SCHEMA as EVALUATION_SCHEMA
+from headrace.curation.ledger import Decision, ledger_by_shard
 from headrace.curation.select.evaluation import VARIANTS
-from headrace.shards.parquet import open_parquet, read_table
-
-HASHES = ("pdq", "pdq_trimmed")
-HASH_BYTES = 32
-
-Words = NDArray[np.uint64]
+from headrace.curation.select.hamming import Words, hash_words
+from headrace.curation.select.load import HASH_COLUMNS
+from headrace.shards.parquet import read_table
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,42 +46,26 @@ def neighbours(decision: Decision, row: dict[str, Any]) -> list[Neighbour]:
 
 
 def _hashes_of(folder: str, row: dict[str, Any]) -> Words | None:
-    table = read_table(files.join(folder, f"{row['raw_shard']}.parquet"), ["key", *HASHES])
+    table = read_table(files.join(folder, f"{row['raw_shard']}.parquet"), ["key", *HASH_COLUMNS])
     at = pc.index(table["key"], row["key"]).as_py()
-    values = [table[name][at].as_py() for name in HASHES] if at >= 0 else []
+    values = [table[name][at].as_py() for name in HASH_COLUMNS] if at >= 0 else []
     present = [value for value in values if value is not None]
-    return np.frombuffer(b"".join(present), np.uint64).reshape(-1, HASH_BYTES // 8) if present else None
+    return hash_words(b"".join(present)) if present else None
 
 
 def _nearest_row(decision: Decision, folder: str, row: dict[str, Any], mine: Words) -> Neighbour | None:
     best: Neighbour | None = None
-    for shard, rows in _kept_by_shard(decision):
-        others = rows if shard != row["raw_shard"] else rows.filter(pc.not_equal(rows["key"], row["key"]))
-        hashes = read_table(files.join(folder, f"{shard}.parquet"), ["key", *HASHES])
+    for shard, rows in ledger_by_shard(decision.ledger, ["uid", "raw_shard", "key", "kept"]):
+        others = rows.filter(pc.fill_null(rows["kept"], False))
+        if shard == row["raw_shard"]:
+            others = others.filter(pc.not_equal(others["key"], row["key"]))
+        hashes = read_table(files.join(folder, f"{shard}.parquet"), ["key", *HASH_COLUMNS])
         hashes = hashes.filter(pc.is_in(hashes["key"], value_set=others["key"].combine_chunks()))
-        found = _nearest(hashes, HASHES, mine)
+        found = _nearest(hashes, HASH_COLUMNS, mine)
         if found is not None and (best is None or found[1] < best.distance):
             at = pc.index(others["key"], hashes["key"][found[0]]).as_py()
             best = Neighbour(kind="kept row", name=others["uid"][at].as_py(), distance=found[1])
     return best
-
-
-def _kept_by_shard(decision: Decision) -> Iterator[tuple[str, pa.Table]]:
-    """Yield (raw shard, key and uid of its kept rows); the ledger is sorted by raw shard."""
-    pending: list[pa.Table] = []
-    name: str | None = None
-    with open_parquet(decision.ledger.table) as file:
-        for batch in file.batches(1 << 16, ["uid", "raw_shard", "key", "kept"]):
-            table = pa.Table.from_batches([batch])
-            table = table.filter(pc.fill_null(table["kept"], False))
-            for shard in pc.unique(table["raw_shard"]).to_pylist():
-                if name is not None and shard != name:
-                    yield name, pa.concat_tables(pending)
-                    pending = []
-                name = shard
-                pending.append(table.filter(pc.equal(table["raw_shard"], shard)))
-    if name is not None:
-        yield name, pa.concat_tables(pending)
 
 
 def _nearest_images(decision: Decision, mine: Words) -> Iterator[Neighbour]:
@@ -95,7 +74,6 @@ def _nearest_images(decision: Decision, mine: Words) -> Iterator[Neighbour]:
         best: Neighbour | None = None
         for part in files.list_names(files.join(folder, name), ".parquet"):
             table = read_table(files.join(folder, name, part), ["name", *VARIANTS])
-            assert table.schema.field("name").type == EVALUATION_SCHEMA.field("name").type
             found = _nearest(table, VARIANTS, mine)
             if found is not None and (best is None or found[1] < best.distance):
                 best = Neighbour(kind=name, name=table["name"][found[0]].as_py(), distance=found[1])
@@ -111,7 +89,7 @@ def _nearest(table: pa.Table, columns: tuple[str, ...], mine: Words) -> tuple[in
         if not len(present):
             continue
         held = table[column].drop_null().combine_chunks().cast(pa.binary()).to_pylist()
-        words = np.frombuffer(b"".join(held), np.uint64).reshape(len(present), HASH_BYTES // 8)
+        words = hash_words(b"".join(held))
         for one in mine:
             distances = np.bitwise_count(words ^ one).sum(axis=1)
             at = int(distances.argmin())

@@ -5,7 +5,6 @@ by the same SQL. A uid may stand in the list several times; each is a row of its
 the ledger knows only the one that counts.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +19,8 @@ from headrace.curation.job import Job
 from headrace.curation.ledger import Decision, LedgerSummary, StepSummary, dataset_key, place_of_key
 from headrace.curation.nearest import Neighbour, neighbours
 from headrace.curation.raw.read import read_raw
-from headrace.curation.select.expression import Checker
-from headrace.curation.select.load import Annotation, Inputs, row_columns, sql_types
+from headrace.curation.select.expression import Checker, open_evaluator
+from headrace.curation.select.load import Annotation, Inputs, row_columns, sql_types, with_facts_taken
 from headrace.curation.select.steps import step_of
 from headrace.shards.commit import is_committed
 from headrace.shards.parquet import open_parquet, read_equal, read_table
@@ -67,7 +66,7 @@ class RowStory:
     kept: bool
     steps: list[StepOutcome]
     columns: dict[str, Any]
-    """Annotations; hashes as hex, embeddings left out."""
+    """Annotations, of a row that is kept as in the dataset; hashes as hex, embeddings left out."""
     out_shard: str | None
     out_index: int | None
     dataset_key: str | None
@@ -135,18 +134,16 @@ def _story(explained: Explained, row: dict[str, Any], *, nearest: bool) -> RowSt
     annotations = tuple(Annotation(name, url) for name, url in explained.decision.annotation_folders().items())
     columns = row_columns(Inputs(job=job, shards=(row["raw_shard"],), annotations=annotations), row["raw_shard"], at)
     build, reason, message = _build(explained, row)
-    taken = row.get("caption_facts")
+    taken = with_facts_taken(columns, [row.get("caption_facts")])
     return RowStory(
         ledger=explained.decision.ledger.name,
         dataset=None if explained.dataset is None else shown_name(explained.dataset),
         **{name: row[name] for name in ("uid", "url", "input_file", "input_row", "raw_shard", "key", "kept")},
-        caption=fetched["caption"] if taken is None else json.loads(taken)["caption"],
+        caption=taken["caption"][0].as_py(),
         caption_of=row.get("caption_of"),
         **{name: fetched[name] for name in ("status", "error_class", "error_message")},
-        steps=_outcomes(summary, row, columns),
-        columns={
-            name: _shown(columns[name][0].as_py()) for name in columns.column_names if name not in raw.column_names
-        },
+        steps=_outcomes(summary, row, columns, taken),
+        columns={name: _shown(taken[name][0].as_py()) for name in taken.column_names if name not in raw.column_names},
         out_shard=row["out_shard"],
         out_index=row["out_index"],
         dataset_key=dataset_key(row["out_shard"], row["out_index"]) if row["kept"] else None,
@@ -157,12 +154,12 @@ def _story(explained: Explained, row: dict[str, Any], *, nearest: bool) -> RowSt
     )
 
 
-def _outcomes(summary: LedgerSummary, row: dict[str, Any], columns: pa.Table) -> list[StepOutcome]:
+def _outcomes(summary: LedgerSummary, row: dict[str, Any], columns: pa.Table, taken: pa.Table) -> list[StepOutcome]:
+    """Return what each step made of the row; `taken` is what those saw that came after it took a caption."""
     outcomes = []
     dropped = False
-    with duckdb.connect(config={"threads": 1, "autoload_known_extensions": "false"}) as connection:
+    with open_evaluator() as connection:
         checker = Checker(connection, sql_types(connection, columns.schema))
-        connection.execute("SET enable_external_access = false")
         connection.register("here", columns)
         for step in summary.steps:
             if step.name == row["step"]:
@@ -174,6 +171,8 @@ def _outcomes(summary: LedgerSummary, row: dict[str, Any], columns: pa.Table) ->
             else:
                 value, threshold = _looked_at(connection, checker, step)
                 outcomes.append(_outcome(step, "passed", None, value, threshold))
+            if step.details.get("captions_taken"):
+                connection.register("here", taken)
     return outcomes
 
 

@@ -1,8 +1,7 @@
 """Which rows are shown: around each cut, groups of near-duplicates, blurred faces, kept samples.
 
-The choice follows from the data alone (distance to the cut, then uid), never from chance or the order of reading.
-The one thing a reader would get wrong: a row that may not be shown is replaced by the next one, so a gallery is not
-the list of the very nearest rows.
+The choice follows from the data alone (distance to the cut, then uid), never from chance or the order of reading. A row
+that may not be shown is replaced by the next one, so a gallery is not the list of the very nearest rows.
 """
 
 import heapq
@@ -15,10 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace.curation.ledger import Decision, Ledger, StepSummary
+from headrace.curation.ledger import Decision, Ledger, StepSummary, ledger_by_shard
 from headrace.curation.report.pictures import Pictures, Thumbnail
 from headrace.curation.report.sketch import Counts
-from headrace.curation.report.tables import ledger_by_shard
 from headrace.curation.report.values import kept_values
 from headrace.curation.select.steps import step_of
 from headrace.shards.dataset import Dataset

@@ -1,7 +1,7 @@
 """Walk once through the ledger and the tables beside it, shard by shard: the numbers of the report.
 
-Memory stays that of one shard. The one thing a reader would get wrong: "before" counts what was fetched and decoded
-into annotations, "after" what the ledger keeps; build's failures are counted apart.
+Memory stays that of one shard. "before" counts what was fetched and decoded into annotations, "after" what the ledger
+keeps; build's failures are counted apart.
 """
 
 from dataclasses import dataclass, field
@@ -14,17 +14,20 @@ import pyarrow.compute as pc
 from headrace import files
 from headrace.curation.annotate.annotators import known_annotators
 from headrace.curation.job import Job
-from headrace.curation.ledger import Decision
+from headrace.curation.ledger import Decision, ledger_by_shard
 from headrace.curation.raw.read import read_raw
 from headrace.curation.report.sketch import Counts, Distinct, Histogram, Ranges, hosts, is_numeric, numbers
-from headrace.curation.report.tables import ledger_by_shard, read_annotations
-from headrace.curation.report.values import open_evaluator, with_cut_values
+from headrace.curation.report.tables import read_annotations
+from headrace.curation.report.values import facts_taken, with_cut_values, with_taken
+from headrace.curation.select.expression import open_evaluator
 from headrace.curation.select.steps import step_of
 from headrace.shards.dataset import Dataset
 from headrace.shards.parquet import read_table
 
 TOP_HOSTS = 50
 MAX_FAILURES = 200
+
+_LEDGER = ["url", "raw_shard", "kept", "step", "reason", "duplicate_of"]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -50,16 +53,18 @@ def gather_job(decision: Decision) -> Numbers:
     folders, ranges = decision.annotation_folders(), Ranges()
     near_steps = [step.name for step in summary.steps if step_of(step).links == "groups"]
     with open_evaluator() as evaluator:
-        for shard, rows in ledger_by_shard(decision.ledger):
+        for shard, rows in ledger_by_shard(decision.ledger, _LEDGER):
             _count_ledger(result, rows, near_steps)
             table = with_cut_values(evaluator, summary.steps, read_raw(job, shard), read_annotations(folders, shard))
             ranges.add(table, _shown_columns(table.schema))
         result.histograms = ranges.histograms()
         result.host_images = {host: Distinct(10) for host, _ in result.hosts["rows"].top(TOP_HOSTS)}
-        for shard, rows in ledger_by_shard(decision.ledger, ["raw_shard", "key", "kept"]):
-            raw = read_raw(job, shard)
-            table = with_cut_values(evaluator, summary.steps, raw, read_annotations(folders, shard))
-            _count_shard(result, raw, table, rows["key"].filter(pc.fill_null(rows["kept"], False)))
+        for shard, rows in ledger_by_shard(decision.ledger, ["raw_shard", "key", "kept", "caption_facts"]):
+            raw, annotated = read_raw(job, shard), read_annotations(folders, shard)
+            before = after = with_cut_values(evaluator, summary.steps, raw, annotated)
+            if facts := facts_taken(rows):
+                after = with_cut_values(evaluator, summary.steps, with_taken(raw, facts), with_taken(annotated, facts))
+            _count_shard(result, raw, before, after, rows["key"].filter(pc.fill_null(rows["kept"], False)))
     return result
 
 
@@ -76,7 +81,10 @@ def _count_ledger(result: Numbers, rows: pa.Table, near_steps: list[str]) -> Non
     result.duplicates.add(rows["duplicate_of"].filter(near))
 
 
-def _count_shard(result: Numbers, raw: pa.Table, annotated: pa.Table, kept_keys: pa.ChunkedArray) -> None:
+def _count_shard(
+    result: Numbers, raw: pa.Table, annotated: pa.Table, after: pa.Table, kept_keys: pa.ChunkedArray
+) -> None:
+    """Count one raw shard; `after` holds its annotations with the captions that kept rows took."""
     for name, column in (("urls", "url"), ("captions", "caption"), ("images", "sha256")):
         result.distinct[name].add(pc.unique(raw[column]).to_pylist())
     _count_host_images(result, raw)
@@ -89,7 +97,7 @@ def _count_shard(result: Numbers, raw: pa.Table, annotated: pa.Table, kept_keys:
     mask = np.asarray(kept.to_numpy(zero_copy_only=False), np.bool_)
     for name, histogram in result.histograms.items():
         if name in annotated.column_names:
-            histogram.add(numbers(annotated[name]), mask)
+            histogram.add(numbers(annotated[name]), numbers(after[name])[mask])
 
 
 def _count_host_images(result: Numbers, raw: pa.Table) -> None:
@@ -117,7 +125,7 @@ def gather_dataset(dataset: Dataset) -> Numbers:
             result.distinct[name].add(pc.unique(table[column]).to_pylist())
         for name, histogram in result.histograms.items():
             if name in table.column_names:
-                histogram.add(numbers(table[name]), np.zeros(table.num_rows, np.bool_))
+                histogram.add(numbers(table[name]), np.zeros(0, np.float64))
     return result
 
 

@@ -1,7 +1,7 @@
 """Counts over a column of any length in constant memory: histograms, most frequent values, distinct values.
 
-All three merge, so they are filled shard by shard. The one thing a reader would get wrong: a histogram is first
-counted in thousands of fine bins and cut into bins for the eye only at the end, when its quantiles are known.
+All three merge, so they are filled shard by shard. A histogram is first counted in thousands of fine bins and cut into
+bins for the eye only at the end, when its quantiles are known.
 """
 
 import hashlib
@@ -64,13 +64,11 @@ class Histogram:
     after: NDArray[np.int64] = field(default_factory=lambda: np.zeros(NUM_FINE, np.int64))
     missing: int = 0
 
-    def add(self, values: Floats, kept: NDArray[np.bool_]) -> None:
-        """Count `values` (NaN where missing); `kept` says which of them are still there after selection."""
-        known = np.isfinite(values)
-        self.missing += int((~known).sum())
-        bins = self.scale.bins(values[known])
-        self.before += np.bincount(bins, minlength=NUM_FINE)
-        self.after += np.bincount(bins[kept[known]], minlength=NUM_FINE)
+    def add(self, before: Floats, after: Floats) -> None:
+        """Count the values of rows before selection and of those that are kept, NaN where missing."""
+        self.missing += int((~np.isfinite(before)).sum())
+        for counts, values in ((self.before, before), (self.after, after)):
+            counts += np.bincount(self.scale.bins(values[np.isfinite(values)]), minlength=NUM_FINE)
 
     def as_dict(self) -> dict[str, Any]:
         """Return display bins: edges, and counts before and after; values beyond the ends are in the end bins."""

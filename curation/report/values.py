@@ -5,23 +5,22 @@ select's own checks. Near-duplicates and decontamination cut at a distance that 
 side.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace.curation.ledger import Decision, StepSummary
+from headrace.curation.ledger import Decision, StepSummary, ledger_by_shard
 from headrace.curation.raw.read import read_raw
-from headrace.curation.report.tables import ledger_by_shard, read_annotations
-from headrace.curation.select.expression import Checker
-from headrace.curation.select.load import sql_types
+from headrace.curation.report.tables import read_annotations
+from headrace.curation.select.expression import Checker, open_evaluator
+from headrace.curation.select.load import sql_types, with_facts_taken
 from headrace.curation.select.step import Cut
 from headrace.curation.select.steps import step_of
 
-_LEDGER = ["uid", "raw_shard", "key", "kept", "step", "duplicate_of", "out_shard", "out_index"]
+_LEDGER = ["uid", "raw_shard", "key", "kept", "step", "duplicate_of", "out_shard", "out_index", "caption_facts"]
 
 
 def cuts_of(step: StepSummary) -> tuple[Cut, ...]:
@@ -40,18 +39,25 @@ def kept_values(decision: Decision, steps: list[StepSummary]) -> Iterator[tuple[
             kept = rows.filter(pc.fill_null(rows["kept"], False))
             if not kept.num_rows:
                 continue
-            columns = _columns(read_raw(decision.job, shard), read_annotations(folders, shard), kept["key"])
+            facts = facts_taken(kept)
+            raw, annotated = read_raw(decision.job, shard), read_annotations(folders, shard)
+            columns = _columns(with_taken(raw, facts), with_taken(annotated, facts), kept["key"])
             checker = Checker(evaluator, sql_types(evaluator, columns.schema))
             for name, text in texts.items():
                 yield name, kept.append_column("value", _values(evaluator, checker, columns, text))
 
 
-@contextlib.contextmanager
-def open_evaluator() -> Iterator[duckdb.DuckDBPyConnection]:
-    """Yield a database that evaluates expressions and can reach no file."""
-    with duckdb.connect(config={"threads": 1, "autoload_known_extensions": "false"}) as connection:
-        connection.execute("SET enable_external_access = false")
-        yield connection
+def facts_taken(rows: pa.Table) -> dict[str, str]:
+    """Return key -> the caption facts of another, for those of some ledger rows that took its caption."""
+    if "caption_facts" not in rows.column_names:
+        return {}
+    pairs = zip(rows["key"].to_pylist(), rows["caption_facts"].to_pylist(), strict=True)
+    return {key: facts for key, facts in pairs if facts is not None}
+
+
+def with_taken(table: pa.Table, facts: Mapping[str, str]) -> pa.Table:
+    """Return a table of a raw shard with what its rows took of others: what the steps after that saw."""
+    return with_facts_taken(table, [facts.get(key) for key in table["key"].to_pylist()]) if facts else table
 
 
 def with_cut_values(

@@ -1,11 +1,11 @@
 """SQL expressions of a recipe: one expression over one row, the same answer every time, or a ValueError.
 
-DuckDB parses the text and hands back its syntax tree; only the shapes and functions of row-wise, repeatable
-expressions pass: no second statement, subquery, window, aggregate, clock, random number or setting. The one thing a
-reader would get wrong: a checked text may only be used as `(\\n{text}\\n) AS alias`, the very shape it was checked
-in.
+DuckDB parses the text and hands back its syntax tree; only the shapes and functions of row-wise, repeatable expressions
+pass: no second statement, subquery, window, aggregate, clock, random number or setting. A checked text may only be used
+as `(\\n{text}\\n) AS alias`, the very shape it was checked in.
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -202,6 +202,14 @@ class Checker:
             return
         for value in node.values():
             yield from self._walk(value, where, bound)
+
+
+@contextlib.contextmanager
+def open_evaluator() -> Iterator[duckdb.DuckDBPyConnection]:
+    """Yield a database without a folder, for an expression over some rows; it can reach no file."""
+    with duckdb.connect(config={"threads": 1, "autoload_known_extensions": "false"}) as connection:
+        connection.execute("SET enable_external_access = false")
+        yield connection
 
 
 def quoted(name: str) -> str:

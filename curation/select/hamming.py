@@ -1,7 +1,7 @@
 """Distances between 256-bit hashes: linking near-duplicates in buckets, and exact search against a reference set.
 
-A hash is four uint64 words. The one thing a reader would get wrong: linking in buckets is exact only with more bands
-than the distance (pigeonhole); with fewer, `choose_bands` says so and the caller must report it.
+A hash is four uint64 words. Linking in buckets is exact only with more bands than the distance (pigeonhole); with
+fewer, `choose_bands` says so and the caller must report it.
 """
 
 from collections.abc import Iterator

@@ -6,6 +6,7 @@ rows; the first successful one counts, and the others are in no ledger.
 
 import contextlib
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -196,6 +197,17 @@ def caption_facts(inputs: Inputs, shard: str, keys: Sequence[str]) -> dict[str, 
     table = _joined(inputs, shard, wanted)
     table = table.filter(pc.is_in(table["key"], value_set=pa.array(keys, table["key"].type)))
     return {row.pop("key"): row for row in table.to_pylist()}
+
+
+def with_facts_taken(columns: pa.Table, facts: Sequence[str | None]) -> pa.Table:
+    """Return columns of rows with what each took along with the caption of another: `caption_facts` of the ledger."""
+    taken = [{} if text is None else json.loads(text) for text in facts]
+    for place, field in enumerate(columns.schema):
+        if any(field.name in row for row in taken):
+            own = columns[field.name].to_pylist()
+            values = [row.get(field.name, value) for row, value in zip(taken, own, strict=True)]
+            columns = columns.set_column(place, field, pa.array(values, field.type))
+    return columns
 
 
 def row_columns(inputs: Inputs, shard: str, row: int) -> pa.Table:

@@ -78,7 +78,9 @@ def given_order(order: Sequence[OrderItem], captions: Captions) -> Ranking:
 
 def best_copy(checker: Checker, captions: Captions) -> Ranking:
     """Return the ranking by what copies lose; the score of the caption comes after that, if there is one."""
-    caption, score = _of_caption(captions), [name for name in (SCORE,) if name in checker.names()]
+    caption = _of_caption(captions)
+    # A list may carry a column of that name as text, which has no order worth a tie.
+    score = [SCORE] if SCORE in checker.names() and checker.check(SCORE, SCORE).is_number else []
     columns = dict.fromkeys([*IDENTITY, *BEST_COPY_COLUMNS, *score, *caption])
     values = [f"here.{name}" for name in columns if name not in caption or name in score]
     values += [f"here.{name} AS {alias}" for name, alias in caption.items()]
@@ -102,6 +104,12 @@ def best_copy(checker: Checker, captions: Captions) -> Ranking:
         ordered AS (SELECT * FROM passed_{len(_TESTS)})"""
     keys = ["__tests DESC", "picture_quality DESC NULLS LAST", "file_bytes DESC NULLS LAST"]
     return _ranking(tables, keys + [f"{_no_nan(name)} DESC NULLS LAST" for name in score], captions, columns)
+
+
+def check_captions(checker: Checker, captions: Captions, where: str) -> None:
+    """Raise ValueError if captions cannot be compared by their scores."""
+    if captions == "best_score":
+        checker.check_number(SCORE, f"{where}: captions")
 
 
 def caption_columns(captions: Captions) -> tuple[str, ...]:

@@ -216,6 +216,10 @@ def _run_steps(
         )
         try:
             result = prepared.run(Bench(connection, limits, num_input, num_here, evaluation.get(step.name, {})))
+        except duckdb.BinderException as error:
+            raise ValueError(
+                f"step {step.name!r}: a column is not of the type that it needs: {first_line(error)}{TEXT_HINT}"
+            ) from None
         except (duckdb.DataError, duckdb.InvalidInputException) as error:
             hint = TEXT_HINT if isinstance(error, duckdb.ConversionException) else ""
             raise ValueError(
@@ -241,7 +245,7 @@ def _settle(connection: duckdb.DuckDBPyConnection, step: Step, result: StepResul
         connection.execute("ALTER TABLE left_over RENAME TO alive")
     connection.execute("DROP TABLE here")
     connection.execute("DROP TABLE verdict")
-    _hand_over_captions(connection)
+    taken = _hand_over_captions(connection)
     threshold = result.threshold
     return StepSummary(
         name=step.name,
@@ -251,14 +255,17 @@ def _settle(connection: duckdb.DuckDBPyConnection, step: Step, result: StepResul
         dropped=dict(reasons),
         rows_out=num_here - num_dropped,
         threshold=threshold if threshold is not None and math.isfinite(threshold) else None,
-        details=result.details,
+        details=result.details | ({} if taken is None else {"captions_taken": taken}),
     )
 
 
-def _hand_over_captions(connection: duckdb.DuckDBPyConnection) -> None:
-    """Give the rows of `captions_taken`, if the step made it, the captions of others, for the steps that follow."""
+def _hand_over_captions(connection: duckdb.DuckDBPyConnection) -> int | None:
+    """Give the rows of `captions_taken` the captions of others, for the steps that follow.
+
+    Returns how many there are; None if the step did not make that table.
+    """
     if not count(connection, "SELECT count(*) FROM duckdb_tables() WHERE table_name = 'captions_taken'"):
-        return
+        return None
     # The other row may have taken its caption itself.
     connection.execute(
         """
@@ -277,25 +284,28 @@ def _hand_over_captions(connection: duckdb.DuckDBPyConnection) -> None:
             f"UPDATE rows SET {values} FROM handed JOIN rows AS other ON other.__row = handed.source "
             "WHERE rows.__row = handed.__row"
         )
+    taken = count(connection, "SELECT count(*) FROM handed")
     connection.execute("DROP TABLE handed")
     connection.execute("DROP TABLE captions_taken")
+    return taken
 
 
 def _note_captions(connection: duckdb.DuckDBPyConnection, inputs: Inputs) -> None:
     """Create `noted`: for each row that has another's caption, that row's uid and all that follows from the caption."""
     query = """
-        SELECT captions.__row, other.__shard, other.key, other.uid
+        SELECT captions.__row, other.__shard AS shard, other.key, other.uid
         FROM captions JOIN alive USING (__row) JOIN rows AS other ON other.__row = captions.source ORDER BY 2, 1
         """
     insert(connection, "noted", NOTED_SCHEMA.empty_table())
-    rows = connection.execute(query).fetchall()
-    for shard, group in groupby(rows, key=lambda row: int(row[1])):
+    rows = (row for table in read_batches(connection, query) for row in table.to_pylist())
+    for shard, group in groupby(rows, key=lambda row: int(row["shard"])):
         taken = list(group)
-        facts = caption_facts(inputs, inputs.shards[shard], [row[2] for row in taken])
-        table = [
-            {"__row": row, "caption_of": uid, "caption_facts": canonical_json(facts[key])} for row, _, key, uid in taken
+        facts = caption_facts(inputs, inputs.shards[shard], [row["key"] for row in taken])
+        noted = [
+            {"__row": row["__row"], "caption_of": row["uid"], "caption_facts": canonical_json(facts[row["key"]])}
+            for row in taken
         ]
-        insert(connection, "noted", pa.Table.from_pylist(table, NOTED_SCHEMA))
+        insert(connection, "noted", pa.Table.from_pylist(noted, NOTED_SCHEMA))
 
 
 def _write(

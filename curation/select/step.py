@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import duckdb
 import pyarrow as pa
 
-from headrace.curation.select.database import Limits, count
+from headrace.curation.select.database import Limits
 from headrace.curation.select.evaluation import EvaluationSet
 from headrace.curation.select.expression import Checker
 from headrace.curation.select.load import HASH_COLUMNS, word_column
@@ -125,10 +125,12 @@ class UnknownStep(Step):
         return False
 
 
-def take_captions(bench: Bench, query: str) -> int:
-    """Let rows that are kept take the captions of others; `query` gives `__row`, `source`. Returns how many do."""
+def take_captions(bench: Bench, query: str) -> None:
+    """Let rows that are kept take the captions of others; `query` gives `__row`, `source`.
+
+    The summary's details say how many did, as `captions_taken`.
+    """
     bench.connection.execute(f"CREATE TABLE captions_taken AS {query}")
-    return count(bench.connection, "SELECT count(*) FROM captions_taken")
 
 
 def write_verdict(bench: Bench, query: str) -> None:

@@ -16,8 +16,9 @@ from headrace.curation.ledger import (
     write_ledger,
     write_summary,
 )
-from headrace.curation.nearest import HASHES, neighbours
+from headrace.curation.nearest import neighbours
 from headrace.curation.select.evaluation import SCHEMA, VARIANTS
+from headrace.curation.select.load import HASH_COLUMNS
 from headrace.shards.parquet import parquet_bytes
 
 ROWS_PER_SHARD = 40
@@ -34,11 +35,11 @@ def decision(tmp_path: Path) -> tuple[Decision, dict[str, list[bytes | None]], d
         for number in range(ROWS_PER_SHARD):
             key = f"{shard}{number:04d}"
             uid = f"{shard}-{number}"
-            hashes[uid] = [rng.bytes(32) if number % 7 else None for _ in HASHES]
+            hashes[uid] = [rng.bytes(32) if number % 7 else None for _ in HASH_COLUMNS]
             kept[uid] = number % 3 != 0
-            rows.append({"key": key, **dict(zip(HASHES, hashes[uid], strict=True))})
+            rows.append({"key": key, **dict(zip(HASH_COLUMNS, hashes[uid], strict=True))})
             ledger.append({"uid": uid, "raw_shard": shard, "key": key, "kept": kept[uid]})
-        schema = pa.schema([("key", pa.string()), *((name, pa.binary(32)) for name in HASHES)])
+        schema = pa.schema([("key", pa.string()), *((name, pa.binary(32)) for name in HASH_COLUMNS)])
         folder = tmp_path / "annotations" / "hashes-1"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{shard}.parquet").write_bytes(parquet_bytes(pa.Table.from_pylist(rows, schema=schema)))

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from headrace.curation.select.database import count
 from headrace.curation.select.expression import Checker
 from headrace.curation.select.load import CAPTION_CHARS
-from headrace.curation.select.rank import Captions, caption_columns, given_order
+from headrace.curation.select.rank import Captions, caption_columns, check_captions, given_order
 from headrace.curation.select.step import Bench, Links, ReadyStep, Step, StepResult, write_verdict
 
 
@@ -35,6 +35,7 @@ class ExactDuplicates(Step):
 
     def prepare(self, checker: Checker) -> ReadyStep:
         where = f"step {self.name!r}"
+        check_captions(checker, self.captions, where)
         ranking = given_order(checker.check_order(self.order, where), self.captions)
 
         def run(bench: Bench) -> StepResult:

@@ -32,6 +32,7 @@ from headrace.curation.select.rank import (
     Ranking,
     best_copy,
     caption_columns,
+    check_captions,
     given_order,
 )
 from headrace.curation.select.step import (
@@ -92,7 +93,9 @@ class NearDuplicates(Step):
         return (*self.hashes, "pdq_quality", *quality, *captions)
 
     def prepare(self, checker: Checker) -> ReadyStep:
-        order = checker.check_order(self.order, f"step {self.name!r}")
+        where = f"step {self.name!r}"
+        check_captions(checker, self.captions, where)
+        order = checker.check_order(self.order, where)
         ranking = given_order(order, self.captions) if order else best_copy(checker, self.captions)
 
         def run(bench: Bench) -> StepResult:
@@ -114,8 +117,9 @@ class NearDuplicates(Step):
             insert(connection, "labels", pa.table({"node": np.arange(num_nodes), "label": labels}))
             _rank(connection, ranking)
             _write_verdict(bench, self)
+            if self.captions != "own":
+                take_captions(bench, _TAKEN)
             details = _details(connection, bench) | {
-                "captions_taken": take_captions(bench, _TAKEN) if self.captions != "own" else 0,
                 "bands": bands.count,
                 "largest_bucket": largest_bucket,
                 "every_pair_found": bands.exact and largest_bucket <= bench.limits.max_bucket,

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from headrace.curation.select.expression import literal
-from headrace.curation.select.step import Bench, Cut, Step, StepResult, write_verdict
+from headrace.curation.select.expression import Checker, literal
+from headrace.curation.select.step import Bench, Cut, ReadyStep, Step, StepResult, write_verdict
 
 IMAGE_SCORE = "unsafe_image_score"
 TEXT_SCORE = "unsafe_text_score"
@@ -52,6 +52,11 @@ class Unsafe(Step):
     def needs_columns(self) -> tuple[str, ...]:
         columns = tuple(test.column for test in self._tests())
         return (*columns, "caption") if self.text_threshold is not None else columns
+
+    def prepare(self, checker: Checker) -> ReadyStep:
+        for test in self._tests():
+            checker.check_number(test.column, f"step {self.name!r}")
+        return Step.prepare(self, checker)
 
     def run(self, bench: Bench) -> StepResult:
         reason, value, threshold = "", "", ""

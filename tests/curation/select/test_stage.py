@@ -9,20 +9,33 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from select_jobs import commit_table, flip_bits, hash_bytes, ledger, make_row, run, write_job, write_large_job
+from select_jobs import (
+    ANNOTATIONS,
+    commit_table,
+    flip_bits,
+    hash_bytes,
+    ledger,
+    make_row,
+    run,
+    write_job,
+    write_large_job,
+)
 
 from headrace.curation.job import Job
 from headrace.curation.ledger import LEDGER_SCHEMA, latest_decision, list_ledgers
 from headrace.curation.select.database import Limits
 from headrace.curation.select.load import NotReadyError, find_inputs
 from headrace.curation.select.place import Placement
+from headrace.curation.select.rank import BEST_COPY_COLUMNS
+from headrace.curation.select.step import Bench, Step, StepResult, take_captions, write_verdict
 from headrace.curation.select.steps import ExactDuplicates, NearDuplicates, Rule, SelectStep, TopFraction, Unsafe
 from headrace.curation.select.steps.top_fraction import exact_count
 from headrace.shards.errors import ShardError
@@ -178,6 +191,63 @@ def test_a_step_that_does_not_fit_is_refused_before_any_row_is_read(
     with pytest.raises(ValueError, match=message):
         run(job, steps)
     assert not (tmp_path / "ledger").exists()
+
+
+SCORE_AS_TEXT = [pa.field("clip_score", pa.string())]
+NO_CLIP = [name for name in ANNOTATIONS if name != "clip"]
+
+
+def test_a_score_that_a_list_carries_as_text_breaks_no_tie(tmp_path: Path) -> None:
+    rows = [make_row(number, clip_score=f"0.{number}") for number in range(2)]
+    job = write_job(tmp_path, [rows], annotators=NO_CLIP, carried=SCORE_AS_TEXT)
+    assert run(job, [NearDuplicates()]).kept == 1
+    for step in (NearDuplicates(captions="best_score"), ExactDuplicates(captions="best_score")):
+        with pytest.raises(ValueError, match=r"captions: 'clip_score' must be a number, but it is of type VARCHAR"):
+            run(job, [step])
+
+
+def test_an_unsafe_score_that_is_text_is_refused_before_any_row_is_read(tmp_path: Path) -> None:
+    names = [name for name in ANNOTATIONS if name != "unsafe_image"]
+    carried = [pa.field("unsafe_image_score", pa.string())]
+    job = write_job(tmp_path, [[make_row(0, unsafe_image_score="0.1")]], annotators=names, carried=carried)
+    with pytest.raises(ValueError, match=r"step 'unsafe': 'unsafe_image_score' must be a number, .* VARCHAR"):
+        run(job, [Unsafe()])
+    assert not (tmp_path / "ledger").exists()
+
+
+def test_a_column_of_another_type_than_a_step_needs_is_named_in_a_line(tmp_path: Path) -> None:
+    names = [name for name in ANNOTATIONS if name != "quality"]
+    text = dict.fromkeys(BEST_COPY_COLUMNS, "0.5")
+    rows = [make_row(number, pdq=make_row(0)["pdq"], **text) for number in range(2)]
+    job = write_job(tmp_path, [rows], annotators=names, carried=[pa.field(name, pa.string()) for name in text])
+    with pytest.raises(
+        ValueError, match=r"step 'near_duplicates': a column is not of the type that it needs: .*VARCHAR"
+    ):
+        run(job, [NearDuplicates()])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TakeFirstCaption(Step):
+    """Give every row the caption of the first."""
+
+    step: Literal["take_first_caption"] = "take_first_caption"
+    name: str = "take_first_caption"
+
+    def run(self, bench: Bench) -> StepResult:
+        query = "SELECT __row, '' AS reason, 0.0 AS value, 0.0 AS threshold, '' AS duplicate_of FROM here WHERE false"
+        write_verdict(bench, query)
+        take_captions(bench, "SELECT __row, 0 AS source FROM here WHERE __row > 0")
+        return StepResult(None, {"said": 1})
+
+
+def test_the_captions_that_any_step_takes_are_counted_and_noted(tmp_path: Path) -> None:
+    shards = [[make_row(0), make_row(1)], [make_row(2)]]
+    job = write_job(tmp_path, shards)
+    summary = run(job, [TakeFirstCaption(), TopFraction(score="caption_chars", fraction=1.0)])
+    assert summary.steps[-2].details == {"said": 1, "captions_taken": 2}
+    rows = ledger(job)
+    assert [row["caption_of"] for row in rows] == [None, rows[0]["uid"], rows[0]["uid"]]
+    assert {json.loads(row["caption_facts"])["caption"] for row in rows[1:]} == {"caption 0"}
 
 
 def test_missing_or_foreign_annotations_are_refused(tmp_path: Path) -> None:
