@@ -61,7 +61,12 @@ def explain_dataset(job: Job, *, dataset: str | None = None, ledger: str = "") -
     ValueError naming what there is.
     """
     if ledger:
-        return _of_ledger(job, ledger)
+        found = _of_ledger(job, ledger)
+        if dataset is None:
+            return Explained(found, dataset_of(found))
+        if built_from(job.dataset_named(dataset)) != found.summary.digest:
+            raise ValueError(f"{job.url}: {shown_name(dataset)} is not built from ledger {found.ledger.name}")
+        return Explained(found, dataset)
     if dataset is None and built_from(job.dataset) is None:
         decision = latest_decision(job)
         return Explained(decision, dataset_of(decision))
@@ -70,24 +75,24 @@ def explain_dataset(job: Job, *, dataset: str | None = None, ledger: str = "") -
     if digest is None:
         known = ", ".join(map(shown_name, list_datasets(job))) or "none"
         raise ValueError(f"{job.url} holds no dataset {shown_name(name)}; built are: {known}")
-    for found in _decisions(job):
-        if found.summary.digest == digest:
-            return Explained(found, name)
+    for decision in _decisions(job):
+        if decision.summary.digest == digest:
+            return Explained(decision, name)
     raise ValueError(
         f"{job.dataset_named(name)} was built from the ledger {digest[:16]}, which is not in {job.ledgers} any more; "
         "run `headrace select` with the recipe that it was built with"
     )
 
 
-def dataset_of(decision: Decision) -> str | None:
-    """Return the name of the first dataset that is built from a ledger, the published one before others."""
-    for name in list_datasets(decision.job):
+def dataset_of(decision: Decision, prefer: str = "") -> str | None:
+    """Return the name of a dataset that is built from a ledger: `prefer` if it is, else the first one that is."""
+    for name in dict.fromkeys([prefer, "", *files.list_names(decision.job.datasets)]):
         if built_from(decision.job.dataset_named(name)) == decision.summary.digest:
             return name
     return None
 
 
-def _of_ledger(job: Job, start: str) -> Explained:
+def _of_ledger(job: Job, start: str) -> Decision:
     found = [
         decision
         for decision in _decisions(job)
@@ -96,7 +101,7 @@ def _of_ledger(job: Job, start: str) -> Explained:
     if len(found) != 1:
         known = ", ".join(ledger.name for ledger in list_ledgers(job)) or "none"
         raise ValueError(f"{job.ledgers}: {len(found)} ledgers start with {start!r}; there are: {known}")
-    return Explained(found[0], dataset_of(found[0]))
+    return found[0]
 
 
 def _decisions(job: Job) -> list[Decision]:

@@ -32,7 +32,6 @@ PARTS = (
     "recipe.yaml",
     "input",
     "raw",
-    "retries",
     "annotations",
     "ledger",
     "dataset",

@@ -59,7 +59,7 @@ def check_names(recipe: Recipe, stages: Sequence[str]) -> None:
 
     What was fetched under such a name could not be given another one.
     """
-    from headrace.curation.build.unit import BUILT_FIELDS
+    from headrace.curation.build.unit import BUILT_FIELDS, CAPTION_OF
 
     if "fetch" not in stages:
         return
@@ -74,8 +74,9 @@ def check_names(recipe: Recipe, stages: Sequence[str]) -> None:
                 f"input.columns: {name!r} is a column that {made[name.lower()]} makes; give the column of the list "
                 "another name, leave it out, or the annotator"
             )
-    own = {*INDEX_SCHEMA.names, *BUILT_FIELDS.names} - {LABEL}
-    taken = [name for name in recipe.build.columns if name in recipe.input.columns and name in own]
+    built = {*BUILT_FIELDS.names, CAPTION_OF.name}
+    own = {name for name in INDEX_SCHEMA.names if name != LABEL and name in recipe.input.columns}
+    taken = [name for name in recipe.build.columns if name in own | built]
     if taken:
         raise ValueError(
             f"build.columns: every dataset has a column {taken[0]!r} of its own; give the one of the list another "

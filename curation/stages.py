@@ -162,9 +162,9 @@ def report_folder(job: Job, dataset: str) -> str:
 
 
 def explain_recipe(recipe: Recipe) -> Explained:
-    """Return the ledger that this recipe decided last, and what is built from it. Raises ValueError."""
+    """Return the ledger that this recipe decided last, and the dataset built from it. Raises ValueError."""
     decision = latest_decision(Job(recipe.job), decided_by(recipe))
-    return Explained(decision, dataset_of(decision))
+    return Explained(decision, dataset_of(decision, recipe.build.dataset))
 
 
 def config_of(job: Job) -> ReportConfig:

@@ -1,7 +1,7 @@
 """Bytes -> pixels, or the class of what is wrong with them.
 
-The pixel cap is checked before anything is decoded. The one thing a reader would get wrong: the message is part of
-the output, so it must be the same in every run: no addresses of objects, no more than a line.
+The pixel cap is checked before anything is decoded. The message is part of the output, so it must be the same in every
+run: no addresses of objects, no more than a line.
 """
 
 import re

@@ -1,8 +1,8 @@
 """Where annotations are, and opening them.
 
 Folders are named by annotator and digest, so tables of other settings are never mixed in; a table counts when its
-commit record does, and only with the bytes that the record names. The one thing a reader would get wrong: finding the
-folders needs the model files (their content is part of the digest), but neither torch nor a model in memory.
+commit record does, and only with the bytes that the record names. Finding the folders needs the model files (their
+content is part of the digest), but neither torch nor a model in memory.
 """
 
 import hashlib

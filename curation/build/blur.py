@@ -1,11 +1,10 @@
 """Blur face boxes so that the faces cannot be recognised.
 
-For each box: grow it by 0.1 of its longer side d on every side, blur with sigma = 0.1 d, blend through a mask
-blurred with the same sigma. Pixels more than 4 sigma outside the grown box stay as they are, bit for bit. The one
-thing a reader would get wrong: a library that is given a kernel size and no sigma derives a sigma of its own, half of
-what was meant; here sigma comes first and the kernel follows. Source: Yang et al. 2021, "A study of face obfuscation
-in ImageNet"; DataComp, arXiv:2304.14108, section 3.2. They take one sigma from the largest box of the image; here each
-box has its own.
+For each box: grow it by 0.1 of its longer side d on every side, blur with sigma = 0.1 d, blend through a mask blurred
+with the same sigma. Pixels more than 4 sigma outside the grown box stay as they are, bit for bit. A library that is
+given a kernel size and no sigma derives a sigma of its own, half of what was meant; here sigma comes first and the
+kernel follows. Source: Yang et al. 2021, "A study of face obfuscation in ImageNet"; DataComp, arXiv:2304.14108, section
+3.2. They take one sigma from the largest box of the image; here each box has its own.
 """
 
 import math

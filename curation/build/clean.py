@@ -1,8 +1,8 @@
 """One fetched image -> the bytes that are published: metadata cut, faces blurred.
 
 An image without faces keeps its compressed data (format permitting); one with faces is decoded upright, blurred and
-encoded again. The one thing a reader would get wrong: the Exif orientation leaves with the metadata, so `orientation`
-of the result belongs into the index; what was encoded again is upright, its orientation is 1.
+encoded again. The Exif orientation leaves with the metadata, so `orientation` of the result belongs into the index;
+what was encoded again is upright, its orientation is 1.
 """
 
 import io

@@ -41,6 +41,8 @@ class BuildSummary:
 
     dataset: str
     """Its folder in the job."""
+    failures: str
+    """The folder in the job of what could not be built."""
     ledger: str
     """Name of the ledger that explains it."""
     num_shards: int
@@ -49,7 +51,7 @@ class BuildSummary:
     num_failed: int
 
     def __str__(self) -> str:
-        failed = f"; {self.num_failed} rows failed, see build/failures" if self.num_failed else ""
+        failed = f"; {self.num_failed} rows failed, see {self.failures}" if self.num_failed else ""
         return (
             f"{self.num_samples} samples in {self.num_shards} shards, {self.num_bytes} bytes{failed}; "
             f"{self.dataset} from ledger {self.ledger}"
@@ -142,6 +144,7 @@ def run_build(
     records = [read_commit(dataset, shard) for shard in names]
     built = BuildSummary(
         dataset=shown_name(name),
+        failures=job.build_failures(name).removeprefix(f"{job.url}/"),
         ledger=decision.ledger.name,
         num_shards=len(records),
         num_samples=sum(record["num_samples"] for record in records),

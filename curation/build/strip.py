@@ -1,9 +1,9 @@
 """Cut metadata from an image file without touching its compressed pixels.
 
-Exif holds places and thumbnails, comments hold names, what follows the end of the picture can be a second picture:
-all of it goes, always. The ICC profile stays. The one thing a reader would get wrong: the Exif orientation goes too,
-so it must be read first and kept in the index. Of an animation only the first frame stays, as the other frames may
-show unblurred faces. Sources: PNG 3rd edition (W3C), WebP container specification, GIF89a.
+Exif holds places and thumbnails, comments hold names, what follows the end of the picture can be a second picture: all
+of it goes, always. The ICC profile stays. The Exif orientation goes too, so it must be read first and kept in the
+index. Of an animation only the first frame stays, as the other frames may show unblurred faces. Sources: PNG 3rd
+edition (W3C), WebP container specification, GIF89a.
 """
 
 import zlib

@@ -1,9 +1,9 @@
 """Fetching failures again: which rows, and into which new raw shards.
 
 A generation is fixed on disk before its first request (the rows, then the record that says which shards they become),
-so a killed one goes on with the same names; the next one begins when every shard of it is committed. The one thing a
-reader would get wrong: a retry shard holds only the rows that succeeded now; where none did there is no shard, its
-number stays free, and the commit is in the folder of the generation's rows.
+so a killed one goes on with the same names; the next one begins when every shard of it is committed. A retry shard
+holds only the rows that succeeded now; where none did there is no shard, its number stays free, and the commit is in
+the folder of the generation's rows.
 """
 
 from dataclasses import dataclass

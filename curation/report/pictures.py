@@ -1,8 +1,8 @@
 """Thumbnails that may be shown: faces blurred, nothing unsafe.
 
 A kept row's picture comes from the curated dataset, a dropped row's from the raw shard with its face boxes blurred
-here. The one thing a reader would get wrong: where it is not known that a picture is harmless (no face boxes, no
-score where the recipe removes unsafe images), it is not shown.
+here. Where it is not known that a picture is harmless (no face boxes, no score where the recipe removes unsafe images),
+it is not shown.
 """
 
 import io

@@ -1,6 +1,6 @@
 """The report's numbers and pictures as one page.
 
-The one thing a reader would get wrong: nothing is computed here; what the page shows is what `report.json` holds.
+Nothing is computed here; what the page shows is what `report.json` holds.
 """
 
 from collections.abc import Mapping, Sequence

@@ -12,6 +12,7 @@ from headrace.curation.job import Job
 from headrace.curation.ledger import latest_decision
 from headrace.curation.recipe import Recipe
 from headrace.curation.stages import build as run_build
+from headrace.curation.stages import explain_recipe
 from headrace.curation.stages import report as run_report
 from headrace.curation.why import explain
 from headrace.shards.dataset import open_dataset
@@ -51,6 +52,9 @@ def test_why_speaks_of_the_dataset_that_is_named(two: Recipe) -> None:
     assert (strict.dataset, strict.kept, strict.build) == ("datasets/strict", False, "dropped")
     assert explain(job, dropped.uid, ledger=strict.ledger[:6]) == [strict]
     assert explain(job, published.dataset_key or "") == [published]
+    assert explain(job, dropped.uid, dataset="strict", ledger=strict.ledger) == [strict]
+    with pytest.raises(ValueError, match=f"datasets/strict is not built from ledger {published.ledger}"):
+        explain(job, dropped.uid, dataset="strict", ledger=published.ledger)
 
 
 @dataclasses.dataclass
@@ -105,10 +109,13 @@ def test_a_dataset_whose_ledger_is_gone_says_so(two: Recipe) -> None:
 def test_where_a_dataset_lies_is_no_part_of_what_it_is(make_job: MakeJob) -> None:
     recipe = make_job()
     run_build(recipe)
-    run_build(dataclasses.replace(recipe, build=dataclasses.replace(recipe.build, dataset="copy")))
+    copy = dataclasses.replace(recipe, build=dataclasses.replace(recipe.build, dataset="copy"))
+    run_build(copy)
     job = Job(recipe.job)
     ours, theirs = Path(job.dataset), Path(job.dataset_named("copy"))
     names = sorted(str(path.relative_to(ours)) for path in ours.rglob("*") if path.is_file())
+    assert explain_recipe(recipe).dataset == ""
+    assert explain_recipe(copy).dataset == "copy"
     assert names
     assert all((ours / name).read_bytes() == (theirs / name).read_bytes() for name in names)
 

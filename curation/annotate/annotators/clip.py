@@ -1,8 +1,8 @@
 """Image-text score: cosine of the two features of a CLIP model, and the image's feature.
 
 On a CPU the values depend on nothing but image, caption, model and `images_per_batch`: one thread, every forward pass
-of one shape, short batches filled up. The one thing a reader would get wrong: the score is the plain cosine, without
-the model's temperature; and a row without a caption has an embedding but no score.
+of one shape, short batches filled up. The score is the plain cosine, without the model's temperature; and a row without
+a caption has an embedding but no score.
 """
 
 from dataclasses import dataclass

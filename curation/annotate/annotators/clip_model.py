@@ -1,8 +1,8 @@
 """Load any open_clip model of local files, and take features: the one file of curation that imports torch.
 
 open_clip reads a folder of `open_clip_config.json` and weights; such a folder is made for it, so that names, single
-config files and folders all take one road, nothing is downloaded, and torch files are read without pickle. The one
-thing a reader would get wrong: a model trained with quick GELU has a name or config that says so; the weights do not.
+config files and folders all take one road, nothing is downloaded, and torch files are read without pickle. A model
+trained with quick GELU has a name or config that says so; the weights do not.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 """Face boxes, as fractions of the upright image.
 
-`haar` needs no file and is weak: frontal faces only, no score, and it sees faces where there are none. `yunet` (an
-ONNX file, run by OpenCV) is the one to use. The one thing a reader would get wrong: `num_faces` 0 means that none was
-found, not that there is none; small faces are lost first, so images are enlarged before they are searched.
+`haar` needs no file and is weak: frontal faces only, no score, and it sees faces where there are none. `yunet` (an ONNX
+file, run by OpenCV) is the one to use. `num_faces` 0 means that none was found, not that there is none; small faces are
+lost first, so images are enlarged before they are searched.
 """
 
 import contextlib

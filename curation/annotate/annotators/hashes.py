@@ -1,9 +1,8 @@
 """sha256 of the bytes as fetched, and PDQ of the picture in its canonical form.
 
-PDQ is taken of the image squeezed to 256 x 256 by area averaging, so that copies of other sizes meet (reference:
-resize to 256 was found in 82 % of cases without, 100 % with, at distance 20), and once more after a uniform border is
-cut. The one thing a reader would get wrong: hashes are comparable only if all come from `image_hashes`, and
-face blurring moves them, so they are taken before it.
+PDQ is taken of the image squeezed to 256 x 256 by area averaging, so that copies of other sizes meet (reference: resize
+to 256 was found in 82 % of cases without, 100 % with, at distance 20), and once more after a uniform border is cut.
+Hashes are comparable only if all come from `image_hashes`, and face blurring moves them, so they are taken before it.
 """
 
 import hashlib

@@ -1,10 +1,9 @@
 """A classifier of unsafe images: any ONNX file with one input and one output.
 
-Input: float32 [N, 3, S, S], RGB, the whole image squeezed to S x S by area averaging (nothing is cropped away),
-scaled to 0..1, minus mean, by std. Output: [N] or [N, 1], the probability that the image is unsafe; or [N, 2], logits
-(safe, unsafe), turned into that probability by softmax. The one thing a reader would get wrong: S, mean and std are
-the model's, read from its metadata (`headrace.image_size`, `headrace.mean`, `headrace.std`, numbers with commas)
-unless the recipe says them.
+Input: float32 [N, 3, S, S], RGB, the whole image squeezed to S x S by area averaging (nothing is cropped away), scaled
+to 0..1, minus mean, by std. Output: [N] or [N, 1], the probability that the image is unsafe; or [N, 2], logits (safe,
+unsafe), turned into that probability by softmax. S, mean and std are the model's, read from its metadata
+(`headrace.image_size`, `headrace.mean`, `headrace.std`, numbers with commas) unless the recipe says them.
 """
 
 from dataclasses import dataclass

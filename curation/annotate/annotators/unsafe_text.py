@@ -1,7 +1,7 @@
 """Captions against a list of words and phrases: whole words, any case.
 
-score = 1 - 0.5 ** (number of different entries found): 0, 0.5, 0.75, ... The one thing a reader would get wrong: it is
-a list, not a model: it knows no context, no spelling tricks, and no language that writes without spaces.
+score = 1 - 0.5 ** (number of different entries found): 0, 0.5, 0.75, ... It is a list, not a model: it knows no
+context, no spelling tricks, and no language that writes without spaces.
 """
 
 import re

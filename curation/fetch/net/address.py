@@ -1,8 +1,8 @@
 """Which URLs and addresses may be fetched: public ones over http(s), and exact pairs the user allowed.
 
-A URL is parsed once; the same object names the host that is resolved and connected to, so two parsers cannot
-disagree. The one thing a reader would get wrong: a name is not checked here but every address it resolves to, and
-again at the socket (`resolve.py`), as a name may change its address between two looks.
+A URL is parsed once; the same object names the host that is resolved and connected to, so two parsers cannot disagree.
+A name is not checked here but every address it resolves to, and again at the socket (`resolve.py`), as a name may
+change its address between two looks.
 """
 
 import ipaddress
@@ -13,6 +13,7 @@ from yarl import URL
 
 from headrace.curation.fetch.errors import FetchError
 from headrace.curation.fetch.net.spelling import parse, trimmed
+from headrace.text import MAX_SHOWN, one_line
 
 MAX_URL_CHARS = 8192
 MAX_HOST_CHARS = 253
@@ -76,7 +77,7 @@ def parse_url(text: str | None) -> URL:
     try:
         url = parse(text)
     except (ValueError, TypeError) as error:
-        raise FetchError("bad-url", f"not a URL: {_one_line(error)}") from error
+        raise FetchError("bad-url", f"not a URL: {one_line(str(error))[:MAX_SHOWN]}") from error
     return check_parts(url)
 
 
@@ -150,7 +151,3 @@ def is_public(address: Address) -> bool:
             return is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
         return address in _GLOBAL_UNICAST_V6 and not any(address in network for network in _NOT_PUBLIC_V6)
     return not any(address in network for network in _NOT_PUBLIC_V4)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

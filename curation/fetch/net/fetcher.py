@@ -1,8 +1,8 @@
 """One URL to its bytes: redirects, retries, deadlines, and how many at a time.
 
-A slot is held for one hop, not across a redirect or a pause, so hosts cannot wait for each other. The one thing a
-reader would get wrong: the deadline counts the time a URL is being worked on and its pauses, not the time it waits for
-a free slot; or a long list of one host would time out by itself.
+A slot is held for one hop, not across a redirect or a pause, so hosts cannot wait for each other. The deadline counts
+the time a URL is being worked on and its pauses, not the time it waits for a free slot; or a long list of one host
+would time out by itself.
 """
 
 import asyncio

@@ -43,6 +43,12 @@ def test_a_small_job_may_lose_half_of_its_rows_and_no_more(make_job: MakeJob) ->
     spoil(recipe, shards=1)
     summary = run_build(recipe)
     assert 0 < summary.num_failed <= summary.num_samples
+    assert "see build/failures;" in str(summary)
+    beside = make_job("beside", dataset="strict")
+    spoil(beside, shards=1)
+    failures = run_build(beside).failures
+    assert failures == "build/strict/failures"
+    assert list(Path(beside.job, failures).glob("*.parquet"))
     recipe = make_job("most")
     spoil(recipe, shards=2)
     with pytest.raises(ValueError, match=r"over 0\.5 \(build\.failure_budget\)"):

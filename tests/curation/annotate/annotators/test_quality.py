@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from headrace.curation.annotate.annotator import AnnotationBatch
-from headrace.curation.annotate.annotators.quality import Quality, QualityConfig
+from headrace.curation.annotate.annotators.quality import Quality, QualityConfig, as_stored
 from headrace.shards.images.decode import decode_rgb
 from headrace.shards.images.header import read_header
 
@@ -76,6 +76,34 @@ def test_a_file_without_loss_made_of_a_poor_jpeg_still_shows_it() -> None:
     original, copy = _facts(_encode(_picture()), _encode(poor))
     assert original["encoded_quality"] == copy["encoded_quality"] == 100
     assert copy["picture_quality"] < 60 < original["picture_quality"]
+
+
+@pytest.mark.parametrize(
+    ("image_format", "options", "expected"),
+    [
+        ("PNG", {}, 100),
+        ("WEBP", {"lossless": True}, 100),
+        ("WEBP", {"quality": 95}, 70),
+        ("GIF", {}, 40),
+    ],
+)
+def test_other_formats_say_how_their_quality_would_compare(
+    image_format: str, options: dict[str, Any], expected: int
+) -> None:
+    (facts,) = _facts(_encode(_picture(), image_format, **options))
+    assert facts["encoded_quality"] == expected
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_compression_is_looked_for_on_the_grid_of_the_file(orientation: int) -> None:
+    poor = Image.open(io.BytesIO(_encode(_picture(side=252), "JPEG", quality=30)))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = _encode(poor, "PNG", exif=exif)
+    header = read_header(data)
+    assert header.orientation == orientation
+    assert np.array_equal(as_stored(decode_rgb(data, header=header), orientation), np.asarray(poor))
+    assert _facts(data)[0]["picture_quality"] < 60
 
 
 def test_bytes_are_those_of_the_file() -> None:
