@@ -1,8 +1,8 @@
 """What the user chooses: sources, weights, order, views, budgets.
 
 One YAML file read by `headrace.config.load_config`; frozen from there on. `seed`, `lanes`, `image_size`, `augment`,
-`views`, `decoder` and the sources are the order and the pictures; the rest is how they are fetched and may change at
-every restart.
+`views`, `decoder`, `resizer` and the sources are the order and the pictures; the rest is how they are fetched and may
+change at every restart.
 """
 
 from dataclasses import dataclass
@@ -104,6 +104,8 @@ class Mixture:
     """Views of every picture, decoded once: two crops, many small ones. Empty = one, of `image_size` and `augment`."""
     decoder: str = "turbo"
     """What decodes: `turbo` is libjpeg-turbo in threads. Extensions may add others."""
+    resizer: Literal["auto", "fast", "pillow"] = "auto"
+    """What resizes for `turbo`; they differ by one level. `auto`: that of the state loaded, else `fast` if it works."""
     memory_bytes: int = 4 << 30
     """Most compressed bytes in flight, on one rank."""
     max_bad_fraction: float = 0.01

@@ -5,8 +5,12 @@ change at a position; today it holds one.
 
 Version 2 added `decoder`, as another decoder gives other pixels. States of version 1 had one, `turbo`, and one view;
 they are continued.
+
+Version 3 added `resizer`: until then Pillow resized. Where the mixture leaves the choice (`resizer: auto`) a state is
+continued by the resizer that it names.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -14,11 +18,14 @@ from typing import Any
 from headrace.config import canonical_json, config_to_dict
 from headrace.pipeline.augment.views import planned_views
 from headrace.pipeline.catalog import OpenedSource
+from headrace.pipeline.decode.resize import fast_fault, resizer_of
 from headrace.pipeline.mixture import Augment, Mixture
 
-VERSION = 2
-ADDED = {2: {"decoder": "turbo"}}
+VERSION = 3
+ADDED = {2: {"decoder": "turbo"}, 3: {"resizer": "pillow"}}
 """For each version the fields it added, with the value that older states meant."""
+RESIZED_BY_MIXTURE = "turbo"
+"""The decoder that resizes as the mixture's `resizer` says; the others say `own`: they resize by themselves."""
 
 
 def identity_of(mixture: Mixture, sources: Sequence[OpenedSource], *, global_batch: int, once: bool) -> dict[str, Any]:
@@ -44,6 +51,7 @@ def identity_of(mixture: Mixture, sources: Sequence[OpenedSource], *, global_bat
         "global_batch": global_batch,
         "pictures": hashlib.blake2b(pictures.encode(), digest_size=8).hexdigest(),
         "decoder": mixture.decoder,
+        "resizer": resizer_of(mixture) if mixture.decoder == RESIZED_BY_MIXTURE else "own",
         "segments": [{"start": 0, "sources": named}],
     }
 
@@ -56,8 +64,48 @@ def _augment(augment: Augment) -> dict[str, Any]:
     return data
 
 
+def continuing(identity: dict[str, Any], state: Any, mixture: Mixture) -> dict[str, Any]:
+    """Return the identity with which `state` is continued: the resizer is the state's, where the mixture leaves it."""
+    theirs = _upgraded(state).get("resizer")
+    if mixture.resizer != "auto" or mixture.decoder != RESIZED_BY_MIXTURE or not _runs(theirs):
+        return identity
+    return {**identity, "resizer": theirs}
+
+
+def with_resizer(mixture: Mixture, identity: dict[str, Any]) -> Mixture:
+    """Return the mixture with the resizer that the identity names, not left open."""
+    return mixture if identity["resizer"] == "own" else dataclasses.replace(mixture, resizer=identity["resizer"])
+
+
 def check_state(state: Any, identity: dict[str, Any]) -> int:
     """Return the position of `state`. Raises ValueError naming the field that keeps it from being continued exactly."""
+    state = _upgraded(state)
+    for name, mine in identity.items():
+        if name != "segments" and state.get(name) != mine:
+            meaning = " (image_size and augment)" if name == "pictures" else ""
+            raise ValueError(
+                f"state: {name}{meaning} was {state.get(name)!r}, this stream has {mine!r}{_cure(name, state)}"
+            )
+    if state.get("segments") != identity["segments"]:
+        raise ValueError(f"state: {_explain(state.get('segments'), identity['segments'])}")
+    position = state.get("position")
+    if not isinstance(position, int) or position < 0 or position % identity["global_batch"]:
+        raise ValueError(f"state: position {position!r} is not a multiple of global_batch {identity['global_batch']}")
+    return position
+
+
+def _runs(resizer: object) -> bool:
+    return resizer == "pillow" or (resizer == "fast" and not fast_fault())
+
+
+def _cure(name: str, state: dict[str, Any]) -> str:
+    if name != "resizer" or state.get(name) not in ("fast", "pillow"):
+        return ""
+    return f"; set resizer: {state[name]}" if _runs(state[name]) else "; pip install cykooz-resizer"
+
+
+def _upgraded(state: Any) -> dict[str, Any]:
+    """Return a state of any version as one of this version. Raises ValueError for what is none."""
     if not isinstance(state, dict):
         raise ValueError(f"a stream's state is a mapping, got {type(state).__name__}")
     version = state.get("version")
@@ -65,16 +113,9 @@ def check_state(state: Any, identity: dict[str, Any]) -> int:
         raise ValueError(f"state: version is {version!r}, this headrace continues 1 to {VERSION}")
     for added in range(version + 1, VERSION + 1):
         state = {**state, **ADDED[added], "version": VERSION}
-    for name, mine in identity.items():
-        if name != "segments" and state.get(name) != mine:
-            meaning = " (image_size and augment)" if name == "pictures" else ""
-            raise ValueError(f"state: {name}{meaning} was {state.get(name)!r}, this stream has {mine!r}")
-    if state.get("segments") != identity["segments"]:
-        raise ValueError(f"state: {_explain(state.get('segments'), identity['segments'])}")
-    position = state.get("position")
-    if not isinstance(position, int) or position < 0 or position % identity["global_batch"]:
-        raise ValueError(f"state: position {position!r} is not a multiple of global_batch {identity['global_batch']}")
-    return position
+    if version < 3 and state.get("decoder") != RESIZED_BY_MIXTURE:
+        state["resizer"] = "own"
+    return dict(state)
 
 
 def _explain(theirs: Any, mine: list[dict[str, Any]]) -> str:

@@ -101,6 +101,7 @@ class Stream:
         self.sources = opened.sources
         self.plan = opened.plan
         self._opened = opened
+        self._identity = opened.identity
         self._delivered = 0
         self._ended = False
         self._damage = DamageCount()
@@ -161,7 +162,7 @@ class Stream:
     @property
     def position(self) -> int:
         """The global position of the next batch."""
-        return self._delivered * int(self._opened.identity["global_batch"])
+        return self._delivered * int(self._identity["global_batch"])
 
     @property
     def views(self) -> dict[str, float]:
@@ -195,12 +196,14 @@ class Stream:
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the stream stands: small, plain JSON."""
-        return {"position": self.position, **self._opened.identity}
+        return {"position": self.position, **self._identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`, at any world size. Raises ValueError, naming the field, if that cannot be exact."""
-        position = stream_state.check_state(state, self._opened.identity)
-        self._begin_at(position // int(self._opened.identity["global_batch"]))
+        identity = stream_state.continuing(self._opened.identity, state, self.mixture)
+        position = stream_state.check_state(state, identity)
+        self._begin_at(position // int(identity["global_batch"]))
+        self._identity = identity
         log.info("the stream continues at position %d", position)
 
     def close(self) -> None:
@@ -243,13 +246,14 @@ class Stream:
         mixture = self.mixture
         ranges = RangeReader(mixture.patience)
         reader = ChunkReader(self.sources, ranges, io_threads=mixture.io_threads, verify_crc=mixture.verify_crc)
-        decoder = decoder_types()[mixture.decoder](mixture)
+        decoder = decoder_types()[mixture.decoder](stream_state.with_resizer(mixture, self._identity))
         sizes = [view.image_size for view in planned_views(mixture)]
         log.info(
-            "reading from position %d: %d reads at once, decoder %s with %d calls at once, views of %s pixels",
+            "reading from position %d: %d reads at once, decoder %s, resizer %s, %d calls at once, views of %s pixels",
             self.position,
             mixture.io_threads,
             mixture.decoder,
+            self._identity["resizer"],
             decoder.calls_at_once,
             ", ".join(map(str, sizes)),
         )

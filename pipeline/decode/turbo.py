@@ -1,8 +1,8 @@
 """The decoder of every machine: libjpeg-turbo and Pillow, one picture a call, in as many threads as there are cores.
 
-Upright JPEGs take a short way: libjpeg-turbo writes four-byte pixels into a buffer of the thread, Pillow maps each
-window in place and resizes it (triangle filter widened when shrinking: torchvision's antialias=True). Both release
-the GIL. Everything else, and every JPEG that libjpeg-turbo finds a fault in, is judged by `decode_rgb`.
+Upright JPEGs take a short way: libjpeg-turbo writes four-byte pixels into a buffer of the thread, and each window is
+mapped in place and resized (triangle filter widened when shrinking: torchvision's antialias=True). Both release the
+GIL. Everything else, and every JPEG that libjpeg-turbo finds a fault in, is judged by `decode_rgb`.
 """
 
 import logging
@@ -13,19 +13,19 @@ import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
 
 from headrace.pipeline.augment.crop import Window
 from headrace.pipeline.augment.views import ChooseWindow
 from headrace.pipeline.decode.cores import own_cores
 from headrace.pipeline.decode.decoder import Images, Item
+from headrace.pipeline.decode.resize import RESIZERS, Resize, Span, resizer_of
 from headrace.pipeline.errors import SampleError
 from headrace.pipeline.mixture import Mixture
 from headrace.shards.images.decode import decode_rgb
 from headrace.text import one_line
 
 Pixels = NDArray[np.uint8]
-Cut = Callable[[Window], Image.Image]
+Cut = Callable[[Window], Span]
 """A window of the decoded picture, four bytes a pixel."""
 
 KEPT_BYTES = 64 << 20
@@ -35,12 +35,13 @@ log = logging.getLogger(__name__)
 
 
 class Turbo:
-    """libjpeg-turbo for JPEGs, Pillow for other formats and every resize. One picture a call, a thread a core."""
+    """libjpeg-turbo for JPEGs, Pillow for other formats. One picture a call, a thread a core."""
 
     def __init__(self, mixture: Mixture) -> None:
         self.items_per_call = 1
         self.calls_at_once = mixture.decode_threads or own_cores()
         self._max_pixels = mixture.max_pixels
+        self._new_resize = RESIZERS[resizer_of(mixture)]
         self._threads = threading.local()
         self._said: set[str] = set()
 
@@ -70,10 +71,10 @@ class Turbo:
         if header.format == "jpeg" and header.orientation == 1:
             cut = self._jpeg(item.data, header.height, header.width)
             if cut is not None:
-                _write_views(item, (header.height, header.width), cut, windows, out)
+                self._write_views(item, (header.height, header.width), cut, windows, out)
                 return
         pixels = decode_rgb(item.data, max_pixels=self._max_pixels, header=header)
-        _write_views(item, (pixels.shape[0], pixels.shape[1]), _cut_of(pixels), windows, out)
+        self._write_views(item, (pixels.shape[0], pixels.shape[1]), _cut_of(pixels), windows, out)
 
     def _jpeg(self, data: bytes, height: int, width: int) -> Cut | None:
         """Decode an upright JPEG; None if `decode_rgb` must judge it: a fault, or other colours (CMYK, YCCK)."""
@@ -88,14 +89,22 @@ class Turbo:
             self._say_slow(str(error))
             return None
 
-        def cut(window: Window) -> Image.Image:
-            # The window of the buffer, row by row; the bytes behind the last row exist because the buffer is longer.
-            first = 4 * (window.top * width + window.left)
-            view = scratch[first : first + 4 * width * window.height]
-            size = (window.width, window.height)
-            return Image.frombuffer("RGBX", size, view, "raw", "RGBX", 4 * width, 1)
+        def cut(window: Window) -> Span:
+            # The bytes behind the last row exist because the buffer is one row longer.
+            return Span(scratch[4 * (window.top * width + window.left) :], 4 * width, window.height, window.width)
 
         return cut
+
+    def _write_views(
+        self, item: Item, size: tuple[int, int], cut: Cut, windows: Sequence[ChooseWindow], out: Sequence[Images]
+    ) -> None:
+        resize: Resize | None = self._threads.__dict__.get("resize")
+        if resize is None:
+            resize = self._threads.resize = self._new_resize()
+        for choose, view in zip(windows, out, strict=True):
+            window = choose(item.position, *size)
+            pixels = view[item.row]
+            _write_square(resize(cut(window), pixels.shape[0]), window.flipped, pixels)
 
     def _say_slow(self, why: str) -> None:
         """Say once for each reason that a JPEG takes the slow way."""
@@ -115,26 +124,15 @@ class Turbo:
 
 
 def _cut_of(pixels: Pixels) -> Cut:
-    def cut(window: Window) -> Image.Image:
+    def cut(window: Window) -> Span:
         rows, columns = slice(window.top, window.top + window.height), slice(window.left, window.left + window.width)
-        return Image.fromarray(pixels[rows, columns]).convert("RGBX")
+        four = cv2.cvtColor(pixels[rows, columns], cv2.COLOR_RGB2RGBA)
+        return Span(four.reshape(-1), 4 * window.width, window.height, window.width)
 
     return cut
 
 
-def _write_views(
-    item: Item, size: tuple[int, int], cut: Cut, windows: Sequence[ChooseWindow], out: Sequence[Images]
-) -> None:
-    for choose, view in zip(windows, out, strict=True):
-        window = choose(item.position, *size)
-        _resize_into(cut(window), window.flipped, view[item.row])
-
-
-def _resize_into(image: Image.Image, flipped: bool, out: Pixels) -> None:
-    side = out.shape[0]
-    if image.size != (side, side):
-        image = image.resize((side, side), Image.Resampling.BILINEAR)
-    pixels = np.asarray(image)
+def _write_square(square: Pixels, flipped: bool, out: Pixels) -> None:
     if flipped:
-        pixels = cv2.flip(pixels, 1)
-    cv2.cvtColor(pixels, cv2.COLOR_RGBA2RGB, dst=out)
+        square = cv2.flip(square, 1)
+    cv2.cvtColor(square, cv2.COLOR_RGBA2RGB, dst=out)

@@ -18,6 +18,7 @@ import pytest
 from headrace.config import config_to_dict
 from headrace.pipeline import Augment, Batch, Mixture, Source, open_stream
 from headrace.pipeline.catalog import collate
+from headrace.pipeline.state import VERSION
 from headrace.shards.dataset import open_dataset
 from headrace.shards.ranges import ReadError
 from headrace.shards.write import write_manifest
@@ -226,7 +227,7 @@ def test_a_state_that_is_none_is_refused(mixture: Mixture) -> None:
             [],
             {},
             {**good, "version": 0},
-            {**good, "version": 3},
+            {**good, "version": VERSION + 1},
             {**good, "version": True},
             {**good, "position": 3},
             {**good, "position": -8},

@@ -90,6 +90,8 @@ def _requirements() -> dict[str, list[str]]:
     for line in metadata.requires("headrace") or ():
         name = re.match(r"[A-Za-z0-9._-]+", line)
         extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)['\"]", line)
+        if ";" in line and extra is None and name is not None and _version(name[0]) is None:
+            continue  # of this platform there is none, and the core does without
         if name is not None and name[0] != "headrace":
             found.setdefault(extra[1] if extra else "", []).append(name[0])
     return {extra: needs for extra, needs in found.items() if extra not in ("dev", "docs")}

@@ -1,0 +1,110 @@
+"""The resizers: a window of a picture -> a square, by the triangle filter widened when shrinking.
+
+torchvision calls that antialias=True. fast_image_resize (`fast`) has vector instructions: 0.05 to 0.15 ms a window
+where Pillow takes 0.2 to 0.9. The two differ by one level in some pixels, so which one ran is part of a stream's
+state. What a reader would get wrong: a resizer's answer lies in memory that its next call overwrites.
+"""
+
+import logging
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from headrace.pipeline.mixture import Mixture
+
+Pixels = NDArray[np.uint8]
+
+log = logging.getLogger(__name__)
+
+
+class Span(NamedTuple):
+    """A window of decoded pixels, mapped in place: four bytes a pixel, red, green, blue and one of no meaning."""
+
+    buffer: Pixels
+    """Flat, from the first pixel of the window on; the last row is whole too, up to `row_bytes`."""
+    row_bytes: int
+    height: int
+    width: int
+
+    def mapped(self, mode: str) -> Image.Image:
+        """Return it as a Pillow image of `mode`, nothing copied."""
+        size = (self.width, self.height)
+        return Image.frombuffer(mode, size, self.buffer[: self.height * self.row_bytes], "raw", mode, self.row_bytes, 1)
+
+
+Resize = Callable[[Span, int], Pixels]
+"""(window, side) -> uint8 [side, side, 4], valid until the next call. One of its own a thread."""
+
+
+class PillowResize:
+    """Pillow: there on every machine."""
+
+    def __call__(self, span: Span, side: int) -> Pixels:
+        """Return the window as a square."""
+        image = span.mapped("RGBX")
+        if image.size != (side, side):
+            image = image.resize((side, side), Image.Resampling.BILINEAR)
+        return np.asarray(image)
+
+
+class FastResize:
+    """fast_image_resize: vector instructions, the same bytes with SSE4.1, AVX2 or none."""
+
+    def __init__(self) -> None:
+        from cykooz_resizer import FilterType, ResizeAlg, ResizeOptions, Resizer
+
+        self._resizer = Resizer()
+        self._options = ResizeOptions(resize_alg=ResizeAlg.convolution(FilterType.bilinear))
+        self._squares: dict[int, tuple[Pixels, Image.Image]] = {}
+
+    def __call__(self, span: Span, side: int) -> Pixels:
+        """Return the window as a square."""
+        # The library refuses RGBX and multiplies the colours of RGBA by the fourth byte; in CMYK all four are equal.
+        image = span.mapped("CMYK")
+        if image.size == (side, side):
+            return np.asarray(image)
+        if side not in self._squares:
+            pixels = np.empty((side, side, 4), np.uint8)
+            self._squares[side] = pixels, Span(pixels.reshape(-1), 4 * side, side, side).mapped("CMYK")
+        pixels, square = self._squares[side]
+        # Not by `crop_box`: the filter would reach over the window's edge (46 dB at worst against a crop).
+        self._resizer.resize_pil(image, square, self._options)
+        return pixels
+
+
+RESIZERS: dict[str, Callable[[], Resize]] = {"fast": FastResize, "pillow": PillowResize}
+
+
+def resizer_of(mixture: Mixture) -> str:
+    """Return which resizer the mixture's `resizer` means on this machine. Raises ValueError if it is not there."""
+    fault = fast_fault()
+    if mixture.resizer == "fast" and fault:
+        raise ValueError(f"resizer: fast does not work here ({fault}); pip install cykooz-resizer, or say pillow")
+    if mixture.resizer == "auto":
+        return "pillow" if fault else "fast"
+    return mixture.resizer
+
+
+@cache
+def fast_fault() -> str:
+    """Return why `fast` cannot be used here; empty if it can.
+
+    It reads the memory of Pillow's images, so it is tried once against Pillow's own answer.
+    """
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 31, 4), np.uint8)
+    span = Span(pixels.reshape(-1)[4 * 3 :], 4 * 31, 23, 17)
+    try:
+        ours = FastResize()(span, 16)
+    except ImportError:
+        return "not installed"
+    except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    worst = int(np.abs(ours[..., :3].astype(int) - PillowResize()(span, 16)[..., :3]).max())
+    if worst > 1:
+        log.warning("resizer fast differs from Pillow by %d levels here, so Pillow resizes", worst)
+        return f"differs from Pillow by {worst} levels"
+    return ""
