@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from headrace import files
 from headrace.pipeline.catalog import OpenedSource, ShardRows
 from headrace.pipeline.errors import SampleError
-from headrace.shards.payloads import LOCAL_GAP_BYTES, MAX_REQUEST_BYTES, REMOTE_GAP_BYTES, coalesce
+from headrace.shards.members import MAX_IMAGE_BYTES
+from headrace.shards.payloads import LOCAL_GAP_BYTES, REMOTE_GAP_BYTES, coalesce
 from headrace.shards.ranges import RangeReader
 from headrace.text import without_secrets
 
@@ -55,7 +56,7 @@ class ChunkReader:
     def __init__(
         self, sources: Sequence[OpenedSource], ranges: RangeReader, *, io_threads: int, verify_crc: bool
     ) -> None:
-        self._sources = sources
+        self.sources = sources
         self._ranges = ranges
         self._verify_crc = verify_crc
         self._pool = ThreadPoolExecutor(io_threads, thread_name_prefix="headrace-read")
@@ -66,7 +67,7 @@ class ChunkReader:
 
     def read(self, source: int, samples: IntArray) -> dict[int, Payload]:
         """Read `samples` of a source now. Raises ReadError."""
-        opened = self._sources[source]
+        opened = self.sources[source]
         shard, row = opened.locate(samples)
         result: dict[int, Payload] = {}
         for one in np.unique(shard):
@@ -86,7 +87,7 @@ class ChunkReader:
         self._ranges.close()
 
     def _read_shard(self, rows: ShardRows, numbers: list[int]) -> list[Payload]:
-        good = [row for row in numbers if rows.offset[row] >= 0 and 0 < rows.size[row] <= MAX_REQUEST_BYTES * 8]
+        good = [row for row in numbers if rows.offset[row] >= 0 and 0 < rows.size[row] <= MAX_IMAGE_BYTES]
         spans = [(int(rows.offset[row]), int(rows.size[row])) for row in good]
         found: dict[int, Payload] = {}
         gap = LOCAL_GAP_BYTES if files.is_local(rows.url) else REMOTE_GAP_BYTES
@@ -145,4 +146,4 @@ class ChunkReader:
 
 
 def _no_span(rows: ShardRows, row: int) -> str:
-    return f"the index says {rows.size[row]} bytes at {rows.offset[row]}"
+    return f"the index says {rows.size[row]} bytes at {rows.offset[row]}; an image has 1 to {MAX_IMAGE_BYTES} bytes"

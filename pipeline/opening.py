@@ -167,14 +167,15 @@ def _check_memory(
     if sum(needs) <= mixture.memory_bytes:
         log.info("shuffle windows of %d lanes: %d of %d bytes", num_lanes, sum(needs), mixture.memory_bytes)
         return
-    largest = max(range(len(needs)), key=needs.__getitem__)
-    order = orders[largest]
     fits = fitting_window(orders, sizes, num_lanes=num_lanes, memory=mixture.memory_bytes)
+    # A window of one chunk cannot be lowered; if a lower window fits, another source has more.
+    largest = max((n for n, order in enumerate(orders) if not fits or order.window_chunks > 1), key=needs.__getitem__)
+    order = orders[largest]
     part = f"of source {order.name!r} (its part is {needs[largest]} bytes)"
-    if order.window_chunks > 1:
-        change = f"shuffle_window {order.shuffle_window} {part}" + (f", {fits} for every source fits" if fits else "")
+    if fits:
+        change = f"shuffle_window {order.shuffle_window} {part}, {fits} for every source fits"
     else:
-        change = f"chunk_samples {order.chunk_samples} {part}"
+        change = f"chunk_samples {order.chunk_samples} {part}, as not even one chunk a lane fits"
     raise ValueError(
         f"the shuffle windows of {num_lanes} lanes hold {sum(needs)} bytes, memory_bytes is {mixture.memory_bytes}; "
         f"lower {change}, or raise memory_bytes to {sum(needs)}, or use more ranks: each has the windows of its lanes"

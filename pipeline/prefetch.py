@@ -11,9 +11,7 @@ the planning thread to. And a batch stays where it is until the stream says that
 
 import _thread
 import threading
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -21,43 +19,17 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.pipeline.augment.views import ChooseWindow
 from headrace.pipeline.chunks import ChunkReader, Payload
-from headrace.pipeline.decode.decoder import Decoder, Images, Item
-from headrace.pipeline.decode.gate import admit
-from headrace.pipeline.errors import SampleError
+from headrace.pipeline.decode.decoder import Images
+from headrace.pipeline.mixture import Mixture
 from headrace.pipeline.order.plan import BatchPlan, StreamPlan
-from headrace.pipeline.quarantine import DamagedSample
+from headrace.pipeline.pictures import MadeRow, PictureMaker
 from headrace.pipeline.threads import Bell, wait_until_gone
-from headrace.text import without_secrets
 
 MAX_PLANNED_BATCHES = 64
 OWN_THREADS = "headrace-"
 
-# A 16-bit PNG of 64 Mi pixels takes 1.4 GB while it is decoded. Pictures over this are decoded one at a time, whatever
-# the number of threads, so that memory is bounded by one of them and a few hundred MB a thread.
-LARGE_PIXELS = 16 << 20
-
 WaitedFor = Literal["read", "decode", "none"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PrefetchLimits:
-    """How far ahead batches are made, and what is refused."""
-
-    prefetch_batches: int
-    memory_bytes: int
-    max_bad_consecutive: int
-    max_pixels: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PictureMaker:
-    """How payloads become pixels: the decoder, and for each view its size and its windows."""
-
-    decoder: Decoder
-    sizes: Sequence[int]
-    windows: Sequence[ChooseWindow]
 
 
 @dataclass(slots=True)
@@ -77,8 +49,8 @@ class PendingBatch:
     chunks: list[Chunk | None]
     views: tuple[Images, ...] | None = None
     """None until decoding begins."""
-    payloads: list[Payload | None] = field(default_factory=list)
-    damaged: list[list[DamagedSample]] = field(default_factory=list)
+    made: dict[int, MadeRow] = field(default_factory=dict)
+    """Rows that have pixels."""
     ready: list[int] = field(default_factory=list)
     """Rows whose payload was read and that no call of the decoder has taken yet."""
     unread: int = 0
@@ -106,8 +78,7 @@ class Prefetcher:
         reader: ChunkReader,
         maker: PictureMaker,
         *,
-        limits: PrefetchLimits,
-        sources: Sequence[tuple[str, int]],
+        mixture: Mixture,
         first: int,
     ) -> None:
         self.batches: dict[int, PendingBatch] = {}
@@ -115,13 +86,13 @@ class Prefetcher:
         self._plan = plan
         self._reader = reader
         self._maker = maker
-        self._limits = limits
-        self._sources = sources  # name and mean bytes of a sample
+        self._prefetch_batches = mixture.prefetch_batches
+        self._memory_bytes = mixture.memory_bytes
+        self._mean_bytes = [source.mean_bytes for source in reader.sources]
         self._chunks: dict[tuple[int, int, int, int], Chunk] = {}
         self._next_plan = self._next_start = self._taken = first
         self._bytes = 0
         self._lock = threading.Lock()  # the workers' counts
-        self._large = threading.Lock()
         self._to_do, self._news = Bell(), Bell()
         self._plan_error: BaseException | None = None
         self._broken: BaseException | None = None
@@ -181,7 +152,7 @@ class Prefetcher:
     def _start_thread(self) -> None:
         try:
             self._thread.start()
-        except BaseException as error:  # noqa: BLE001  no thread can be had: the consumer raises it
+        except (RuntimeError, MemoryError) as error:  # no thread can be had: the consumer raises it
             self._broken = error
             self._begun = False
             self._news.ring()
@@ -195,7 +166,7 @@ class Prefetcher:
                     self._try_to_plan()
                 else:
                     self._to_do.wait()
-        except BaseException as error:  # noqa: BLE001  a thread has no caller: the consumer raises it
+        except BaseException as error:  # noqa: BLE001  a thread has no caller, who would wait for ever: he raises it
             self._broken = error
             self._news.ring()
             while not self._stopped:
@@ -221,14 +192,14 @@ class Prefetcher:
             self._news.ring()
 
     def _may_start(self) -> bool:
-        return self._next_start < min(self._next_plan, self._taken + self._limits.prefetch_batches)
+        return self._next_start < min(self._next_plan, self._taken + self._prefetch_batches)
 
     def _may_plan(self) -> bool:
         num_planned = self._next_plan - self._next_start
         if self._plan_error or self._is_last(self._next_plan) or num_planned >= MAX_PLANNED_BATCHES:
             return False
         # With nothing planned the next batch must go on: opening has checked that one window of all lanes fits.
-        return not num_planned or self._bytes < self._limits.memory_bytes
+        return not num_planned or self._bytes < self._memory_bytes
 
     def _is_last(self, number: int) -> bool:
         return self._plan.num_batches is not None and number >= self._plan.num_batches
@@ -265,16 +236,11 @@ class Prefetcher:
 
     def _read_chunk(self, chunk: Chunk) -> None:
         with self._lock:
-            self._bytes += len(chunk.samples) * self._sources[chunk.source][1]
+            self._bytes += len(chunk.samples) * self._mean_bytes[chunk.source]
         chunk.read = self._reader.submit(chunk.source, chunk.samples)
 
     def _begin_decoding(self, batch: PendingBatch) -> None:
-        num_items = len(batch.chunks)
-        views = self._maker.decoder.empty(num_items, self._maker.sizes)
-        if not batch.plan.valid.all():
-            for view in views:
-                view[~batch.plan.valid] = 0
-        batch.payloads, batch.damaged = [None] * num_items, [[] for _ in range(num_items)]
+        views = self._maker.empty(batch.plan)
         batch.missing = batch.unread = int(batch.plan.valid.sum())
         batch.views = views  # from here on the consumer may take it: a batch of padding has nothing missing
         self._next_start += 1
@@ -311,12 +277,14 @@ class Prefetcher:
 
     def _finish_rows(self, batch: PendingBatch, rows: list[int]) -> None:
         try:
-            self._decode_rows(batch, rows)
-        except BaseException as error:  # noqa: BLE001  whatever it is, the consumer raises it
+            assert batch.views is not None
+            own = {row: self._payload_of(batch, row) for row in rows}
+            batch.made.update(self._maker.fill(batch.plan, own, batch.views))
+        except BaseException as error:  # noqa: BLE001  a decoder of others may raise anything: the consumer raises it
             batch.error = batch.error or error
             self._news.ring()
             return
-        freed = sum(self._sources[int(batch.plan.placed.source[row])][1] for row in rows)
+        freed = sum(self._mean_bytes[int(batch.plan.placed.source[row])] for row in rows)
         with self._lock:
             batch.missing -= len(rows)
             self._bytes -= freed
@@ -325,87 +293,8 @@ class Prefetcher:
             self._news.ring()
             self._to_do.ring()
 
-    def _decode_rows(self, batch: PendingBatch, rows: list[int]) -> None:
-        """Decode rows, and what replaces those that are damaged."""
-        assert batch.views is not None
-        waiting = {row: self._payload_of(batch, row) for row in rows}
-        faults: dict[int, list[tuple[Payload, SampleError]]] = {row: [] for row in rows}
-        while waiting:
-            errors = self._decode(batch, waiting)
-            again: dict[int, Payload] = {}
-            for row, payload in waiting.items():
-                batch.payloads[row] = payload
-                if row not in errors:
-                    continue
-                faults[row].append((payload, errors[row]))
-                replacement = self._replacement(batch, row, len(faults[row]))
-                if replacement is not None:
-                    again[row] = replacement
-                    continue
-                for view in batch.views:
-                    view[row] = 0
-            waiting = again
-        for row in rows:
-            batch.damaged[row] = self._note(batch, row, faults[row]) if faults[row] else []
-
     def _payload_of(self, batch: PendingBatch, row: int) -> Payload:
         chunk = batch.chunks[row]
         assert chunk is not None
         assert chunk.read is not None
         return chunk.read.result().pop(int(batch.plan.placed.sample[row]))
-
-    def _decode(self, batch: PendingBatch, payloads: dict[int, Payload]) -> dict[int, SampleError]:
-        """Decode one payload for each row; return the errors by row."""
-        assert batch.views is not None
-        errors: dict[int, SampleError] = {}
-        items: list[Item] = []
-        for row, payload in payloads.items():
-            try:
-                if payload.fault is not None:
-                    raise payload.fault
-                orientation = int(payload.rows.orientation[payload.row])
-                header = admit(payload.data, orientation=orientation, max_pixels=self._limits.max_pixels)
-                items.append(Item(payload.data, header, int(batch.plan.position[row]), row))
-            except SampleError as error:
-                errors[row] = error
-        if not items:
-            return errors
-        is_large = any(item.header.height * item.header.width > LARGE_PIXELS for item in items)
-        with self._large if is_large else nullcontext():
-            answers = self._maker.decoder.decode(items, self._maker.windows, batch.views)
-        if len(answers) != len(items):
-            name = type(self._maker.decoder).__name__
-            raise ValueError(f"decoder {name} gave {len(answers)} answers for {len(items)} pictures")
-        for item, answer in zip(items, answers, strict=True):
-            if answer is not None:
-                errors[item.row] = answer
-        return errors
-
-    def _replacement(self, batch: PendingBatch, row: int, steps: int) -> Payload | None:
-        """Read the sample `steps` after this row's own; None if there is to be none."""
-        # At the limit the budget stops the run when this batch is delivered.
-        if not self._plan.replaces or steps >= self._limits.max_bad_consecutive:
-            return None
-        sample = self._plan.replacement(batch.plan.placed, row, steps)
-        source = int(batch.plan.placed.source[row])
-        return self._reader.read(source, np.array([sample], np.int64))[sample]
-
-    def _note(self, batch: PendingBatch, row: int, faults: list[tuple[Payload, SampleError]]) -> list[DamagedSample]:
-        given = batch.payloads[row]
-        key = given.key if given is not None and given is not faults[-1][0] else ""
-        source = self._sources[int(batch.plan.placed.source[row])][0]
-        return [_damaged(int(batch.plan.position[row]), source, *fault, key) for fault in faults]
-
-
-def _damaged(position: int, source: str, payload: Payload, error: SampleError, replaced_by: str) -> DamagedSample:
-    shard, offset = payload.where
-    return DamagedSample(
-        position=position,
-        source=source,
-        shard=without_secrets(shard),
-        key=payload.key,
-        offset=offset,
-        reason=error.reason,
-        message=str(error),
-        replaced_by=replaced_by,
-    )

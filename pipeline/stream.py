@@ -25,13 +25,14 @@ from numpy.typing import NDArray
 
 from headrace.pipeline import copies
 from headrace.pipeline import state as stream_state
-from headrace.pipeline.augment.views import planned_views, view_windows
+from headrace.pipeline.augment.views import planned_views
 from headrace.pipeline.catalog import OpenedSource, collate
 from headrace.pipeline.chunks import ChunkReader, Payload
 from headrace.pipeline.decode import Images, decoder_types
 from headrace.pipeline.mixture import Mixture
 from headrace.pipeline.order.plan import StreamPlan
-from headrace.pipeline.prefetch import PendingBatch, PictureMaker, Prefetcher, PrefetchLimits, WaitedFor
+from headrace.pipeline.pictures import PictureMaker
+from headrace.pipeline.prefetch import PendingBatch, Prefetcher, WaitedFor
 from headrace.pipeline.quarantine import DamageCount, DamageReport, Quarantine, log_new_reasons
 from headrace.shards.ranges import RangeReader
 
@@ -247,7 +248,6 @@ class Stream:
         ranges = RangeReader(mixture.patience)
         reader = ChunkReader(self.sources, ranges, io_threads=mixture.io_threads, verify_crc=mixture.verify_crc)
         decoder = decoder_types()[mixture.decoder](stream_state.with_resizer(mixture, self._identity))
-        sizes = [view.image_size for view in planned_views(mixture)]
         log.info(
             "reading from position %d: %d reads at once, decoder %s, resizer %s, %d calls at once, views of %s pixels",
             self.position,
@@ -255,19 +255,13 @@ class Stream:
             mixture.decoder,
             self._identity["resizer"],
             decoder.calls_at_once,
-            ", ".join(map(str, sizes)),
+            ", ".join(str(view.image_size) for view in planned_views(mixture)),
         )
         prefetcher = Prefetcher(
             self.plan,
             reader,
-            PictureMaker(decoder=decoder, sizes=sizes, windows=view_windows(mixture)),
-            limits=PrefetchLimits(
-                prefetch_batches=mixture.prefetch_batches,
-                memory_bytes=mixture.memory_bytes,
-                max_bad_consecutive=mixture.max_bad_consecutive,
-                max_pixels=mixture.max_pixels,
-            ),
-            sources=[(source.config.name, source.mean_bytes) for source in self.sources],
+            PictureMaker(mixture, self.plan, reader, decoder),
+            mixture=mixture,
             first=self._delivered,
         )
         return Reading(ranges, prefetcher)
@@ -283,7 +277,7 @@ class Stream:
         items = np.flatnonzero(pending.plan.valid).tolist()
         chunks = [self.plan.chunk_of(pending.plan, item) for item in items]
         report = DamageReport(
-            [pending.damaged[item] for item in items],
+            [pending.made[item].damaged for item in items],
             [(chunk, self.plan.chunk_samples(chunk[0])) for chunk in chunks],
         )
         self._quarantine.write(number, report)
@@ -293,10 +287,9 @@ class Stream:
 
     def _to_batch(self, pending: PendingBatch, waited: float, waited_for: WaitedFor) -> Batch:
         assert pending.views is not None
-        replaces = self.plan.replaces
         given = [
-            payload if replaces or not damaged else None
-            for payload, damaged in zip(pending.payloads, pending.damaged, strict=True)
+            made.payload if made and (self.plan.replaces or not made.damaged) else None
+            for made in map(pending.made.get, range(len(pending.plan.valid)))
         ]
         return Batch(
             images=pending.views[0],

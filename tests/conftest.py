@@ -1,10 +1,16 @@
 """Fixtures that every test file shares, and the list of skipped tests that CI compares with the committed one."""
 
+import contextlib
+import http.server
 import logging
 import os
+import re
 import resource
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -15,6 +21,7 @@ settings.register_profile(
 )
 settings.load_profile("headrace")
 
+MAX_STALL_SECONDS = 60
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -73,6 +80,116 @@ def hold(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], dict[
         return {**os.environ, "PYTHONPATH": path, "HOLD_FILES": files, "HOLD_AT": str(count)}
 
     return environment
+
+
+@dataclass
+class RangeServer:
+    """A server of ranges over one folder; `faults` are used up one a request, by requests whose path ends as named."""
+
+    folder: Path
+    faults: list[str] = field(default_factory=list)
+    faulty: str = ".tar"
+    ranges: list[tuple[str, int, int]] = field(default_factory=list)
+    url: str = ""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def next_fault(self, path: str) -> str:
+        """Return the fault of this request, or nothing."""
+        with self.lock:
+            return self.faults.pop(0) if self.faults and path.endswith(self.faulty) else ""
+
+
+@pytest.fixture
+def range_server() -> Iterator[Callable[[str], RangeServer]]:
+    """Start servers over folders: `range_server(folder)`."""
+    running = []
+
+    def start(folder: str) -> RangeServer:
+        state = RangeServer(Path(folder))
+        handler = type("Bound", (_Handler,), {"state": state})
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        running.append((server, thread))
+        state.url = f"http://127.0.0.1:{server.server_address[1]}"
+        return state
+
+    yield start
+    for server, thread in running:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    state: RangeServer
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+    def _answer(self, *, body: bool) -> None:
+        path = self.state.folder / unquote(self.path).lstrip("/")
+        if not path.is_file():
+            self.send_error(404)
+            return
+        data = path.read_bytes()
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        fault = self.state.next_fault(self.path) if asked else ""
+        if asked is None:
+            self._send(200, data, {}, body=body)
+            return
+        start, end = int(asked[1]), min(int(asked[2]), len(data) - 1)
+        self.state.ranges.append((self.path, start, end))
+        if start >= len(data):
+            self._send(416, b"", {"Content-Range": f"bytes */{len(data)}"}, body=body)
+            return
+        headers = {"Content-Range": f"bytes {start}-{end}/{len(data)}"}
+        self._send_faulty(fault, data[start : end + 1], headers)
+
+    def _send_faulty(self, fault: str, data: bytes, headers: dict[str, str]) -> None:
+        if fault == "503":
+            self._send(503, b"busy", {}, body=True)
+        elif fault == "stall":
+            self._send(206, data, headers, body=False)
+            self.connection.settimeout(MAX_STALL_SECONDS)
+            with contextlib.suppress(OSError):
+                self.connection.recv(1)  # returns when the reader hangs up
+            self.close_connection = True
+        elif fault == "zeros":
+            self._send(206, bytes(len(data)), headers, body=True)
+        elif fault == "short":
+            self._send(206, data, headers, body=False)
+            self.wfile.write(data[: len(data) // 2])
+            self.close_connection = True
+        elif fault == "reset":
+            self.connection.close()
+            self.close_connection = True
+        elif fault == "redirect":
+            self._send(302, b"", {"Location": self.path}, body=True)
+        elif fault == "elsewhere":
+            self._send(302, b"", {"Location": "file:///etc/hostname"}, body=True)
+        elif fault == "lie":
+            self._send(206, data, {"Content-Range": "bytes 0-9/10"}, body=True)
+        else:
+            assert not fault, fault
+            self._send(206, data, headers, body=True)
+
+    def _send(self, status: int, data: bytes, headers: dict[str, str], *, body: bool) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -2,8 +2,8 @@
 
 An epoch is the source's chunks (a chunk = `chunk_samples` consecutive samples of the concatenated index) in the order
 of a keyed permutation, the one short chunk last; it is cut into one share a lane; inside a share the samples are
-permuted within windows of whole chunks. Every sample comes once an epoch. A reader would get one thing wrong: shares
-differ by one sample, and the longer ones rotate with the epoch, so lanes may stand in adjacent epochs at the same row.
+permuted within windows of whole chunks. Every sample comes once an epoch. Shares differ by one sample, and the longer
+ones rotate with the epoch, so lanes may stand in adjacent epochs at the same row.
 """
 
 from dataclasses import dataclass

@@ -603,11 +603,20 @@ def test_numbers_that_do_not_fit_are_refused(mixture: Mixture, arguments: dict[s
 
 
 def test_windows_that_do_not_fit_into_memory_are_refused(mixture: Mixture) -> None:
-    with pytest.raises(ValueError, match=r"lower shuffle_window 24 of source 'large' .* or raise memory_bytes"):
+    with pytest.raises(
+        ValueError, match=r"lower shuffle_window 24 of source 'large' .* for every source fits, or raise"
+    ):
+        open_stream(dataclasses.replace(mixture, memory_bytes=100_000), global_batch=8)
+    # No window fits: to name it would send whoever lowers it in circles.
+    with pytest.raises(
+        ValueError, match=r"lower chunk_samples 3 of source 'large' .* not even one chunk a lane fits, or"
+    ):
         open_stream(dataclasses.replace(mixture, memory_bytes=10_000), global_batch=8)
-    one_chunk = dataclasses.replace(mixture.sources[0], shuffle_window=0)
-    with pytest.raises(ValueError, match=r"lower chunk_samples 3 of source 'large'"):
-        open_stream(dataclasses.replace(mixture, sources=(one_chunk,), memory_bytes=10_000), global_batch=8)
+    # A window of one chunk cannot be lowered, though its part is the largest.
+    large = dataclasses.replace(mixture.sources[0], chunk_samples=6, shuffle_window=0)
+    small = dataclasses.replace(mixture.sources[1], chunk_samples=1, shuffle_window=16)
+    with pytest.raises(ValueError, match=r"lower shuffle_window 16 of source 'small' .* for every source fits, or"):
+        open_stream(dataclasses.replace(mixture, sources=(large, small), memory_bytes=140_000), global_batch=8)
     # Half the lanes, half the memory.
     with pytest.raises(ValueError, match="of 2 lanes"):
         open_stream(dataclasses.replace(mixture, memory_bytes=10_000), global_batch=8, world_size=2)

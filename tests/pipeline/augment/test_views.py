@@ -76,7 +76,6 @@ def old_state(mixture: Mixture) -> dict[str, Any]:
 
 def test_a_state_of_version_1_continues_a_mixture_of_one_view(mixture: Mixture) -> None:
     (_, expected) = batches(mixture, 2)
-    # As written by the version before, for these two datasets' sizes and names: the digest of size and augment.
     with open_stream(dataclasses.replace(mixture, views=(View(),)), global_batch=8) as stream:
         stream.load_state_dict(old_state(mixture))
         assert stream.position == 8

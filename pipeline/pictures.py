@@ -1,0 +1,138 @@
+"""From payloads to the pixels of a batch: the gate, the decoder, and what replaces a damaged sample.
+
+Threads of a pool call this at the same time, never for the same rows of a batch.
+"""
+
+import dataclasses
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+
+import numpy as np
+
+from headrace.pipeline.augment.views import planned_views, view_windows
+from headrace.pipeline.chunks import ChunkReader, Payload
+from headrace.pipeline.decode.decoder import Decoder, Images, Item
+from headrace.pipeline.decode.gate import admit
+from headrace.pipeline.errors import SampleError
+from headrace.pipeline.mixture import Mixture
+from headrace.pipeline.order.plan import BatchPlan, StreamPlan
+from headrace.pipeline.quarantine import DamagedSample
+from headrace.text import without_secrets
+
+# A 16-bit PNG of 64 Mi pixels takes 1.4 GB while it is decoded. Pictures over this are decoded one at a time, whatever
+# the number of threads, so that memory is bounded by one of them and a few hundred MB a thread.
+LARGE_PIXELS = 16 << 20
+
+Fault = tuple[Payload, SampleError]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MadeRow:
+    """What a row of a batch holds now."""
+
+    payload: Payload
+    """Whose pixels they are, without its data; of a damaged sample that nothing replaces, its own."""
+    damaged: list[DamagedSample]
+    """The row's own sample if it is damaged, then the replacements that are damaged too."""
+
+
+class PictureMaker:
+    """Writes every view of rows of a batch."""
+
+    def __init__(self, mixture: Mixture, plan: StreamPlan, reader: ChunkReader, decoder: Decoder) -> None:
+        self.decoder = decoder
+        self._plan = plan
+        self._reader = reader
+        self._names = [source.name for source in mixture.sources]
+        self._max_pixels = mixture.max_pixels
+        self._max_bad_consecutive = mixture.max_bad_consecutive
+        self._sizes = [view.image_size for view in planned_views(mixture)]
+        self._windows = view_windows(mixture)
+        self._large = threading.Lock()
+
+    def empty(self, plan: BatchPlan) -> tuple[Images, ...]:
+        """Return memory for a batch, its padding black."""
+        views = self.decoder.empty(len(plan.valid), self._sizes)
+        if not plan.valid.all():
+            for view in views:
+                view[~plan.valid] = 0
+        return views
+
+    def fill(self, plan: BatchPlan, own: Mapping[int, Payload], views: Sequence[Images]) -> dict[int, MadeRow]:
+        """Write the rows of `own`, which holds the sample of each, into `views`.
+
+        A damaged sample is replaced where the plan says so, else its row is black. Raises ReadError where a
+        replacement cannot be read.
+        """
+        given = dict(own)
+        faults: dict[int, list[Fault]] = {row: [] for row in own}
+        waiting = own
+        while waiting:
+            again: dict[int, Payload] = {}
+            for row, error in self._decode(plan, waiting, views).items():
+                faults[row].append((waiting[row], error))
+                replacement = self._replacement(plan, row, len(faults[row]))
+                if replacement is not None:
+                    again[row] = replacement
+                    continue
+                for view in views:
+                    view[row] = 0
+            given.update(again)
+            waiting = again
+        return {
+            row: MadeRow(dataclasses.replace(payload, data=b""), self._note(plan, row, payload, faults[row]))
+            for row, payload in given.items()
+        }
+
+    def _decode(
+        self, plan: BatchPlan, payloads: Mapping[int, Payload], out: Sequence[Images]
+    ) -> dict[int, SampleError]:
+        """Decode one payload for each row; return the errors by row."""
+        errors: dict[int, SampleError] = {}
+        items: list[Item] = []
+        for row, payload in payloads.items():
+            try:
+                if payload.fault is not None:
+                    raise payload.fault
+                orientation = int(payload.rows.orientation[payload.row])
+                header = admit(payload.data, orientation=orientation, max_pixels=self._max_pixels)
+                items.append(Item(payload.data, header, int(plan.position[row]), row))
+            except SampleError as error:
+                errors[row] = error
+        if not items:
+            return errors
+        is_large = any(item.header.height * item.header.width > LARGE_PIXELS for item in items)
+        with self._large if is_large else nullcontext():
+            answers = self.decoder.decode(items, self._windows, out)
+        if len(answers) != len(items):
+            name = type(self.decoder).__name__
+            raise ValueError(f"decoder {name} gave {len(answers)} answers for {len(items)} pictures")
+        return errors | {item.row: error for item, error in zip(items, answers, strict=True) if error is not None}
+
+    def _replacement(self, plan: BatchPlan, row: int, steps: int) -> Payload | None:
+        """Read the sample `steps` after this row's own; None if there is to be none."""
+        # At the limit the budget stops the run when this batch is delivered.
+        if not self._plan.replaces or steps >= self._max_bad_consecutive:
+            return None
+        sample = self._plan.replacement(plan.placed, row, steps)
+        return self._reader.read(int(plan.placed.source[row]), np.array([sample], np.int64))[sample]
+
+    def _note(self, plan: BatchPlan, row: int, given: Payload, faults: Sequence[Fault]) -> list[DamagedSample]:
+        replaced_by = given.key if faults and given is not faults[-1][0] else ""
+        source = self._names[int(plan.placed.source[row])]
+        return [_damaged(int(plan.position[row]), source, *fault, replaced_by) for fault in faults]
+
+
+def _damaged(position: int, source: str, payload: Payload, error: SampleError, replaced_by: str) -> DamagedSample:
+    shard, offset = payload.where
+    return DamagedSample(
+        position=position,
+        source=source,
+        shard=without_secrets(shard),
+        key=payload.key,
+        offset=offset,
+        reason=error.reason,
+        message=str(error),
+        replaced_by=replaced_by,
+    )
