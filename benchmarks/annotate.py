@@ -2,13 +2,8 @@
 
     python benchmarks/annotate.py IMAGES.tar [--yunet MODEL.onnx] [--clip ViT-B-32]
 
-The one thing a reader would get wrong: rates are without decoding, which is a line of its own and done once for all.
+Rates are without decoding, which is a line of its own and done once for all annotators.
 """
-
-import sys
-
-# Beside this file lies select.py, which has the name of a standard module: this folder must come last on the path.
-sys.path.sort(key=lambda entry: entry.endswith("benchmarks"))
 
 import argparse
 import tempfile
@@ -28,6 +23,7 @@ from headrace.curation.annotate.annotators.clip import ClipScore, ClipScoreConfi
 from headrace.curation.annotate.annotators.faces import FaceBoxes, FacesConfig
 from headrace.curation.annotate.annotators.hashes import Hashes, HashesConfig, ImageHashes, image_hashes
 from headrace.curation.annotate.annotators.image import ImageConfig, ImageFacts
+from headrace.curation.annotate.annotators.quality import Quality, QualityConfig
 from headrace.curation.annotate.annotators.unsafe_text import UnsafeText, UnsafeTextConfig
 from headrace.curation.annotate.decode import decode
 from headrace.shards.images.decode import decode_rgb
@@ -175,6 +171,7 @@ def main() -> None:
     annotators: dict[str, Annotator] = {
         "image": ImageFacts(ImageConfig()),
         "hashes": Hashes(HashesConfig()),
+        "quality": Quality(QualityConfig()),
         "caption": CaptionFacts(CaptionConfig()),
         "unsafe_text": UnsafeText(UnsafeTextConfig()),
         "faces, haar": FaceBoxes(FacesConfig()),

@@ -1,9 +1,8 @@
 """Images per second of our stream beside webdataset + DataLoader, and beside a bare libjpeg-turbo loop.
 
 Same shards, same cores, same pictures out: RandomResizedCrop 224 (antialiased) and flip, uint8 batches. Contestants
-run in turn, several rounds, and the best round of each counts: on a shared machine compare ratios, not numbers. The
-one thing a reader would get wrong: webdataset runs with the number of workers that suits it best, ours with one
-thread a core.
+run in turn, several rounds, and the best round of each counts: on a shared machine compare ratios, not numbers. Ours
+runs with one thread a core; webdataset with one worker and with two, of which the better suits it.
 
     python benchmarks/loader.py imagenet-sample.tar [--images 2400] [--rounds 3]
 """

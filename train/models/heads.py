@@ -1,9 +1,8 @@
 """The attentive probe of AIM, several learning rates side by side.
 
-Invariant: probe number r is what it would be alone; the probes share tokens, nothing else. The one thing a reader would
-get wrong: keys and values are never formed for every token. Without biases, q . (K x) = (K' q) . x and sum a V x = V
-sum a x, so a token costs D x heads products instead of D x D, with the same result. Source: AIM, arXiv:2401.08541,
-section 4.3, equation 4.
+Probe number r is what it would be alone; the probes share tokens, nothing else. Keys and values are never formed for
+every token: without biases, q . (K x) = (K' q) . x and sum a V x = V sum a x, so a token costs D x heads products
+instead of D x D, with the same result. Source: AIM, arXiv:2401.08541, section 4.3, equation 4.
 """
 
 # R probes, B batch, L tokens, D width, A attention heads, E width of one head, C classes

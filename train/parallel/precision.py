@@ -1,8 +1,7 @@
 """Which floating-point format a step computes in.
 
-Invariant: weights, moments and reductions stay in fp32; only the forward and backward of the objective run in bf16. The
-one thing a reader would get wrong: `auto` means fp32 on a CPU even where it has bf16 instructions, so that CPU runs
-agree bit for bit.
+Weights, moments and reductions stay in fp32; only the forward and backward of the objective run in bf16. On a CPU
+`auto` is fp32 even where it has bf16 instructions, so that runs on CPUs agree bit for bit.
 """
 
 import torch

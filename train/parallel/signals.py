@@ -1,7 +1,7 @@
 """How a run is asked to stop.
 
 A signal only asks: the loop saves and leaves at the end of its step, on all ranks together. Where one process waits for
-its data the wait ends at once. A second signal ends the process.
+its data the wait ends at once. The same signal again ends the process.
 """
 
 import contextlib

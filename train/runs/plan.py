@@ -33,12 +33,11 @@ def plan_run(config: RunConfig) -> list[str]:
         f"steps: {config.steps:,} of {config.global_batch:,} images = {images:,} images",
     ]
     # Opening reads manifests only, and refuses what the run would refuse: lanes, memory, a missing dataset.
-    open_stream(config.mixture, global_batch=config.global_batch, columns=objective.columns).close()
-    weights = sum(source.weight for source in config.mixture.sources)
-    for source in config.mixture.sources:
-        size = open_dataset(source.url, index_dir=source.index_dir or None).num_samples
-        seen = images * source.weight / weights
-        lines.append(f"source {source.name}: {seen:,.0f} of {size:,} samples = {seen / max(1, size):.2f} epochs")
+    with open_stream(config.mixture, global_batch=config.global_batch, columns=objective.columns) as stream:
+        for source in stream.sources:
+            name, size = source.config.name, source.num_samples
+            seen = images * stream.weights[name]
+            lines.append(f"source {name}: {seen:,.0f} of {size:,} samples = {seen / size:.2f} epochs")
     if config.validation:
         size = open_dataset(config.validation.dataset).num_samples
         used = min(size, config.validation.samples or size)
