@@ -50,3 +50,10 @@ def test_an_unknown_kind_names_the_known_ones(run: Run, tmp_path: Path) -> None:
     assert code == 1
     assert "--kind: unknown 'moco' of a run; known: aim, " in text
     assert not (tmp_path / "mine.yaml").exists()
+
+
+def test_a_file_in_the_place_of_a_folder_is_told_so(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "there").touch()
+    code, text = run("new", "recipe", tmp_path / "there" / "mine.yaml")
+    assert code == 1
+    assert "there'; a file is in the way of a folder" in text

@@ -103,6 +103,8 @@ def _run() -> None:
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         if isinstance(error, OSError) and is_full_disk(error):
             notes += "; make room there, then run the same command again"
+        elif isinstance(error, FileExistsError | NotADirectoryError) and error.errno:
+            notes += "; a file is in the way of a folder: name another, or remove it"
         sys.exit(f"headrace: {one_line(str(error) + notes) or type(error).__name__}")
     except ImportError as error:
         # fsspec says what to install for a URL of s3, gs, ...; the missing module is the cause of its error.
@@ -116,6 +118,7 @@ def _run() -> None:
             raise
         sys.exit(f"headrace: {one_line(str(error))}")
     except Exception as error:
+        # Broad, as these are known by name only: Typer exports few of its errors, and BACKENDS are imported by fsspec.
         if isinstance(error, USAGE_ERROR):
             sys.exit(f"headrace: {_usage_message(error)}")
         if type(error).__module__.partition(".")[0] not in BACKENDS:

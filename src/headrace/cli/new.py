@@ -48,8 +48,8 @@ def new_command(
 
     text = template(what.value, kind).replace(f"examples/{_name(what.value, kind)}", file)
     path = Path(file)
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as stream:
             stream.write(text)
     except FileExistsError as error:

@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM: a command lets go of owners and locks, ends its workers, says one line and exits with 128 + N.
 
-The one thing a reader would get wrong: what the handler raises must be a SystemExit. asyncio swallows most other
-exceptions of a handler, and Typer answers a KeyboardInterrupt itself. A second signal ends the process at once.
+What the handler raises must be a SystemExit: asyncio swallows most other exceptions of a handler, and Typer answers a
+KeyboardInterrupt itself. A second signal ends the process at once.
 """
 
 import contextlib
@@ -35,10 +35,9 @@ def ending_on_signals() -> Iterator[None]:
             previous[number] = signal.signal(number, stop)
     try:
         yield
-    except BaseException:
+    except BaseException:  # whatever the SystemExit became on its way up: DuckDB makes a RuntimeError of it
         if not caught:
             raise
-        # Whatever it became on its way up: DuckDB makes a RuntimeError of it.
         print(f"headrace: stopped by {signal.Signals(caught[0]).name}", file=sys.stderr)
         raise SystemExit(128 + caught[0]) from None
     finally:
