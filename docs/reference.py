@@ -55,6 +55,9 @@ Made by `python docs/reference.py` from the commands themselves. A mistake of yo
 an interrupt with 128 + the signal's number.
 
 Every command takes `-v` (log what is done) and `-q` (no progress, no warnings), before or after its name.
+
+What reports ends with numbers and the next command to type (`next: headrace ...`; `-q` leaves that out). With `--json`
+it prints one JSON document on stdout and nothing else; progress and errors are on stderr.
 """
 
 

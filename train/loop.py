@@ -44,6 +44,8 @@ class TrainResult:
     """Optimizer steps done."""
     is_first: bool
     """True in the one process that speaks to the user."""
+    has_trunk: bool
+    """True if a probe can read what was trained."""
     stopped_by: int = 0
     """The signal that stopped the run before its last step; the same command continues it. 0 = it is finished."""
 
@@ -108,6 +110,7 @@ def _run(
                 out=Path(config.out),
                 step=state.step,
                 is_first=ranks.is_first,
+                has_trunk=state.objective.trunk is not None,
                 stopped_by=ranks.stop.number or int(signal.SIGTERM),
             )
 
@@ -120,7 +123,12 @@ def _run(
         if last:
             with ranks.first_writes("the exported weights") as writes:
                 export_model(Path(config.out), config, state.objective, writes=writes)
-            return TrainResult(out=Path(config.out), step=state.step, is_first=ranks.is_first)
+            return TrainResult(
+                out=Path(config.out),
+                step=state.step,
+                is_first=ranks.is_first,
+                has_trunk=state.objective.trunk is not None,
+            )
 
         batch = _next_batch(state, ranks)
         if batch is None:

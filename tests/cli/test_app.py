@@ -1,5 +1,6 @@
 """A user's mistake ends as one line and exit code 1, whatever is in it."""
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,10 @@ def test_without_a_command_the_help_is_shown(
         app.main()
     assert not stopped.value.code
     assert "curate" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", sorted(set(app.COMMANDS) - {"demo", "new"}))
+def test_every_command_that_reports_takes_json(name: str) -> None:
+    command = next(command for command in app.app.registered_commands if command.name == name)
+    assert command.callback is not None
+    assert "json" in inspect.signature(command.callback).parameters

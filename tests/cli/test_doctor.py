@@ -26,6 +26,13 @@ def test_it_names_versions_decoders_and_the_folder(run: Run, tmp_path: Path) -> 
     assert str(tmp_path) in found["disk"]["text"]
 
 
+def test_it_ends_with_numbers_and_the_next_command(run: Run, tmp_path: Path) -> None:
+    _, found = _findings(run, tmp_path)
+    counts, following = run("doctor", tmp_path)[1].splitlines()[-2:]
+    assert counts.startswith(f"{sum(finding['verdict'] == 'ok' for finding in found.values())} ok, ")
+    assert following == "next: headrace demo"
+
+
 def test_an_absent_extra_says_how_to_get_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     version = doctor._version
     monkeypatch.setattr(doctor, "_version", lambda name: None if name == "ray" else version(name))

@@ -1,6 +1,7 @@
 """`headrace import`: what a user sees."""
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,3 +133,32 @@ def test_every_command_takes_every_path(
     assert code == 0, text
     if name != "~":
         assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "mixture.yaml"])
+
+
+def test_it_ends_with_the_next_commands(run: Run, folder: Path, tmp_path: Path) -> None:
+    _, text = run("import", folder, tmp_path / "out", "--executor", "inline")
+    assert [line for line in text.splitlines() if line.startswith("next: ")] == [
+        f"next: headrace verify {tmp_path}/out --decode",
+        "next: headrace new mixture mixture.yaml",
+    ]
+    assert "next: " not in run("import", "-q", folder, tmp_path / "out", "--executor", "inline")[1]
+
+
+def test_json_is_one_object_with_the_numbers(run: Run, folder: Path, tmp_path: Path) -> None:
+    code, text = run("import", "-q", folder, tmp_path / "out", "--executor", "inline", "--json")
+    facts = json.loads(text)
+    assert (code, facts["command"], facts["dataset"]) == (0, "import", f"{tmp_path}/out")
+    assert (facts["num_inputs"], facts["num_samples"], facts["num_shards"]) == (4, 3, 1)
+    assert (facts["rejects"], facts["classes"]) == ({"not-image": 1}, ["cat", "dog"])
+    assert "streams badly" in facts["remarks"][0]
+    plan = json.loads(run("import", folder, tmp_path / "other", "--json", "--dry-run")[1])["plan"]
+    assert plan[-1].startswith("would import 4 inputs")
+
+
+def test_a_file_in_the_place_of_the_dataset_is_named_with_what_to_do(run: Run, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    code, text = run("import", folder, tmp_path / "out", "--executor", "inline")
+    assert code == 1
+    assert text.splitlines()[-1].endswith(
+        f"'{tmp_path}/out'; a file is in the way of a folder: name another, or remove it"
+    )

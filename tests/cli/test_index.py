@@ -1,6 +1,7 @@
 """`headrace index`: what a user sees."""
 
 import io
+import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -182,3 +183,27 @@ def test_a_manifest_that_lost_a_shard_is_not_whole(run: Run, tars: Path) -> None
     (tars / "index" / "a.parquet").write_bytes(b"junk")
     code, text = run("index", tars, "--executor", "inline")
     assert "made again, its index was damaged: a: sha256 of the index is" in text
+
+
+def test_it_ends_with_the_next_commands(run: Run, tars: Path, tmp_path: Path) -> None:
+    _, text = run("index", tars, "--index-dir", tmp_path / "index", "--executor", "inline")
+    assert [line for line in text.splitlines() if line.startswith("next: ")] == [
+        f"next: headrace verify {tars} --index-dir {tmp_path}/index --decode",
+        "next: headrace new mixture mixture.yaml",
+    ]
+
+
+def test_json_is_one_object_with_every_folder(run: Run, tars: Path, tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "c.tar").write_bytes((tars / "a.tar").read_bytes())
+    (tmp_path / "more" / "d.tar.gz").touch()
+    code, text = run("index", "-q", tars, tmp_path / "more", "--executor", "inline", "--json")
+    facts = json.loads(text)
+    second, first = facts["folders"]
+    assert (code, first["folder"], second["folder"]) == (0, str(tars), f"{tmp_path}/more")
+    assert (first["num_samples"], second["num_samples"]) == (4, 2)
+    assert [(shard, key) for shard, key, _, _ in first["faults"]] == [("a", "2"), ("b", "2")]
+    assert sum(first["members"].values()) == 8
+    assert "d.tar.gz" in facts["remarks"][0]
+    plan = json.loads(run("index", tars, "--json", "--dry-run")[1])["plan"]
+    assert plan == [f"would index 2 tars of {tars} (a.tar .. b.tar) into {tars}"]

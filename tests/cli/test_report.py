@@ -28,7 +28,10 @@ def dataset(tmp_path: Path) -> Path:
 
 def test_a_dataset_is_reported_into_its_folder(run: Run, dataset: Path) -> None:
     code, text = run("report", dataset)
-    assert (code, text.count("\n")) == (0, 1)
+    assert (code, text.splitlines()[1:]) == (
+        0,
+        [f"next: headrace verify {dataset} --decode", "next: headrace new mixture mixture.yaml"],
+    )
     report = json.loads((dataset / "report" / "report.json").read_text())
     assert report["facts"]["num_samples"] == 6
     assert report["facts"]["num_shards"] == 2
@@ -43,8 +46,9 @@ def test_out_and_title(run: Run, dataset: Path, tmp_path: Path) -> None:
 
 
 def test_a_dry_run_writes_nothing(run: Run, dataset: Path) -> None:
+    plan = json.loads(run("report", dataset, "--dry-run", "--json")[1])["plan"]
     code, text = run("report", dataset, "--dry-run")
-    assert code == 0
+    assert (code, text.splitlines()) == (0, plan)
     assert "report.html" in text
     assert not (dataset / "report").exists()
 

@@ -1,6 +1,7 @@
 """`headrace stream` shows a mixture, and says in one line what a user got wrong."""
 
 import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,7 @@ def test_it_shows_sources_batches_speed_and_waiting(mixture_file: Path) -> None:
     assert [line.split(":")[0] for line in lines[2:5]] == [f"batch {n} at position {8 * n}" for n in range(3)]
     assert lines[5].startswith("24 images in ")
     assert lines[6].startswith("waited ")
-    assert lines[7] == "views dots 2.0000"
+    assert lines[7:] == ["views dots 2.0000", "next: headrace new run run.yaml"]
 
 
 def test_bench_measures_without_keys(mixture_file: Path) -> None:
@@ -114,3 +115,14 @@ def test_keys_cannot_command_the_terminal(capsys: pytest.CaptureFixture[str]) ->
     out = capsys.readouterr().out
     assert "\x1b" not in out
     assert out.startswith("batch 0 at position 0: a [2Jb")
+
+
+def test_json_is_one_object_with_sources_and_speed(mixture_file: Path) -> None:
+    done = headrace(str(mixture_file), "--batches", "3", "--global-batch", "8", "--json")
+    facts = json.loads(done.stdout)
+    assert (done.returncode, facts["sources"]["dots"]["num_samples"], facts["view_pixels"]) == (0, 12, [16])
+    assert facts["delivery"]["num_images"] == 24
+    assert facts["delivery"]["views"] == {"dots": 2.0}
+    assert set(facts["delivery"]["waited_seconds"]) == {"read", "decode"}
+    done = headrace(str(mixture_file), "--dry-run", "--json")
+    assert "delivery" not in json.loads(done.stdout)

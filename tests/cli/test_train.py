@@ -13,7 +13,9 @@ import pytest
 import simplejpeg
 import yaml
 
+from headrace.cli.train import _show
 from headrace.shards.write import Sample, finish_dataset, write_shard
+from headrace.train.loop import TrainResult
 
 Run = Callable[..., tuple[int, str]]
 
@@ -45,13 +47,15 @@ def test_a_run_and_its_probe(run: Run, run_file: Path, tmp_path: Path) -> None:
     code, out = run("train", str(run_file), "steps=4")
     assert code == 0
     assert "step 0: validation loss" in out
-    assert out.splitlines()[-1].startswith(f"{tmp_path / 'run'}: 4 steps done")
+    assert out.splitlines()[-2].startswith(f"{tmp_path / 'run'}: 4 steps done")
     data = str(tmp_path / "data")
     for flags, name in (((), "trained"), (("--untrained",), "untrained")):
         code, out = run("probe", str(tmp_path / "run"), "--train", data, "--test", data, "--epochs", "1", *flags)
         assert code == 0
-        assert json.loads(out) == json.loads((tmp_path / "run" / f"probe-{name}.json").read_text())
-        assert json.loads(out)["protocol"]["untrained"] == (name == "untrained")
+        shown = json.loads(out)
+        assert shown.pop("next").startswith(f"headrace probe {tmp_path / 'run'} ")
+        assert shown == json.loads((tmp_path / "run" / f"probe-{name}.json").read_text())
+        assert shown["protocol"]["untrained"] == (name == "untrained")
 
 
 def test_a_dry_run_of_a_probe_checks_its_inputs_and_writes_nothing(run: Run, run_file: Path, tmp_path: Path) -> None:
@@ -179,3 +183,42 @@ def test_help_has_an_example(run: Run) -> None:
         code, out = run(command, "--help")
         assert code == 0
         assert f"headrace {command}" in out
+
+
+def test_it_ends_with_the_next_command(run: Run, run_file: Path, tmp_path: Path) -> None:
+    _, out = run("train", str(run_file), "steps=1")
+    assert out.splitlines()[-1] == f"next: headrace probe {tmp_path / 'run'} --train DATASET --test DATASET"
+
+
+def test_a_probe_names_its_comparison(run: Run, run_file: Path, tmp_path: Path) -> None:
+    assert run("train", str(run_file), "steps=1")[0] == 0
+    data, probed = str(tmp_path / "data"), str(tmp_path / "run")
+    options = ["probe", probed, "--train", data, "--test", data, "--epochs", "1", "--samples", "20", "--json"]
+    first = json.loads(run(*options)[1])
+    code, out = run(*first["next"].removeprefix("headrace ").split())
+    assert (code, json.loads(out)["protocol"]) == (0, {**first["protocol"], "untrained": True})
+    plan = json.loads(run(*options, "--dry-run")[1])["plan"]
+    assert plan[-1] == f"write {tmp_path / 'run' / 'probe-trained.json'}"
+
+
+def test_what_no_probe_reads_is_handed_to_the_annotator(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "open_clip").mkdir()
+    _show(TrainResult(out=tmp_path, step=1, is_first=True, has_trunk=False))
+    model = f"{{model: {tmp_path}/open_clip/model_config.json, checkpoint: {tmp_path}/open_clip/model.safetensors}}"
+    assert capsys.readouterr().out.endswith(f"next: headrace curate RECIPE.yaml 'annotate.clip={model}'\n")
+
+
+def test_json_is_one_object_with_the_last_metrics(run: Run, run_file: Path, tmp_path: Path) -> None:
+    code, out = run("train", str(run_file), "-q", "log_every=1", "--json")
+    facts = json.loads(out)
+    assert (code, facts["out"], facts["step"], facts["stopped_by"]) == (0, str(tmp_path / "run"), 3, None)
+    assert (facts["train"]["step"], facts["validation"]["step"]) == (3, 3)
+    code, out = run("train", str(run_file), "log_every=1", "--json", "--dry-run")
+    assert "steps: 3 of 8 images = 24 images" in json.loads(out)["plan"]
+
+
+def test_json_leaves_stdout_to_the_object(run_file: Path) -> None:
+    program = [sys.executable, "-c", "from headrace.cli.app import main; main()"]
+    done = subprocess.run([*program, "train", str(run_file), "--json"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["step"] == 3
+    assert "step 0: validation loss" in done.stderr

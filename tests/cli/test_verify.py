@@ -1,6 +1,7 @@
 """`headrace verify`: one line for each damaged sample, and the exit code."""
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def dataset(tmp_path: Path) -> Path:
 
 def test_a_whole_dataset(run: Run, dataset: Path) -> None:
     assert run("verify", "-q", dataset) == (0, "whole: 2 shards, 6 samples\n")
+    assert "next: headrace new mixture mixture.yaml\n" in run("verify", dataset)[1]
 
 
 def test_damage_is_named_and_counted(run: Run, dataset: Path) -> None:
@@ -46,3 +48,13 @@ def test_damage_is_named_and_counted(run: Run, dataset: Path) -> None:
 def test_no_dataset_is_one_line(run: Run, tmp_path: Path) -> None:
     code, text = run("verify", tmp_path)
     assert (code, text) == (1, f"headrace: {tmp_path} is not a dataset: {tmp_path}/dataset.json is missing")
+
+
+def test_json_is_one_object_with_every_damage(run: Run, dataset: Path) -> None:
+    code, text = run("verify", "-q", dataset, "--json")
+    assert (code, json.loads(text)["damages"]) == (0, [])
+    (dataset / "shards" / "00001.tar").write_bytes(b"")
+    code, text = run("verify", "-q", dataset, "--json")
+    facts = json.loads(text)
+    assert (code, facts["num_shards"], facts["num_samples"]) == (1, 2, 6)
+    assert {damage["shard"] for damage in facts["damages"]} == {"00001"}

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from headrace.cli.app import app
+from headrace.cli.why import _one_line
 from headrace.curation.annotate.config import annotate_config
 from headrace.curation.annotate.tables import annotation_folders
 from headrace.curation.annotate.unit import write_annotations
@@ -194,3 +195,11 @@ def test_text_from_the_web_cannot_speak_to_the_terminal(job: Job) -> None:
     shown = why(job, "aaaa0001").output
     assert "\x1b[31m" not in shown
     assert "[bold]house[/bold]" in shown
+
+
+def test_it_ends_with_the_next_command(job: Job) -> None:
+    assert why(job, "aaaa0001").output.splitlines()[-1] == f"next: headrace report {job.url}"
+
+
+def test_signatures_of_urls_are_not_shown() -> None:
+    assert _one_line("http://host/1.jpg?x-amz-signature=0123") == "http://host/1.jpg?x-amz-signature=***"

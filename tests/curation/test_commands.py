@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from headrace.cli.app import main
+from headrace.cli.stages import run_stages
 from headrace.curation.recipe import Recipe, recipe_text
 
 MakeJob = Callable[..., Recipe]
@@ -109,7 +110,7 @@ def test_a_command_ends_with_numbers_and_the_next_command_to_type(make_job: Make
     assert "next:" not in run("build", path, "build.jpeg_quality=90", "-q")[1]
 
 
-def test_json_is_one_object_a_stage_and_nothing_else(make_job: MakeJob, run: Run, tmp_path: Path) -> None:
+def test_json_is_one_object_and_nothing_else(make_job: MakeJob, run: Run, tmp_path: Path) -> None:
     recipe = make_job()
     (tmp_path / "r.yaml").write_text(recipe_text(recipe))
     code, text = run("build", tmp_path / "r.yaml", "--json", "-q")
@@ -118,3 +119,44 @@ def test_json_is_one_object_a_stage_and_nothing_else(make_job: MakeJob, run: Run
     assert (code, found["command"], found["num_samples"], found["dataset"]) == (0, "build", 17, "dataset")
     (line,) = run("report", recipe.job, "--json", "-q")[1].splitlines()
     assert json.loads(line)["html"].endswith("report.html")
+
+
+def test_json_of_several_stages_is_one_object(
+    make_job: MakeJob, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(recipe_text(make_job()))
+    run_stages(("build", "report"), str(path), None, dry_run=False, take_over=False, json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert [stage["command"] for stage in found["stages"]] == ["build", "report"]
+    assert (found["command"], found["stages"][0]["num_samples"]) == ("curate", 17)
+
+
+def test_a_report_speaks_of_the_dataset_or_ledger_that_was_asked_for(
+    make_job: MakeJob, run: Run, tmp_path: Path
+) -> None:
+    """And lies in that dataset's folder: the published one's report stays."""
+    recipe = make_job()
+    (tmp_path / "r.yaml").write_text(recipe_text(recipe))
+    assert run("build", tmp_path / "r.yaml")[0] == 0
+    assert run("annotate", tmp_path / "r.yaml")[0] == 0
+    assert run("select", tmp_path / "r.yaml", "seed=9")[0] == 0
+    assert run("build", tmp_path / "r.yaml", "seed=9", "build.dataset=other")[0] == 0
+    other = json.loads(Path(recipe.job, "datasets", "other", "dataset.json").read_text())["ledger"]
+    asked = (
+        (recipe.job, "--dataset", "other"),
+        (tmp_path / "r.yaml", "--dataset", "other"),
+        (recipe.job, "--ledger", other),
+    )
+    for arguments in asked:
+        code, text = run("report", *arguments, "-q")
+        assert (code, "(datasets/other)" in text) == (0, True), arguments
+        assert f"{recipe.job}/report/other/report.html" in text
+    assert not Path(recipe.job, "report", "report.html").exists()
+
+
+def test_a_plan_is_json_too(make_job: MakeJob, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(recipe_text(make_job()))
+    code, text = run("build", tmp_path / "r.yaml", "--dry-run", "--json")
+    assert (code, json.loads(text)["command"]) == (0, "build")
+    assert any("cut metadata" in line for line in json.loads(text)["plan"])

@@ -1,14 +1,18 @@
 """What the commands share that list a table of choices: a line each, the first one of the docstring."""
 
 import inspect
+import json as json_module
 from collections.abc import Mapping
 
 from headrace.text import one_line
 
 
-def show_choices(choices: Mapping[str, object]) -> None:
-    """Print name and first line of the docstring of every choice."""
-    width = max(map(len, choices))
-    for name, choice in choices.items():
-        first, _, _ = (inspect.getdoc(choice) or "").partition("\n")
-        print(f"{name:<{width}}  {one_line(first)}")
+def show_choices(choices: Mapping[str, object], *, json: bool) -> None:
+    """Print name and first line of the docstring of every choice; with `json` one list with an object a choice."""
+    texts = {name: one_line((inspect.getdoc(choice) or "").partition("\n")[0]) for name, choice in choices.items()}
+    if json:
+        print(json_module.dumps([{"name": name, "text": text} for name, text in texts.items()], indent=1))
+        return
+    width = max(map(len, texts))
+    for name, text in texts.items():
+        print(f"{name:<{width}}  {text}")

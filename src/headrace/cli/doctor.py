@@ -3,11 +3,14 @@
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import typer
+
+from headrace.cli.result import say_next
 
 # A stream keeps a file open for each reader, a fetch one for each connection; below this both come to the limit.
 WANTED_OPEN_FILES = 4096
@@ -52,6 +55,10 @@ def doctor_command(
                 group = finding.group
                 print(group)
             print(f"  {finding.name:<{width}}  {finding.verdict:<7}  {finding.text}")
+        counts = Counter(finding.verdict for finding in findings)
+        print(", ".join(f"{counts[verdict]} {verdict}" for verdict in get_args(Verdict)))
+        if not counts["broken"]:
+            say_next(["headrace", "demo"])
     if any(finding.verdict == "broken" for finding in findings):
         raise typer.Exit(1)
 
@@ -171,7 +178,7 @@ def _machine(folder: str) -> Iterator[Finding]:
     advice = f"; ulimit -n {WANTED_OPEN_FILES} before a fetch or many shards" if few else ""
     yield Finding("machine", "open files", "warning" if few else "ok", f"{soft} (at most {hard}){advice}")
     path = Path(folder)
-    if not path.exists():
+    if not path.is_dir():
         raise ValueError(f"{folder}: no such folder; name one that is there")
     free, total = shutil.disk_usage(path).free, shutil.disk_usage(path).total
     writable = os.access(path, os.W_OK)

@@ -1,15 +1,20 @@
 """`headrace import`: images that lie around -> a dataset."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import typer
 
 from headrace.cli.engine import ExecutorOption, RayAddressOption, WorkersOption, engine_config
 from headrace.cli.progress import show_progress
+from headrace.cli.result import JsonOption, after_datasets, say_json, say_next, say_plan
+from headrace.text import printable
 
 if TYPE_CHECKING:
-    from headrace.shards.imports.run import ImportSummary
+    from headrace.shards.imports.run import ImportConfig, ImportSummary
+    from headrace.shards.imports.source import Source
+    from headrace.shards.units import EngineConfig
 
 
 def import_command(
@@ -40,6 +45,7 @@ def import_command(
     executor: ExecutorOption = "local",
     workers: WorkersOption = 0,
     ray_address: RayAddressOption = "",
+    json: JsonOption = False,
     dry_run: bool = typer.Option(False, "--dry-run", help="Only say what would be imported."),
 ) -> None:
     """Import images into a dataset of tar shards; run again after a kill, it goes on.
@@ -50,8 +56,7 @@ def import_command(
     Example: headrace import cifar10-train.parquet /data/cifar10
     """
     from headrace.shards.group import GroupConfig
-    from headrace.shards.imports.run import ImportConfig, import_images, open_source
-    from headrace.text import printable
+    from headrace.shards.imports.run import ImportConfig, open_source
 
     config = ImportConfig(
         samples_per_shard=samples_per_shard,
@@ -65,24 +70,56 @@ def import_command(
     )
     engine = engine_config(executor, workers, ray_address)
     opened = open_source(source, config)
-    num_shards = -(-opened.num_inputs // samples_per_shard)
-    classes = f", {len(opened.classes)} classes" if opened.classes else ""
-    if opened.left_out:
-        print(printable(f"columns not imported: {', '.join(opened.left_out)}"))
-    for remark in opened.remarks:
-        print(printable(remark))
     if dry_run:
-        inputs = f"{opened.num_inputs} inputs ({opened.kind}{classes})"
-        print(printable(f"would import {inputs} into {num_shards} shards of {out}"))
+        say_plan("import", _plan(opened, out, config), json=json)
         return
-    if opened.classes and shuffle is None:
-        print("the inputs stay in their order; a dataset sorted by class streams badly: --shuffle 0 mixes it")
-    with show_progress("import") as on_progress:
-        summary = import_images(opened, out, config, engine=engine, on_progress=on_progress)
-    for line in _lines(out, summary, classes):
-        print(printable(line))
+    summary = _import(opened, out, config, engine, json=json)
     if not summary.num_samples:
         raise ValueError(f"{source}: none of {summary.num_inputs} inputs is an image that decodes")
+    if not json:
+        say_next(*after_datasets(out))
+
+
+def _import(
+    opened: "Source", out: str, config: "ImportConfig", engine: "EngineConfig", *, json: bool
+) -> "ImportSummary":
+    from headrace.shards.imports.run import import_images
+
+    remarks = [*_remarks(opened), *_order(opened, config)]
+    if not json:
+        for line in remarks:
+            print(printable(line))
+    with show_progress("import") as on_progress:
+        summary = import_images(opened, out, config, engine=engine, on_progress=on_progress)
+    if json:
+        facts = {"dataset": out, "remarks": remarks, "classes": list(opened.classes)}
+        say_json("import", facts | asdict(summary))
+    else:
+        for line in _lines(out, summary, _classes(opened)):
+            print(printable(line))
+    return summary
+
+
+def _plan(opened: "Source", out: str, config: "ImportConfig") -> Iterator[str]:
+    yield from _remarks(opened)
+    num_shards = -(-opened.num_inputs // config.samples_per_shard)
+    inputs = f"{opened.num_inputs} inputs ({opened.kind}{_classes(opened)})"
+    yield f"would import {inputs} into {num_shards} shards of {out}"
+
+
+def _remarks(opened: "Source") -> Iterator[str]:
+    if opened.left_out:
+        yield f"columns not imported: {', '.join(opened.left_out)}"
+    yield from opened.remarks
+
+
+def _order(opened: "Source", config: "ImportConfig") -> Iterator[str]:
+    if opened.classes and config.shuffle is None:
+        yield "the inputs stay in their order; a dataset sorted by class streams badly: --shuffle 0 mixes it"
+
+
+def _classes(opened: "Source") -> str:
+    return f", {len(opened.classes)} classes" if opened.classes else ""
 
 
 def _lines(out: str, summary: "ImportSummary", classes: str) -> Iterator[str]:

@@ -1,15 +1,19 @@
 """`headrace index`: give existing WebDataset tars an index."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from headrace.cli.engine import ExecutorOption, RayAddressOption, WorkersOption, engine_config
 from headrace.cli.progress import show_progress
+from headrace.cli.result import JsonOption, after_datasets, say_json, say_next, say_plan
+from headrace.text import printable
 
 if TYPE_CHECKING:
-    from headrace.shards.foreign.index import IndexSummary
+    from headrace.shards.foreign.index import IndexConfig, IndexSummary
+    from headrace.shards.units import EngineConfig
 
 SHOWN_FAULTS = 20
 SHOWN_NAMES = 10
@@ -34,6 +38,7 @@ def index_command(
     executor: ExecutorOption = "local",
     workers: WorkersOption = 0,
     ray_address: RayAddressOption = "",
+    json: JsonOption = False,
     dry_run: bool = typer.Option(False, "--dry-run", help="Only say what would be indexed."),
 ) -> None:
     """Index existing WebDataset tars, so that they can be streamed and verified. The tars are not touched.
@@ -44,9 +49,8 @@ def index_command(
     Example: headrace index /data/laion/*.tar --index-dir /scratch/laion-index
     """
     from headrace.shards.foreign.find import compressed_tars, find_tars
-    from headrace.shards.foreign.index import IndexConfig, index_folder
+    from headrace.shards.foreign.index import IndexConfig
     from headrace.shards.group import GroupConfig
-    from headrace.text import printable
 
     folders = find_tars(urls)
     if index_dir and len(folders) > 1:
@@ -60,17 +64,39 @@ def index_command(
     )
     engine = engine_config(executor, workers, ray_address)
     compressed = [name for url in urls for name in compressed_tars(url)]
-    if compressed:
-        print(printable(f"not indexed, compressed: {_listed(compressed)}; unpack them"))
+    remarks = [f"not indexed, compressed: {_listed(compressed)}; unpack them"] if compressed else []
+    if dry_run:
+        say_plan("index", [*remarks, *_plan(folders, index_dir)], json=json)
+        return
+    if not json:
+        for line in remarks:
+            print(printable(line))
+    found = _index(folders, config, engine, json=json)
+    if json:
+        say_json("index", {"remarks": remarks, "folders": found})
+    else:
+        say_next(*after_datasets(*folders, index_dir=index_dir))
+
+
+def _index(
+    folders: Mapping[str, Sequence[str]], config: "IndexConfig", engine: "EngineConfig", *, json: bool
+) -> list[dict[str, Any]]:
+    from headrace.shards.foreign.index import index_folder
+
+    found = []
     for folder, tars in folders.items():
-        if dry_run:
-            names = printable(f"{folder} ({tars[0]} .. {tars[-1]})")
-            print(f"would index {len(tars)} tars of {names} into {index_dir or folder}")
-            continue
         with show_progress("index") as on_progress:
             summary = index_folder(folder, tars, config, engine=engine, on_progress=on_progress)
-        for line in _lines(folder, summary):
-            print(printable(line))
+        found.append({"folder": folder} | asdict(summary))
+        if not json:
+            for line in _lines(folder, summary):
+                print(printable(line))
+    return found
+
+
+def _plan(folders: Mapping[str, Sequence[str]], index_dir: str) -> Iterator[str]:
+    for folder, tars in folders.items():
+        yield f"would index {len(tars)} tars of {folder} ({tars[0]} .. {tars[-1]}) into {index_dir or folder}"
 
 
 def _lines(folder: str, summary: "IndexSummary") -> Iterator[str]:
@@ -106,6 +132,6 @@ def _lines(folder: str, summary: "IndexSummary") -> Iterator[str]:
         yield f"  named in {summary.rejects}"
 
 
-def _listed(names: "tuple[str, ...] | list[str]") -> str:
+def _listed(names: Sequence[str]) -> str:
     more = f", ... ({len(names)})" if len(names) > SHOWN_NAMES else ""
     return ", ".join(names[:SHOWN_NAMES]) + more

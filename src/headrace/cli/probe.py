@@ -1,10 +1,16 @@
 """`headrace probe`: how much a trained trunk knows."""
 
-import json
+import json as json_module
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from headrace.cli.result import JsonOption, say_plan
+
+if TYPE_CHECKING:
+    from headrace.train.evaluate.attentive import ProbeConfig
 
 DEFAULT_LRS = "0.0003,0.001,0.003,0.01"
 
@@ -28,6 +34,7 @@ def probe_command(
         Path | None, typer.Option(help="Folder for the trunk with the probe, in the form of AIM's released models.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write; beside the checkpoint if not given.")] = None,
+    json: JsonOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
 ) -> None:
     """Fit an attentive probe on the frozen trunk and print its accuracy with the protocol as JSON.
@@ -57,10 +64,27 @@ def probe_command(
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     target = out or folder / f"probe-{'untrained' if untrained else 'trained'}.json"
     if dry_run:
-        for line in plan_probe(checkpoint, config):
-            typer.echo(line)
-        typer.echo(f"write {target}{f' and {export}' if export else ''}")
+        written = f"write {target}{f' and {export}' if export else ''}"
+        say_plan("probe", [*plan_probe(checkpoint, config), written], json=json)
         return
-    text = json.dumps(probe(checkpoint, config, export=export), indent=1, allow_nan=False) + "\n"
-    write_atomic(str(target), text.encode())
-    typer.echo(text, nl=False)
+    result = probe(checkpoint, config, export=export)
+    write_atomic(str(target), f"{json_module.dumps(result, indent=1, allow_nan=False)}\n".encode())
+    # JSON without --json too: programs read it since there is a probe. So the next command is a field of it.
+    following = shlex.join(["headrace", "probe", str(checkpoint), *_comparison(config)])
+    print(json_module.dumps(result | {"next": following}, indent=1, allow_nan=False))
+
+
+def _comparison(config: "ProbeConfig") -> list[str]:
+    """Return the options of the comparison: the same protocol on the weights that this one did not take."""
+    values = {
+        "train": config.train,
+        "test": config.test,
+        "layers": config.layers,
+        "epochs": config.epochs,
+        "lrs": ",".join(map(str, config.lrs)),
+        "samples": config.samples,
+        "seed": config.seed,
+        "center-fraction": config.center_fraction,
+    }
+    words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    return words if config.untrained else [*words, "--untrained"]

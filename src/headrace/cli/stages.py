@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from headrace.cli.progress import show_progress
-from headrace.cli.result import say_json, say_next
+from headrace.cli.result import after_datasets, facts_of, say_json, say_next, say_plan
+from headrace.text import printable
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE.yaml", help="The recipe file.")]
 OverridesArgument = Annotated[
@@ -37,8 +37,8 @@ def run_stages(
 ) -> None:
     """Run stages of the recipe in order, or with `dry_run` print what each would do.
 
-    `json` prints each stage's summary as a line of JSON. `options` are further arguments of the run functions, by
-    stage.
+    `json` prints the stage's summary as JSON, of several stages one object at the end, under `stages`. `options` are
+    further arguments of the run functions, by stage.
     """
     from headrace.curation.job import Job, check_job, own_job, write_recipe
     from headrace.curation.logs import stage_log
@@ -46,10 +46,10 @@ def run_stages(
     from headrace.curation.recipe import load_recipe, recipe_text
     from headrace.curation.stages import PLAN, RUN
 
+    command = names[0] if len(names) == 1 else "curate"
     recipe = load_recipe(recipe_path, overrides or ())
     check_recipe(recipe)
     check_names(recipe, names)
-    console = Console()
     check_needs(recipe, names)
     if dry_run:
         check_job(Job(recipe.job), take_over=take_over)
@@ -58,26 +58,27 @@ def run_stages(
             "select": {"annotate_first": "annotate" in names},
             "build": {"select_first": "select" in names, **(options or {}).get("build", {})},
         }
-        for name in names:
-            for line in PLAN[name](recipe, **known.get(name, {})):
-                console.print(f"{name}: {line}", markup=False, highlight=False, soft_wrap=True)
+        plan = (f"{name}: {line}" for name in names for line in PLAN[name](recipe, **known.get(name, {})))
+        say_plan(command, plan, json=json)
         return
+    done = []
     with own_job(Job(recipe.job), take_over=take_over) as job:
         for name in names:
             further = (options or {}).get(name, {})
             with stage_log(job, name), show_progress(name) as on_progress:
                 summary = RUN[name](recipe, on_progress=on_progress, **further)
             write_recipe(job, recipe_text(recipe))
-            if json:
-                say_json(name, summary)
-            else:
-                console.print(f"{name}: {summary}", markup=False, highlight=False, soft_wrap=True)
-    if not json:
+            done.append(facts_of(name, summary))
+            if not json:
+                print(printable(f"{name}: {summary}"))
+    if json:
+        say_json(command, {"stages": done} if len(done) > 1 else done[0])
+    else:
         say_next(*_next(names[-1], recipe_path, overrides or [], job.dataset_named(recipe.build.dataset)))
 
 
 def _next(stage: str, recipe_path: str, overrides: list[str], dataset: str) -> list[list[str]]:
     """Return the commands that one would type after a stage."""
     if stage == STAGES[-1]:
-        return [["headrace", "verify", dataset, "--decode"], ["headrace", "new", "mixture", "mixture.yaml"]]
+        return after_datasets(dataset)
     return [["headrace", STAGES[STAGES.index(stage) + 1], recipe_path, *overrides]]

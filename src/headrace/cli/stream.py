@@ -1,16 +1,35 @@
 """`headrace stream`: look at a mixture, or measure how fast this machine delivers it."""
 
 import time
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headrace.cli.result import JsonOption, say_json, say_next
 from headrace.text import printable, without_secrets
 
 if TYPE_CHECKING:
     from headrace.pipeline import Stream
 
 SHOWN_KEYS = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Delivery:
+    """How fast batches came."""
+
+    num_batches: int
+    num_images: int
+    seconds: float
+    images_per_second: float
+    waited_seconds: dict[str, float]
+    """By what was waited for."""
+    views: dict[str, float]
+    """How often each source was gone through."""
+    bad_samples: dict[str, int]
+    """Damaged samples by reason."""
+    num_retries: int
 
 
 def stream_command(
@@ -26,6 +45,7 @@ def stream_command(
     bench: Annotated[
         bool, typer.Option("--bench", help="Only measure: one batch to warm up, then images/s and what was waited for.")
     ] = False,
+    json: JsonOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only open it: sources, weights as they are met, views; nothing is read.")
     ] = False,
@@ -40,12 +60,34 @@ def stream_command(
     config = load_config(Mixture, mixture, overrides or ())
     size = global_batch or -(-64 // config.lanes) * config.lanes
     with open_stream(config, global_batch=size) as stream:
-        _show_sources(stream)
-        if dry_run:
-            return
-        if bench:
-            next(stream)
-        _deliver(stream, batches, show_keys=not bench)
+        facts = _sources(stream)
+        if not json:
+            _show_sources(stream)
+        if not dry_run:
+            if bench:
+                next(stream)
+            delivery = _deliver(stream, batches, show_keys=not bench and not json)
+            facts["delivery"] = asdict(delivery)
+            if not json:
+                _show_delivery(delivery)
+                say_next(["headrace", "new", "run", "run.yaml"])
+        if json:
+            say_json("stream", facts)
+
+
+def _sources(stream: "Stream") -> dict[str, Any]:
+    from headrace.pipeline.augment.views import planned_views
+
+    sources = {
+        source.config.name: {
+            "dataset": without_secrets(source.config.url),
+            "num_samples": source.num_samples,
+            "weight": stream.weights[source.config.name],
+            "weight_error": stream.weight_errors[source.config.name],
+        }
+        for source in stream.sources
+    }
+    return {"sources": sources, "view_pixels": [view.image_size for view in planned_views(stream.mixture)]}
 
 
 def _show_sources(stream: "Stream") -> None:
@@ -65,7 +107,7 @@ def _show_sources(stream: "Stream") -> None:
         print(f"{len(views)} views of {', '.join(str(view.image_size) for view in views)} pixels")
 
 
-def _deliver(stream: "Stream", batches: int, *, show_keys: bool) -> None:
+def _deliver(stream: "Stream", batches: int, *, show_keys: bool) -> Delivery:
     waited = {"read": 0.0, "decode": 0.0, "none": 0.0}
     images, begun = 0, time.perf_counter()
     for number in range(batches):
@@ -73,14 +115,26 @@ def _deliver(stream: "Stream", batches: int, *, show_keys: bool) -> None:
         images += len(batch.position)
         waited[batch.waited_for] += batch.waited_seconds
         if show_keys:
+            more = " ..." if len(batch.key) > SHOWN_KEYS else ""
             keys = printable(" ".join(batch.key[:SHOWN_KEYS]))
-            print(
-                f"batch {number} at position {batch.position[0]}: {keys}{' ...' if len(batch.key) > SHOWN_KEYS else ''}"
-            )
+            print(f"batch {number} at position {batch.position[0]}: {keys}{more}")
     seconds = time.perf_counter() - begun
-    print(f"{images} images in {seconds:.2f} s: {images / seconds:.0f} images/s")
-    print("waited " + ", ".join(f"{waited[name]:.2f} s for {name}" for name in ("read", "decode")))
-    print("views " + ", ".join(f"{name} {views:.4f}" for name, views in stream.views.items()))
-    if stream.bad_samples or stream.num_retries:
-        bad = ", ".join(f"{count} {reason}" for reason, count in stream.bad_samples.items()) or "none"
-        print(f"damaged samples: {bad}; reads tried again: {stream.num_retries}")
+    return Delivery(
+        num_batches=batches,
+        num_images=images,
+        seconds=seconds,
+        images_per_second=images / seconds,
+        waited_seconds={name: waited[name] for name in ("read", "decode")},
+        views=dict(stream.views),
+        bad_samples=stream.bad_samples,
+        num_retries=stream.num_retries,
+    )
+
+
+def _show_delivery(found: Delivery) -> None:
+    print(f"{found.num_images} images in {found.seconds:.2f} s: {found.images_per_second:.0f} images/s")
+    print("waited " + ", ".join(f"{seconds:.2f} s for {name}" for name, seconds in found.waited_seconds.items()))
+    print("views " + ", ".join(f"{name} {views:.4f}" for name, views in found.views.items()))
+    if found.bad_samples or found.num_retries:
+        bad = ", ".join(f"{count} {reason}" for reason, count in found.bad_samples.items()) or "none"
+        print(f"damaged samples: {bad}; reads tried again: {found.num_retries}")

@@ -5,13 +5,18 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from headrace.cli.result import JsonOption, say_json, say_next, say_plan
 from headrace.cli.verbosity import is_quiet
+from headrace.text import one_line
+
+if TYPE_CHECKING:
+    from headrace.train.loop import TrainResult
 
 
 def train_command(
@@ -22,6 +27,7 @@ def train_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done (parameters, FLOPs, epochs); write nothing.")
     ] = False,
+    json: JsonOption = False,
 ) -> None:
     """Train; a run that was stopped or killed goes on from its newest checkpoint.
 
@@ -31,7 +37,6 @@ def train_command(
 
     Several processes: torchrun --standalone --nproc-per-node 2 --no-python headrace train RUN.yaml
     """
-    from headrace.text import one_line
     from headrace.train.config import load_run
     from headrace.train.loop import train
     from headrace.train.parallel.ranks import RankError
@@ -39,33 +44,59 @@ def train_command(
 
     config = load_run(run, overrides or ())
     if dry_run:
-        for line in plan_run(config):
-            typer.echo(line)
+        say_plan("train", plan_run(config), json=json)
         return
     try:
-        with _progress(config.steps) as on_metrics:
+        with _progress(config.steps, json=json) as on_metrics:
             result = train(config, on_metrics=on_metrics)
     except RankError as error:
-        typer.echo(f"headrace: {one_line(str(error))}", err=True)
+        print(f"headrace: {one_line(str(error))}", file=sys.stderr)
         sys.stdout.flush()
         # The usual end would wait for the lost ranks, or abort in the destructors of the library that waits for them.
         os._exit(128 + error.signal_number if error.signal_number else 1)
-    if result.finished:
-        if result.is_first:
-            typer.echo(
-                f"{result.out}: {result.step} steps done; metrics.jsonl, model.safetensors and checkpoints are there"
-            )
-        return
-    if result.is_first:
+    if result.is_first and json:
+        say_json("train", _facts(result))
+    elif result.is_first:
+        _show(result)
+    if not result.finished:
+        # What a shell gives for a signal: a scheduler must not take the run for finished.
+        raise typer.Exit(128 + result.stopped_by)
+
+
+def _show(result: "TrainResult") -> None:
+    if not result.finished:
         name = signal.Signals(result.stopped_by).name
-        typer.echo(f"{result.out}: stopped by {name} and saved at step {result.step}; the same command continues")
-    # What a shell gives for a signal: a scheduler must not take the run for finished.
-    raise typer.Exit(128 + result.stopped_by)
+        print(f"{result.out}: stopped by {name} and saved at step {result.step}; the same command continues")
+        return
+    print(f"{result.out}: {result.step} steps done; metrics.jsonl, model.safetensors and checkpoints are there")
+    filtering = result.out / "open_clip"
+    if result.has_trunk:
+        say_next(["headrace", "probe", str(result.out), "--train", "DATASET", "--test", "DATASET"])
+    elif filtering.is_dir():
+        files = f"{{model: {filtering}/model_config.json, checkpoint: {filtering}/model.safetensors}}"
+        say_next(["headrace", "curate", "RECIPE.yaml", f"annotate.clip={files}"])
+
+
+def _facts(result: "TrainResult") -> dict[str, Any]:
+    """Return how the run ended, with the last lines of its metrics.jsonl."""
+    from headrace.train.runs.metrics import read_metrics
+
+    last = {line["event"]: line for line in read_metrics(result.out / "metrics.jsonl")}
+    return {
+        "out": str(result.out),
+        "step": result.step,
+        "stopped_by": signal.Signals(result.stopped_by).name if result.stopped_by else None,
+        "train": last.get("train"),
+        "validation": last.get("validation"),
+    }
 
 
 @contextmanager
-def _progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Yield a function that shows lines of metrics: a bar on a terminal, else a line each; validation on stdout."""
+def _progress(steps: int, *, json: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yield a function that shows lines of metrics: a bar on a terminal, else a line each.
+
+    Validation goes to stdout, with `json` to stderr.
+    """
     console, quiet = Console(stderr=True), is_quiet()
     columns = (
         TextColumn("{task.description}"),
@@ -83,7 +114,7 @@ def _progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
             if quiet:
                 return
             if line["event"] == "validation":
-                typer.echo(f"step {line['step']}: validation loss {line['loss']:.4f}")
+                typer.echo(f"step {line['step']}: validation loss {line['loss']:.4f}", err=json)
                 return
             rate, wait = line["images_per_second"], line["data_wait_percent"]
             text = f"loss {line['loss']:.4f}, {rate:.0f} images/s, {wait:.0f}% waiting"

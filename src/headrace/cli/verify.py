@@ -1,9 +1,12 @@
 """`headrace verify`: check every byte of a dataset and name each damaged sample."""
 
+from dataclasses import asdict
+
 import typer
 
 from headrace.cli.engine import ExecutorOption, RayAddressOption, WorkersOption, engine_config
 from headrace.cli.progress import show_progress
+from headrace.cli.result import NEW_MIXTURE, JsonOption, say_json, say_next
 
 
 def verify_command(
@@ -13,6 +16,7 @@ def verify_command(
     executor: ExecutorOption = "local",
     workers: WorkersOption = 0,
     ray_address: RayAddressOption = "",
+    json: JsonOption = False,
 ) -> None:
     """Check shards against their index; one line for each damaged sample.
 
@@ -32,9 +36,15 @@ def verify_command(
             decode=decode,
             engine=engine,
             on_progress=on_progress,
-            on_damage=print,
+            on_damage=None if json else print,
         )
-    if damages:
+    if json:
+        facts = {"dataset": dataset, "num_shards": len(opened.shards), "num_samples": opened.num_samples}
+        say_json("verify", {**facts, "damages": [asdict(damage) for damage in damages]})
+    elif damages:
         print(f"damage in {len(damages)} places of {len(opened.shards)} shards, {opened.num_samples} samples")
+    else:
+        print(f"whole: {len(opened.shards)} shards, {opened.num_samples} samples")
+        say_next(NEW_MIXTURE)
+    if damages:
         raise typer.Exit(1)
-    print(f"whole: {len(opened.shards)} shards, {opened.num_samples} samples")

@@ -4,11 +4,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from headrace.cli.result import say_next
+from headrace.text import one_line
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from headrace.curation.why import RowStory
 
+MAX_LETTERS = 500
+"""Of one text of the web."""
 COLOURS = {"passed": "green", "dropped": "red", "not reached": "dim"}
 
 
@@ -51,6 +56,8 @@ def why_command(
         if number:
             console.rule()
         _show(console, story)
+    named = [*(["--dataset", dataset] if dataset else []), *(["--ledger", ledger] if ledger else [])]
+    say_next(["headrace", "report", job, *named])
 
 
 def _show(console: "Console", story: "RowStory") -> None:
@@ -97,10 +104,7 @@ def _facts(story: "RowStory") -> list[tuple[str, str]]:
 
 
 def _one_line(text: str | None) -> str:
-    """Return text from the web without control characters, which a terminal would obey."""
-    if text is None:
-        return "none"
-    return "".join(letter if letter.isprintable() else " " for letter in text)[:500]
+    return "none" if text is None else one_line(text)[:MAX_LETTERS]
 
 
 def _number(value: object) -> str:
