@@ -11,7 +11,7 @@ from headrace import files
 from headrace.curation.job import Job
 from headrace.curation.ledger import Decision, latest_decision, list_ledgers, read_decision
 from headrace.shards.commit import committed, read_commit
-from headrace.shards.dataset import SUMMARY_NAME
+from headrace.shards.manifest import SUMMARY_NAME
 
 
 @dataclass(frozen=True, slots=True)

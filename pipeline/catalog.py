@@ -4,7 +4,6 @@ Opening reads the manifest only. The cache of indexes is bounded, so hold on to 
 promise that it is cached.
 """
 
-import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -45,7 +44,7 @@ class OpenedSource:
     def __init__(self, source: Source, columns: Sequence[str], read: ReadBytes = files.read_bytes) -> None:
         self.config = source
         self.dataset: Dataset = open_dataset(source.url, index_dir=source.index_dir or None, read=read)
-        self.starts: IntArray = np.cumsum([0, *(shard.num_samples for shard in self.dataset.shards)], dtype=np.int64)
+        self.starts: IntArray = np.concatenate([[0], np.cumsum(self.dataset.shards.num_samples)])
         self.dataset.require_columns(columns)
         if not self.num_samples:
             raise ValueError(f"source {source.name!r}: {source.url} holds no samples")
@@ -64,17 +63,16 @@ class OpenedSource:
     @property
     def first_shard(self) -> int:
         """Number of the first shard that is not empty."""
-        return next(number for number, shard in enumerate(self.dataset.shards) if shard.num_samples)
+        return int(np.flatnonzero(self.dataset.shards.num_samples)[0])
 
     @property
     def mean_bytes(self) -> int:
         """Bytes of the shards per sample."""
-        return max(1, sum(shard.num_bytes for shard in self.dataset.shards) // self.num_samples)
+        return max(1, int(self.dataset.shards.num_bytes.sum()) // self.num_samples)
 
     def digest(self) -> str:
         """Return what must be equal for the order to mean the same samples: shard names, counts and sums."""
-        text = "\n".join(f"{shard.name} {shard.num_samples} {shard.sha256}" for shard in self.dataset.shards)
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        return self.dataset.shards.digest()
 
     def locate(self, sample: IntArray) -> tuple[IntArray, IntArray]:
         """Return (shard, row) of numbers in the concatenated index."""

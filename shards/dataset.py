@@ -8,7 +8,6 @@ than the tars (`index_dir`, for data that is read-only), so always ask `tar_url`
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -20,7 +19,16 @@ from headrace.config import build_config
 from headrace.shards.errors import ShardError
 from headrace.shards.group import BY_RULE, GroupConfig
 from headrace.shards.index import INDEX_SCHEMA, parse_index
-from headrace.shards.parquet import ParquetReader
+from headrace.shards.manifest import (
+    FOREIGN_LAYOUT,
+    MANIFEST_NAME,
+    OWN_LAYOUT,
+    SUMMARY_NAME,
+    ShardEntry,
+    Shards,
+    parse_manifest,
+    remedy,
+)
 from headrace.text import shown, without_secrets
 
 log = logging.getLogger(__name__)
@@ -28,14 +36,6 @@ log = logging.getLogger(__name__)
 SCHEMA_VERSION = 2
 """1 had no `manifest_sha256` and no `not_held`; it is still read."""
 READ_VERSIONS = (1, 2)
-SUMMARY_NAME = "dataset.json"
-MANIFEST_NAME = "shards.parquet"
-
-# OWN: shards/NAME.tar beside shards/NAME.parquet. FOREIGN: NAME.tar in the folder, index/NAME.parquet under it or
-# under the index_dir; img2dataset has its own NAME.parquet beside each tar, which must stay.
-OWN_LAYOUT = "headrace"
-FOREIGN_LAYOUT = "webdataset"
-
 # Columns that `headrace index --fast` can fill: all others need bytes of the samples.
 FAST_COLUMNS = ("key", "offset", "size")
 
@@ -43,30 +43,6 @@ ReadBytes = Callable[[str], bytes]
 """URL -> the whole file: a stream reads in a way that it can stop."""
 
 T = TypeVar("T")
-
-_TOTALS = ("num_shards", "num_samples", "num_bytes")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-
-MANIFEST_SCHEMA = pa.schema(
-    [
-        ("name", pa.string()),
-        ("num_samples", pa.int64()),
-        ("num_bytes", pa.int64()),
-        ("sha256", pa.string()),
-        ("index_sha256", pa.string()),
-    ]
-)
-
-
-@dataclass(frozen=True, slots=True)
-class ShardEntry:
-    """One shard as the manifest has it; `sha256` is of the tar (null where it was indexed with --fast)."""
-
-    name: str
-    num_samples: int
-    num_bytes: int
-    sha256: str | None
-    index_sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +52,7 @@ class Dataset:
     url: str
     index_base: str
     layout: str
-    shards: tuple[ShardEntry, ...]
+    shards: Shards
     classes: tuple[str, ...] = ()
     recipe_digest: str | None = None
     group: GroupConfig = BY_RULE
@@ -87,17 +63,17 @@ class Dataset:
     @property
     def num_samples(self) -> int:
         """Samples in all shards."""
-        return sum(shard.num_samples for shard in self.shards)
+        return int(self.shards.num_samples.sum())
 
     def tar_url(self, shard: int) -> str:
         """Return where the tar of shard number `shard` lies."""
-        name = f"{self.shards[shard].name}.tar"
+        name = f"{self.shards.name(shard)}.tar"
         return files.join(self.url, "shards", name) if self.layout == OWN_LAYOUT else files.join(self.url, name)
 
     def index_url(self, shard: int) -> str:
         """Return where the index of shard number `shard` lies."""
         folder = "shards" if self.layout == OWN_LAYOUT else "index"
-        return files.join(self.index_base, folder, f"{self.shards[shard].name}.parquet")
+        return files.join(self.index_base, folder, f"{self.shards.name(shard)}.parquet")
 
     @property
     def commits_folder(self) -> str:
@@ -106,7 +82,7 @@ class Dataset:
 
     def commit_name(self, shard: int) -> str:
         """Return the name of the record of shard number `shard`."""
-        name = self.shards[shard].name
+        name = self.shards.name(shard)
         return name if self.layout == OWN_LAYOUT else foreign_commit_name(name)
 
     def missing_columns(self, columns: Iterable[str]) -> tuple[str, ...]:
@@ -174,9 +150,9 @@ def open_dataset(url: str, *, index_dir: str | None = None, read: ReadBytes = fi
         raise ValueError(f"{summary_url}: unknown layout {shown(layout)}")
     manifest_url = files.join(base, MANIFEST_NAME)
     try:
-        shards = read_checked(manifest_url, read, lambda data: _read_manifest(data, manifest_url, summary, layout))
+        shards = read_checked(manifest_url, read, lambda data: parse_manifest(data, manifest_url, summary, layout))
     except FileNotFoundError:
-        raise ShardError(f"missing; {_remedy(layout)}", shard=manifest_url) from None
+        raise ShardError(f"missing; {remedy(layout)}", shard=manifest_url) from None
     digest = summary.get("recipe_digest")
     return Dataset(
         url=url,
@@ -222,65 +198,9 @@ def fast_not_held() -> tuple[str, ...]:
     return tuple(name for name in INDEX_SCHEMA.names if name not in FAST_COLUMNS)
 
 
-def _read_manifest(data: bytes, url: str, summary: Mapping[str, Any], layout: str) -> tuple[ShardEntry, ...]:
-    expected = summary.get("manifest_sha256")
-    if expected is None and summary["schema"] > 1:
-        raise ShardError(f"{SUMMARY_NAME} does not hold the sha256 of this manifest; {_remedy(layout)}", shard=url)
-    try:
-        table = ParquetReader(data, url).read()
-        rows: list[dict[str, Any]] = table.select(MANIFEST_SCHEMA.names).cast(MANIFEST_SCHEMA).to_pylist()
-    except (ValueError, KeyError, OSError) as error:
-        detail = str(error).removeprefix(f"{url}: ")
-        raise ShardError(f"not a manifest of shards: {detail}; {_remedy(layout)}", shard=url) from error
-    seen: set[str] = set()
-    for row in rows:
-        _check_entry(row, url, layout)
-        if row["name"] in seen:
-            raise ShardError(f"names shard {shown(row['name'])} twice; {_remedy(layout)}", shard=url)
-        seen.add(row["name"])
-    shards = tuple(ShardEntry(**row) for row in rows)
-    _check_totals(summary, shards, url, _remedy(layout))
-    got = hashlib.sha256(data).hexdigest()
-    if expected is not None and got != expected:
-        raise ShardError(
-            f"sha256 is {got}, {SUMMARY_NAME} says {shown(expected)}: one of them was changed; {_remedy(layout)}",
-            shard=url,
-        )
-    return shards
-
-
-def _check_entry(row: Mapping[str, Any], url: str, layout: str) -> None:
-    name = row["name"] or ""
-    if not name or "/" in name or "\\" in name or "\0" in name or name.startswith("."):
-        raise ShardError(f"{name!r} may not name a shard", shard=url)
-    for column in ("num_samples", "num_bytes"):
-        if row[column] is None or row[column] < 0:
-            raise ShardError(f"{column} of shard {shown(name)} is {row[column]}; {_remedy(layout)}", shard=url)
-    for column in ("sha256", "index_sha256"):
-        # Only an index made from headers alone has no sum of its tar.
-        allowed = row[column] is None and column == "sha256" and layout == FOREIGN_LAYOUT
-        if not allowed and not _DIGEST.fullmatch(row[column] or ""):
-            raise ShardError(
-                f"{column} of shard {shown(name)} is {shown(row[column])}, expected 64 hex digits; {_remedy(layout)}",
-                shard=url,
-            )
-
-
-def _check_totals(summary: Mapping[str, Any], shards: tuple[ShardEntry, ...], url: str, remedy: str) -> None:
-    found = (len(shards), sum(shard.num_samples for shard in shards), sum(shard.num_bytes for shard in shards))
-    for name, got in zip(_TOTALS, found, strict=True):
-        expected = summary.get(name)
-        if type(expected) is not int or expected != got:
-            raise ShardError(
-                f"{name} is {shown(expected)} in {SUMMARY_NAME}, {got} by the rows of {MANIFEST_NAME}: "
-                f"one of them lost or gained shards; {remedy}",
-                shard=url,
-            )
-
-
-def _not_held(summary: Mapping[str, Any], shards: tuple[ShardEntry, ...], url: str) -> tuple[str, ...]:
+def _not_held(summary: Mapping[str, Any], shards: Shards, url: str) -> tuple[str, ...]:
     """Return what dataset.json says of it; schema 1 did not, but left the sum of the tar out where it was fast."""
-    fast = any(shard.sha256 is None for shard in shards)
+    fast = shards.lack_sums
     if summary["schema"] == 1:
         return fast_not_held() if fast else ()
     not_held = _texts(summary, "not_held", url)
@@ -305,10 +225,6 @@ def _texts(summary: Mapping[str, Any], name: str, url: str) -> tuple[str, ...]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise ValueError(f"{url}: {name} must be a list of texts, got {shown(values)}")
     return tuple(values)
-
-
-def _remedy(layout: str) -> str:
-    return "run headrace index again" if layout == FOREIGN_LAYOUT else "run the command that wrote the dataset again"
 
 
 def _why_missing(url: str, base: str) -> str:

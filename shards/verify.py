@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from headrace import files
 from headrace.shards.commit import RECORD_FIELDS, committed, read_commit
-from headrace.shards.dataset import FOREIGN_LAYOUT, OWN_LAYOUT, Dataset, ShardEntry, open_dataset
+from headrace.shards.dataset import Dataset, open_dataset
 from headrace.shards.errors import ShardError
 from headrace.shards.group import GroupConfig, Grouped, SampleMembers, group_members
 from headrace.shards.heartbeat import beat, expect
@@ -22,6 +22,7 @@ from headrace.shards.images.decode import decode_rgb
 from headrace.shards.images.formats import names_image
 from headrace.shards.images.header import check_complete, read_header
 from headrace.shards.index import INDEX_SCHEMA, parse_index
+from headrace.shards.manifest import FOREIGN_LAYOUT, OWN_LAYOUT, ShardEntry
 from headrace.shards.members import LABEL_TEXT, Facts, caption_of, join_facts, read_member
 from headrace.shards.payloads import check_crc
 from headrace.shards.tar import TarMember, iterate_members

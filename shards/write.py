@@ -16,10 +16,11 @@ import pyarrow as pa
 from headrace import files
 from headrace.config import canonical_json
 from headrace.shards.commit import SHARD_FIELDS, check_name, commit, committed, read_commit
-from headrace.shards.dataset import MANIFEST_NAME, MANIFEST_SCHEMA, OWN_LAYOUT, SCHEMA_VERSION, SUMMARY_NAME
+from headrace.shards.dataset import SCHEMA_VERSION
 from headrace.shards.errors import ShardError
 from headrace.shards.images.formats import IMAGE_EXTENSIONS
 from headrace.shards.index import INDEX_SCHEMA, sample_uid
+from headrace.shards.manifest import MANIFEST_NAME, MANIFEST_SCHEMA, OWN_LAYOUT, SUMMARY_NAME
 from headrace.shards.members import header_columns
 from headrace.shards.parquet import parquet_bytes
 from headrace.shards.tar import ShardWriter, TarMember, check_key

@@ -20,7 +20,7 @@ from headrace.curation.job import Job
 from headrace.curation.ledger import Decision, check_ledger, digest_of, latest_decision
 from headrace.curation.raw.read import check_raw_tar, read_raw
 from headrace.shards.commit import committed, read_commit
-from headrace.shards.dataset import MANIFEST_NAME, SUMMARY_NAME
+from headrace.shards.manifest import MANIFEST_NAME, SUMMARY_NAME
 from headrace.shards.parquet import read_equal, read_table
 from headrace.shards.units import EngineConfig, OnProgress, no_progress, run_units
 from headrace.shards.write import finish_dataset

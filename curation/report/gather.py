@@ -156,7 +156,7 @@ def dataset_numbers(dataset: Dataset) -> dict[str, Any]:
     return {
         "num_shards": len(dataset.shards),
         "num_samples": dataset.num_samples,
-        "num_bytes": sum(shard.num_bytes for shard in dataset.shards),
+        "num_bytes": int(dataset.shards.num_bytes.sum()),
         "num_labels": len([label for label in labels.counts if label]),
         **flags,
         **{name: dict(tally.top(20)) for name, tally in counts.items()},

@@ -13,11 +13,12 @@ from typing import Any
 
 from headrace import files
 from headrace.config import config_to_dict
-from headrace.shards.dataset import FOREIGN_LAYOUT, OWN_LAYOUT, fast_not_held, layout_of
+from headrace.shards.dataset import fast_not_held, layout_of
 from headrace.shards.errors import ShardError
 from headrace.shards.foreign.settle import Agreement, SettleUnit, agree_on, settle_index
 from headrace.shards.foreign.unit import INDEX_FOLDER, REJECTS_FOLDER, TarUnit, index_tar
 from headrace.shards.group import BY_RULE, GroupConfig
+from headrace.shards.manifest import FOREIGN_LAYOUT, OWN_LAYOUT
 from headrace.shards.units import INLINE, EngineConfig, OnProgress, no_progress, run_units
 from headrace.shards.write import clear_leftovers, write_manifest
 

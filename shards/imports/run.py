@@ -18,7 +18,6 @@ from headrace import files
 from headrace.config import canonical_json, config_to_dict
 from headrace.shards.columns import TYPES
 from headrace.shards.commit import SHARD_FIELDS, committed, read_commit
-from headrace.shards.dataset import MANIFEST_NAME, SUMMARY_NAME
 from headrace.shards.foreign.find import expand_files, refuse_compressed
 from headrace.shards.foreign.index import CHOOSE_MEMBERS, check_budget
 from headrace.shards.foreign.unit import INDEX_FOLDER
@@ -33,6 +32,7 @@ from headrace.shards.imports.parquet import DEFAULT_LABEL, open_parquet_files
 from headrace.shards.imports.shuffle import Spool, order_of
 from headrace.shards.imports.source import SOURCE_COLUMN, Input, Leftover, Source, SourceUnit
 from headrace.shards.imports.tar import open_tars
+from headrace.shards.manifest import MANIFEST_NAME, SUMMARY_NAME
 from headrace.shards.parquet import write_parquet
 from headrace.shards.progress import Progress
 from headrace.shards.units import INLINE, EngineConfig, OnProgress, no_progress, run_units

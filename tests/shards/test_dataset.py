@@ -9,9 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from headrace.shards.dataset import MANIFEST_SCHEMA, open_dataset
+from headrace.shards.dataset import open_dataset
 from headrace.shards.errors import ShardError
 from headrace.shards.index import read_index, write_index
+from headrace.shards.manifest import MANIFEST_SCHEMA
 from headrace.shards.parquet import read_table
 
 
