@@ -7,9 +7,10 @@ What does not fit its checksum is read again before it is judged: proxies and di
 
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +73,11 @@ class ChunkReader:
         result: dict[int, Payload] = {}
         for one in np.unique(shard):
             here = np.flatnonzero(shard == one)
-            payloads = self._read_shard(opened.rows(int(one), self._ranges.read_bytes), row[here].tolist())
+            rows, entry = opened.rows(int(one), self._ranges.read_bytes), opened.dataset.shards[int(one)]
+            read = partial(
+                self._ranges.read, rows.url, version=entry.sha256 or f"{entry.num_bytes} {entry.index_sha256}"
+            )
+            payloads = self._read_shard(rows, row[here].tolist(), read)
             result.update(zip(samples[here].tolist(), payloads, strict=True))
         return result
 
@@ -86,14 +91,14 @@ class ChunkReader:
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._ranges.close()
 
-    def _read_shard(self, rows: ShardRows, numbers: list[int]) -> list[Payload]:
+    def _read_shard(self, rows: ShardRows, numbers: list[int], read: Callable[..., bytes]) -> list[Payload]:
         good = [row for row in numbers if rows.offset[row] >= 0 and 0 < rows.size[row] <= MAX_IMAGE_BYTES]
         spans = [(int(rows.offset[row]), int(rows.size[row])) for row in good]
         found: dict[int, Payload] = {}
         gap = LOCAL_GAP_BYTES if files.is_local(rows.url) else REMOTE_GAP_BYTES
         for group in coalesce(spans, gap):
             start = spans[group[0]][0]
-            data = self._ranges.read(rows.url, start, max(sum(spans[number]) for number in group) - start)
+            data = read(start, max(sum(spans[number]) for number in group) - start)
             damaged = []
             for number in group:
                 row, (offset, size) = good[number], spans[number]
@@ -102,15 +107,17 @@ class ChunkReader:
                 found[row] = Payload(rows, row, b"" if fault else part, fault)
                 if fault is not None:
                     damaged.append((row, part))
-            found.update(self._look_again(rows, damaged))
+            found.update(self._look_again(rows, damaged, partial(read, fresh=True)))
         return [found.get(row) or Payload(rows, row, b"", SampleError("size", _no_span(rows, row))) for row in numbers]
 
-    def _look_again(self, rows: ShardRows, damaged: Sequence[tuple[int, bytes]]) -> dict[int, Payload]:
+    def _look_again(
+        self, rows: ShardRows, damaged: Sequence[tuple[int, bytes]], read: Callable[..., bytes]
+    ) -> dict[int, Payload]:
         """Read the damaged samples of one request again, each alone; return them as they are then."""
         found: dict[int, Payload] = {}
         pauses: Sequence[float] = SECOND_LOOK_SECONDS
         for row, data in damaged:
-            found[row] = self._read_again(rows, row, data, pauses)
+            found[row] = self._read_again(rows, row, data, pauses, read)
             if found[row].fault is not None:
                 pauses = SECOND_LOOK_SECONDS[:1]  # waiting did not help the first: the others lie beside it
         num_whole = sum(payload.fault is None for payload in found.values())
@@ -123,11 +130,13 @@ class ChunkReader:
             )
         return found
 
-    def _read_again(self, rows: ShardRows, row: int, data: bytes, pauses: Sequence[float]) -> Payload:
+    def _read_again(
+        self, rows: ShardRows, row: int, data: bytes, pauses: Sequence[float], read: Callable[..., bytes]
+    ) -> Payload:
         for pause in pauses:
             if self._ranges.pause(pause):
                 break
-            before, data = data, self._ranges.read(rows.url, int(rows.offset[row]), int(rows.size[row]), fresh=True)
+            before, data = data, read(int(rows.offset[row]), int(rows.size[row]))
             if self._fault_of(rows, row, data) is None:
                 return Payload(rows, row, data)
             # The same twice is how it lies there; but zeros are also what a proxy sends that has lost a block.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from headrace.patience import Patience
+from headrace.shards.cache import MIN_CACHE_BYTES
 from headrace.text import shown
 
 MAX_LANES = 4096
@@ -130,6 +131,10 @@ class Mixture:
     """How long a read may go on failing (a server restarts, a link drops) before it stops the run."""
     read_retries: int | None = None
     """If given, a read stops the run after so many tries more, however long they took."""
+    cache_dir: str = ""
+    """Local folder that keeps what was read from afar, for all processes of this machine. Empty = none."""
+    cache_bytes: int = 64 << 30
+    """Most bytes that the files in `cache_dir` take; what was not used for longest makes room."""
 
     def __post_init__(self) -> None:
         _check(0 < len(self.sources) <= MAX_SOURCES, f"sources must be 1..{MAX_SOURCES}, got {len(self.sources)}")
@@ -148,6 +153,7 @@ class Mixture:
         _check_decoder(self.decoder)
         _check(0 <= self.max_bad_fraction <= 1, f"max_bad_fraction must be 0..1, got {self.max_bad_fraction}")
         _check("://" not in self.quarantine, f"quarantine must be a local file, got {self.quarantine}")
+        _check("://" not in self.cache_dir, f"cache_dir must be a local folder, got {self.cache_dir}")
         _check(self.read_timeout_seconds > 0, f"read_timeout_seconds must be over 0, got {self.read_timeout_seconds}")
         for name, least in _LEAST.items():
             value = getattr(self, name)
@@ -174,6 +180,7 @@ _LEAST = {
     "decode_threads": 0,
     "io_threads": 1,
     "prefetch_batches": 1,
+    "cache_bytes": MIN_CACHE_BYTES,
     "read_patience_seconds": 0,
     "read_retries": 0,
 }

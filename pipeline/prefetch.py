@@ -132,12 +132,16 @@ class Prefetcher:
                 return None, waited_for
             if waited_for == "none":
                 waited_for = "read" if batch is None or batch.waits_for_reads else "decode"
+            if self._stopped:  # another thread closes: nothing comes any more
+                self._news.ring()
+                raise ValueError("the stream is closed")
             self._news.wait()
 
     def close(self) -> None:
         """Stop and join every thread; whoever was interrupted in here calls it again."""
         self._stopped = True
         self._to_do.ring()
+        self._news.ring()
         if not self._begun:
             self._close_pools()
             return

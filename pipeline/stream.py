@@ -34,6 +34,7 @@ from headrace.pipeline.order.plan import StreamPlan
 from headrace.pipeline.pictures import PictureMaker
 from headrace.pipeline.prefetch import PendingBatch, Prefetcher, WaitedFor
 from headrace.pipeline.quarantine import DamageCount, DamageReport, Quarantine, log_new_reasons
+from headrace.shards.cache import open_cache
 from headrace.shards.ranges import RangeReader
 
 log = logging.getLogger(__name__)
@@ -195,6 +196,11 @@ class Stream:
         """Reads that were tried again since the stream was started."""
         return self._reading.ranges.num_retries if self._reading else 0
 
+    @property
+    def num_cached_bytes(self) -> int:
+        """Bytes read from the cache on disk since the stream was started."""
+        return self._reading.ranges.num_cached_bytes if self._reading else 0
+
     def state_dict(self) -> dict[str, Any]:
         """Return where the stream stands: small, plain JSON."""
         return {"position": self.position, **self._identity}
@@ -245,7 +251,8 @@ class Stream:
 
     def _new_reading(self) -> Reading:
         mixture = self.mixture
-        ranges = RangeReader(mixture.patience)
+        cache = open_cache(mixture.cache_dir, mixture.cache_bytes) if mixture.cache_dir else None
+        ranges = RangeReader(mixture.patience, cache)
         reader = ChunkReader(self.sources, ranges, io_threads=mixture.io_threads, verify_crc=mixture.verify_crc)
         decoder = decoder_types()[mixture.decoder](stream_state.with_resizer(mixture, self._identity))
         log.info(

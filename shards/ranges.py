@@ -6,10 +6,12 @@ for: a server, a name, another library.
 """
 
 import threading
+from functools import partial
 
 from headrace import files
 from headrace.access import Access
 from headrace.patience import Patience, Stop
+from headrace.shards.cache import BlockCache, CachedFile
 from headrace.web import Client
 
 
@@ -20,8 +22,9 @@ class ReadError(OSError):
 class RangeReader:
     """Reads ranges; one per stream, used by all its I/O threads. `interrupt` makes those that wait give up."""
 
-    def __init__(self, patience: Patience) -> None:
+    def __init__(self, patience: Patience, cache: BlockCache | None = None) -> None:
         self.num_retries = 0
+        self._cache = cache
         self._stop = Stop()
         self._lock = threading.Lock()
         client = Client(timeout_seconds=patience.timeout_seconds, stop=self._stop)
@@ -33,11 +36,18 @@ class RangeReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def read(self, url: str, offset: int, size: int, *, fresh: bool = False) -> bytes:
+    def read(self, url: str, offset: int, size: int, *, version: str = "", fresh: bool = False) -> bytes:
         """Return `size` bytes from `offset`, fewer only where the file ends. Raises ReadError, naming both.
 
-        `fresh` is for a second look at what cannot be right: no cache on the way is believed.
+        `version` differs where the content of the file does; without it nothing is kept on disk. `fresh` is for a
+        second look at what cannot be right: no cache on the way is believed.
         """
+        fetch = partial(self._fetch, url, fresh)
+        if self._cache is None or not version or files.is_local(url):
+            return fetch(offset, size)
+        return self._cache.read(CachedFile(url, version), offset, size, fetch, fresh=fresh)
+
+    def _fetch(self, url: str, fresh: bool, offset: int, size: int) -> bytes:
         try:
             return files.read_range(url, offset, size, access=self._access, fresh=fresh)
         except OSError as error:
@@ -46,6 +56,11 @@ class RangeReader:
     def read_bytes(self, url: str) -> bytes:
         """Return a whole file. Raises FileNotFoundError, and OSError for other faults, naming it."""
         return files.read_bytes(url, access=self._access)
+
+    @property
+    def num_cached_bytes(self) -> int:
+        """Bytes that came from the cache on disk."""
+        return self._cache.num_hit_bytes if self._cache is not None else 0
 
     def pause(self, seconds: float) -> bool:
         """Wait so long; True if the reader was told to give up."""
@@ -59,6 +74,9 @@ class RangeReader:
         """Close the connections; call it when no thread reads any more."""
         self.interrupt()
         self._access.client.close()
+        if self._cache is not None:
+            self._cache.close()
+            self._cache = None
 
     def _count(self) -> None:
         with self._lock:

@@ -134,10 +134,11 @@ class Stop(threading.Event):
                 del self._wakers[mark]
 
 
-def apart(action: Callable[[], T], stop: Stop) -> T:
+def apart(action: Callable[[], T], stop: Stop, *, drop: Callable[[T], object] = lambda _: None) -> T:
     """Return `action()`, run in a thread of its own that is left behind if `stop` comes first.
 
-    For calls that nothing can wake: looking up a host, connecting, other libraries' reads. Raises LastingError then.
+    For calls that nothing can wake: looking up a host, connecting, other libraries' reads. Raises LastingError then,
+    and `drop` gets what nobody waits for any more.
     """
     future: Future[T] = Future()
 
@@ -148,7 +149,10 @@ def apart(action: Callable[[], T], stop: Stop) -> T:
             except BaseException as error:  # noqa: BLE001  whoever waits raises it
                 future.set_exception(error)
             else:
-                future.set_result(result)
+                try:
+                    future.set_result(result)
+                except InvalidStateError:
+                    drop(result)
 
     threading.Thread(target=run, name="headrace-apart", daemon=True).start()
     try:
@@ -268,6 +272,8 @@ def status_of(error: BaseException) -> int | None:
 
 
 def _own_status(error: BaseException) -> int | None:
+    if type(error).__module__ == "aiohttp.http_exceptions":
+        return None  # the 400 of these is no answer: a body that was cut has it
     response: Any = getattr(error, "response", None)
     found: list[Any] = [getattr(error, name, None) for name in ("status", "status_code", "code")]
     if isinstance(response, dict):

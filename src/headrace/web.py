@@ -200,7 +200,7 @@ class Client:
                 at = next((at for at, (name, _) in enumerate(self._idle) if name == (scheme, host)), None)
                 connection = None if at is None else self._idle.pop(at)[1]
             if connection is None:
-                return apart(partial(self._connect, scheme, host), self._stop)
+                return apart(partial(self._connect, scheme, host), self._stop, drop=http.client.HTTPConnection.close)
             if connection.sock is not None and not _is_readable(connection.sock):
                 return connection
             connection.close()  # the server has hung up in between

@@ -242,3 +242,40 @@ def test_what_lies_damaged_is_judged_after_a_second_look_that_equals_the_first(
         assert stream.bad_samples == {"crc": 1}
     assert len(invalid) == 1
     assert sum(entry == ("/shards/00000.tar", offset, offset + size - 1) for entry in server.ranges) == 1
+
+
+def test_what_was_read_once_comes_from_the_cache(
+    datasets: tuple[str, str],
+    mixture: Mixture,
+    range_server: OpenServer,
+    fingerprint: Callable[[Batch], object],
+    tmp_path: Path,
+) -> None:
+    server = range_server(datasets[0])
+    cached = dataclasses.replace(
+        remote_mixture(mixture, server.url), cache_dir=str(tmp_path / "cache"), cache_bytes=1 << 24
+    )
+    local = dataclasses.replace(mixture, sources=mixture.sources[:1])
+    counts = []
+    with open_stream(local, global_batch=8) as one:
+        expected = [fingerprint(next(one)) for _ in range(12)]
+    for _ in range(2):
+        server.faults[:] = ["zeros"]  # in the cache, too, until they are read again
+        with open_stream(cached, global_batch=8) as two:
+            assert [fingerprint(next(two)) for _ in range(12)] == expected
+            assert not two.bad_samples
+            assert two.num_cached_bytes
+        counts.append(sum(entry[0].endswith(".tar") for entry in server.ranges))
+        server.faults.clear()
+        server.ranges.clear()
+    assert counts[0] >= 7
+    assert counts[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [({"cache_dir": "s3://bucket/cache"}, "must be a local folder"), ({"cache_bytes": 1000}, "at least 1048576")],
+)
+def test_a_cache_that_makes_no_sense_is_refused(mixture: Mixture, changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        dataclasses.replace(mixture, **changes)
