@@ -162,9 +162,13 @@ def test_closing_does_not_wait_for_an_index_that_stalls(
     server.faulty = ".parquet"
     server.faults[:] = ["stall"] * 100
 
+    refused: list[str] = []
+
     def take() -> None:
-        with contextlib.suppress(OSError, ValueError):
+        try:
             next(stream)
+        except (OSError, ValueError) as error:
+            refused.append(str(error))
 
     thread = threading.Thread(target=take, daemon=True)
     thread.start()
@@ -172,8 +176,10 @@ def test_closing_does_not_wait_for_an_index_that_stalls(
         time.sleep(0.01)
     began = time.monotonic()
     stream.close()
-    assert time.monotonic() - began < 10  # the server would have stalled on, and the reader waited thirty seconds
     thread.join(30)
+    assert time.monotonic() - began < 10  # the server would have stalled on, and the reader waited thirty seconds
+    assert len(refused) == 1
+    assert "closed" in refused[0]
 
 
 def test_shards_of_any_name_are_indexed_verified_and_streamed_over_http(
