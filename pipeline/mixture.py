@@ -107,6 +107,9 @@ class Mixture:
     """What decodes: `turbo` is libjpeg-turbo in threads. Extensions may add others."""
     resizer: Literal["auto", "fast", "pillow"] = "auto"
     """What resizes for `turbo`; they differ by one level. `auto`: that of the state loaded, else `fast` if it works."""
+    jpeg_regions: bool = True
+    """Decode only the rows and columns of a JPEG that its windows need; the pixels are those of the whole, bit by bit.
+    A fault elsewhere in the file then goes unnoticed. Where the library for it is missing, whole JPEGs are decoded."""
     memory_bytes: int = 4 << 30
     """Most compressed bytes in flight, on one rank."""
     max_bad_fraction: float = 0.01

@@ -1,8 +1,10 @@
 """Promises of the package as a whole: what the wheel holds, what importing costs, who may import whom."""
 
+import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -12,8 +14,12 @@ ROOT = Path(__file__).parents[1]
 LINKED = ("shards", "curation", "pipeline", "train", "examples")
 
 
-def _run(*command: str, cwd: Path = ROOT, timeout: float = 280) -> str:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
+EXTENSION = "headrace/pipeline/decode/_jpeg_region.abi3.so"
+
+
+def _run(*command: str, cwd: Path = ROOT, timeout: float = 280, env: dict[str, str] | None = None) -> str:
+    whole = {**os.environ, **(env or {})}
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False, env=whole)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
 
@@ -49,7 +55,20 @@ def test_the_wheel_holds_the_tree_and_nothing_else(packages: Path) -> None:
             expected.add(path)
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert held == expected
+    assert held - {EXTENSION} == expected
+    assert (EXTENSION in held) == (shutil.which("cc") is not None)
+
+
+def test_without_a_compiler_the_package_builds_and_lacks_only_the_extension(packages: Path, tmp_path: Path) -> None:
+    with tarfile.open(next(packages.glob("*.tar.gz"))) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (source,) = tmp_path.iterdir()
+    program = "import sys; sys.argv[1:] = ['-q', 'bdist_wheel']; exec(open('setup.py').read())"
+    _run(sys.executable, "-W", "ignore", "-c", program, cwd=source, env={"CC": "false"})
+    with zipfile.ZipFile(next(source.glob("dist/*.whl"))) as archive:
+        held = set(archive.namelist())
+    assert EXTENSION not in held
+    assert "headrace/pipeline/decode/region.py" in held
 
 
 @pytest.mark.full

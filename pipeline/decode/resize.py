@@ -21,6 +21,15 @@ Pixels = NDArray[np.uint8]
 log = logging.getLogger(__name__)
 
 
+class Inside(NamedTuple):
+    """A window within a span, where it does not begin and end on whole pixels: that of a scaled picture."""
+
+    top: float
+    left: float
+    height: float
+    width: float
+
+
 class Span(NamedTuple):
     """A window of decoded pixels, mapped in place: four bytes a pixel, red, green, blue and one of no meaning."""
 
@@ -29,6 +38,8 @@ class Span(NamedTuple):
     row_bytes: int
     height: int
     width: int
+    inside: Inside | None = None
+    """Which part of it is the window; None = all."""
 
     def mapped(self, mode: str) -> Image.Image:
         """Return it as a Pillow image of `mode`, nothing copied."""
@@ -46,6 +57,10 @@ class PillowResize:
     def __call__(self, span: Span, side: int) -> Pixels:
         """Return the window as a square."""
         image = span.mapped("RGBX")
+        if span.inside is not None:
+            top, left, height, width = span.inside
+            box = (left, top, min(left + width, span.width), min(top + height, span.height))
+            return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=box))
         if image.size != (side, side):
             image = image.resize((side, side), Image.Resampling.BILINEAR)
         return np.asarray(image)
@@ -55,24 +70,30 @@ class FastResize:
     """fast_image_resize: vector instructions, the same bytes with SSE4.1, AVX2 or none."""
 
     def __init__(self) -> None:
-        from cykooz_resizer import FilterType, ResizeAlg, ResizeOptions, Resizer
+        from cykooz_resizer import CropBox, FilterType, ResizeAlg, ResizeOptions, Resizer
 
         self._resizer = Resizer()
         self._options = ResizeOptions(resize_alg=ResizeAlg.convolution(FilterType.bilinear))
+        self._crop_box = CropBox
         self._squares: dict[int, tuple[Pixels, Image.Image]] = {}
 
     def __call__(self, span: Span, side: int) -> Pixels:
         """Return the window as a square."""
         # The library refuses RGBX and multiplies the colours of RGBA by the fourth byte; in CMYK all four are equal.
         image = span.mapped("CMYK")
-        if image.size == (side, side):
+        if image.size == (side, side) and span.inside is None:
             return np.asarray(image)
         if side not in self._squares:
             pixels = np.empty((side, side, 4), np.uint8)
             self._squares[side] = pixels, Span(pixels.reshape(-1), 4 * side, side, side).mapped("CMYK")
         pixels, square = self._squares[side]
-        # Not by `crop_box`: the filter would reach over the window's edge (46 dB at worst against a crop).
-        self._resizer.resize_pil(image, square, self._options)
+        options = self._options
+        # Only then by a box: the filter reaches over its edge (46 dB at worst against a crop), here by under a pixel.
+        if span.inside is not None:
+            top, left, height, width = span.inside
+            options = options.copy()
+            options.crop_box = self._crop_box(left, top, width, height)
+        self._resizer.resize_pil(image, square, options)
         return pixels
 
 
@@ -87,6 +108,12 @@ def resizer_of(mixture: Mixture) -> str:
     if mixture.resizer == "auto":
         return "pillow" if fault else "fast"
     return mixture.resizer
+
+
+def describe_resizer() -> str:
+    """Return which resizer `auto` is here, for people."""
+    fault = fast_fault()
+    return f"Pillow (fast_image_resize: {fault})" if fault else "fast_image_resize"
 
 
 @cache

@@ -1,33 +1,36 @@
 """The decoder of every machine: libjpeg-turbo and Pillow, one picture a call, in as many threads as there are cores.
 
-Upright JPEGs take a short way: libjpeg-turbo writes four-byte pixels into a buffer of the thread, and each window is
-mapped in place and resized (triangle filter widened when shrinking: torchvision's antialias=True). Both release the
-GIL. Everything else, and every JPEG that libjpeg-turbo finds a fault in, is judged by `decode_rgb`.
+JPEGs take a short way: libjpeg-turbo writes the part that the windows need, four bytes a pixel, into a buffer of the
+thread, and each window is mapped in place and resized (triangle filter widened when shrinking: torchvision's
+antialias=True). Both release the GIL. Everything else, and every JPEG that libjpeg-turbo finds a fault in, is judged
+by `decode_rgb`.
 """
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 
 import cv2
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 
 from headrace.pipeline.augment.crop import Window
 from headrace.pipeline.augment.views import ChooseWindow
 from headrace.pipeline.decode.cores import own_cores
 from headrace.pipeline.decode.decoder import Images, Item
+from headrace.pipeline.decode.region import Box, decode_region, decode_whole, part_of, region_fault
 from headrace.pipeline.decode.resize import RESIZERS, Resize, Span, resizer_of
+from headrace.pipeline.decode.upright import stored_window, turned
 from headrace.pipeline.errors import SampleError
 from headrace.pipeline.mixture import Mixture
 from headrace.shards.images.decode import decode_rgb
+from headrace.shards.images.header import check_complete
 from headrace.text import one_line
 
 Pixels = NDArray[np.uint8]
-Cut = Callable[[Window], Span]
-"""A window of the decoded picture, four bytes a pixel."""
 
+END = b"\xff\xd9"
 KEPT_BYTES = 64 << 20
 MAX_REASONS = 16
 
@@ -41,6 +44,7 @@ class Turbo:
         self.items_per_call = 1
         self.calls_at_once = mixture.decode_threads or own_cores()
         self._max_pixels = mixture.max_pixels
+        self._by_region = mixture.jpeg_regions and not region_fault()
         self._new_resize = RESIZERS[resizer_of(mixture)]
         self._threads = threading.local()
         self._said: set[str] = set()
@@ -66,45 +70,47 @@ class Turbo:
     def close(self) -> None:
         """Nothing to free: buffers are those of the threads."""
 
-    def _decode_one(self, item: Item, windows: Sequence[ChooseWindow], out: Sequence[Images]) -> None:
+    def _decode_one(self, item: Item, choose: Sequence[ChooseWindow], out: Sequence[Images]) -> None:
         header = item.header
-        if header.format == "jpeg" and header.orientation == 1:
-            cut = self._jpeg(item.data, header.height, header.width)
-            if cut is not None:
-                self._write_views(item, (header.height, header.width), cut, windows, out)
+        if header.format == "jpeg":
+            width, height = header.upright_size
+            windows = [one(item.position, height, width) for one in choose]
+            spans = self._jpeg(item, windows)
+            if spans is not None:
+                self._write_views(item.row, zip(spans, windows, out, strict=True))
                 return
         pixels = decode_rgb(item.data, max_pixels=self._max_pixels, header=header)
-        self._write_views(item, (pixels.shape[0], pixels.shape[1]), _cut_of(pixels), windows, out)
+        windows = [one(item.position, *pixels.shape[:2]) for one in choose]
+        self._write_views(item.row, zip(map(partial(_cut, pixels), windows), windows, out, strict=True))
 
-    def _jpeg(self, data: bytes, height: int, width: int) -> Cut | None:
-        """Decode an upright JPEG; None if `decode_rgb` must judge it: a fault, or other colours (CMYK, YCCK)."""
-        scratch = self._scratch(4 * (height + 1) * width)
+    def _jpeg(self, item: Item, windows: Sequence[Window]) -> list[Span] | None:
+        """Return a JPEG's windows; None if `decode_rgb` must judge it: a fault, or other colours (CMYK, YCCK).
+
+        Raises ValueError if its end is missing.
+        """
+        header = item.header
+        width, height = header.upright_size
+        stored = [stored_window(window, (height, width), header.orientation) for window in windows]
+        parts = [part_of(window) for window in stored]
+        if not item.data.endswith(END):
+            check_complete(item.data, header)  # rows that are not decoded may be missing
         try:
-            high, wide, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-            if colorspace in ("CMYK", "YCCK") or (high, wide) != (height, width):
-                self._say_slow("other colours")
-                return None
-            simplejpeg.decode_jpeg(data, colorspace="RGBX", buffer=scratch)
+            if self._by_region:
+                decoded = decode_region(item.data, header, Box.around(parts), self._scratch)
+            else:
+                decoded = decode_whole(item.data, header, self._scratch)
         except ValueError as error:
             self._say_slow(str(error))
             return None
+        return [turned(decoded.span(part), header.orientation) for part in parts]
 
-        def cut(window: Window) -> Span:
-            # The bytes behind the last row exist because the buffer is one row longer.
-            return Span(scratch[4 * (window.top * width + window.left) :], 4 * width, window.height, window.width)
-
-        return cut
-
-    def _write_views(
-        self, item: Item, size: tuple[int, int], cut: Cut, windows: Sequence[ChooseWindow], out: Sequence[Images]
-    ) -> None:
+    def _write_views(self, row: int, views: Iterable[tuple[Span, Window, Images]]) -> None:
         resize: Resize | None = self._threads.__dict__.get("resize")
         if resize is None:
             resize = self._threads.resize = self._new_resize()
-        for choose, view in zip(windows, out, strict=True):
-            window = choose(item.position, *size)
-            pixels = view[item.row]
-            _write_square(resize(cut(window), pixels.shape[0]), window.flipped, pixels)
+        for span, window, view in views:
+            pixels = view[row]
+            _write_square(resize(span, pixels.shape[0]), window.flipped, pixels)
 
     def _say_slow(self, why: str) -> None:
         """Say once for each reason that a JPEG takes the slow way."""
@@ -123,13 +129,10 @@ class Turbo:
         return scratch
 
 
-def _cut_of(pixels: Pixels) -> Cut:
-    def cut(window: Window) -> Span:
-        rows, columns = slice(window.top, window.top + window.height), slice(window.left, window.left + window.width)
-        four = cv2.cvtColor(pixels[rows, columns], cv2.COLOR_RGB2RGBA)
-        return Span(four.reshape(-1), 4 * window.width, window.height, window.width)
-
-    return cut
+def _cut(pixels: Pixels, window: Window) -> Span:
+    rows, columns = slice(window.top, window.top + window.height), slice(window.left, window.left + window.width)
+    four = cv2.cvtColor(pixels[rows, columns], cv2.COLOR_RGB2RGBA)
+    return Span(four.reshape(-1), 4 * window.width, window.height, window.width)
 
 
 def _write_square(square: Pixels, flipped: bool, out: Pixels) -> None:

@@ -33,6 +33,18 @@ def test_it_ends_with_numbers_and_the_next_command(run: Run, tmp_path: Path) -> 
     assert following == "next: headrace demo"
 
 
+def test_it_says_what_decodes_and_resizes_the_stream_and_so_does_the_version(run: Run) -> None:
+    from headrace.pipeline.decode import describe_decoding
+
+    _, found = _findings(run)
+    decodes, resizes = found["stream's JPEG"], found["stream's resizer"]
+    assert decodes["text"].startswith("libjpeg-turbo, the rows" if decodes["verdict"] == "ok" else "simplejpeg, whole")
+    assert resizes["text"].startswith("fast_image_resize" if resizes["verdict"] == "ok" else "Pillow")
+    code, text = run("--version")
+    assert code == 0
+    assert text.splitlines()[1] == f"decodes by {describe_decoding()}"
+
+
 def test_an_absent_extra_says_how_to_get_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     version = doctor._version
     monkeypatch.setattr(doctor, "_version", lambda name: None if name == "ray" else version(name))

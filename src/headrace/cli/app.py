@@ -67,6 +67,12 @@ app = typer.Typer(
 def _print_version(asked: bool) -> None:
     if asked:
         typer.echo(f"headrace {__version__}")
+        try:
+            from headrace.pipeline.decode import describe_decoding
+
+            typer.echo(f"decodes by {describe_decoding()}")
+        except ImportError as error:  # `headrace doctor` names what is missing
+            typer.echo(f"cannot decode: {error}")
         raise typer.Exit
 
 

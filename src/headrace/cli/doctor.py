@@ -121,8 +121,18 @@ def _decoders() -> Iterator[Finding]:
 
     pixels = np.zeros((16, 16, 3), np.uint8)
     yield _decodes("JPEG", lambda: decode_rgb(simplejpeg.encode_jpeg(pixels)), "simplejpeg (libjpeg-turbo)")
+    yield from _stream_decoding()
     for name in FORMATS:
         yield _decodes(name, lambda name=name: decode_rgb(_encoded(name)), _pillow())  # type: ignore[misc]
+
+
+def _stream_decoding() -> Iterator[Finding]:
+    from headrace.pipeline.decode.region import describe_jpeg_decoder, region_fault
+    from headrace.pipeline.decode.resize import describe_resizer, fast_fault
+
+    verdict: Verdict = "absent" if region_fault() else "ok"
+    yield Finding("decoders", "stream's JPEG", verdict, describe_jpeg_decoder())
+    yield Finding("decoders", "stream's resizer", "absent" if fast_fault() else "ok", describe_resizer())
 
 
 def _encoded(name: str) -> bytes:

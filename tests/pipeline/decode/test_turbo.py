@@ -125,6 +125,29 @@ def test_windows_are_upright_for_every_orientation(picture: NDArray[np.uint8], o
     assert np.abs(out - slow_resize(upright[5:45, 30:80], 20)).max() <= 1.01
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_regions_give_the_squares_that_whole_pictures_give(picture: NDArray[np.uint8], orientation: int) -> None:
+    data = encode("JPEG", picture)
+    windows = (Window(3, 31, 30, 50, True), Window(11, 60, 50, 17, False), Window(47, 29, 43, 61, True))
+    outs = []
+    for jpeg_regions in (True, False):
+        mixture = Mixture(sources=(Source(name="s", url="s"),), jpeg_regions=jpeg_regions)
+        out = [np.full((2, side, side, 3), 9, np.uint8) for side in (32, 16, 40)]
+        item = Item(data, admit(data, orientation=orientation, max_pixels=1 << 20), position=5, row=1)
+        chosen = [partial(_always, window) for window in windows]
+        assert Turbo(mixture).decode([item], chosen, out) == [None]
+        outs.append(out)
+    for one, two in zip(*outs, strict=True):
+        assert (one == two).all()
+        assert (one[0] == 9).all()
+
+
+def test_a_file_without_its_end_is_refused_wherever_the_window_is(picture: NDArray[np.uint8]) -> None:
+    data = encode("JPEG", picture)[:-200]
+    with pytest.raises(SampleError, match="truncated, the end is missing"):
+        decode_into(data, 1, lambda _p, _h, _w: Window(0, 0, 8, 8, False), np.empty((16, 16, 3), np.uint8))
+
+
 def test_grey_and_four_colour_jpegs_become_rgb(picture: NDArray[np.uint8]) -> None:
     import io
 
