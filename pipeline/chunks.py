@@ -6,6 +6,8 @@ What does not fit its checksum is read again before it is judged: proxies and di
 """
 
 import logging
+import threading
+import time
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 
 from headrace import files
 from headrace.pipeline.catalog import OpenedSource, ShardRows
+from headrace.pipeline.clock import StageClock
 from headrace.pipeline.errors import SampleError
 from headrace.shards.members import MAX_IMAGE_BYTES
 from headrace.shards.payloads import LOCAL_GAP_BYTES, REMOTE_GAP_BYTES, coalesce
@@ -55,16 +58,28 @@ class ChunkReader:
     """Reads samples of the sources by a pool of threads; closes `ranges` with itself."""
 
     def __init__(
-        self, sources: Sequence[OpenedSource], ranges: RangeReader, *, io_threads: int, verify_crc: bool
+        self,
+        sources: Sequence[OpenedSource],
+        ranges: RangeReader,
+        *,
+        io_threads: int,
+        verify_crc: bool,
+        clock: StageClock | None = None,
     ) -> None:
         self.sources = sources
+        self.clock = clock or StageClock()
+        self.num_open = 0
+        """Chunks that were submitted and are not read yet."""
+        self._lock = threading.Lock()
         self._ranges = ranges
         self._verify_crc = verify_crc
         self._pool = ThreadPoolExecutor(io_threads, thread_name_prefix="headrace-read")
 
     def submit(self, source: int, samples: IntArray) -> "Future[dict[int, Payload]]":
         """Read `samples` of a source in the background; the answer holds each of them."""
-        return self._pool.submit(self.read, source, samples)
+        with self._lock:
+            self.num_open += 1
+        return self._pool.submit(self._read_chunk, source, samples, time.perf_counter())
 
     def read(self, source: int, samples: IntArray) -> dict[int, Payload]:
         """Read `samples` of a source now. Raises ReadError."""
@@ -73,11 +88,13 @@ class ChunkReader:
         result: dict[int, Payload] = {}
         for one in np.unique(shard):
             here = np.flatnonzero(shard == one)
+            begun = time.perf_counter()
             rows, entry = opened.rows(int(one), self._ranges.read_bytes), opened.dataset.shards[int(one)]
             read = partial(
                 self._ranges.read, rows.url, version=entry.sha256 or f"{entry.num_bytes} {entry.index_sha256}"
             )
             payloads = self._read_shard(rows, row[here].tolist(), read)
+            self.clock.note_read(rows.url, time.perf_counter() - begun)
             result.update(zip(samples[here].tolist(), payloads, strict=True))
         return result
 
@@ -90,6 +107,18 @@ class ChunkReader:
         self._ranges.interrupt()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._ranges.close()
+
+    def _read_chunk(self, source: int, samples: IntArray, asked: float) -> dict[int, Payload]:
+        begun = time.perf_counter()
+        self.clock.tally("queue").add(begun - asked)
+        try:
+            payloads = self.read(source, samples)
+        finally:
+            with self._lock:
+                self.num_open -= 1
+        num_bytes = sum(len(payload.data) for payload in payloads.values())
+        self.clock.tally("read").add(time.perf_counter() - begun, num_bytes)
+        return payloads
 
     def _read_shard(self, rows: ShardRows, numbers: list[int], read: Callable[..., bytes]) -> list[Payload]:
         good = [row for row in numbers if rows.offset[row] >= 0 and 0 < rows.size[row] <= MAX_IMAGE_BYTES]

@@ -5,6 +5,7 @@ Threads of a pool call this at the same time, never for the same rows of a batch
 
 import dataclasses
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from headrace.pipeline.augment.views import planned_views, view_windows
 from headrace.pipeline.chunks import ChunkReader, Payload
-from headrace.pipeline.decode.decoder import Decoder, Images, Item
+from headrace.pipeline.decode.decoder import Decoder, Images, Item, TellsAugment
 from headrace.pipeline.decode.gate import admit
 from headrace.pipeline.errors import SampleError
 from headrace.pipeline.mixture import Mixture
@@ -42,6 +43,9 @@ class PictureMaker:
 
     def __init__(self, mixture: Mixture, plan: StreamPlan, reader: ChunkReader, decoder: Decoder) -> None:
         self.decoder = decoder
+        self._clock = reader.clock
+        if isinstance(decoder, TellsAugment):
+            decoder.on_augment = self._clock.adder("augment")
         self._plan = plan
         self._reader = reader
         self._names = [source.name for source in mixture.sources]
@@ -70,7 +74,7 @@ class PictureMaker:
         waiting = own
         while waiting:
             again: dict[int, Payload] = {}
-            for row, error in self._decode(plan, waiting, views).items():
+            for row, error in self._timed_decode(plan, waiting, views).items():
                 faults[row].append((waiting[row], error))
                 replacement = self._replacement(plan, row, len(faults[row]))
                 if replacement is not None:
@@ -84,6 +88,15 @@ class PictureMaker:
             row: MadeRow(dataclasses.replace(payload, data=b""), self._note(plan, row, payload, faults[row]))
             for row, payload in given.items()
         }
+
+    def _timed_decode(
+        self, plan: BatchPlan, payloads: Mapping[int, Payload], out: Sequence[Images]
+    ) -> dict[int, SampleError]:
+        augment = self._clock.tally("augment")
+        begun, before = time.perf_counter(), augment.seconds
+        errors = self._decode(plan, payloads, out)
+        self._clock.tally("decode").add(time.perf_counter() - begun - (augment.seconds - before))
+        return errors
 
     def _decode(
         self, plan: BatchPlan, payloads: Mapping[int, Payload], out: Sequence[Images]

@@ -11,6 +11,7 @@ the planning thread to. And a batch stays where it is until the stream says that
 
 import _thread
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +25,7 @@ from headrace.pipeline.decode.decoder import Images
 from headrace.pipeline.mixture import Mixture
 from headrace.pipeline.order.plan import BatchPlan, StreamPlan
 from headrace.pipeline.pictures import MadeRow, PictureMaker
+from headrace.pipeline.stats import QueueDepths
 from headrace.pipeline.threads import Bell, wait_until_gone
 
 MAX_PLANNED_BATCHES = 64
@@ -56,6 +58,9 @@ class PendingBatch:
     unread: int = 0
     missing: int = 0
     """Rows without pixels."""
+    planned_at: float = field(default_factory=time.perf_counter)
+    read_at: float = 0.0
+    """When the last read that it needs had ended."""
     error: BaseException | None = None
 
     @property
@@ -137,6 +142,25 @@ class Prefetcher:
                 raise ValueError("the stream is closed")
             self._news.wait()
 
+    def num_whole(self, number: int) -> int:
+        """Return how many batches from `number` on could be taken at once."""
+        count = 0
+        while (batch := self.batches.get(number + count)) is not None and batch.is_whole:
+            count += 1
+        return count
+
+    def queues(self) -> QueueDepths:
+        """Return what is under way; read without a lock, so one number may be older than another."""
+        begun = [batch for batch in list(self.batches.values()) if batch.views is not None]
+        return QueueDepths(
+            planned_batches=max(0, self._next_plan - self._next_start),
+            begun_batches=len(begun),
+            whole_batches=self.num_whole(self._taken),
+            reads=self._reader.num_open,
+            pictures=max(0, sum(batch.missing - batch.unread for batch in begun)),
+            bytes_in_flight=self._bytes,
+        )
+
     def close(self) -> None:
         """Stop and join every thread; whoever was interrupted in here calls it again."""
         self._stopped = True
@@ -209,6 +233,7 @@ class Prefetcher:
         return self._plan.num_batches is not None and number >= self._plan.num_batches
 
     def _plan_next(self) -> None:
+        begun = time.perf_counter()
         plan = self._plan.batch(self._next_plan)
         placed = plan.placed
         columns = (placed.source, placed.lane, placed.epoch, placed.sample)
@@ -226,6 +251,7 @@ class Prefetcher:
             chunks.append(chunk)
         self.batches[self._next_plan] = PendingBatch(plan, chunks)
         self._next_plan += 1
+        self._reader.clock.tally("plan").add(time.perf_counter() - begun)
 
     def _open_window(self, plan: BatchPlan, item: int) -> None:
         """Name the chunks of a lane's window; each is read when the order first comes to it."""
@@ -269,6 +295,7 @@ class Prefetcher:
         with self._lock:
             batch.ready += rows
             batch.unread -= len(rows)
+            batch.read_at = time.perf_counter()
             parts = []
             while len(batch.ready) >= size or (batch.ready and not batch.unread):
                 parts.append(sorted(batch.ready[:size]))

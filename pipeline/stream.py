@@ -28,16 +28,23 @@ from headrace.pipeline import state as stream_state
 from headrace.pipeline.augment.views import planned_views
 from headrace.pipeline.catalog import OpenedSource, collate
 from headrace.pipeline.chunks import ChunkReader, Payload
+from headrace.pipeline.clock import StageClock
 from headrace.pipeline.decode import Images, decoder_types
 from headrace.pipeline.mixture import Mixture
 from headrace.pipeline.order.plan import StreamPlan
 from headrace.pipeline.pictures import PictureMaker
 from headrace.pipeline.prefetch import PendingBatch, Prefetcher, WaitedFor
 from headrace.pipeline.quarantine import DamageCount, DamageReport, Quarantine, log_new_reasons
+from headrace.pipeline.stats import Arrival, Delivered, QueueDepths, StreamStats, gather
+from headrace.pipeline.verdict import describe, judge
 from headrace.shards.cache import open_cache
 from headrace.shards.ranges import RangeReader
 
 log = logging.getLogger(__name__)
+
+
+REPORTED_BATCHES = 100
+"""After so many batches the log says what the stream is bound by, and once more at its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +114,10 @@ class Stream:
         self._delivered = 0
         self._ended = False
         self._damage = DamageCount()
+        self._given = Delivered()
+        self._clock = StageClock()
+        self._reported = 0
+        self._retries = self._cached_bytes = 0  # of readings that have ended
         self._quarantine = Quarantine(
             opened.quarantine,
             max_fraction=opened.mixture.max_bad_fraction,
@@ -147,7 +158,7 @@ class Stream:
             time.sleep(0.001)
         try:
             number = self._delivered
-            batch, damage, pending = self._make(number)
+            batch, damage, given, pending = self._make(number)
         except BaseException as error:
             self._callers.pop("next", None)
             self._ended = self._ended or isinstance(error, StopIteration)
@@ -156,6 +167,7 @@ class Stream:
             raise
         # Without a call, so that no signal handler runs in between: here the batch is delivered, or not at all.
         self._damage = damage
+        self._given = given
         self._delivered = number + 1
         del pending[number]
         del self._callers["next"]
@@ -193,13 +205,21 @@ class Stream:
 
     @property
     def num_retries(self) -> int:
-        """Reads that were tried again since the stream was started."""
-        return self._reading.ranges.num_retries if self._reading else 0
+        """Reads that were tried again since the stream was opened or its state loaded."""
+        return self._retries + (self._reading.ranges.num_retries if self._reading else 0)
 
     @property
     def num_cached_bytes(self) -> int:
-        """Bytes read from the cache on disk since the stream was started."""
-        return self._reading.ranges.num_cached_bytes if self._reading else 0
+        """Bytes read from the cache on disk since the stream was opened or its state loaded."""
+        return self._cached_bytes + (self._reading.ranges.num_cached_bytes if self._reading else 0)
+
+    def stats(self) -> StreamStats:
+        """Return what was done since the stream was opened or its state loaded, and what holds it up."""
+        return self._stats(self._given)
+
+    def count_transfer(self, seconds: float) -> None:
+        """Count what the caller took to bring a batch to its device, so that `stats` can tell it from computing."""
+        self._clock.tally("transfer").add(seconds)
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the stream stands: small, plain JSON."""
@@ -215,27 +235,54 @@ class Stream:
 
     def close(self) -> None:
         """Stop and join every thread. A closed stream gives no more batches."""
-        self._closed = True
+        if not self._closed:
+            self._closed = True  # first: a signal handler that raises in here must not bring the report again and again
+            self._report(self._given)
         self._stop()
+
+    def _stats(self, given: Delivered) -> StreamStats:
+        reading = self._reading
+        stats = gather(
+            given,
+            self._clock,
+            queues=reading.prefetcher.queues() if reading else QueueDepths(),
+            cached_bytes=self.num_cached_bytes,
+            retries=self.num_retries,
+            bad_samples=self.bad_samples,
+        )
+        return judge(stats, self.mixture)
+
+    def _report(self, given: Delivered) -> None:
+        """Say once what the stream is bound by up to here."""
+        if given.batches > 1 and given.batches != self._reported and self._process == os.getpid():
+            self._reported = given.batches
+            log.info("%s", describe(self._stats(given)))
 
     def _begin_at(self, number: int) -> None:
         self._stop()
         self._damage = DamageCount()
+        self._given, self._clock = Delivered(), StageClock()
+        self._reported = self._retries = self._cached_bytes = 0
         self._ended = False
         self._delivered = number
 
-    def _make(self, number: int) -> tuple[Batch, DamageCount, dict[int, PendingBatch]]:
-        """Return a batch, the damage up to it, and where to delete it when it is delivered. Raises StopIteration."""
+    def _make(self, number: int) -> tuple[Batch, DamageCount, Delivered, dict[int, PendingBatch]]:
+        """Return a batch, damage and statistics with it, and where to delete it then. Raises StopIteration."""
         begun = time.perf_counter()
         reading = self._reading
         if reading is None or not reading.prefetcher.is_running:
             reading = self._start()
+        num_whole = reading.prefetcher.num_whole(number)
         pending, waited_for = reading.prefetcher.take(number)
-        waited = time.perf_counter() - begun
+        ended = time.perf_counter()
         if pending is None:
             raise StopIteration
         damage = self._judge(number, pending)
-        return self._to_batch(pending, waited, waited_for), damage, reading.prefetcher.batches
+        self._clock.tally("wait").add(ended - begun)
+        given = self._given.plus(_arrival(pending, begun, ended, num_whole), now=ended)
+        if given.batches == REPORTED_BATCHES:
+            self._report(given)
+        return self._to_batch(pending, ended - begun, waited_for), damage, given, reading.prefetcher.batches
 
     def _start(self) -> Reading:
         self._stop()  # what an interrupt left half begun or half closed
@@ -253,7 +300,9 @@ class Stream:
         mixture = self.mixture
         cache = open_cache(mixture.cache_dir, mixture.cache_bytes) if mixture.cache_dir else None
         ranges = RangeReader(mixture.patience, cache)
-        reader = ChunkReader(self.sources, ranges, io_threads=mixture.io_threads, verify_crc=mixture.verify_crc)
+        reader = ChunkReader(
+            self.sources, ranges, io_threads=mixture.io_threads, verify_crc=mixture.verify_crc, clock=self._clock
+        )
         decoder = decoder_types()[mixture.decoder](stream_state.with_resizer(mixture, self._identity))
         log.info(
             "reading from position %d: %d reads at once, decoder %s, resizer %s, %d calls at once, views of %s pixels",
@@ -276,7 +325,10 @@ class Stream:
     def _stop(self) -> None:
         # In a forked process: threads and connections are those of the process that forked.
         if self._reading is not None and self._process == os.getpid():
+            cached_bytes = self._reading.ranges.num_cached_bytes
             self._reading.prefetcher.close()
+            self._retries += self._reading.ranges.num_retries
+            self._cached_bytes += cached_bytes
         self._reading = None
 
     def _judge(self, number: int, pending: PendingBatch) -> DamageCount:
@@ -309,6 +361,13 @@ class Stream:
             waited_seconds=waited,
             waited_for=waited_for,
         )
+
+
+def _arrival(pending: PendingBatch, begun: float, ended: float, num_whole: int) -> Arrival:
+    """Split the wait for a batch: until its plan stood, until its reads had ended, until it had its pixels."""
+    planned = min(max(pending.planned_at, begun), ended)
+    read = min(max(pending.read_at, planned), ended)
+    return Arrival(len(pending.plan.valid), planned - begun, read - planned, ended - read, num_whole)
 
 
 @cache

@@ -5,9 +5,9 @@ a batch, decodes each picture once and cuts every view from it. One bad picture 
 others of the call are delivered.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,3 +56,11 @@ class Decoder(Protocol):
 
     def close(self) -> None:
         """Free what the decoder holds; no call is under way."""
+
+
+@runtime_checkable
+class TellsAugment(Protocol):
+    """What a decoder may have besides: it says how long its crops and resizes took, apart from decoding."""
+
+    on_augment: Callable[[float], None]
+    """Called with the seconds of one picture, in the thread that decodes; the stream sets it."""

@@ -8,7 +8,8 @@ by `decode_rgb`.
 
 import logging
 import threading
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import cv2
@@ -42,6 +43,7 @@ class Turbo:
 
     def __init__(self, mixture: Mixture) -> None:
         self.items_per_call = 1
+        self.on_augment: Callable[[float], None] = lambda _: None
         self.calls_at_once = mixture.decode_threads or own_cores()
         self._max_pixels = mixture.max_pixels
         self._by_region = mixture.jpeg_regions and not region_fault()
@@ -105,12 +107,14 @@ class Turbo:
         return [turned(decoded.span(part), header.orientation) for part in parts]
 
     def _write_views(self, row: int, views: Iterable[tuple[Span, Window, Images]]) -> None:
+        begun = time.perf_counter()
         resize: Resize | None = self._threads.__dict__.get("resize")
         if resize is None:
             resize = self._threads.resize = self._new_resize()
         for span, window, view in views:
             pixels = view[row]
             _write_square(resize(span, pixels.shape[0]), window.flipped, pixels)
+        self.on_augment(time.perf_counter() - begun)
 
     def _say_slow(self, why: str) -> None:
         """Say once for each reason that a JPEG takes the slow way."""
