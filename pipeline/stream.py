@@ -324,10 +324,11 @@ class Stream:
 
     def _stop(self) -> None:
         # In a forked process: threads and connections are those of the process that forked.
-        if self._reading is not None and self._process == os.getpid():
-            cached_bytes = self._reading.ranges.num_cached_bytes
-            self._reading.prefetcher.close()
-            self._retries += self._reading.ranges.num_retries
+        reading = self._reading  # another thread may close at the same time
+        if reading is not None and self._process == os.getpid():
+            cached_bytes = reading.ranges.num_cached_bytes
+            reading.prefetcher.close()
+            self._retries += reading.ranges.num_retries
             self._cached_bytes += cached_bytes
         self._reading = None
 
