@@ -30,11 +30,13 @@ class Source:
     name: str
     """Short and unique; part of the order's key, so that a moved dataset keeps its order."""
     url: str
-    """A dataset with an index, at any fsspec URL."""
+    """A dataset with an index, at any fsspec URL; or a tar, a glob or a `{000..999}` pattern of tars without one."""
     weight: float = 1.0
     """Share of the mixture, in proportion to the other weights."""
     index_dir: str = ""
-    """Where the index lies, if not in the dataset."""
+    """Where the index lies, if not in the dataset; for tars without one, where it is kept (~/.cache/headrace)."""
+    index_fast: bool = False
+    """Index tars that have no index by their headers only: no checksums, labels or captions."""
     shuffle_window: int = 16384
     """Samples, for the whole job; a lane gets its part of it, at least one chunk."""
     chunk_samples: int = 64
