@@ -6,8 +6,8 @@ change at a position; today it holds one.
 Version 2 added `decoder`, as another decoder gives other pixels. States of version 1 had one, `turbo`, and one view;
 they are continued.
 
-Version 3 added `resizer`: until then Pillow resized. Where the mixture leaves the choice (`resizer: auto`) a state is
-continued by the resizer that it names.
+Version 3 added `resizer` and `jpeg_scaling`: until then Pillow resized, and nothing was scaled. Where the mixture
+leaves the choice (`resizer: auto`) a state is continued by the resizer that it names.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from headrace.pipeline.decode.resize import fast_fault, resizer_of
 from headrace.pipeline.mixture import Augment, Mixture
 
 VERSION = 3
-ADDED = {2: {"decoder": "turbo"}, 3: {"resizer": "pillow"}}
+ADDED = {2: {"decoder": "turbo"}, 3: {"resizer": "pillow", "jpeg_scaling": "off"}}
 """For each version the fields it added, with the value that older states meant."""
 RESIZED_BY_MIXTURE = "turbo"
 """The decoder that resizes as the mixture's `resizer` says; the others say `own`: they resize by themselves."""
@@ -52,6 +52,7 @@ def identity_of(mixture: Mixture, sources: Sequence[OpenedSource], *, global_bat
         "pictures": hashlib.blake2b(pictures.encode(), digest_size=8).hexdigest(),
         "decoder": mixture.decoder,
         "resizer": resizer_of(mixture) if mixture.decoder == RESIZED_BY_MIXTURE else "own",
+        "jpeg_scaling": f"margin {mixture.jpeg_scaling_margin:g}" if mixture.jpeg_scaling == "on" else "off",
         "segments": [{"start": 0, "sources": named}],
     }
 
