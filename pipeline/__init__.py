@@ -1,7 +1,7 @@
 """Mixture -> order -> read -> decode -> augment -> batch. Stands on `headrace.shards`; numpy only, no torch."""
 
-from headrace.pipeline.mixture import Augment, Mixture, Source, View
+from headrace.pipeline.mixture import Augment, Mixture, Segment, Source, View
 from headrace.pipeline.opening import open_stream
 from headrace.pipeline.stream import Batch, Stream
 
-__all__ = ["Augment", "Batch", "Mixture", "Source", "Stream", "View", "open_stream"]
+__all__ = ["Augment", "Batch", "Mixture", "Segment", "Source", "Stream", "View", "open_stream"]

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from headrace import files
 from headrace.pipeline.mixture import Source
+from headrace.pipeline.order.subset import Subset
 from headrace.shards.dataset import Dataset, ReadBytes, open_dataset
-from headrace.shards.foreign.unindexed import names_tars, open_tars
 
 CACHED_SAMPLES = 4_000_000
 
@@ -44,11 +44,16 @@ class OpenedSource:
 
     def __init__(self, source: Source, columns: Sequence[str], read: ReadBytes = files.read_bytes) -> None:
         self.config = source
-        self.dataset: Dataset = _open(source, read)
+        self.dataset: Dataset = open_dataset(source.url, index_dir=source.index_dir or None, read=read)
         self.starts: IntArray = np.concatenate([[0], np.cumsum(self.dataset.shards.num_samples)])
         self.dataset.require_columns(columns)
-        if not self.num_samples:
+        size = int(self.starts[-1])
+        if not size:
             raise ValueError(f"source {source.name!r}: {source.url} holds no samples")
+        self.subset = None if source.fraction == 1 else Subset(size, source.fraction)
+        """Which of them are used; None = all."""
+        if not self.num_samples:
+            raise ValueError(f"source {source.name!r}: fraction {source.fraction} of {size} samples is none; raise it")
         self._columns = tuple(columns)
         self.lacks = frozenset(columns)
         """Columns that this source may be without, as another source has them: null here. Opening decides which."""
@@ -58,8 +63,8 @@ class OpenedSource:
 
     @property
     def num_samples(self) -> int:
-        """Samples in the dataset."""
-        return int(self.starts[-1])
+        """Samples that are used: those of the dataset, or its `fraction`."""
+        return self.subset.size if self.subset else int(self.starts[-1])
 
     @property
     def first_shard(self) -> int:
@@ -69,7 +74,7 @@ class OpenedSource:
     @property
     def mean_bytes(self) -> int:
         """Bytes of the shards per sample."""
-        return max(1, int(self.dataset.shards.num_bytes.sum()) // self.num_samples)
+        return max(1, int(self.dataset.shards.num_bytes.sum()) // int(self.starts[-1]))
 
     def digest(self) -> str:
         """Return what must be equal for the order to mean the same samples: shard names, counts and sums."""
@@ -120,12 +125,6 @@ class OpenedSource:
             f"source {self.config.name!r}: {self.dataset.index_url(shard)} has no column {', '.join(names)}; "
             f"it has {', '.join(held)}"
         )
-
-
-def _open(source: Source, read: ReadBytes) -> Dataset:
-    if names_tars(source.url):
-        return open_tars(source.url, index_dir=source.index_dir, fast=source.index_fast, read=read)
-    return open_dataset(source.url, index_dir=source.index_dir or None, read=read)
 
 
 def _integers(table: pa.Table, name: str, missing: int) -> IntArray:

@@ -1,11 +1,12 @@
 """What the user chooses: sources, weights, order, views, budgets.
 
 One YAML file read by `headrace.config.load_config`; frozen from there on. `seed`, `lanes`, `image_size`, `augment`,
-`views`, `decoder`, `resizer`, `jpeg_scaling` and the sources are the order and the pictures; the rest is how they are
-fetched and may change at every restart.
+`views`, `decoder`, `resizer` and the sources are the order and the pictures; the rest is how they are fetched and may
+change at every restart.
 """
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, field
 from typing import Literal
 
 from headrace.patience import Patience
@@ -14,6 +15,7 @@ from headrace.text import shown
 
 MAX_LANES = 4096
 MAX_SOURCES = 1000
+MAX_SEGMENTS = 1000
 MAX_IMAGE_SIZE = 4096
 MAX_VIEWS = 100
 
@@ -30,13 +32,15 @@ class Source:
     name: str
     """Short and unique; part of the order's key, so that a moved dataset keeps its order."""
     url: str
-    """A dataset with an index, at any fsspec URL; or a tar, a glob or a `{000..999}` pattern of tars without one."""
+    """A dataset with an index, at any fsspec URL."""
     weight: float = 1.0
-    """Share of the mixture, in proportion to the other weights."""
+    """Share of the mixture, in proportion to the other weights; 0 = it begins in a later segment."""
+    repeat: int = 0
+    """The source ends after so many epochs, and the others go on in proportion; 0 = it never ends."""
+    fraction: float = 1.0
+    """Part of the dataset that is used: of any 64 samples in a row so many. 0.1 lies inside 0.2, at every seed."""
     index_dir: str = ""
-    """Where the index lies, if not in the dataset; for tars without one, where it is kept (~/.cache/headrace)."""
-    index_fast: bool = False
-    """Index tars that have no index by their headers only: no checksums, labels or captions."""
+    """Where the index lies, if not in the dataset."""
     shuffle_window: int = 16384
     """Samples, for the whole job; a lane gets its part of it, at least one chunk."""
     chunk_samples: int = 64
@@ -45,9 +49,30 @@ class Source:
     def __post_init__(self) -> None:
         _check(bool(self.name), "name must not be empty")
         _check(bool(self.url), f"source {self.name!r}: url must not be empty")
-        _check(0 < self.weight < float("inf"), f"source {self.name!r}: weight must be over 0, got {self.weight}")
+        _check(0 <= self.weight < float("inf"), f"source {self.name!r}: weight must be at least 0, got {self.weight}")
+        _check(self.repeat >= 0, f"source {self.name!r}: repeat must be at least 0, got {self.repeat}")
+        _check(0 < self.fraction <= 1, f"source {self.name!r}: fraction must be over 0 to 1, got {self.fraction}")
         _check(self.shuffle_window >= 0, f"shuffle_window must be at least 0, got {self.shuffle_window}")
         _check(self.chunk_samples >= 1, f"chunk_samples must be at least 1, got {self.chunk_samples}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """What changes at a position; everything else goes on as before."""
+
+    start: int
+    """Position (samples of the whole job) from which it holds: a multiple of the global batch."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """New weights by the name of the source; 0 = the source rests from here on."""
+    lanes: int = 0
+    """New number of lanes; 0 = as before."""
+
+    def __post_init__(self) -> None:
+        _check(self.start > 0, f"start must be over 0, got {self.start}: what holds from 0 on is in `sources`")
+        _check(bool(self.weights or self.lanes), f"segment from {self.start} changes nothing: give weights or lanes")
+        _check(0 <= self.lanes <= MAX_LANES, f"lanes must be 1..{MAX_LANES}, got {self.lanes}")
+        for name, weight in self.weights.items():
+            _check(0 <= weight < float("inf"), f"weights.{name} must be at least 0, got {weight}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,6 +124,8 @@ class Mixture:
     """The datasets, with their weights."""
     lanes: int = 16
     """The world size divides the lanes and the lanes divide the global batch."""
+    segments: tuple[Segment, ...] = ()
+    """What changes in mid-run, by ascending position: weights, sources that begin or rest, lanes."""
     image_size: int = 224
     """Side of the delivered square, pixels."""
     augment: Augment = Augment()
@@ -109,10 +136,6 @@ class Mixture:
     """What decodes: `turbo` is libjpeg-turbo in threads. Extensions may add others."""
     resizer: Literal["auto", "fast", "pillow"] = "auto"
     """What resizes for `turbo`; they differ by one level. `auto`: that of the state loaded, else `fast` if it works."""
-    jpeg_scaling: Literal["off", "on"] = "off"
-    """`on`: large JPEGs are decoded at 1/2, 1/4 or 1/8 where every window stays large enough; faster, not exact."""
-    jpeg_scaling_margin: float = 1.5
-    """So many times the delivered side a window keeps at least, each way, in the picture that is scaled."""
     jpeg_regions: bool = True
     """Decode only the rows and columns of a JPEG that its windows need; the pixels are those of the whole, bit by bit.
     A fault elsewhere in the file then goes unnoticed. Where the library for it is missing, whole JPEGs are decoded."""
@@ -160,7 +183,7 @@ class Mixture:
             "so leave it out there",
         )
         _check_decoder(self.decoder)
-        _check(self.jpeg_scaling_margin >= 1, f"jpeg_scaling_margin must be at least 1, got {self.jpeg_scaling_margin}")
+        self._check_segments()
         _check(0 <= self.max_bad_fraction <= 1, f"max_bad_fraction must be 0..1, got {self.max_bad_fraction}")
         _check("://" not in self.quarantine, f"quarantine must be a local file, got {self.quarantine}")
         _check("://" not in self.cache_dir, f"cache_dir must be a local folder, got {self.cache_dir}")
@@ -169,11 +192,47 @@ class Mixture:
             value = getattr(self, name)
             _check(value is None or value >= least, f"{name} must be at least {least}, got {value}")
 
+    def _beginnings(self) -> dict[str, int]:
+        """Return the number of the segment in which each source begins; 0 = at once."""
+        begins = {source.name: 0 for source in self.sources if source.weight}
+        for number, segment in enumerate(self.segments, 1):
+            begins = {name: number for name, weight in segment.weights.items() if weight} | begins
+        return begins
+
+    def _check_segments(self) -> None:
+        names = [source.name for source in self.sources]
+        weights = {source.name: source.weight for source in self.sources}
+        _check(len(self.segments) <= MAX_SEGMENTS, f"segments must be at most {MAX_SEGMENTS}, got {len(self.segments)}")
+        _check(any(weights.values()), "every source has weight 0: one must begin at once")
+        last = 0
+        for number, segment in enumerate(self.segments):
+            where = f"segments.{number}"
+            _check(segment.start > last, f"{where}.start is {segment.start}, not behind {last}: order them by position")
+            unknown = [name for name in segment.weights if name not in weights]
+            _check(not unknown, f"{where}.weights: no source is named {', '.join(unknown)}; known: {', '.join(names)}")
+            weights |= segment.weights
+            _check(any(weights.values()), f"{where}: every source has weight 0 from position {segment.start} on")
+            last = segment.start
+        begins = self._beginnings()
+        never = [name for name in names if name not in begins]
+        _check(not never, f"source {', '.join(map(repr, never))}: weight 0, and no segment changes it: leave it out")
+        _check_places(names, begins)
+
     @property
     def patience(self) -> Patience:
         """How long reads go on failing before they stop the run."""
         seconds = self.read_patience_seconds if self.read_retries is None else 0.0
         return Patience(timeout_seconds=self.read_timeout_seconds, retries=self.read_retries or 0, seconds=seconds)
+
+
+def _check_places(names: list[str], begins: dict[str, int]) -> None:
+    """Refuse a source that stands in front of one which begins earlier: numbers and order of a run would change."""
+    known = [name for name in names if name in begins]
+    for name, following in itertools.pairwise(known):
+        _check(
+            begins[name] <= begins[following],
+            f"source {name!r} begins in a later segment than {following!r}: put it behind that in `sources`",
+        )
 
 
 def _check_decoder(name: str) -> None:

@@ -4,6 +4,7 @@ Rank and world size are facts of the run, not of the mixture: the same mixture f
 divides its lanes.
 """
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +17,10 @@ from headrace.pipeline.advice import describe_weight_error, fitting_window, is_l
 from headrace.pipeline.catalog import OpenedSource
 from headrace.pipeline.mixture import Mixture
 from headrace.pipeline.order.epoch import SourceOrder
-from headrace.pipeline.order.order import build_order, lanes_of_rank, nearest_divisors
+from headrace.pipeline.order.layout import lay_out
+from headrace.pipeline.order.order import lanes_of_rank, nearest_divisors
 from headrace.pipeline.order.plan import EndlessPlan, OncePlan, StreamPlan
+from headrace.pipeline.order.segments import Segment
 from headrace.pipeline.quarantine import check_path
 from headrace.pipeline.state import identity_of
 from headrace.pipeline.stream import OpenedMixture, Stream
@@ -54,8 +57,7 @@ def open_stream(
             plan = _once_plan(sources, global_batch, rank, world_size)
         else:
             copies.warn_of_group(rank, world_size)
-            lanes = lanes_of_rank(mixture.lanes, rank=rank, world_size=world_size)
-            plan = _endless_plan(mixture, sources, global_batch, lanes)
+            plan = endless_plan(mixture, sources, global_batch=global_batch, rank=rank, world_size=world_size)
         types = _column_types(sources, columns, reader.read_bytes)
     stream = Stream(
         OpenedMixture(
@@ -63,7 +65,13 @@ def open_stream(
             sources=sources,
             plan=plan,
             columns=types,
-            identity=identity_of(mixture, sources, global_batch=global_batch, once=once),
+            identity=identity_of(
+                mixture,
+                sources,
+                global_batch=global_batch,
+                once=once,
+                ends=plan.timeline.drained_from if isinstance(plan, EndlessPlan) else (),
+            ),
             quarantine=f"{mixture.quarantine}.{rank}" if mixture.quarantine and world_size > 1 else mixture.quarantine,
             rank=rank,
             world_size=world_size,
@@ -96,14 +104,14 @@ def _log_sources(stream: Stream, *, once: bool) -> None:
             log.warning("%s", describe_weight_error(name, weights[name], errors[name]))
 
 
-def _endless_plan(mixture: Mixture, sources: Sequence[OpenedSource], global_batch: int, lanes: range) -> EndlessPlan:
-    if global_batch < 1 or global_batch % mixture.lanes:
-        below = global_batch // mixture.lanes * mixture.lanes
-        near = ", ".join(str(number) for number in (below, below + mixture.lanes) if number > 0)
-        raise ValueError(
-            f"global batch {global_batch} is not a multiple of the {mixture.lanes} lanes of the mixture; "
-            f"nearest that are: {near}; or set lanes to {nearest_divisors(max(1, global_batch), mixture.lanes)}"
-        )
+def endless_plan(
+    mixture: Mixture, sources: Sequence[OpenedSource], *, global_batch: int, rank: int, world_size: int
+) -> EndlessPlan:
+    """Return the plan of a mixture's opened sources. Raises ValueError naming the number to change."""
+    segments = segments_of(mixture)
+    for segment in segments:
+        _check_segment(segment, global_batch)
+    _check_world(segments, rank, world_size)
     orders = [
         SourceOrder(
             name=source.config.name,
@@ -112,12 +120,57 @@ def _endless_plan(mixture: Mixture, sources: Sequence[OpenedSource], global_batc
             shuffle_window=source.config.shuffle_window,
             num_lanes=mixture.lanes,
             seed=mixture.seed,
+            subset=source.subset,
         )
         for source in sources
     ]
-    _check_memory(mixture, sources, orders, len(lanes))
-    order = build_order(orders, [source.weight for source in mixture.sources], mixture.lanes)
-    return EndlessPlan(order, lanes, global_batch // mixture.lanes)
+    for segment in segments:
+        if segment.num_lanes % world_size == 0:
+            _check_memory(mixture, sources, orders, segment, world_size)
+    repeats = [source.repeat for source in mixture.sources]
+    return EndlessPlan(
+        timeline=lay_out(orders, repeats, segments, global_batch=global_batch),
+        chunks=[source.config.chunk_samples for source in sources],
+        global_batch=global_batch,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def segments_of(mixture: Mixture) -> list[Segment]:
+    """Return the segments of a mixture, each with all its weights and its lanes; the first is the mixture itself."""
+    lanes, weights = mixture.lanes, {source.name: source.weight for source in mixture.sources}
+    segments = [Segment(start=0, num_lanes=lanes, weights=tuple(weights.values()))]
+    for change in mixture.segments:
+        weights |= change.weights
+        lanes = change.lanes or lanes
+        segments.append(Segment(start=change.start, num_lanes=lanes, weights=tuple(weights.values())))
+    return segments
+
+
+def _check_segment(segment: Segment, global_batch: int) -> None:
+    lanes = segment.num_lanes
+    where = f"the {lanes} lanes of the mixture" + (f" from position {segment.start}" if segment.start else "")
+    if global_batch < 1 or global_batch % lanes:
+        below = global_batch // lanes * lanes
+        near = ", ".join(str(number) for number in (below, below + lanes) if number > 0)
+        raise ValueError(
+            f"global batch {global_batch} is not a multiple of {where}; "
+            f"nearest that are: {near}; or set lanes to {nearest_divisors(max(1, global_batch), lanes)}"
+        )
+    if segment.start % global_batch:
+        below = segment.start // global_batch * global_batch
+        near = ", ".join(str(number) for number in (below, below + global_batch) if number > 0)
+        raise ValueError(
+            f"a segment starts at {segment.start}, which is not a multiple of the global batch {global_batch}; "
+            f"nearest that are: {near}"
+        )
+
+
+def _check_world(segments: Sequence[Segment], rank: int, world_size: int) -> None:
+    """Refuse a world size that divides the lanes of no segment; where it is another's turn, reading refuses it."""
+    fits = world_size > 0 and any(segment.num_lanes % world_size == 0 for segment in segments)
+    lanes_of_rank(world_size if fits else segments[0].num_lanes, rank=rank, world_size=world_size)
 
 
 def _once_plan(sources: Sequence[OpenedSource], global_batch: int, rank: int, world_size: int) -> OncePlan:
@@ -128,6 +181,7 @@ def _once_plan(sources: Sequence[OpenedSource], global_batch: int, rank: int, wo
     return OncePlan(
         sizes=[source.num_samples for source in sources],
         chunks=[source.config.chunk_samples for source in sources],
+        subsets=[source.subset for source in sources],
         global_batch=global_batch,
         rank=rank,
         world_size=world_size,
@@ -159,10 +213,17 @@ def _column_types(sources: Sequence[OpenedSource], columns: Sequence[str], read:
 
 
 def _check_memory(
-    mixture: Mixture, sources: Sequence[OpenedSource], orders: Sequence[SourceOrder], num_lanes: int
+    mixture: Mixture,
+    sources: Sequence[OpenedSource],
+    orders: Sequence[SourceOrder],
+    segment: Segment,
+    world_size: int,
 ) -> None:
-    """Refuse a mixture whose windows do not fit: lanes of the rank x window of a lane x mean size of a sample."""
-    sizes = [source.mean_bytes for source in sources]
+    """Refuse a segment whose windows do not fit: lanes of the rank x window of a lane x mean size of a sample."""
+    here = [number for number, weight in enumerate(segment.weights) if weight]
+    orders = [dataclasses.replace(orders[number], num_lanes=segment.num_lanes) for number in here]
+    sizes = [sources[number].mean_bytes for number in here]
+    num_lanes = segment.num_lanes // world_size
     needs = [num_lanes * order.window_samples * size for order, size in zip(orders, sizes, strict=True)]
     if sum(needs) <= mixture.memory_bytes:
         log.info("shuffle windows of %d lanes: %d of %d bytes", num_lanes, sum(needs), mixture.memory_bytes)

@@ -128,7 +128,7 @@ class PictureMaker:
         # At the limit the budget stops the run when this batch is delivered.
         if not self._plan.replaces or steps >= self._max_bad_consecutive:
             return None
-        sample = self._plan.replacement(plan.placed, row, steps)
+        sample = self._plan.replacement(plan, row, steps)
         return self._reader.read(int(plan.placed.source[row]), np.array([sample], np.int64))[sample]
 
     def _note(self, plan: BatchPlan, row: int, given: Payload, faults: Sequence[Fault]) -> list[DamagedSample]:

@@ -12,6 +12,7 @@ the planning thread to. And a batch stays where it is until the stream says that
 import _thread
 import threading
 import time
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,6 +30,7 @@ from headrace.pipeline.stats import QueueDepths
 from headrace.pipeline.threads import Bell, wait_until_gone
 
 MAX_PLANNED_BATCHES = 64
+PLANNED_ITEMS = 1024
 OWN_THREADS = "headrace-"
 
 WaitedFor = Literal["read", "decode", "none"]
@@ -94,7 +96,10 @@ class Prefetcher:
         self._prefetch_batches = mixture.prefetch_batches
         self._memory_bytes = mixture.memory_bytes
         self._mean_bytes = [source.mean_bytes for source in reader.sources]
-        self._chunks: dict[tuple[int, int, int, int], Chunk] = {}
+        self._chunks: dict[tuple[int, int, int], Chunk] = {}  # by source, epoch and sample
+        self._planned: deque[BatchPlan] = deque()
+        self._plan_at_once = 1  # a call has its price, but nothing should wait for more than the first batch
+        self._part = 0
         self._next_plan = self._next_start = self._taken = first
         self._bytes = 0
         self._lock = threading.Lock()  # the workers' counts
@@ -234,9 +239,15 @@ class Prefetcher:
 
     def _plan_next(self) -> None:
         begun = time.perf_counter()
-        plan = self._plan.batch(self._next_plan)
+        if not self._planned:
+            self._planned.extend(self._plan.batches(self._next_plan, self._plan_at_once))
+        plan = self._planned.popleft()
+        self._plan_at_once = max(1, PLANNED_ITEMS // len(plan.position))
+        if plan.part != self._part:
+            self._forget(self._plan.stale(self._part, plan.part))
+            self._part = plan.part
         placed = plan.placed
-        columns = (placed.source, placed.lane, placed.epoch, placed.sample)
+        columns = (placed.source, placed.epoch, placed.sample)
         names = list(zip(*(column.tolist() for column in columns), strict=True))
         chunks: list[Chunk | None] = []
         for item, name in enumerate(names):
@@ -255,14 +266,17 @@ class Prefetcher:
 
     def _open_window(self, plan: BatchPlan, item: int) -> None:
         """Name the chunks of a lane's window; each is read when the order first comes to it."""
-        placed = plan.placed
-        source, lane, epoch = int(placed.source[item]), int(placed.lane[item]), int(placed.epoch[item])
-        samples = self._plan.together(plan, item)
-        group = samples // self._plan.chunk_samples(source)
-        for number in np.unique(group):
-            chunk = Chunk(source, np.sort(samples[group == number]))
-            for sample in chunk.samples.tolist():
-                self._chunks[source, lane, epoch, sample] = chunk
+        source, epoch = int(plan.placed.source[item]), int(plan.placed.epoch[item])
+        for samples in self._plan.together(plan, item):
+            chunk = Chunk(source, np.sort(samples))
+            self._chunks.update(dict.fromkeys([(source, epoch, sample) for sample in samples.tolist()], chunk))
+
+    def _forget(self, sources: set[int]) -> None:
+        """Drop what was read ahead of sources whose lanes change here: other ranks give it, or it is read again."""
+        gone = [name for name in self._chunks if name[0] in sources]
+        freed = sum(self._mean_bytes[name[0]] for name in gone if self._chunks.pop(name).read is not None)
+        with self._lock:
+            self._bytes -= freed
 
     def _read_chunk(self, chunk: Chunk) -> None:
         with self._lock:

@@ -1,13 +1,15 @@
 """The state of a stream: what is written, and what can be continued exactly.
 
-The world size, the threads and the memory are not part of it. `segments` is a list because weights will be able to
-change at a position; today it holds one.
+The world size, the threads and the memory are not part of it. `segments` holds what the stream has gone through: see
+`history`.
 
 Version 2 added `decoder`, as another decoder gives other pixels. States of version 1 had one, `turbo`, and one view;
 they are continued.
 
-Version 3 added `resizer` and `jpeg_scaling`: until then Pillow resized, and nothing was scaled. Where the mixture
-leaves the choice (`resizer: auto`) a state is continued by the resizer that it names.
+Version 3 added `resizer`: until then Pillow resized. Where the mixture leaves the choice (`resizer: auto`) a state is
+continued by the resizer that it names.
+
+Version 4 may hold several segments, and parts of datasets.
 """
 
 import dataclasses
@@ -19,30 +21,31 @@ from headrace.config import canonical_json, config_to_dict
 from headrace.pipeline.augment.views import planned_views
 from headrace.pipeline.catalog import OpenedSource
 from headrace.pipeline.decode.resize import fast_fault, resizer_of
+from headrace.pipeline.history import explain, past, segments_of
 from headrace.pipeline.mixture import Augment, Mixture
 
-VERSION = 3
-ADDED = {2: {"decoder": "turbo"}, 3: {"resizer": "pillow", "jpeg_scaling": "off"}}
+VERSION = 4
+ADDED: dict[int, dict[str, Any]] = {2: {"decoder": "turbo"}, 3: {"resizer": "pillow"}, 4: {}}
 """For each version the fields it added, with the value that older states meant."""
 RESIZED_BY_MIXTURE = "turbo"
 """The decoder that resizes as the mixture's `resizer` says; the others say `own`: they resize by themselves."""
 
 
-def identity_of(mixture: Mixture, sources: Sequence[OpenedSource], *, global_batch: int, once: bool) -> dict[str, Any]:
-    """Return everything but the position; equal identities mean equal batches at equal positions."""
+def identity_of(
+    mixture: Mixture,
+    sources: Sequence[OpenedSource],
+    *,
+    global_batch: int,
+    once: bool,
+    ends: Sequence[int | None] = (),
+) -> dict[str, Any]:
+    """Return everything but the position; equal identities mean equal batches at equal positions.
+
+    `ends` are the positions from which the end of each source is given, where one has an end.
+    """
     # One view is written as it was before there were more, so that its states continue.
     views = [[view.image_size, _augment(view.augment)] for view in planned_views(mixture)]
     pictures = canonical_json(views if len(views) > 1 else views[0])
-    named = [
-        [
-            source.config.name,
-            source.config.weight,
-            source.config.chunk_samples,
-            source.config.shuffle_window,
-            source.digest(),
-        ]
-        for source in sources
-    ]
     return {
         "version": VERSION,
         "once": once,
@@ -52,9 +55,13 @@ def identity_of(mixture: Mixture, sources: Sequence[OpenedSource], *, global_bat
         "pictures": hashlib.blake2b(pictures.encode(), digest_size=8).hexdigest(),
         "decoder": mixture.decoder,
         "resizer": resizer_of(mixture) if mixture.decoder == RESIZED_BY_MIXTURE else "own",
-        "jpeg_scaling": f"margin {mixture.jpeg_scaling_margin:g}" if mixture.jpeg_scaling == "on" else "off",
-        "segments": [{"start": 0, "sources": named}],
+        "segments": segments_of(mixture, sources, once=once, ends=ends),
     }
+
+
+def state_at(position: int, identity: dict[str, Any]) -> dict[str, Any]:
+    """Return the state at a position: the identity without what is to come."""
+    return {"position": position, **identity, "segments": past(identity["segments"], position)}
 
 
 def _augment(augment: Augment) -> dict[str, Any]:
@@ -87,11 +94,12 @@ def check_state(state: Any, identity: dict[str, Any]) -> int:
             raise ValueError(
                 f"state: {name}{meaning} was {state.get(name)!r}, this stream has {mine!r}{_cure(name, state)}"
             )
-    if state.get("segments") != identity["segments"]:
-        raise ValueError(f"state: {_explain(state.get('segments'), identity['segments'])}")
     position = state.get("position")
     if not isinstance(position, int) or position < 0 or position % identity["global_batch"]:
         raise ValueError(f"state: position {position!r} is not a multiple of global_batch {identity['global_batch']}")
+    gone_through = past(identity["segments"], position)
+    if state.get("segments") != gone_through:
+        raise ValueError(f"state: {explain(state.get('segments'), gone_through)}")
     return position
 
 
@@ -117,22 +125,3 @@ def _upgraded(state: Any) -> dict[str, Any]:
     if version < 3 and state.get("decoder") != RESIZED_BY_MIXTURE:
         state["resizer"] = "own"
     return dict(state)
-
-
-def _explain(theirs: Any, mine: list[dict[str, Any]]) -> str:
-    fields = ("name", "weight", "chunk_samples", "shuffle_window", "dataset")
-    try:
-        (segment,) = theirs
-        was, now = list(segment["sources"]), mine[0]["sources"]
-        if [row[0] for row in was] != [row[0] for row in now]:
-            return (
-                f"sources were {', '.join(row[0] for row in was)}; this stream has {', '.join(row[0] for row in now)}"
-            )
-        for old, new in zip(was, now, strict=True):
-            for name, before, after in zip(fields, old, new, strict=True):
-                if before != after:
-                    what = "digest of the dataset" if name == "dataset" else name
-                    return f"source {new[0]!r}: {what} was {before!r}, this stream has {after!r}"
-    except (TypeError, ValueError, KeyError, IndexError):
-        pass
-    return "segments cannot be continued by this headrace"

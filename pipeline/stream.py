@@ -84,7 +84,7 @@ class OpenedMixture:
     columns: dict[str, pa.DataType]
     """Columns to deliver, and their types."""
     identity: dict[str, Any]
-    """The state without its position."""
+    """The state without its position, and with the segments to come."""
     quarantine: str
     """File of this rank; empty = none."""
     rank: int
@@ -188,14 +188,14 @@ class Stream:
 
     @property
     def weights(self) -> dict[str, float]:
-        """The share of each source as the mixture meets it; in a finite pass, its share of the samples."""
-        shares = self.plan.shares
+        """The share of each source from here on, as it is met; in a finite pass, its share of the samples."""
+        shares = self.plan.shares(self.position)
         return {source.config.name: share for source, share in zip(self.sources, shares, strict=True)}
 
     @property
     def weight_errors(self) -> dict[str, float]:
         """Share of each source as it is met minus as it was asked for; after N samples |error| * N + 1 is the worst."""
-        errors = self.plan.weight_errors
+        errors = self.plan.weight_errors(self.position)
         return {source.config.name: error for source, error in zip(self.sources, errors, strict=True)}
 
     @property
@@ -223,7 +223,7 @@ class Stream:
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the stream stands: small, plain JSON."""
-        return {"position": self.position, **self._identity}
+        return stream_state.state_at(self.position, self._identity)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`, at any world size. Raises ValueError, naming the field, if that cannot be exact."""

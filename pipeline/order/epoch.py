@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.pipeline.order.subset import Subset
 from headrace.shards.permutation import make_key, mix_keys, permute
 
 IntArray = NDArray[np.int64]
@@ -41,6 +42,8 @@ class SourceOrder:
     """Samples, for the whole job: a lane gets its part of it, at least one chunk."""
     num_lanes: int
     seed: int
+    subset: Subset | None = None
+    """Which samples of the index are used; None = all. `num_samples` counts those."""
 
     def __post_init__(self) -> None:
         if self.num_samples < self.num_lanes:
@@ -64,11 +67,15 @@ class SourceOrder:
         """Return where each lane's `number`-th draw of this source stands."""
         # The shares of all epochs together are as long as if sample z of the endless epochs went to lane z mod L.
         epoch = (lane + number * self.num_lanes) // self.num_samples
-        return Draws(lane, epoch, number - self._given(lane, epoch))
+        return Draws(lane, epoch, number - self.draws_before(lane, epoch))
 
     def share_size(self, lane: IntArray, epoch: IntArray) -> IntArray:
         """Return the length of the lane's share of an epoch."""
-        return self._given(lane, epoch + 1) - self._given(lane, epoch)
+        return self.draws_before(lane, epoch + 1) - self.draws_before(lane, epoch)
+
+    def draws_before(self, lane: IntArray, epoch: IntArray) -> IntArray:
+        """Return how many draws of a lane stand before an epoch."""
+        return (epoch * self.num_samples - lane + self.num_lanes - 1) // self.num_lanes
 
     def window(self, draws: Draws) -> tuple[IntArray, IntArray, IntArray]:
         """Return (number, first place, end place) of the window each draw stands in, places within the share."""
@@ -80,7 +87,7 @@ class SourceOrder:
         return number, first, np.minimum(self.share_size(draws.lane, draws.epoch), base + (number + 1) * size - start)
 
     def samples(self, draws: Draws) -> IntArray:
-        """Return the sample, a number in the source's concatenated index, of each draw."""
+        """Return the sample, a number among those of the source that are used, of each draw."""
         number, first, end = self.window(draws)
         keys = mix_keys(mix_keys(self._keys("window", draws.epoch), draws.lane), number)
         mixed = first + permute(draws.place - first, end - first, keys)
@@ -92,8 +99,9 @@ class SourceOrder:
             moved[full] = permute(chunk[full], whole, self._keys("chunk", draws.epoch[full]))
         return moved * self.chunk_samples + inside
 
-    def _given(self, lane: IntArray, epoch: IntArray) -> IntArray:
-        return (epoch * self.num_samples - lane + self.num_lanes - 1) // self.num_lanes
+    def index(self, ordinal: IntArray) -> IntArray:
+        """Return the numbers in the source's concatenated index of samples that are used."""
+        return ordinal if self.subset is None else self.subset.samples(ordinal)
 
     def _share_start(self, lane: IntArray, epoch: IntArray) -> IntArray:
         shortest, longer = divmod(self.num_samples, self.num_lanes)

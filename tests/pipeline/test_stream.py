@@ -334,7 +334,7 @@ def test_a_damaged_sample_is_replaced_by_the_next_of_its_lane_share(damaged: Mix
         assert line["shard"].endswith(".tar")
         assert line["offset"] > 0
         step, item = divmod(line["position"], 8)
-        then = plan.batch(step).placed
+        then = plan.batch(step)
         following = [plan.replacement(then, item, steps) for steps in range(1, 4)]
         assert int(line["replaced_by"]) in following
 

@@ -34,10 +34,9 @@ def plan_run(config: RunConfig) -> list[str]:
     ]
     # Opening reads manifests only, and refuses what the run would refuse: lanes, memory, a missing dataset.
     with open_stream(config.mixture, global_batch=config.global_batch, columns=objective.columns) as stream:
-        for source in stream.sources:
+        for source, seen in zip(stream.sources, stream.plan.given(images), strict=True):
             name, size = source.config.name, source.num_samples
-            seen = images * stream.weights[name]
-            lines.append(f"source {name}: {seen:,.0f} of {size:,} samples = {seen / size:.2f} epochs")
+            lines.append(f"source {name}: {seen:,} of {size:,} samples = {seen / size:.2f} epochs")
     if config.validation:
         size = open_dataset(config.validation.dataset).num_samples
         used = min(size, config.validation.samples or size)

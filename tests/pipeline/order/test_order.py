@@ -1,5 +1,6 @@
 """The order is arithmetic: quotas, lanes, epochs, and the whole against a slow reference."""
 
+import hashlib
 import time
 import tracemalloc
 from collections import Counter
@@ -230,8 +231,32 @@ def test_a_replacement_is_the_next_of_the_same_lane_share(order: Order, position
     placed = order.sample_at(np.array([position]))
     source, lane, epoch = int(placed.source[0]), int(placed.lane[0]), int(placed.epoch[0])
     share = slow_share(order.sources[source], lane, epoch)
-    draw = (lane, epoch, int(placed.place[0]))
-    assert order.replacement(source, draw, steps) == share[(draw[2] + steps) % len(share)]
+    got = order.replacement(source, lane, int(placed.number[0]), steps)
+    assert got == share[(int(placed.place[0]) + steps) % len(share)]
+
+
+def test_the_order_is_the_one_that_runs_began_with() -> None:
+    """A digest from before mixtures could change in mid-run: runs of that time go on."""
+    digest = hashlib.sha256()
+    for num_lanes, num_sources, window in [(4, 2, 24), (64, 3, 16384), (12, 4, 100), (1, 1, 0)]:
+        sources = [
+            SourceOrder(
+                name=f"s{number}",
+                num_samples=1000 * (number + 1) + 7,
+                chunk_samples=16,
+                shuffle_window=window,
+                num_lanes=num_lanes,
+                seed=3,
+            )
+            for number in range(num_sources)
+        ]
+        order = build_order(sources, [0.8, 0.2, 0.1, 0.4][:num_sources], num_lanes)
+        for start in (0, 10**6, 10**12):
+            placed = order.sample_at(np.arange(start, start + 3000))
+            for column in (placed.source, placed.lane, placed.epoch, placed.place, placed.sample):
+                digest.update(column.astype(np.int64).tobytes())
+            digest.update(order.positions(start // num_lanes, 100, range(num_lanes)).tobytes())
+    assert digest.hexdigest() == "4bcbcd4699b805f4b6349207e0c319ad4f23f41febe553576d855e20b5f174f2"
 
 
 def test_a_seed_changes_the_order_and_an_epoch_too() -> None:
