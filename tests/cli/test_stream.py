@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from headrace.cli.stream import _deliver
@@ -53,6 +54,30 @@ def test_bench_measures_without_keys(mixture_file: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "batch 0" not in done.stdout
     assert "128 images in " in done.stdout
+
+
+def test_bench_says_the_ceiling_and_what_it_is_bound_by(mixture_file: Path) -> None:
+    done = headrace(str(mixture_file), "--bench", "--seconds", "0.2")
+    assert done.returncode == 0, done.stderr
+    for words in ("images/s", "ms of processor time an image", "first batch after", "decoder turbo: ", "bound by "):
+        assert words in done.stdout
+    done = headrace(str(mixture_file), "--bench", "--seconds", "0.2", "--json")
+    ceiling = json.loads(done.stdout)["ceiling"]
+    assert ceiling["images_per_second"] > 0
+    assert ceiling["stats"]["stages"]["decode"]["count"] > 0
+
+
+def test_tune_prints_yaml_that_the_mixture_takes(mixture_file: Path) -> None:
+    done = headrace(str(mixture_file), "--tune", "--seconds", "2")
+    assert done.returncode == 0, done.stderr
+    assert "images/s  decode_threads " in done.stderr
+    settings = yaml.safe_load(done.stdout)
+    assert set(settings) == {"decode_threads", "io_threads", "prefetch_batches"}
+    mixture_file.write_text(mixture_file.read_text() + done.stdout)
+    assert headrace(str(mixture_file), "--dry-run").returncode == 0
+    done = headrace(str(mixture_file), "--tune", "--seconds", "1", "--json", "-q")
+    assert done.stderr == ""
+    assert json.loads(done.stdout)["tuning"]["trials"]
 
 
 def test_dry_run_says_views_and_weights_as_they_are_met_and_reads_nothing(mixture_file: Path) -> None:

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headrace.cli.bench import BENCH_SECONDS, TUNING_SECONDS, ceiling_facts, run_tuning, show_ceiling, show_tuning
 from headrace.cli.result import JsonOption, say_json, say_next
+from headrace.cli.verbosity import is_quiet
 from headrace.text import printable, without_secrets
 
 if TYPE_CHECKING:
-    from headrace.pipeline import Stream
+    from headrace.pipeline import Mixture, Stream
 
 SHOWN_KEYS = 4
 
@@ -37,20 +39,32 @@ def stream_command(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="key=value", help="Overrides, for example sources.0.weight=0.5")
     ] = None,
-    batches: Annotated[int, typer.Option("--batches", min=1, help="Batches to deliver.")] = 4,
+    batches: Annotated[
+        int,
+        typer.Option("--batches", min=0, help="Batches to deliver; 0 = 4, and with --bench as many as its time has."),
+    ] = 0,
     global_batch: Annotated[
         int,
         typer.Option("--global-batch", min=0, help="Images in a batch; 0 = the least multiple of the lanes from 64."),
     ] = 0,
     bench: Annotated[
-        bool, typer.Option("--bench", help="Only measure: one batch to warm up, then images/s and what was waited for.")
+        bool,
+        typer.Option("--bench", help="Measure the ceiling of this machine: speed, processor time, waits, first batch."),
     ] = False,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Find threads and prefetch for this machine within a minute; prints YAML.")
+    ] = False,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0, help="How long --bench (5) or --tune (50) measures; 0 = so long.")
+    ] = 0.0,
     json: JsonOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only open it: sources, weights as they are met, views; nothing is read.")
     ] = False,
 ) -> None:
     """Open a mixture and show its sources, the first batches, how fast they came and what was waited for.
+
+    With --bench the fastest that this machine can, with --tune the settings with which it is faster.
 
     Example: headrace stream examples/mixture.yaml sources.0.url=/data/cifar --batches 8 --bench
     """
@@ -59,20 +73,42 @@ def stream_command(
 
     config = load_config(Mixture, mixture, overrides or ())
     size = global_batch or -(-64 // config.lanes) * config.lanes
+    if tune:
+        _tune(config, size, seconds=seconds, json=json)
+        return
     with open_stream(config, global_batch=size) as stream:
         facts = _sources(stream)
         if not json:
             _show_sources(stream)
         if not dry_run:
             if bench:
-                next(stream)
-            delivery = _deliver(stream, batches, show_keys=not bench and not json)
-            facts["delivery"] = asdict(delivery)
+                _bench(stream, facts, seconds=seconds, batches=batches, json=json)
+            else:
+                delivery = _deliver(stream, batches or 4, show_keys=not json)
+                facts["delivery"] = asdict(delivery)
+                if not json:
+                    _show_delivery(delivery)
             if not json:
-                _show_delivery(delivery)
                 say_next(["headrace", "new", "run", "run.yaml"])
         if json:
             say_json("stream", facts)
+
+
+def _bench(stream: "Stream", facts: dict[str, Any], *, seconds: float, batches: int, json: bool) -> None:
+    from headrace.pipeline.ceiling import measure
+
+    found = measure(stream, seconds=seconds or BENCH_SECONDS, batches=batches)
+    facts["ceiling"] = ceiling_facts(found)
+    if not json:
+        show_ceiling(found)
+
+
+def _tune(mixture: "Mixture", size: int, *, seconds: float, json: bool) -> None:
+    found = run_tuning(mixture, global_batch=size, seconds=seconds or TUNING_SECONDS, quiet=is_quiet())
+    if json:
+        say_json("stream", {"tuning": asdict(found)})
+    else:
+        show_tuning(found, mixture)
 
 
 def _sources(stream: "Stream") -> dict[str, Any]:
