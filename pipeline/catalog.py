@@ -18,6 +18,7 @@ from headrace import files
 from headrace.pipeline.mixture import Source
 from headrace.pipeline.order.subset import Subset
 from headrace.shards.dataset import Dataset, ReadBytes, open_dataset
+from headrace.shards.foreign.unindexed import names_tars, open_tars
 
 CACHED_SAMPLES = 4_000_000
 
@@ -44,7 +45,7 @@ class OpenedSource:
 
     def __init__(self, source: Source, columns: Sequence[str], read: ReadBytes = files.read_bytes) -> None:
         self.config = source
-        self.dataset: Dataset = open_dataset(source.url, index_dir=source.index_dir or None, read=read)
+        self.dataset: Dataset = _open(source, read)
         self.starts: IntArray = np.concatenate([[0], np.cumsum(self.dataset.shards.num_samples)])
         self.dataset.require_columns(columns)
         size = int(self.starts[-1])
@@ -125,6 +126,12 @@ class OpenedSource:
             f"source {self.config.name!r}: {self.dataset.index_url(shard)} has no column {', '.join(names)}; "
             f"it has {', '.join(held)}"
         )
+
+
+def _open(source: Source, read: ReadBytes) -> Dataset:
+    if names_tars(source.url):
+        return open_tars(source.url, index_dir=source.index_dir, fast=source.index_fast, read=read)
+    return open_dataset(source.url, index_dir=source.index_dir or None, read=read)
 
 
 def _integers(table: pa.Table, name: str, missing: int) -> IntArray:

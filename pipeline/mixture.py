@@ -32,7 +32,7 @@ class Source:
     name: str
     """Short and unique; part of the order's key, so that a moved dataset keeps its order."""
     url: str
-    """A dataset with an index, at any fsspec URL."""
+    """A dataset with an index, at any fsspec URL; or a tar, a glob or a `{000..999}` pattern of tars without one."""
     weight: float = 1.0
     """Share of the mixture, in proportion to the other weights; 0 = it begins in a later segment."""
     repeat: int = 0
@@ -40,7 +40,9 @@ class Source:
     fraction: float = 1.0
     """Part of the dataset that is used: of any 64 samples in a row so many. 0.1 lies inside 0.2, at every seed."""
     index_dir: str = ""
-    """Where the index lies, if not in the dataset."""
+    """Where the index lies, if not in the dataset; for tars without one, where it is kept (~/.cache/headrace)."""
+    index_fast: bool = False
+    """Index tars that have no index by their headers only: no checksums, labels or captions."""
     shuffle_window: int = 16384
     """Samples, for the whole job; a lane gets its part of it, at least one chunk."""
     chunk_samples: int = 64

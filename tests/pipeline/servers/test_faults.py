@@ -92,6 +92,22 @@ def test_a_fault_costs_nothing_but_time(
     assert len(set(local)) == 45
 
 
+def test_tars_without_an_index_stream_from_a_server_and_are_indexed_once(
+    place: Place, mixture: Mixture, datasets: tuple[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    place.proxy.faults[:] = ["503", "short", "reset", "429"]
+    tars = _at(mixture, f"{place.url}/shards/*.tar")
+    assert _everything(tars) == _everything(_at(mixture, datasets[0]))
+    read = [request for request in place.proxy.requests if ".tar" in request]
+    place.proxy.requests.clear()
+    with open_stream(tars, global_batch=8):
+        pass
+    stamps = [request for request in place.proxy.requests if ".tar" in request]
+    assert len(stamps) == 7  # each tar is asked whether it is what it was
+    assert len(read) > len(stamps)
+
+
 def test_many_faults_at_thirty_milliseconds_give_the_same_stream(
     place: Place, mixture: Mixture, datasets: tuple[str, str], fingerprint: Callable[[Batch], object]
 ) -> None:
