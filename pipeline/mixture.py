@@ -1,8 +1,8 @@
 """What the user chooses: sources, weights, order, views, budgets.
 
 One YAML file read by `headrace.config.load_config`; frozen from there on. `seed`, `lanes`, `image_size`, `augment`,
-`views`, `decoder`, `resizer` and the sources are the order and the pictures; the rest is how they are fetched and may
-change at every restart.
+`views`, `decoder`, `resizer`, `jpeg_scaling` and the sources are the order and the pictures; the rest is how they are
+fetched and may change at every restart.
 """
 
 import itertools
@@ -138,6 +138,10 @@ class Mixture:
     """What decodes: `turbo` is libjpeg-turbo in threads. Extensions may add others."""
     resizer: Literal["auto", "fast", "pillow"] = "auto"
     """What resizes for `turbo`; they differ by one level. `auto`: that of the state loaded, else `fast` if it works."""
+    jpeg_scaling: Literal["off", "on"] = "off"
+    """`on`: large JPEGs are decoded at 1/2, 1/4 or 1/8 where every window stays large enough; faster, not exact."""
+    jpeg_scaling_margin: float = 1.5
+    """So many times the delivered side a window keeps at least, each way, in the picture that is scaled."""
     jpeg_regions: bool = True
     """Decode only the rows and columns of a JPEG that its windows need; the pixels are those of the whole, bit by bit.
     A fault elsewhere in the file then goes unnoticed. Where the library for it is missing, whole JPEGs are decoded."""
@@ -186,6 +190,7 @@ class Mixture:
         )
         _check_decoder(self.decoder)
         self._check_segments()
+        _check(self.jpeg_scaling_margin >= 1, f"jpeg_scaling_margin must be at least 1, got {self.jpeg_scaling_margin}")
         _check(0 <= self.max_bad_fraction <= 1, f"max_bad_fraction must be 0..1, got {self.max_bad_fraction}")
         _check("://" not in self.quarantine, f"quarantine must be a local file, got {self.quarantine}")
         _check("://" not in self.cache_dir, f"cache_dir must be a local folder, got {self.cache_dir}")

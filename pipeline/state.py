@@ -6,8 +6,8 @@ The world size, the threads and the memory are not part of it. `segments` holds 
 Version 2 added `decoder`, as another decoder gives other pixels. States of version 1 had one, `turbo`, and one view;
 they are continued.
 
-Version 3 added `resizer`: until then Pillow resized. Where the mixture leaves the choice (`resizer: auto`) a state is
-continued by the resizer that it names.
+Version 3 added `resizer` and `jpeg_scaling`: until then Pillow resized, and nothing was scaled. Where the mixture
+leaves the choice (`resizer: auto`) a state is continued by the resizer that it names.
 
 Version 4 may hold several segments, and parts of datasets.
 """
@@ -25,7 +25,7 @@ from headrace.pipeline.history import explain, past, segments_of
 from headrace.pipeline.mixture import Augment, Mixture
 
 VERSION = 4
-ADDED: dict[int, dict[str, Any]] = {2: {"decoder": "turbo"}, 3: {"resizer": "pillow"}, 4: {}}
+ADDED: dict[int, dict[str, Any]] = {2: {"decoder": "turbo"}, 3: {"resizer": "pillow", "jpeg_scaling": "off"}, 4: {}}
 """For each version the fields it added, with the value that older states meant."""
 RESIZED_BY_MIXTURE = "turbo"
 """The decoder that resizes as the mixture's `resizer` says; the others say `own`: they resize by themselves."""
@@ -55,6 +55,7 @@ def identity_of(
         "pictures": hashlib.blake2b(pictures.encode(), digest_size=8).hexdigest(),
         "decoder": mixture.decoder,
         "resizer": resizer_of(mixture) if mixture.decoder == RESIZED_BY_MIXTURE else "own",
+        "jpeg_scaling": f"margin {mixture.jpeg_scaling_margin:g}" if mixture.jpeg_scaling == "on" else "off",
         "segments": segments_of(mixture, sources, once=once, ends=ends),
     }
 

@@ -66,6 +66,14 @@ class Decoded(NamedTuple):
         return Span(buffer, row_bytes, height, width, None if is_all else inside)
 
 
+def largest_denominator(windows: Sequence[Window], sides: Sequence[int], *, margin: float) -> int:
+    """Return by what a picture may be divided so that each window stays `margin` times its side, both ways."""
+    least = min(min(window.height, window.width) / (margin * side) for window, side in zip(windows, sides, strict=True))
+    # Of a picture of a few pixels simplejpeg would take another factor; it costs nothing whole.
+    small = max(max(window[2:4]) for window in windows) < 64
+    return next((denominator for denominator in (8, 4, 2) if denominator <= least and not small), 1)
+
+
 def part_of(window: Window, denominator: int = 1) -> Inside:
     """Return where a window of the stored picture lies in the one scaled by 1/`denominator`."""
     return Inside(*(length / denominator for length in window[:4]))

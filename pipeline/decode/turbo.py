@@ -20,7 +20,7 @@ from headrace.pipeline.augment.crop import Window
 from headrace.pipeline.augment.views import ChooseWindow
 from headrace.pipeline.decode.cores import own_cores
 from headrace.pipeline.decode.decoder import Images, Item
-from headrace.pipeline.decode.region import Box, decode_region, decode_whole, part_of, region_fault
+from headrace.pipeline.decode.region import Box, decode_region, decode_whole, largest_denominator, part_of, region_fault
 from headrace.pipeline.decode.resize import RESIZERS, Resize, Span, resizer_of
 from headrace.pipeline.decode.upright import stored_window, turned
 from headrace.pipeline.errors import SampleError
@@ -46,6 +46,7 @@ class Turbo:
         self.on_augment: Callable[[float], None] = lambda _: None
         self.calls_at_once = mixture.decode_threads or own_cores()
         self._max_pixels = mixture.max_pixels
+        self._margin = mixture.jpeg_scaling_margin if mixture.jpeg_scaling == "on" else 0.0
         self._by_region = mixture.jpeg_regions and not region_fault()
         self._new_resize = RESIZERS[resizer_of(mixture)]
         self._threads = threading.local()
@@ -77,7 +78,7 @@ class Turbo:
         if header.format == "jpeg":
             width, height = header.upright_size
             windows = [one(item.position, height, width) for one in choose]
-            spans = self._jpeg(item, windows)
+            spans = self._jpeg(item, windows, out)
             if spans is not None:
                 self._write_views(item.row, zip(spans, windows, out, strict=True))
                 return
@@ -85,7 +86,7 @@ class Turbo:
         windows = [one(item.position, *pixels.shape[:2]) for one in choose]
         self._write_views(item.row, zip(map(partial(_cut, pixels), windows), windows, out, strict=True))
 
-    def _jpeg(self, item: Item, windows: Sequence[Window]) -> list[Span] | None:
+    def _jpeg(self, item: Item, windows: Sequence[Window], out: Sequence[Images]) -> list[Span] | None:
         """Return a JPEG's windows; None if `decode_rgb` must judge it: a fault, or other colours (CMYK, YCCK).
 
         Raises ValueError if its end is missing.
@@ -93,14 +94,16 @@ class Turbo:
         header = item.header
         width, height = header.upright_size
         stored = [stored_window(window, (height, width), header.orientation) for window in windows]
-        parts = [part_of(window) for window in stored]
+        sides = [view.shape[1] for view in out]
+        denominator = largest_denominator(stored, sides, margin=self._margin) if self._margin else 1
+        parts = [part_of(window, denominator) for window in stored]
         if not item.data.endswith(END):
             check_complete(item.data, header)  # rows that are not decoded may be missing
         try:
             if self._by_region:
-                decoded = decode_region(item.data, header, Box.around(parts), self._scratch)
+                decoded = decode_region(item.data, header, Box.around(parts), self._scratch, denominator=denominator)
             else:
-                decoded = decode_whole(item.data, header, self._scratch)
+                decoded = decode_whole(item.data, header, self._scratch, denominator=denominator)
         except ValueError as error:
             self._say_slow(str(error))
             return None
