@@ -78,6 +78,16 @@ class Timeline:
                 return position // global_batch
         return None
 
+    def last_step(self, source: int, total: int, global_batch: int) -> int | None:
+        """Return the number of the step that gives the last of `total` samples of a source; None = no step does."""
+        if self.drained_from[source] is None or self.given(self.parts[-1].start)[source] < total:
+            return None
+        low, high = 0, self.parts[-1].start // global_batch
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.given(middle * global_batch)[source] < total else (low, middle)
+        return high - 1
+
 
 def given_at(part: Part, position: int) -> tuple[int, ...]:
     """Return the samples of each source before a position of the part, or its end."""

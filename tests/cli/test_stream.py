@@ -95,6 +95,28 @@ def test_dry_run_says_views_and_weights_as_they_are_met_and_reads_nothing(mixtur
     assert lines[7] == "2 views of 16, 8 pixels"
 
 
+def test_the_plan_of_a_billion_steps_is_said_without_reading_a_picture(mixture_file: Path) -> None:
+    for tar in (mixture_file.parent / "data" / "shards").glob("*.tar"):
+        tar.unlink()
+    text = mixture_file.read_text().replace("{name: dots,", "{name: dots, repeat: 3,")
+    mixture_file.write_text(text + f"  - {{name: rest, url: {mixture_file.parent / 'data'}}}\n")
+    arguments = (str(mixture_file), "--global-batch", "8", "--plan", "1000000000")
+    done = headrace(*arguments, "segments=[{start: 16, weights: {rest: 3}}]")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[3] == "1,000,000,000 steps of 8 samples: 8,000,000,000 samples"
+    assert lines[5].split()[:4] == ["1-2", "4", "dots", "8"]
+    assert [line.rsplit(" ", 2)[0] for line in lines[-3:-1]] == [
+        "source dots: ends in",
+        "source dots: repeats from step",
+    ]
+    assert lines[-1].startswith("source rest: repeats from step ")
+    told = json.loads(headrace(*arguments, "--json").stdout)
+    assert told["plan"]["sources"]["dots"]["total"]["epochs"] == 3
+    assert told["plan"]["sources"]["dots"]["total"]["num_samples"] == 36
+    assert told["plan"]["segments"][0]["last_step"] == 10**9
+
+
 def test_decoders_are_listed() -> None:
     command = [sys.executable, "-c", "from headrace.cli.app import main; main()", "decoders"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)

@@ -8,6 +8,7 @@ import typer
 
 from headrace.cli.bench import BENCH_SECONDS, TUNING_SECONDS, ceiling_facts, run_tuning, show_ceiling, show_tuning
 from headrace.cli.result import JsonOption, say_json, say_next
+from headrace.cli.stream_plan import show_plan
 from headrace.cli.verbosity import is_quiet
 from headrace.text import printable, without_secrets
 
@@ -57,6 +58,12 @@ def stream_command(
     seconds: Annotated[
         float, typer.Option("--seconds", min=0, help="How long --bench (5) or --tune (50) measures; 0 = so long.")
     ] = 0.0,
+    plan: Annotated[
+        int,
+        typer.Option(
+            "--plan", min=0, help="Say what so many steps will give: samples, epochs, bytes; nothing is read."
+        ),
+    ] = 0,
     json: JsonOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only open it: sources, weights as they are met, views; nothing is read.")
@@ -80,7 +87,9 @@ def stream_command(
         facts = _sources(stream)
         if not json:
             _show_sources(stream)
-        if not dry_run:
+        if plan:
+            facts["plan"] = show_plan(stream, plan, quiet=json)
+        elif not dry_run:
             if bench:
                 _bench(stream, facts, seconds=seconds, batches=batches, json=json)
             else:
