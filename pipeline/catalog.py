@@ -1,11 +1,9 @@
-"""The opened sources: their datasets, and the index of each shard as arrays, loaded when first needed.
+"""The opened sources: their datasets, and rows of their indexes as arrays, looked up when they are needed.
 
-Opening reads the manifest only. The cache of indexes is bounded, so hold on to the `ShardRows` you use and never to a
-promise that it is cached.
+Opening reads the manifest only. What is looked up is a copy of the rows that were asked for: holding it holds nothing
+else of the index.
 """
 
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,19 +13,18 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace import files
+from headrace.pipeline.indexes import Indexes
 from headrace.pipeline.mixture import Source
 from headrace.pipeline.order.subset import Subset
 from headrace.shards.dataset import Dataset, ReadBytes, open_dataset
 from headrace.shards.foreign.unindexed import names_tars, open_tars
-
-CACHED_SAMPLES = 4_000_000
 
 IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class ShardRows:
-    """The index of one shard, as far as a stream needs it."""
+    """Rows of one shard's index, as far as a stream needs them; arrays side by side, in the order asked for."""
 
     url: str
     key: pa.ChunkedArray
@@ -43,8 +40,11 @@ class ShardRows:
 class OpenedSource:
     """One source of a mixture, its dataset opened. Raises ValueError for an empty dataset."""
 
-    def __init__(self, source: Source, columns: Sequence[str], read: ReadBytes = files.read_bytes) -> None:
+    def __init__(
+        self, source: Source, columns: Sequence[str], indexes: Indexes, read: ReadBytes = files.read_bytes
+    ) -> None:
         self.config = source
+        self._indexes = indexes
         self.dataset: Dataset = _open(source, read)
         self.starts: IntArray = np.concatenate([[0], np.cumsum(self.dataset.shards.num_samples)])
         self.dataset.require_columns(columns)
@@ -58,9 +58,6 @@ class OpenedSource:
         self._columns = tuple(columns)
         self.lacks = frozenset(columns)
         """Columns that this source may be without, as another source has them: null here. Opening decides which."""
-        self._lock = threading.Lock()
-        self._cache: OrderedDict[int, ShardRows] = OrderedDict()
-        self._cached_samples = 0
 
     @property
     def num_samples(self) -> int:
@@ -86,26 +83,12 @@ class OpenedSource:
         shard = np.searchsorted(self.starts, sample, side="right").astype(np.int64) - 1
         return shard, sample - self.starts[shard]
 
-    def rows(self, shard: int, read: ReadBytes = files.read_bytes) -> ShardRows:
-        """Return the index of one shard, from the cache or by `read`; safe from any thread."""
-        with self._lock:
-            if shard in self._cache:
-                self._cache.move_to_end(shard)
-                return self._cache[shard]
-        rows = self._load(shard, read)
-        with self._lock:
-            if shard not in self._cache:
-                self._cache[shard] = rows
-                self._cached_samples += len(rows.offset)
-            while self._cached_samples > CACHED_SAMPLES and len(self._cache) > 1:
-                self._cached_samples -= len(self._cache.popitem(last=False)[1].offset)
-        return rows
-
-    def _load(self, shard: int, read: ReadBytes) -> ShardRows:
-        table = self.dataset.index(shard, read=read)
-        missing = [name for name in self._columns if name not in table.column_names]
+    def rows(self, shard: int, numbers: IntArray, read: ReadBytes = files.read_bytes) -> ShardRows:
+        """Return rows of a shard's index by number, from a cache or by `read`; safe from any thread."""
+        table, names = self._indexes.rows(self.dataset, shard, numbers, self._columns, read)
+        missing = [name for name in self._columns if name not in names]
         if not self.lacks.issuperset(missing):
-            raise ValueError(self.no_column([name for name in missing if name not in self.lacks], shard, table))
+            raise ValueError(self.no_column([name for name in missing if name not in self.lacks], shard, names))
         return ShardRows(
             url=self.dataset.tar_url(shard),
             key=table.column("key"),
@@ -119,9 +102,14 @@ class OpenedSource:
             },
         )
 
-    def no_column(self, names: Sequence[str], shard: int, table: pa.Table | None = None) -> str:
-        """Return what to say of columns that the index of a shard should have."""
-        held = (table or self.dataset.index(shard)).column_names
+    def first_rows(self, read: ReadBytes = files.read_bytes) -> ShardRows:
+        """Return all rows of the first shard that is not empty."""
+        first = self.first_shard
+        return self.rows(first, np.arange(self.dataset.shards.num_samples[first], dtype=np.int64), read)
+
+    def no_column(self, names: Sequence[str], shard: int, held: Sequence[str] = ()) -> str:
+        """Return what to say of columns that the index of a shard, which has those of `held`, should have."""
+        held = held or self.dataset.index(shard).column_names
         return (
             f"source {self.config.name!r}: {self.dataset.index_url(shard)} has no column {', '.join(names)}; "
             f"it has {', '.join(held)}"

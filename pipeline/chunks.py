@@ -89,11 +89,12 @@ class ChunkReader:
         for one in np.unique(shard):
             here = np.flatnonzero(shard == one)
             begun = time.perf_counter()
-            rows, entry = opened.rows(int(one), self._ranges.read_bytes), opened.dataset.shards[int(one)]
+            rows = opened.rows(int(one), row[here], self._ranges.read_bytes)
+            entry = opened.dataset.shards[int(one)]
             read = partial(
                 self._ranges.read, rows.url, version=entry.sha256 or f"{entry.num_bytes} {entry.index_sha256}"
             )
-            payloads = self._read_shard(rows, row[here].tolist(), read)
+            payloads = self._read_rows(rows, read)
             self.clock.note_read(rows.url, time.perf_counter() - begun)
             result.update(zip(samples[here].tolist(), payloads, strict=True))
         return result
@@ -120,7 +121,8 @@ class ChunkReader:
         self.clock.tally("read").add(time.perf_counter() - begun, num_bytes)
         return payloads
 
-    def _read_shard(self, rows: ShardRows, numbers: list[int], read: Callable[..., bytes]) -> list[Payload]:
+    def _read_rows(self, rows: ShardRows, read: Callable[..., bytes]) -> list[Payload]:
+        numbers = range(len(rows.offset))
         good = [row for row in numbers if rows.offset[row] >= 0 and 0 < rows.size[row] <= MAX_IMAGE_BYTES]
         spans = [(int(rows.offset[row]), int(rows.size[row])) for row in good]
         found: dict[int, Payload] = {}

@@ -173,6 +173,11 @@ class Mixture:
     """Local folder that keeps what was read from afar, for all processes of this machine. Empty = none."""
     cache_bytes: int = 64 << 30
     """Most bytes that the files in `cache_dir` take; what was not used for longest makes room."""
+    index_cache: str = "auto"
+    """Local folder that keeps what streams need of each index, so that no index is parsed twice. `auto` is
+    `headrace/indexes` in the user's cache folder, `none` keeps nothing."""
+    index_cache_bytes: int = 20 << 30
+    """Most bytes in `index_cache`, some 45 a sample; what was not used for longest makes room."""
 
     def __post_init__(self) -> None:
         _check(0 < len(self.sources) <= MAX_SOURCES, f"sources must be 1..{MAX_SOURCES}, got {len(self.sources)}")
@@ -194,6 +199,10 @@ class Mixture:
         _check(0 <= self.max_bad_fraction <= 1, f"max_bad_fraction must be 0..1, got {self.max_bad_fraction}")
         _check("://" not in self.quarantine, f"quarantine must be a local file, got {self.quarantine}")
         _check("://" not in self.cache_dir, f"cache_dir must be a local folder, got {self.cache_dir}")
+        _check(
+            bool(self.index_cache) and "://" not in self.index_cache,
+            f"index_cache must be auto, none or a local folder, got {self.index_cache!r}",
+        )
         _check(self.read_timeout_seconds > 0, f"read_timeout_seconds must be over 0, got {self.read_timeout_seconds}")
         for name, least in _LEAST.items():
             value = getattr(self, name)
@@ -257,6 +266,7 @@ _LEAST = {
     "io_threads": 1,
     "prefetch_batches": 1,
     "cache_bytes": MIN_CACHE_BYTES,
+    "index_cache_bytes": 1 << 20,
     "read_patience_seconds": 0,
     "read_retries": 0,
 }

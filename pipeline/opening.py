@@ -15,6 +15,7 @@ from headrace.config import load_config
 from headrace.pipeline import copies
 from headrace.pipeline.advice import describe_weight_error, fitting_window, is_loud, warn_if_sorted
 from headrace.pipeline.catalog import OpenedSource
+from headrace.pipeline.indexes import Indexes
 from headrace.pipeline.mixture import Mixture
 from headrace.pipeline.order.epoch import SourceOrder
 from headrace.pipeline.order.layout import lay_out
@@ -25,6 +26,7 @@ from headrace.pipeline.quarantine import check_path
 from headrace.pipeline.state import identity_of
 from headrace.pipeline.stream import OpenedMixture, Stream
 from headrace.shards.dataset import ReadBytes
+from headrace.shards.index_cache import IndexCache, cache_folder
 from headrace.shards.ranges import RangeReader
 
 log = logging.getLogger(__name__)
@@ -51,7 +53,8 @@ def open_stream(
     if mixture.quarantine:
         check_path(mixture.quarantine)
     with RangeReader(mixture.patience) as reader:
-        sources = tuple(OpenedSource(source, columns, reader.read_bytes) for source in mixture.sources)
+        indexes = Indexes(_index_cache(mixture))
+        sources = tuple(OpenedSource(source, columns, indexes, reader.read_bytes) for source in mixture.sources)
         plan: StreamPlan
         if once:
             plan = _once_plan(sources, global_batch, rank, world_size)
@@ -89,8 +92,13 @@ def open_stream(
     _log_sources(stream, once=once)
     if "label" in types and pa.types.is_integer(types["label"]) and not once:
         for source in sources:
-            warn_if_sorted(source, source.rows(source.first_shard).columns["label"])
+            warn_if_sorted(source, source.first_rows().columns["label"])
     return stream
+
+
+def _index_cache(mixture: Mixture) -> IndexCache | None:
+    folder = cache_folder(mixture.index_cache)
+    return IndexCache(folder, max_bytes=mixture.index_cache_bytes) if folder is not None else None
 
 
 def _log_sources(stream: Stream, *, once: bool) -> None:
@@ -195,7 +203,7 @@ def _column_types(sources: Sequence[OpenedSource], columns: Sequence[str], read:
     """
     types: dict[str, pa.DataType] = {}
     for source in sources if columns else ():
-        found = source.rows(source.first_shard, read).columns
+        found = source.first_rows(read).columns
         source.lacks = frozenset(name for name in columns if pa.types.is_null(found[name].type))
         for name, column in found.items():
             if name not in source.lacks and types.setdefault(name, column.type) != column.type:

@@ -8,7 +8,7 @@ than the tars (`index_dir`, for data that is read-only), so always ask `tar_url`
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from headrace import files
 from headrace.config import build_config
 from headrace.shards.errors import ShardError
 from headrace.shards.group import BY_RULE, GroupConfig
-from headrace.shards.index import INDEX_SCHEMA, parse_index
+from headrace.shards.index import INDEX_SCHEMA, parse_index_part
 from headrace.shards.manifest import (
     FOREIGN_LAYOUT,
     MANIFEST_NAME,
@@ -101,8 +101,17 @@ class Dataset:
 
     def index(self, shard: int, *, read: ReadBytes = files.read_bytes) -> pa.Table:
         """Read the index of one shard, by `read`. Raises ShardError if it does not fit the manifest."""
+        return self.index_part(shard, None, read=read)[0]
+
+    def index_part(
+        self, shard: int, columns: Sequence[str] | None, *, read: ReadBytes = files.read_bytes
+    ) -> tuple[pa.Table, tuple[str, ...]]:
+        """Read those of `columns`, FAST_COLUMNS among them, that the index of a shard has; name all that it has.
+
+        Raises ShardError as `index` does.
+        """
         url, entry = self.index_url(shard), self.shards[shard]
-        return read_checked(url, read, lambda data: _check_index(data, url, entry))
+        return read_checked(url, read, lambda data: _check_index(data, url, entry, columns))
 
 
 def read_checked(url: str, read: ReadBytes, check: Callable[[bytes], T]) -> T:
@@ -122,8 +131,10 @@ def read_checked(url: str, read: ReadBytes, check: Callable[[bytes], T]) -> T:
         return result
 
 
-def _check_index(data: bytes, url: str, entry: ShardEntry) -> pa.Table:
-    table = parse_index(data, url)
+def _check_index(
+    data: bytes, url: str, entry: ShardEntry, columns: Sequence[str] | None
+) -> tuple[pa.Table, tuple[str, ...]]:
+    table, names = parse_index_part(data, url, columns)
     if table.num_rows != entry.num_samples:
         raise ShardError(f"the index has {table.num_rows} rows, the manifest says {entry.num_samples}", shard=url)
     got = hashlib.sha256(data).hexdigest()
@@ -132,7 +143,7 @@ def _check_index(data: bytes, url: str, entry: ShardEntry) -> pa.Table:
     for name in FAST_COLUMNS:
         if table.column(name).null_count:
             raise ShardError(f"{table.column(name).null_count} rows have no {name}", shard=url)
-    return table
+    return table, names
 
 
 def open_dataset(url: str, *, index_dir: str | None = None, read: ReadBytes = files.read_bytes) -> Dataset:

@@ -7,7 +7,7 @@ height, format), so that `verify` can name it; rows are never dropped.
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,14 +166,21 @@ def read_index(url: str) -> pa.Table:
 
 def parse_index(data: bytes, url: str) -> pa.Table:
     """Return the index that `data` is. Raises ShardError, naming `url`, if it is not one."""
+    return parse_index_part(data, url, None)[0]
+
+
+def parse_index_part(data: bytes, url: str, columns: Sequence[str] | None) -> tuple[pa.Table, tuple[str, ...]]:
+    """Return those of `columns` that an index has, and the names of all it has. Raises ShardError as `parse_index`."""
     try:
-        table = ParquetReader(data, url).read()
+        reader = ParquetReader(data, url)
+        table = reader.read(columns)
     except ValueError as error:
         raise ShardError(str(error).removeprefix(f"{url}: "), shard=url) from error
-    missing = [name for name in INDEX_SCHEMA.names if name not in table.column_names]
+    schema = reader.schema
+    missing = [name for name in INDEX_SCHEMA.names if name not in schema.names]
     if missing:
         raise ShardError(f"not a shard index: it lacks the columns {', '.join(missing)}", shard=url)
-    wrong = [field.name for field in INDEX_SCHEMA if table.schema.field(field.name).type != field.type]
+    wrong = [field.name for field in INDEX_SCHEMA if schema.field(field.name).type != field.type]
     if wrong:
         raise ShardError(f"not a shard index: the columns {', '.join(wrong)} have other types", shard=url)
-    return table
+    return table, tuple(schema.names)

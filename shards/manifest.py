@@ -102,6 +102,10 @@ class Shards(Sequence[ShardEntry]):
         """Return the name of a shard."""
         return str(self._table["name"][number].as_py())
 
+    def index_sha256(self, number: int) -> str:
+        """Return the sum of a shard's index."""
+        return str(self._table["index_sha256"][number].as_py())
+
     @property
     def lack_sums(self) -> bool:
         """True if some shard has no sum of its tar: indexed with --fast."""

@@ -59,6 +59,7 @@ def mixture(datasets: tuple[str, str]) -> Mixture:
         read_timeout_seconds=30.0,  # a busy machine may stall for seconds; tests of time-outs say their own
         decode_threads=2,
         io_threads=2,
+        index_cache="none",  # tests of servers count what is asked for; test_indexes.py has caches
     )
 
 

@@ -49,7 +49,7 @@ def test_a_span_that_cannot_be_is_a_damaged_sample(tmp_path: Path, offset: int, 
     rows = ShardRows(str(tmp_path / "0.tar"), pa.chunked_array([["k"]]), spans_at, sizes, -ones, ones, {})
     ranges = RangeReader(Patience())
     with contextlib.closing(ChunkReader((), ranges, io_threads=1, verify_crc=True)) as reader:
-        (payload,) = reader._read_shard(rows, [0], partial(ranges.read, rows.url))
+        (payload,) = reader._read_rows(rows, partial(ranges.read, rows.url))
     assert payload.fault is not None
     assert payload.fault.reason == "size"
     assert str(payload.fault).startswith(message)

@@ -127,13 +127,13 @@ def test_slow_crops_are_told_from_slow_decoding(mixture: Mixture, monkeypatch: p
 
 
 def test_slow_reads_are_named_with_their_shard(mixture: Mixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = ChunkReader._read_shard
+    read = ChunkReader._read_rows
 
     def slow(self: ChunkReader, rows: Any, *rest: Any) -> Any:
         time.sleep(0.15 if rows.url.endswith("00001.tar") else 0.05)
         return read(self, rows, *rest)
 
-    monkeypatch.setattr(ChunkReader, "_read_shard", slow)
+    monkeypatch.setattr(ChunkReader, "_read_rows", slow)
     stats = _bound(dataclasses.replace(mixture, io_threads=1))
     assert stats.bound_by == "read"
     assert stats.slowest_shard.endswith("00001.tar")
