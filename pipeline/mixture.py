@@ -169,6 +169,10 @@ class Mixture:
     """How long a read may go on failing (a server restarts, a link drops) before it stops the run."""
     read_retries: int | None = None
     """If given, a read stops the run after so many tries more, however long they took."""
+    slow_read_seconds: float = 10.0
+    """A read under way for so long is named in the log, with the bytes that have come; again after twice as long."""
+    hedge_reads: Literal["off", "on"] = "off"
+    """Ask a second time for what takes longer than 99 of 100 reads from afar did; the first answer counts."""
     cache_dir: str = ""
     """Local folder that keeps what was read from afar, for all processes of this machine. Empty = none."""
     cache_bytes: int = 64 << 30
@@ -198,6 +202,7 @@ class Mixture:
         _check(self.jpeg_scaling_margin >= 1, f"jpeg_scaling_margin must be at least 1, got {self.jpeg_scaling_margin}")
         _check(0 <= self.max_bad_fraction <= 1, f"max_bad_fraction must be 0..1, got {self.max_bad_fraction}")
         _check("://" not in self.quarantine, f"quarantine must be a local file, got {self.quarantine}")
+        _check(self.slow_read_seconds > 0, f"slow_read_seconds must be over 0, got {self.slow_read_seconds}")
         _check("://" not in self.cache_dir, f"cache_dir must be a local folder, got {self.cache_dir}")
         _check(
             bool(self.index_cache) and "://" not in self.index_cache,

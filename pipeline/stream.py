@@ -299,7 +299,9 @@ class Stream:
     def _new_reading(self) -> Reading:
         mixture = self.mixture
         cache = open_cache(mixture.cache_dir, mixture.cache_bytes) if mixture.cache_dir else None
-        ranges = RangeReader(mixture.patience, cache)
+        ranges = RangeReader(
+            mixture.patience, cache, slow_seconds=mixture.slow_read_seconds, hedges=mixture.hedge_reads == "on"
+        )
         reader = ChunkReader(
             self.sources, ranges, io_threads=mixture.io_threads, verify_crc=mixture.verify_crc, clock=self._clock
         )

@@ -5,6 +5,7 @@ A fault of the way (timeout, reset, 5xx, short body) is tried again as `headrace
 for: a server, a name, another library.
 """
 
+import dataclasses
 import threading
 from functools import partial
 
@@ -12,7 +13,12 @@ from headrace import files
 from headrace.access import Access
 from headrace.patience import Patience, Stop
 from headrace.shards.cache import BlockCache, CachedFile
-from headrace.web import Client
+from headrace.shards.hedge import Hedge
+from headrace.shards.watch import SlowReads
+from headrace.text import without_secrets
+from headrace.web import Ask, Client
+
+SLOW_SECONDS = 10.0
 
 
 class ReadError(OSError):
@@ -22,10 +28,19 @@ class ReadError(OSError):
 class RangeReader:
     """Reads ranges; one per stream, used by all its I/O threads. `interrupt` makes those that wait give up."""
 
-    def __init__(self, patience: Patience, cache: BlockCache | None = None) -> None:
+    def __init__(
+        self,
+        patience: Patience,
+        cache: BlockCache | None = None,
+        *,
+        slow_seconds: float = SLOW_SECONDS,
+        hedges: bool = False,
+    ) -> None:
         self.num_retries = 0
         self._cache = cache
         self._stop = Stop()
+        self._slow = SlowReads(self._stop, slow_seconds)
+        self._hedge = Hedge(self._stop) if hedges else None
         self._lock = threading.Lock()
         client = Client(timeout_seconds=patience.timeout_seconds, stop=self._stop)
         self._access = Access(patience=patience, client=client, stop=self._stop, on_retry=self._count)
@@ -48,10 +63,19 @@ class RangeReader:
         return self._cache.read(CachedFile(url, version), offset, size, fetch, fresh=fresh)
 
     def _fetch(self, url: str, fresh: bool, offset: int, size: int) -> bytes:
-        try:
-            return files.read_range(url, offset, size, access=self._access, fresh=fresh)
-        except OSError as error:
-            raise ReadError(str(error)) from error
+        with self._slow.reading(url, offset, size) as under_way:
+
+            def attempt(stop: Stop) -> bytes:
+                ask = Ask(fresh=fresh, stop=stop, on_bytes=under_way.tell)
+                access = dataclasses.replace(self._access, stop=stop, ask=ask)
+                return files.read_range(url, offset, size, access=access)
+
+            try:
+                if self._hedge is None or files.is_local(url):
+                    return attempt(self._stop)
+                return self._hedge.read(f"{without_secrets(url)}: at byte {offset}", attempt)
+            except OSError as error:
+                raise ReadError(str(error)) from error
 
     def read_bytes(self, url: str) -> bytes:
         """Return a whole file. Raises FileNotFoundError, and OSError for other faults, naming it."""
@@ -61,6 +85,11 @@ class RangeReader:
     def num_cached_bytes(self) -> int:
         """Bytes that came from the cache on disk."""
         return self._cache.num_hit_bytes if self._cache is not None else 0
+
+    @property
+    def num_hedged(self) -> int:
+        """Reads that were late and asked for a second time."""
+        return self._hedge.num_hedged if self._hedge is not None else 0
 
     def pause(self, seconds: float) -> bool:
         """Wait so long; True if the reader was told to give up."""
@@ -73,6 +102,7 @@ class RangeReader:
     def close(self) -> None:
         """Close the connections; call it when no thread reads any more."""
         self.interrupt()
+        self._slow.close()
         self._access.client.close()
         if self._cache is not None:
             self._cache.close()

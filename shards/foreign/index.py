@@ -205,4 +205,6 @@ def _added(records: Sequence[dict[str, Any]], field: str) -> dict[str, int]:
 def _check_not_ours(folder: str) -> None:
     for place in (folder, folder.rpartition("/")[0]):
         if place and layout_of(place) == OWN_LAYOUT:
-            raise ValueError(f"{place} is a dataset of headrace with an index already; nothing to do")
+            raise ValueError(
+                f"{place} is a dataset of headrace with an index already; nothing to do: name it, not its tars"
+            )

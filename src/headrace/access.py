@@ -16,7 +16,7 @@ from typing import IO, TypeVar
 
 from headrace.patience import DEFAULT_PATIENCE, Patience, Stop, apart, is_of_backend, patiently, said
 from headrace.text import without_secrets
-from headrace.web import Client, NoRangesError
+from headrace.web import PLAINLY, Ask, Client, NoRangesError
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,8 @@ class Access:
     stop: Stop
     """Whoever sets it makes all readers give up."""
     on_retry: Callable[[], None] = _nothing
+    ask: Ask = PLAINLY
+    """How ranges are asked for over http."""
     stoppable: bool = True
     """Run the reads of other libraries in threads that can be left behind, so that `stop` need not wait for them."""
 

@@ -175,26 +175,25 @@ def read_bytes(url: str, *, access: Access | None = None) -> bytes:
     return read_whole(url, access or default_access())
 
 
-def read_range(url: str, offset: int, size: int, *, access: Access | None = None, fresh: bool = False) -> bytes:
+def read_range(url: str, offset: int, size: int, *, access: Access | None = None) -> bytes:
     """Return up to `size` bytes from `offset`; fewer only where the file ends first.
 
-    A local file is read patiently too where an `access` is given: it may lie on a file server. `fresh` asks past the
-    caches of proxies.
+    A local file is read patiently too where an `access` is given: it may lie on a file server.
     """
     if access is None and is_local(url):
         return _local_range(url, offset, size)
     access, place = access or default_access(), f": at byte {offset}"
     try:
-        return access.run(url, lambda: _range_once(url, offset, size, access, fresh), place=place)
+        return access.run(url, lambda: _range_once(url, offset, size, access), place=place)
     except NoRangesError as error:
         raise NoRangesError(f"{without_secrets(url)}{place}: {error}") from error
 
 
-def _range_once(url: str, offset: int, size: int, access: Access, fresh: bool) -> bytes:
+def _range_once(url: str, offset: int, size: int, access: Access) -> bytes:
     if is_local(url):
         return _local_range(url, offset, size)
     if is_http(url):
-        return access.client.read_range(url, offset, size, fresh=fresh)[0]
+        return access.client.read_range(url, offset, size, access.ask)[0]
     fs, path = _open_to_read(url, access)
     try:
         data = access.call(lambda: bytes(fs.cat_file(path, start=offset, end=offset + size)))

@@ -16,7 +16,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import IO
@@ -84,6 +84,21 @@ class Answer:
         return self.response.length is not None or bool(self.response.chunked)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ask:
+    """How one range is asked for."""
+
+    fresh: bool = False
+    """Past the caches of proxies."""
+    stop: Stop | None = None
+    """Ends this read only; None = the client's."""
+    on_bytes: Callable[[int], object] | None = None
+    """Is told how many bytes have come, as they come."""
+
+
+PLAINLY = Ask()
+
+
 class Client:
     """Connections to http(s) servers, shared by threads. `stop` ends whatever waits in them."""
 
@@ -100,18 +115,17 @@ class Client:
         for _, connection in idle:
             connection.close()
 
-    def read_range(self, url: str, offset: int, size: int, *, fresh: bool = False) -> tuple[bytes, int | None]:
+    def read_range(self, url: str, offset: int, size: int, ask: Ask = PLAINLY) -> tuple[bytes, int | None]:
         """Return `size` bytes from `offset`, fewer only where the file ends, and the file's size if it was told.
 
-        `fresh` asks proxies on the way for what the server itself has. Raises NoRangesError if the server sends
-        something else than this range.
+        Raises NoRangesError if the server sends something else than this range.
         """
         deadline = time.monotonic() + TOTAL_TIMEOUTS * self._timeout
         headers = {"Range": f"bytes={offset}-{offset + size - 1}"}
-        if fresh:
+        if ask.fresh:
             headers["Cache-Control"] = "no-cache"
-        with self._get(url, headers) as answer:
-            return _take_range(answer, offset, size, deadline)
+        with self._get(url, headers, ask.stop) as answer:
+            return _take_range(answer, offset, size, _Body(deadline, ask.on_bytes))
 
     def size_of(self, url: str) -> int | None:
         """Return the size of a file; None where only reading it would tell."""
@@ -167,19 +181,19 @@ class Client:
         return sorted(set(names))
 
     @contextlib.contextmanager
-    def _get(self, url: str, headers: dict[str, str]) -> Iterator[Answer]:
-        origin = urlsplit(url).netloc
+    def _get(self, url: str, headers: dict[str, str], stop: Stop | None = None) -> Iterator[Answer]:
+        origin, stop = urlsplit(url).netloc, stop or self._stop
         for _ in range(MAX_REDIRECTS + 1):
             parts = urlsplit(url)
             sent = {"Accept-Encoding": "identity", "Accept": "*/*", **headers}
             user, at, host = parts.netloc.rpartition("@")
             if at and parts.netloc == origin:  # not to whom a redirect leads
                 sent["Authorization"] = f"Basic {base64.b64encode(unquote(user).encode()).decode()}"
-            connection = self._checkout(parts.scheme, host)
+            connection = self._checkout(parts.scheme, host, stop)
             whole = False
             try:
                 assert connection.sock is not None
-                with self._stop.waking(partial(_shut, connection.sock)):
+                with stop.waking(partial(_shut, connection.sock)):
                     connection.request("GET", _target(parts.path, parts.query), headers=sent)
                     response = connection.getresponse()
                     if response.status not in (301, 302, 303, 307, 308):
@@ -194,13 +208,13 @@ class Client:
                 self._checkin((parts.scheme, host), connection, reusable=whole and not response.will_close)
         raise LastingError(f"redirected more than {MAX_REDIRECTS} times")
 
-    def _checkout(self, scheme: str, host: str) -> http.client.HTTPConnection:
+    def _checkout(self, scheme: str, host: str, stop: Stop) -> http.client.HTTPConnection:
         while True:
             with self._lock:
                 at = next((at for at, (name, _) in enumerate(self._idle) if name == (scheme, host)), None)
                 connection = None if at is None else self._idle.pop(at)[1]
             if connection is None:
-                return apart(partial(self._connect, scheme, host), self._stop, drop=http.client.HTTPConnection.close)
+                return apart(partial(self._connect, scheme, host), stop, drop=http.client.HTTPConnection.close)
             if connection.sock is not None and not _is_readable(connection.sock):
                 return connection
             connection.close()  # the server has hung up in between
@@ -272,7 +286,31 @@ def _told_size(answer: Answer) -> int | None:
     return int(found[3]) if found and found[3] != "*" else None
 
 
-def _take_range(answer: Answer, offset: int, size: int, deadline: float) -> tuple[bytes, int | None]:
+@dataclass(frozen=True, slots=True)
+class _Body:
+    """How a body of known length is taken."""
+
+    deadline: float
+    on_bytes: Callable[[int], object] | None
+
+    def take(self, answer: Answer, wanted: int) -> bytes:
+        """Return `wanted` bytes. Raises ConnectionError if fewer come, TimeoutError if they are too slow."""
+        blocks, got = [], 0
+        while got < wanted:
+            if time.monotonic() > self.deadline:
+                raise TimeoutError(f"{got} of {wanted} bytes came before the deadline")
+            block = answer.response.read1(min(BLOCK_BYTES, wanted - got))
+            if not block:
+                raise ConnectionError(f"the body ended after {got} of {wanted} bytes")
+            blocks.append(block)
+            got += len(block)
+            if self.on_bytes is not None:
+                self.on_bytes(got)
+        answer.response.read(1)  # nothing is left; this lets the connection be used again
+        return b"".join(blocks)
+
+
+def _take_range(answer: Answer, offset: int, size: int, body: _Body) -> tuple[bytes, int | None]:
     response, coding = answer.response, answer.coding
     if response.status == 416:
         return b"", None
@@ -281,7 +319,7 @@ def _take_range(answer: Answer, offset: int, size: int, deadline: float) -> tupl
         raise NoRangesError(f"the server compresses the answer ({coding}), so no range of the file can be read")
     if response.status != 206:
         if offset == 0 and answer.length is not None and answer.length <= size:
-            return _body(answer, answer.length, deadline), answer.length  # the whole file is this range
+            return body.take(answer, answer.length), answer.length  # the whole file is this range
         raise NoRangesError("the server ignores Range and sends the whole file; shards need a server that answers 206")
     told = response.getheader("Content-Range") or ""
     found = _CONTENT_RANGE.fullmatch(told)
@@ -290,7 +328,7 @@ def _take_range(answer: Answer, offset: int, size: int, deadline: float) -> tupl
     wanted = int(found[2]) - offset + 1
     if wanted > size or (wanted < size and found[3] != str(offset + wanted)):
         raise NoRangesError(f"asked for {size} bytes, the server sent {shown(told)}")
-    return _body(answer, wanted, deadline), None if found[3] == "*" else int(found[3])
+    return body.take(answer, wanted), None if found[3] == "*" else int(found[3])
 
 
 def _decode(out: IO[bytes], answer: Answer, path: str) -> None:
@@ -300,20 +338,6 @@ def _decode(out: IO[bytes], answer: Answer, path: str) -> None:
         if answer.is_framed:
             raise LastingError(f"the server sends {error}") from error
         raise ConnectionError(f"the server sends {error}; a connection that was lost looks like this") from error
-
-
-def _body(answer: Answer, wanted: int, deadline: float) -> bytes:
-    blocks, got = [], 0
-    while got < wanted:
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{got} of {wanted} bytes came before the deadline")
-        block = answer.response.read1(min(BLOCK_BYTES, wanted - got))
-        if not block:
-            raise ConnectionError(f"the body ended after {got} of {wanted} bytes")
-        blocks.append(block)
-        got += len(block)
-    answer.response.read(1)  # nothing is left; this lets the connection be used again
-    return b"".join(blocks)
 
 
 def _blocks(answer: Answer, limit: int | None = None) -> Iterator[bytes]:

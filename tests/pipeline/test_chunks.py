@@ -286,3 +286,57 @@ def test_what_was_read_once_comes_from_the_cache(
 def test_a_cache_that_makes_no_sense_is_refused(mixture: Mixture, changes: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         dataclasses.replace(mixture, **changes)
+
+
+def _num_tar_reads(server: Any) -> int:
+    return sum(entry[0].endswith(".tar") for entry in server.ranges)
+
+
+def test_a_shard_that_stalls_is_named_while_other_chunks_are_read(
+    datasets: tuple[str, str], mixture: Mixture, range_server: OpenServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = range_server(datasets[0])
+    slow = dataclasses.replace(remote_mixture(mixture, server.url), slow_read_seconds=0.2)
+    with open_stream(slow, global_batch=8) as stream:
+        server.faults[:] = ["stall"]
+
+        def take() -> None:
+            with contextlib.suppress(ValueError):
+                next(stream)
+
+        thread = threading.Thread(target=take, daemon=True)
+        with caplog.at_level("WARNING"):
+            thread.start()
+            deadline = time.monotonic() + 20  # the reader gives the stalled one up after thirty seconds
+            while time.monotonic() < deadline and ("at byte" not in caplog.text or _num_tar_reads(server) < 9):
+                time.sleep(0.05)
+        assert "/shards/0000" in caplog.text
+        assert "other chunks are read meanwhile" in caplog.text
+        assert _num_tar_reads(server) >= 9
+        stream.close()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def test_a_hedged_read_does_not_wait_for_a_server_that_stalls(
+    datasets: tuple[str, str],
+    mixture: Mixture,
+    range_server: OpenServer,
+    fingerprint: Callable[[Batch], object],
+) -> None:
+    server = range_server(datasets[0])
+    hedged = dataclasses.replace(remote_mixture(mixture, server.url), hedge_reads="on")
+    with (
+        open_stream(dataclasses.replace(mixture, sources=mixture.sources[:1]), global_batch=8) as one,
+        open_stream(hedged, global_batch=8) as two,
+    ):
+        for _ in range(40):  # enough to know how long reads take
+            assert fingerprint(next(one)) == fingerprint(next(two))
+        server.faults[:] = ["stall"]
+        begun = time.monotonic()
+        for _ in range(20):
+            assert fingerprint(next(one)) == fingerprint(next(two))
+        assert not server.faults
+        assert time.monotonic() - begun < 20  # the reader alone would have waited for thirty seconds
+        assert two._reading is not None
+        assert two._reading.ranges.num_hedged

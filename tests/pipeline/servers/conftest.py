@@ -209,8 +209,7 @@ class FaultProxy:
         head = _head(server)
         if not head:
             return False
-        length = _length(head)
-        body = b"" if request.startswith(b"HEAD") else _exactly(server, length)
+        body = b"" if request.startswith(b"HEAD") else _body(server, head)
         time.sleep(self.latency_seconds)
         return _deliver(client, head, body, fault)
 
@@ -269,11 +268,16 @@ def _exactly(one: socket.socket, size: int) -> bytes:
     return bytes(data)
 
 
-def _length(head: bytes) -> int:
-    for line in head.split(b"\r\n"):
-        if line.lower().startswith(b"content-length:"):
-            return int(line.split(b":", 1)[1])
-    return 0
+def _body(server: socket.socket, head: bytes) -> bytes:
+    """Read a body as it is sent: of a told length, or (a folder's page) in chunks."""
+    headers = head.lower()
+    if b"\r\ntransfer-encoding: chunked" in headers:
+        body = b""
+        while not body.endswith(b"\r\n0\r\n\r\n"):
+            body += _exactly(server, 1)
+        return body
+    _, told, rest = headers.partition(b"\r\ncontent-length:")
+    return _exactly(server, int(rest.partition(b"\r\n")[0])) if told else b""
 
 
 @pytest.fixture
