@@ -195,14 +195,14 @@ class Client:
                 assert connection.sock is not None
                 with stop.waking(partial(_shut, connection.sock)):
                     connection.request("GET", _target(parts.path, parts.query), headers=sent)
-                    response = connection.getresponse()
-                    if response.status not in (301, 302, 303, 307, 308):
-                        yield Answer(url, response)
+                    with contextlib.closing(connection.getresponse()) as response:
+                        if response.status not in (301, 302, 303, 307, 308):
+                            yield Answer(url, response)
+                            whole = response.isclosed()
+                            return
+                        response.read(BLOCK_BYTES)
                         whole = response.isclosed()
-                        return
-                    response.read(BLOCK_BYTES)
-                    whole = response.isclosed()
-                    url = _redirected(url, response)
+                        url = _redirected(url, response)
             finally:
                 # What is left of a body must not become the answer to the next request.
                 self._checkin((parts.scheme, host), connection, reusable=whole and not response.will_close)
