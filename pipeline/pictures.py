@@ -52,6 +52,8 @@ class PictureMaker:
         self._max_pixels = mixture.max_pixels
         self._max_bad_consecutive = mixture.max_bad_consecutive
         self._sizes = [view.image_size for view in planned_views(mixture)]
+        self.bytes_per_item = sum(3 * size * size for size in self._sizes)
+        """Bytes of the pixels of one row of a batch."""
         self._windows = view_windows(mixture)
         self._large = threading.Lock()
 

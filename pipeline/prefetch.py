@@ -1,7 +1,8 @@
 """The threads behind a stream: one that plans, a pool that reads, a pool that decodes.
 
 Batches are finished in any order and taken in order; nothing here counts as delivered. Reading ahead is bounded by
-`memory_bytes`, decoding ahead by `prefetch_batches`. A worker's exception is kept and raised where its batch is taken,
+`memory_bytes`, decoding ahead by `prefetch_batches`, and while one slow picture holds its batch up by the pixels of
+`AHEAD_SHARE`. A worker's exception is kept and raised where its batch is taken,
 after the whole batches before it.
 
 Whoever takes batches runs in the main thread, where a signal handler may raise between any two instructions. So he
@@ -30,6 +31,13 @@ from headrace.pipeline.stats import QueueDepths
 from headrace.pipeline.threads import Bell, wait_until_gone
 
 MAX_PLANNED_BATCHES = 64
+
+# While the next batch waits for one slow picture or read, the other threads go on with later batches, until their
+# pixels take this part of memory_bytes: else 1 % of pictures that are 100 times slower halve the speed of 8 threads.
+AHEAD_SHARE = 0.25
+CALLS_PER_THREAD = 2
+"""Calls that a decoding thread should have before it; with fewer, more batches may be begun."""
+
 PLANNED_ITEMS = 1024
 OWN_THREADS = "headrace-"
 
@@ -101,7 +109,8 @@ class Prefetcher:
         self._plan_at_once = 1  # a call has its price, but nothing should wait for more than the first batch
         self._part = 0
         self._next_plan = self._next_start = self._taken = first
-        self._bytes = 0
+        self._bytes = self._calls = 0  # compressed, in flight; calls of the decoder that wait or run
+        self._enough_calls = CALLS_PER_THREAD * maker.decoder.calls_at_once
         self._lock = threading.Lock()  # the workers' counts
         self._to_do, self._news = Bell(), Bell()
         self._plan_error: BaseException | None = None
@@ -225,7 +234,17 @@ class Prefetcher:
             self._news.ring()
 
     def _may_start(self) -> bool:
-        return self._next_start < min(self._next_plan, self._taken + self._prefetch_batches)
+        if self._next_start >= self._next_plan:
+            return False
+        return self._next_start < self._taken + self._prefetch_batches or self._may_run_ahead()
+
+    def _may_run_ahead(self) -> bool:
+        """True if the next batch is held up while the decoder has little to do."""
+        held_up = self.batches.get(self._taken)
+        if held_up is None or held_up.is_whole or self._calls >= self._enough_calls:
+            return False
+        num_items = len(held_up.chunks) * (self._next_start - self._taken - self._prefetch_batches + 1)
+        return num_items * self._maker.bytes_per_item <= AHEAD_SHARE * self._memory_bytes
 
     def _may_plan(self) -> bool:
         num_planned = self._next_plan - self._next_start
@@ -314,6 +333,7 @@ class Prefetcher:
             while len(batch.ready) >= size or (batch.ready and not batch.unread):
                 parts.append(sorted(batch.ready[:size]))
                 del batch.ready[:size]
+            self._calls += len(parts)
         for part in parts:
             try:
                 self._pool.submit(self._finish_rows, batch, part)
@@ -327,15 +347,19 @@ class Prefetcher:
             batch.made.update(self._maker.fill(batch.plan, own, batch.views))
         except BaseException as error:  # noqa: BLE001  a decoder of others may raise anything: the consumer raises it
             batch.error = batch.error or error
+            with self._lock:
+                self._calls -= 1
             self._news.ring()
             return
         freed = sum(self._mean_bytes[int(batch.plan.placed.source[row])] for row in rows)
         with self._lock:
             batch.missing -= len(rows)
             self._bytes -= freed
-            whole = not batch.missing
+            self._calls -= 1
+            whole, runs_low = not batch.missing, self._calls == self._enough_calls - 1
         if whole:
             self._news.ring()
+        if whole or runs_low:
             self._to_do.ring()
 
     def _payload_of(self, batch: PendingBatch, row: int) -> Payload:

@@ -1,0 +1,118 @@
+"""A slow picture costs its own thread's time: later batches go on, the order stays, memory is bounded."""
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from headrace.pipeline import Batch, Mixture, open_stream, prefetch
+from headrace.pipeline.augment.views import ChooseWindow
+from headrace.pipeline.decode import DECODERS, Images, Item
+from headrace.pipeline.decode.turbo import Turbo
+from headrace.pipeline.errors import SampleError
+from headrace.shards.permutation import make_key
+
+BATCH = 8
+
+
+class Uneven(Turbo):
+    """Sleeps before a picture as long as `seconds` says of its position."""
+
+    seconds: Callable[[int], float] = staticmethod(lambda _: 0.0)
+
+    def decode(
+        self, items: Sequence[Item], windows_per_view: Sequence[ChooseWindow], out: Sequence[Images]
+    ) -> list[SampleError | None]:
+        time.sleep(sum(Uneven.seconds(item.position) for item in items))
+        return super().decode(items, windows_per_view, out)
+
+
+@pytest.fixture
+def uneven(mixture: Mixture, monkeypatch: pytest.MonkeyPatch) -> Mixture:
+    """The mixture, decoded by `Uneven` in four threads."""
+    monkeypatch.setitem(DECODERS, "uneven", Uneven)
+    return dataclasses.replace(mixture, decoder="uneven", decode_threads=4)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 2**32),
+    threads=st.integers(1, 6),
+    batches=st.integers(1, 3),
+    share=st.sampled_from([0.0, 1e-5, 0.25]),
+)
+def test_slow_pictures_change_neither_order_nor_pixels(
+    uneven: Mixture,
+    fingerprint: Callable[[Batch], tuple[object, ...]],
+    seed: int,
+    threads: int,
+    batches: int,
+    share: float,
+) -> None:
+    Uneven.seconds = staticmethod(lambda _: 0.0)
+    with open_stream(uneven, global_batch=BATCH) as stream:
+        expected = [fingerprint(next(stream)) for _ in range(8)]
+    Uneven.seconds = staticmethod(lambda position: 0.03 * (make_key(seed, position) % 10 == 0))
+    changed = dataclasses.replace(uneven, decode_threads=threads, prefetch_batches=batches)
+    with pytest.MonkeyPatch.context() as patch, open_stream(changed, global_batch=BATCH) as stream:
+        patch.setattr(prefetch, "AHEAD_SHARE", share)
+        assert [fingerprint(next(stream)) for _ in range(8)] == expected
+
+
+def test_one_slow_picture_in_a_hundred_costs_its_own_time_only(uneven: Mixture) -> None:
+    """Threads that are always at work need work / threads seconds; two batches ahead alone took 2.5 times that."""
+    usual, threads, number = 0.005, 8, 50
+
+    def seconds(position: int) -> float:
+        return usual * (100 if position % 100 == 37 else 1)
+
+    Uneven.seconds = staticmethod(seconds)
+    with open_stream(dataclasses.replace(uneven, decode_threads=threads), global_batch=32) as stream:
+        begun = time.perf_counter()
+        for _ in range(number):
+            next(stream)
+        took = time.perf_counter() - begun
+    work = sum(map(seconds, range(32 * number)))
+    assert took < 1.6 * work / threads  # Turbo itself and the other work of this machine come on top
+
+
+def test_batches_begun_ahead_are_bounded_by_memory(uneven: Mixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = threading.Event()
+    Uneven.seconds = staticmethod(lambda position: 0.0 if position != 2 * BATCH else float(not gate.wait(30)))
+    per_batch = BATCH * 3 * uneven.image_size**2
+    monkeypatch.setattr(prefetch, "AHEAD_SHARE", 5 * per_batch / uneven.memory_bytes)
+    with open_stream(uneven, global_batch=BATCH) as stream:
+        next(stream)
+        next(stream)
+        _settled(lambda: stream.stats().queues.begun_batches == uneven.prefetch_batches + 5)
+        time.sleep(0.1)
+        assert stream.stats().queues.begun_batches == uneven.prefetch_batches + 5
+        gate.set()
+        assert np.array_equal(next(stream).position, np.arange(2 * BATCH, 3 * BATCH))
+
+
+def test_nothing_is_begun_ahead_while_the_next_batch_is_whole(mixture: Mixture) -> None:
+    with open_stream(mixture, global_batch=BATCH) as stream:
+        next(stream)
+        queues = stream.stats().queues
+        while queues.begun_batches != queues.whole_batches or queues.begun_batches < mixture.prefetch_batches:
+            time.sleep(0.01)
+            queues = stream.stats().queues
+        time.sleep(0.1)
+        begun = stream.stats().queues.begun_batches
+        assert begun == queues.begun_batches
+        for left in range(begun - 1, mixture.prefetch_batches - 1, -1):  # those that starting had begun
+            next(stream)
+            assert stream.stats().queues.begun_batches == left
+
+
+def _settled(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
