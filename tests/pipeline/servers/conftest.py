@@ -85,7 +85,7 @@ def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of a real OpenStack Swift with s3api: key `test:tester`, secret `testing`."""
     programs = _swift_programs()
     if programs is None:
-        pytest.skip("needs OpenStack Swift: pip install swift into .venv/swift, or HEADRACE_SWIFT")
+        pytest.skip("needs OpenStack Swift: swift-requirements.txt into .venv/swift, or HEADRACE_SWIFT")
     home = tmp_path_factory.mktemp("swift")
     ports = {name: _free_port() for name in (*SWIFT_LANES, "proxy")}
     _write_swift(home, programs, ports)

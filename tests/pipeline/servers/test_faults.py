@@ -2,7 +2,10 @@
 
 import contextlib
 import dataclasses
+import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -42,20 +45,25 @@ def place(
         shutil.copytree(Path(datasets[0]) / "shards", folder / "plain" / "tars", dirs_exist_ok=True)
         proxy = in_front(port)
         return Place(f"http://127.0.0.1:{proxy.port}/large", proxy)
-    import s3fs
-
     port = request.getfixturevalue("swift")
-    direct = s3fs.S3FileSystem(**s3_settings(port), skip_instance_cache=True)
-    if not direct.exists("shards/large"):
-        direct.mkdir("shards")
-        for path in Path(datasets[0]).rglob("*"):
-            if path.is_file():
-                direct.put_file(str(path), f"shards/large/{path.relative_to(datasets[0])}")
-            if path.suffix == ".tar":
-                direct.put_file(str(path), f"shards/plain/tars/{path.name}")
+    _upload(datasets[0], s3_settings(port))
     proxy = in_front(port)
     s3_settings(proxy.port)
     return Place("s3://shards/large", proxy)
+
+
+def _upload(folder: str, settings: dict[str, Any]) -> None:
+    """Put the dataset at s3://shards/large, and its tars alone at s3://shards/plain/tars, unless they are there."""
+    import s3fs
+
+    direct = s3fs.S3FileSystem(**settings, skip_instance_cache=True)
+    if not direct.exists("shards/large"):
+        direct.mkdir("shards")
+        for path in Path(folder).rglob("*"):
+            if path.is_file():
+                direct.put_file(str(path), f"shards/large/{path.relative_to(folder)}")
+            if path.suffix == ".tar":
+                direct.put_file(str(path), f"shards/plain/tars/{path.name}")
 
 
 def _at(mixture: Mixture, url: str, **changes: Any) -> Mixture:
@@ -93,6 +101,43 @@ def test_a_fault_costs_nothing_but_time(
     assert _everything(_at(mixture, place.url)) == local
     assert not place.proxy.faults
     assert len(set(local)) == 45
+
+
+def test_a_state_of_the_local_dataset_continues_at_the_server(
+    place: Place, mixture: Mixture, datasets: tuple[str, str], fingerprint: Callable[[Batch], object]
+) -> None:
+    with open_stream(_at(mixture, datasets[0]), global_batch=8) as one:
+        for _ in range(5):
+            next(one)
+        state = one.state_dict()
+        place.proxy.faults[:] = ["reset", "503"]
+        with open_stream(_at(mixture, place.url), global_batch=8) as two:
+            two.load_state_dict(state)
+            for _ in range(8):
+                assert fingerprint(next(one)) == fingerprint(next(two))
+
+
+def test_the_recipe_for_s3_in_the_docs_streams(
+    swift: int, s3_settings: Callable[[int], dict[str, Any]], datasets: tuple[str, str], tmp_path: Path
+) -> None:
+    _upload(datasets[0], s3_settings(swift))
+    source = f"{{name: a, url: {datasets[0]}, chunk_samples: 3, shuffle_window: 24}}"
+    (tmp_path / "mixture.yaml").write_text(f"lanes: 4\nimage_size: 16\nsources: [{source}]\n")
+    environment = {
+        **os.environ,
+        "AWS_ACCESS_KEY_ID": "test:tester",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "FSSPEC_S3_ENDPOINT_URL": f"http://127.0.0.1:{swift}",
+    }
+    told = []
+    for more in ([], ["sources.0.url=s3://shards/large"]):
+        program = "from headrace.cli.app import main; main()"
+        command = [sys.executable, "-c", program, "stream", str(tmp_path / "mixture.yaml"), *more]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        told.append([line for line in done.stdout.splitlines() if line.startswith("batch ")])
+    assert told[0]
+    assert told[0] == told[1]
 
 
 def test_tars_without_an_index_stream_from_a_server_and_are_indexed_once(
