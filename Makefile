@@ -18,7 +18,7 @@ endif
 help:
 	@echo "make demo      curate a small web with a known truth and train on it (under 5 minutes after set-up)"
 	@echo "make test      the fast tests (under 10 minutes)"
-	@echo "make test-all  all tests: servers, Ray, browser (needs Debian's chromium), kill suites, README commands"
+	@echo "make test-all  all tests: servers, Ray, browser, kill suites, README commands (needs Debian's chromium, nginx)"
 	@echo "make check     format, lint, types, import contract"
 	@echo "make docs      the documents as a site in build/site, every link checked"
 	@echo "make simd      pillow-simd instead of pillow in .venv (docs/dependencies.md says when)"
@@ -39,7 +39,12 @@ demo: .venv/installed-demo
 test: .venv/installed-all
 	$(BIN)/python -m pytest -n 2 -m "not full"
 
-test-all: .venv/installed-all
+.venv/swift/installed: tests/pipeline/servers/requirements.txt | .venv/bin/uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv/swift
+	$(BIN)/uv pip install --quiet --python .venv/swift/bin/python -r $<
+	@touch $@
+
+test-all: .venv/installed-all .venv/swift/installed
 	$(BIN)/python -m pytest -n 2
 
 check: .venv/installed-all
