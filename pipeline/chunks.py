@@ -9,10 +9,9 @@ import logging
 import threading
 import time
 import zlib
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,7 @@ from headrace import files
 from headrace.pipeline.catalog import OpenedSource, ShardRows
 from headrace.pipeline.clock import StageClock
 from headrace.pipeline.errors import SampleError
+from headrace.pipeline.threads import DaemonPool
 from headrace.shards.members import MAX_IMAGE_BYTES
 from headrace.shards.payloads import LOCAL_GAP_BYTES, REMOTE_GAP_BYTES, coalesce
 from headrace.shards.ranges import RangeReader
@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 
 SECOND_LOOK_SECONDS = (0.0, 0.5, 2.0)
 """Pauses before each further look at a sample that cannot be right."""
+
+CLOSE_SECONDS = 1.0
+"""How long closing waits for reads of this machine's disks; all others end at once."""
 
 IntArray = NDArray[np.int64]
 
@@ -42,6 +45,8 @@ class Payload:
     row: int
     data: bytes
     fault: SampleError | None = None
+    version: str = ""
+    """Of the shard's content, for the cache."""
 
     @property
     def key(self) -> str:
@@ -73,7 +78,7 @@ class ChunkReader:
         self._lock = threading.Lock()
         self._ranges = ranges
         self._verify_crc = verify_crc
-        self._pool = ThreadPoolExecutor(io_threads, thread_name_prefix="headrace-read")
+        self._pool = DaemonPool(io_threads, "headrace-read")
 
     def submit(self, source: int, samples: IntArray) -> "Future[dict[int, Payload]]":
         """Read `samples` of a source in the background; the answer holds each of them."""
@@ -91,10 +96,7 @@ class ChunkReader:
             begun = time.perf_counter()
             rows = opened.rows(int(one), row[here], self._ranges.read_bytes)
             entry = opened.dataset.shards[int(one)]
-            read = partial(
-                self._ranges.read, rows.url, version=entry.sha256 or f"{entry.num_bytes} {entry.index_sha256}"
-            )
-            payloads = self._read_rows(rows, read)
+            payloads = self._read_rows(rows, entry.sha256 or f"{entry.num_bytes} {entry.index_sha256}")
             self.clock.note_read(rows.url, time.perf_counter() - begun)
             result.update(zip(samples[here].tolist(), payloads, strict=True))
         return result
@@ -104,10 +106,15 @@ class ChunkReader:
         self._ranges.interrupt()
 
     def close(self) -> None:
-        """Drop reads that have not begun, wait for the others, and close the connections; no other thread reads now."""
+        """Drop reads that have not begun, wait for the others, and close the connections; no other thread reads now.
+
+        A read that hangs in the file system of this machine (a dead file server) is left behind.
+        """
         self._ranges.interrupt()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        self._ranges.close()
+        if self._pool.close(CLOSE_SECONDS):
+            self._ranges.close()
+        else:  # whose files stay open, as the number of a closed one would soon be another's
+            log.warning("a read of the file system does not end; it is left behind")
 
     def _read_chunk(self, source: int, samples: IntArray, asked: float) -> dict[int, Payload]:
         begun = time.perf_counter()
@@ -121,7 +128,19 @@ class ChunkReader:
         self.clock.tally("read").add(time.perf_counter() - begun, num_bytes)
         return payloads
 
-    def _read_rows(self, rows: ShardRows, read: Callable[..., bytes]) -> list[Payload]:
+    def read_again(self, payload: Payload) -> Payload | None:
+        """Read a sample again that does not decode; None if the same bytes come, or had their checksum.
+
+        Raises ReadError.
+        """
+        rows, row = payload.rows, payload.row
+        if payload.fault is not None or (self._verify_crc and rows.crc32[row] >= 0):
+            return None
+        data = self._read_fresh(rows, row, payload.version)
+        fault = self._fault_of(rows, row, data)
+        return None if data == payload.data else Payload(rows, row, b"" if fault else data, fault, payload.version)
+
+    def _read_rows(self, rows: ShardRows, version: str) -> list[Payload]:
         numbers = range(len(rows.offset))
         good = [row for row in numbers if rows.offset[row] >= 0 and 0 < rows.size[row] <= MAX_IMAGE_BYTES]
         spans = [(int(rows.offset[row]), int(rows.size[row])) for row in good]
@@ -129,27 +148,27 @@ class ChunkReader:
         gap = LOCAL_GAP_BYTES if files.is_local(rows.url) else REMOTE_GAP_BYTES
         for group in coalesce(spans, gap):
             start = spans[group[0]][0]
-            data = read(start, max(sum(spans[number]) for number in group) - start)
+            size = max(sum(spans[number]) for number in group) - start
+            data = self._ranges.read(rows.url, start, size, version=version)
             damaged = []
             for number in group:
                 row, (offset, size) = good[number], spans[number]
                 part = data[offset - start : offset - start + size]
                 fault = self._fault_of(rows, row, part)
-                found[row] = Payload(rows, row, b"" if fault else part, fault)
+                found[row] = Payload(rows, row, b"" if fault else part, fault, version)
                 if fault is not None:
                     damaged.append((row, part))
-            found.update(self._look_again(rows, damaged, partial(read, fresh=True)))
+            found.update(self._look_again(rows, damaged, version))
         return [found.get(row) or Payload(rows, row, b"", SampleError("size", _no_span(rows, row))) for row in numbers]
 
-    def _look_again(
-        self, rows: ShardRows, damaged: Sequence[tuple[int, bytes]], read: Callable[..., bytes]
-    ) -> dict[int, Payload]:
+    def _look_again(self, rows: ShardRows, damaged: Sequence[tuple[int, bytes]], version: str) -> dict[int, Payload]:
         """Read the damaged samples of one request again, each alone; return them as they are then."""
         found: dict[int, Payload] = {}
         pauses: Sequence[float] = SECOND_LOOK_SECONDS
         for row, data in damaged:
-            found[row] = self._read_again(rows, row, data, pauses, read)
-            if found[row].fault is not None:
+            data, fault = self._settled(rows, row, data, pauses, version)
+            found[row] = Payload(rows, row, b"" if fault else data, fault, version)
+            if fault is not None:
                 pauses = SECOND_LOOK_SECONDS[:1]  # waiting did not help the first: the others lie beside it
         num_whole = sum(payload.fault is None for payload in found.values())
         if num_whole:
@@ -161,20 +180,24 @@ class ChunkReader:
             )
         return found
 
-    def _read_again(
-        self, rows: ShardRows, row: int, data: bytes, pauses: Sequence[float], read: Callable[..., bytes]
-    ) -> Payload:
+    def _settled(
+        self, rows: ShardRows, row: int, data: bytes, pauses: Sequence[float], version: str
+    ) -> tuple[bytes, SampleError | None]:
+        """Return what a sample is after further looks, and what is wrong with it."""
         for pause in pauses:
             if self._ranges.pause(pause):
                 break
-            before, data = data, read(int(rows.offset[row]), int(rows.size[row]))
+            before, data = data, self._read_fresh(rows, row, version)
             if self._fault_of(rows, row, data) is None:
-                return Payload(rows, row, data)
+                break
             # The same twice is how it lies there; but zeros are also what a proxy sends that has lost a block.
             is_hole = bool(data) and data.count(0) == len(data) and not files.is_local(rows.url)
             if data == before and not is_hole:
                 break
-        return Payload(rows, row, b"", self._fault_of(rows, row, data))
+        return data, self._fault_of(rows, row, data)
+
+    def _read_fresh(self, rows: ShardRows, row: int, version: str) -> bytes:
+        return self._ranges.read(rows.url, int(rows.offset[row]), int(rows.size[row]), version=version, fresh=True)
 
     def _fault_of(self, rows: ShardRows, row: int, data: bytes) -> SampleError | None:
         if len(data) != rows.size[row]:

@@ -68,15 +68,20 @@ class PictureMaker:
     def fill(self, plan: BatchPlan, own: Mapping[int, Payload], views: Sequence[Images]) -> dict[int, MadeRow]:
         """Write the rows of `own`, which holds the sample of each, into `views`.
 
-        A damaged sample is replaced where the plan says so, else its row is black. Raises ReadError where a
-        replacement cannot be read.
+        A damaged sample is replaced where the plan says so, else its row is black. What does not decode, and has no
+        checksum, is read again first. Raises ReadError where either cannot be read.
         """
         given = dict(own)
         faults: dict[int, list[Fault]] = {row: [] for row in own}
-        waiting = own
+        waiting, looked_again = own, set[int]()
         while waiting:
             again: dict[int, Payload] = {}
             for row, error in self._timed_decode(plan, waiting, views).items():
+                other = None if row in looked_again else self._reader.read_again(waiting[row])
+                looked_again.add(row)
+                if other is not None:
+                    again[row] = other
+                    continue
                 faults[row].append((waiting[row], error))
                 replacement = self._replacement(plan, row, len(faults[row]))
                 if replacement is not None:

@@ -1,11 +1,17 @@
 """Threads that a signal handler cannot break, and that are gone when they are said to be."""
 
 import os
+import queue
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from typing import Any, ParamSpec, TypeVar
 
 MAX_SECONDS = 2.0
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Bell:
@@ -42,3 +48,62 @@ def wait_until_gone(threads: Iterable[threading.Thread]) -> None:
     for thread in threads:
         while os.path.exists(f"/proc/self/task/{thread.native_id}") and time.monotonic() < deadline:
             time.sleep(0.0005)
+
+
+class DaemonPool:
+    """A pool of threads that may be left behind: a read of a dead file server ends when that is back, or never.
+
+    `ThreadPoolExecutor` waits for its threads, at the latest when the program ends.
+    """
+
+    def __init__(self, num_threads: int, name: str) -> None:
+        self._num_threads, self._name = num_threads, name
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._waiting: set[Future[Any]] = set()
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def submit(self, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
+        """Run `action` in a thread. Raises RuntimeError once the pool is closed."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                result = action(*args, **kwargs)
+            except BaseException as error:  # noqa: BLE001  whoever waits for the future raises it
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the pool is closed")
+            if len(self._threads) < self._num_threads:
+                name = f"{self._name}_{len(self._threads)}"
+                self._threads.append(threading.Thread(target=self._run, name=name, daemon=True))
+                self._threads[-1].start()
+            self._waiting.add(future)
+        future.add_done_callback(self._waiting.discard)
+        self._work.put(run)
+        return future
+
+    def close(self, seconds: float) -> bool:
+        """Cancel what has not begun, wait so long for the rest; False if threads were left behind."""
+        with self._lock:
+            self._closed = True
+        for future in list(self._waiting):
+            future.cancel()
+        for _ in self._threads:
+            self._work.put(None)
+        deadline = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            work()
+            del work  # an idle thread keeps no sample alive

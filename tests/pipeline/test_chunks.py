@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import http.server
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -340,3 +341,59 @@ def test_a_hedged_read_does_not_wait_for_a_server_that_stalls(
         assert time.monotonic() - begun < 20  # the reader alone would have waited for thirty seconds
         assert two._reading is not None
         assert two._reading.ranges.num_hedged
+
+
+@pytest.mark.parametrize("changes", [{"verify_crc": False}, {"verify_crc": False, "cache_bytes": 1 << 24}])
+def test_zeros_without_a_checksum_are_read_again_when_they_do_not_decode(
+    datasets: tuple[str, str],
+    mixture: Mixture,
+    range_server: OpenServer,
+    fingerprint: Callable[[Batch], object],
+    tmp_path: Path,
+    changes: dict[str, Any],
+) -> None:
+    server = range_server(datasets[0])
+    if "cache_bytes" in changes:
+        changes = {**changes, "cache_dir": str(tmp_path)}
+    unchecked = dataclasses.replace(remote_mixture(mixture, server.url), **changes)
+    server.faults[:] = ["zeros"]
+    with (
+        open_stream(dataclasses.replace(mixture, sources=mixture.sources[:1]), global_batch=8) as one,
+        open_stream(unchecked, global_batch=8) as two,
+    ):
+        for _ in range(12):
+            assert fingerprint(next(one)) == fingerprint(next(two))
+        assert not two.bad_samples
+    assert not server.faults
+
+
+def test_closing_does_not_wait_for_a_file_system_that_hangs(
+    mixture: Mixture, write_dataset: Callable[..., str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = write_dataset(tmp_path / "data", 16)
+    source = dataclasses.replace(mixture.sources[0], url=url)
+    stream = open_stream(dataclasses.replace(mixture, sources=(source,)), global_batch=8)
+    for number in range(3):  # a pipe that nobody writes: like a file server that is gone, opening it does not return
+        tar = Path(open_dataset(url).tar_url(number))
+        tar.unlink()
+        os.mkfifo(tar)
+
+    def take() -> None:
+        with contextlib.suppress(ValueError):
+            next(stream)
+
+    thread = threading.Thread(target=take, daemon=True)
+    thread.start()
+    time.sleep(0.5)
+    began = time.monotonic()
+    with caplog.at_level("WARNING"):
+        stream.close()
+    assert time.monotonic() - began < 2
+    assert "it is left behind" in caplog.text
+    thread.join(30)
+    assert not thread.is_alive()
+    for number in range(3):  # lets them go
+        for _ in range(4):
+            with contextlib.suppress(OSError):
+                os.close(os.open(open_dataset(url).tar_url(number), os.O_WRONLY | os.O_NONBLOCK))
+            time.sleep(0.05)

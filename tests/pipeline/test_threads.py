@@ -12,7 +12,7 @@ import pytest
 
 from headrace.config import config_to_dict
 from headrace.pipeline import Mixture, open_stream
-from headrace.pipeline.threads import Bell, wait_until_gone
+from headrace.pipeline.threads import Bell, DaemonPool, wait_until_gone
 
 INTERRUPTED = """
 import faulthandler, random, signal, sys, time
@@ -119,3 +119,23 @@ def test_threads_that_share_a_stream_get_each_batch_once(mixture: Mixture, consu
         for thread in threads:
             thread.join(60)
     assert sorted(got) == list(range(64))
+
+
+def test_a_daemon_pool_runs_cancels_and_leaves_behind() -> None:
+    pool, hold = DaemonPool(2, "test-pool"), threading.Event()
+    assert [pool.submit(pow, number, 2).result(10) for number in range(5)] == [0, 1, 4, 9, 16]
+    with pytest.raises(ZeroDivisionError):
+        pool.submit(divmod, 1, 0).result(10)
+    stuck = [pool.submit(hold.wait) for _ in range(2)]
+    waiting = pool.submit(pow, 2, 2)
+    while not all(future.running() for future in stuck):
+        time.sleep(0.01)
+    begun = time.monotonic()
+    assert not pool.close(0.2)
+    assert time.monotonic() - begun < 10
+    assert waiting.cancelled()
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.submit(pow, 2, 2)
+    hold.set()
+    assert all(future.result(10) for future in stuck)
+    assert pool.close(10)
