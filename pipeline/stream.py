@@ -67,6 +67,8 @@ class Batch:
     waited_for: WaitedFor = "none"
     other_views: tuple[Images, ...] = ()
     """Views 1 and up, each of its own size."""
+    num_replaced: int = 0
+    """Rows that hold another sample, as their own was damaged."""
 
     @property
     def views(self) -> tuple[Images, ...]:
@@ -363,6 +365,7 @@ class Stream:
             valid=np.array([payload is not None for payload in given], np.bool_),
             waited_seconds=waited,
             waited_for=waited_for,
+            num_replaced=sum(bool(made.damaged) for made in pending.made.values()) if self.plan.replaces else 0,
         )
 
 

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from headrace.pipeline import Batch
+from headrace.pipeline.seen import FILE as SEEN_FILE
+from headrace.pipeline.seen import StepRecord
 from headrace.shards.permutation import make_key
 from headrace.text import shown
 from headrace.train.batches import micro_batches
@@ -79,6 +81,7 @@ def train(config: RunConfig, *, on_metrics: Callable[[Metrics], None] = lambda _
         stack.enter_context(own_run(config, ranks))
         state = stack.enter_context(open_state(config, ranks))
         metrics = stack.enter_context(contextlib.closing(_open_metrics(config, state, ranks)))
+        record = stack.enter_context(contextlib.closing(_open_record(config, state, ranks)))
         stack.enter_context(watch_signals(ranks.stop))
         if ranks.is_first:
             _log_start(config, state, ranks)
@@ -88,11 +91,17 @@ def train(config: RunConfig, *, on_metrics: Callable[[Metrics], None] = lambda _
                 metrics.write(line)
                 on_metrics(line)
 
-        return _run(config, state, ranks, metrics=metrics, write=write)
+        return _run(config, state, ranks, metrics=metrics, record=record, write=write)
 
 
 def _run(
-    config: RunConfig, state: TrainState, ranks: Ranks, *, metrics: MetricsFile, write: Callable[[Metrics], None]
+    config: RunConfig,
+    state: TrainState,
+    ranks: Ranks,
+    *,
+    metrics: MetricsFile,
+    record: StepRecord,
+    write: Callable[[Metrics], None],
 ) -> TrainResult:
     """Step, save and validate until the last step is done or a signal asks to stop."""
     meter, saved_step, stop = Meter(), state.step, False
@@ -102,6 +111,7 @@ def _run(
         # Before the validation: a fault of that must not cost the steps that led to it.
         if state.step > saved_step and (last or stop or state.step % config.checkpoint.every == 0):
             with meter.paused():
+                record.flush(ranks.sum)  # a run that goes on from here must not lack the steps before
                 save_state(config, state, ranks)
             saved_step = state.step
 
@@ -136,10 +146,12 @@ def _run(
             continue
         step = take_step(config, state, batch, ranks=ranks, stopping=bool(ranks.stop))
         stop = step.stop
+        record.add(batch)
         meter.add(images=config.global_batch, waited=batch.waited_seconds)
         if state.step % config.log_every == 0 or state.step == config.steps:
             line = _train_line(config, state, step) | meter.read(state.objective.train_flops_per_image, ranks)
             line["memory_bytes"] = memory_bytes(ranks.device)
+            record.flush(ranks.sum)
             write(line | {"batch_digest": int(ranks.sum([batch_digest(batch)])[0])})
 
 
@@ -233,6 +245,11 @@ def _reducing(model: torch.nn.Module, last: bool) -> contextlib.AbstractContextM
     if isinstance(model, DistributedDataParallel) and not last:
         return model.no_sync()
     return contextlib.nullcontext()
+
+
+def _open_record(config: RunConfig, state: TrainState, ranks: Ranks) -> StepRecord:
+    path = Path(config.out) / SEEN_FILE if ranks.is_first else None
+    return StepRecord(path, global_batch=config.global_batch, step=state.step)
 
 
 def _open_metrics(config: RunConfig, state: TrainState, ranks: Ranks) -> MetricsFile:

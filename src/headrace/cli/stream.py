@@ -8,7 +8,7 @@ import typer
 
 from headrace.cli.bench import BENCH_SECONDS, TUNING_SECONDS, ceiling_facts, run_tuning, show_ceiling, show_tuning
 from headrace.cli.result import JsonOption, say_json, say_next
-from headrace.cli.stream_plan import show_plan
+from headrace.cli.stream_plan import show_plan, verify_steps
 from headrace.cli.verbosity import is_quiet
 from headrace.text import printable, without_secrets
 
@@ -64,6 +64,10 @@ def stream_command(
             "--plan", min=0, help="Say what so many steps will give: samples, epochs, bytes; nothing is read."
         ),
     ] = 0,
+    verify_run: Annotated[
+        str,
+        typer.Option("--verify-run", metavar="RUN", help="Prove that the steps of this run saw the planned samples."),
+    ] = "",
     json: JsonOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only open it: sources, weights as they are met, views; nothing is read.")
@@ -82,6 +86,9 @@ def stream_command(
     size = global_batch or -(-64 // config.lanes) * config.lanes
     if tune:
         _tune(config, size, seconds=seconds, json=json)
+        return
+    if verify_run:
+        verify_steps(config, verify_run, json=json)
         return
     with open_stream(config, global_batch=size) as stream:
         facts = _sources(stream)

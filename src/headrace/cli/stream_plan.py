@@ -1,11 +1,17 @@
-"""What `headrace stream --plan` prints."""
+"""`headrace stream --plan` and `--verify-run`: what a mixture will give, and whether a run saw it."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import typer
+
+from headrace.cli.result import say_json
+
 if TYPE_CHECKING:
-    from headrace.pipeline import Stream
+    from headrace.pipeline import Mixture, Stream
     from headrace.pipeline.forecast import Forecast
+    from headrace.pipeline.seen import Proof
 
 
 def show_plan(stream: "Stream", steps: int, *, quiet: bool) -> dict[str, Any]:
@@ -45,3 +51,50 @@ def _print(found: "Forecast", asked: int) -> None:
 
 def _line(where: str, lanes: str, name: str, samples: int, epochs: float, num_bytes: int) -> str:
     return f"{where:<28} {lanes:>5} {name:<20} {samples:>18,} {epochs:>12,.4f} {num_bytes / 1e9:>14,.3f}"
+
+
+def verify_steps(mixture: "Mixture", run: str, *, json: bool) -> None:
+    """Print whether the steps of a run saw the planned samples. Exits with 1 if they did not, or it cannot be said."""
+    from pathlib import Path
+
+    from headrace.pipeline import open_stream
+    from headrace.pipeline.order.plan import EndlessPlan
+    from headrace.pipeline.seen import FILE, prove, read_record, read_replaced
+
+    path = Path(run) / FILE
+    lines = read_record(path)
+    if not lines:
+        raise ValueError(f"{path}: no step is recorded there; is {run} the folder of a run that made a step?")
+    batch = int(lines[0]["global_batch"])
+    with open_stream(mixture, global_batch=batch) as stream:
+        assert isinstance(stream.plan, EndlessPlan)
+        proof = prove(stream.plan, stream.sources, lines, replaced=read_replaced(mixture.quarantine))
+    if json:
+        say_json("stream", {"run": run, "holds": proof.holds, "global_batch": batch, **asdict(proof)})
+    else:
+        _print_proof(proof, run, batch)
+    if not proof.holds:
+        raise typer.Exit(1)
+
+
+def _print_proof(proof: "Proof", run: str, global_batch: int) -> None:
+    if proof.holds:
+        replaced = f", {proof.num_replaced:,} of them for a damaged one" if proof.num_replaced else ""
+        print(f"{run}: {proof.num_steps:,} steps saw their {proof.num_samples:,} planned samples{replaced}")
+        return
+    if proof.differs is not None:
+        first = (proof.differs - 1) * global_batch
+        where = f"step {proof.differs:,} (positions {first} to {first + global_batch - 1})"
+        print(f"{run}: {where} is the first that saw other samples than this mixture plans")
+    _print_steps(f"{run}: not recorded", proof.not_recorded)
+    _print_steps(f"{run}: recorded twice", proof.recorded_twice)
+    _print_steps(
+        f"{run}: not proven, as samples were replaced and no quarantine file of the mixture says by which",
+        proof.not_proven,
+    )
+
+
+def _print_steps(what: str, steps: Sequence[int]) -> None:
+    if steps:
+        more = f" and {len(steps) - 8:,} more" if len(steps) > 8 else ""
+        print(f"{what}: steps {', '.join(map(str, steps[:8]))}{more}")
