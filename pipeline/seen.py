@@ -209,8 +209,9 @@ def _keys(sources: Sequence[OpenedSource], source: IntArray, sample: IntArray) -
         shard, row = opened.locate(sample[mine])
         by_shard = np.argsort(shard, kind="stable")
         for some in np.split(by_shard, np.flatnonzero(np.diff(shard[by_shard])) + 1) if mine.size else ():
-            column = opened.rows(int(shard[some[0]])).key.take(row[some])
-            keys[mine[some]] = [str(key) for key in column.to_pylist()]
+            distinct, where = np.unique(row[some], return_inverse=True)
+            column = opened.rows(int(shard[some[0]]), distinct).key.to_pylist()
+            keys[mine[some]] = [str(column[number]) for number in where.tolist()]
     return list(keys)
 
 
