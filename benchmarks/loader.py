@@ -1,140 +1,246 @@
-"""Images per second of our stream beside webdataset + DataLoader, and beside a bare libjpeg-turbo loop.
+"""CPU time per image of our stream beside the other loaders, and beside libjpeg-turbo alone.
 
-Same shards, same cores, same pictures out: RandomResizedCrop 224 (antialiased) and flip, uint8 batches. Contestants
-run in turn, several rounds, and the best round of each counts: on a shared machine compare ratios, not numbers. Ours
-runs with one thread a core; webdataset with one worker and with two, of which the better suits it.
+Same photographs, same cores, same squares out: RandomResizedCrop 224 (antialiased) and flip, uint8 or normalised
+float. The crops of each are checked against torchvision first. Each run is a process of its own, and what counts is
+the CPU time of its whole tree of processes in steady state: where others work on the machine too,
+it moves far less than images/s. Contestants run in turn, several rounds; of each the best round and worker count is
+shown. A loader that is not installed is named with the reason.
 
-    python benchmarks/loader.py imagenet-sample.tar [--images 2400] [--rounds 3]
+    python benchmarks/loader.py imagenet-sample.tar [--also flickr8k-sample.tar] [--mosaics "4 MP 4:2:0"] [--json OUT]
 """
 
 import argparse
-import itertools
+import importlib
+import json
+import math
 import os
 import random
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import simplejpeg
-import torch
-import webdataset
-from numpy.typing import NDArray
-from PIL import Image
+from loader_data import KINDS, MOSAICS, PhotoSet, mosaic_set, photo_set
+from loader_peers import CONTESTANTS, SIDE
 
-from headrace.pipeline import Augment, Mixture, Source, open_stream
-from headrace.pipeline.augment.crop import choose_window
-from headrace.shards.dataset import Dataset, open_dataset
-from headrace.shards.imports.run import ImportConfig, import_images, open_source
-from headrace.shards.payloads import read_payloads
+CHECKED_CROPS = 40
+LEAST_DECIBELS = 40.0
+LIMIT_SECONDS = 300
+TICKS = os.sysconf("SC_CLK_TCK")
 
-SIDE = 224
-BATCH = 64
-SAMPLES_PER_SHARD = 75
-
-Contestant = Callable[[int], float]
+Row = dict[str, Any]
 
 
 def main() -> None:
-    """Run all contestants in turn and print the best round of each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help="tar or folder of JPEGs")
-    parser.add_argument("--images", type=int, default=2400, help="images a round")
-    parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    """Prepare the photographs, check every contestant's crops, run them in turn, print and write the table."""
+    arguments = _arguments()
+    if arguments.child:
+        print("\n" + json.dumps(run_here(arguments)))
+        return
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        url = str(Path(folder, "dataset"))
-        config = ImportConfig(samples_per_shard=SAMPLES_PER_SHARD)
-        import_images(open_source(arguments.source, config), url, config)
-        dataset = open_dataset(url)
-        contestants: dict[str, Contestant] = {
-            "bare libjpeg-turbo loop": partial(bare_decode, load_all(dataset)),
-            "headrace": partial(ours, url),
-            "webdataset, 1 worker": partial(theirs, dataset, 1),
-            "webdataset, 2 workers": partial(theirs, dataset, 2),
-        }
-        best = dict.fromkeys(contestants, float("inf"))
-        for _ in range(arguments.rounds):
-            for name, run in contestants.items():
-                best[name] = min(best[name], run(arguments.images))
-    show(best, arguments.images)
+        photos = photo_set(Path(arguments.tar).stem, arguments.tar, Path(folder, "0"))
+        decibels, absent = check_all(photos, arguments.only)
+        for name, reason in absent.items():
+            print(f"left out: {name}: {reason}", flush=True)
+        for number, name in enumerate([photos.name, *arguments.also, *arguments.mosaics]):
+            one = photos if number == 0 else _other_set(name, photos, Path(folder, str(number)))
+            for floats in (False, True) if number == 0 and not arguments.no_floats else (False,):
+                rows += measure(one, [*decibels], floats=floats, arguments=arguments)
+                for row in rows:
+                    row["decibels"] = decibels[row["contestant"]]
+                show([row for row in rows if row["photographs"] == one.name and row["floats"] == floats])
+    if arguments.json:
+        host = {"cores": len(os.sched_getaffinity(0)), "seconds": arguments.seconds, "rounds": arguments.rounds}
+        Path(arguments.json).write_text(json.dumps({**host, "left_out": absent, "rows": rows}, indent=1) + "\n")
 
 
-def show(best: dict[str, float], num_images: int) -> None:
-    """Print images per second, and each against ours."""
-    print(f"{len(os.sched_getaffinity(0))} cores, {num_images} images, RandomResizedCrop {SIDE} + flip, uint8")
-    print(f"{'':<26} {'images/s':>9} {'headrace is':>12}")
-    for name, seconds in best.items():
-        print(f"{name:<26} {num_images / seconds:>9.0f} {seconds / best['headrace']:>11.2f}x")
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tar", help="photographs: a tar of JPEGs")
+    parser.add_argument("--also", nargs="*", default=[], metavar="TAR", help="other tars, uint8 only")
+    every = [f"{size} {kind}" for size in MOSAICS for kind in KINDS]
+    parser.add_argument("--mosaics", nargs="*", default=[], choices=every, help="made of the photographs, uint8 only")
+    parser.add_argument("--only", nargs="*", default=[], choices=[*CONTESTANTS], metavar="NAME", help="contestants")
+    parser.add_argument("--no-floats", action="store_true", help="leave out the normalised floats")
+    parser.add_argument("--seconds", type=float, default=4.0, help="that each run is measured")
+    parser.add_argument("--warm", type=float, default=3.0, help="seconds before, after the first batch")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--json", metavar="OUT", help="write all rows to this file")
+    parser.add_argument("--child", nargs=3, metavar=("NAME", "WORKERS", "FLOATS"), help=argparse.SUPPRESS)
+    return parser.parse_args()
 
 
-def load_all(dataset: Dataset) -> list[bytes]:
-    """Return every image's bytes."""
-    payloads: list[bytes] = []
-    for shard in range(len(dataset.shards)):
-        table = dataset.index(shard)
-        spans = zip(table.column("offset").to_pylist(), table.column("size").to_pylist(), strict=True)
-        payloads += read_payloads(dataset.tar_url(shard), list(spans))
-    return payloads
+def _other_set(name: str, photos: PhotoSet, folder: Path) -> PhotoSet:
+    size, _, kind = name.rpartition(" ")
+    if size in MOSAICS and kind in KINDS:
+        return mosaic_set(size, kind, photos.payloads(), folder)
+    return photo_set(Path(name).stem, name, folder)
 
 
-def bare_decode(payloads: list[bytes], num_images: int) -> float:
-    """Decode from memory and throw away, one thread a core: the ceiling of any loader that decodes whole images."""
-    chosen = list(itertools.islice(itertools.cycle(payloads), num_images))
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        begun = time.perf_counter()
-        for _ in pool.map(partial(simplejpeg.decode_jpeg, colorspace="RGB"), chosen, chunksize=16):
-            pass
-        return time.perf_counter() - begun
+def check_all(photos: PhotoSet, only: list[str]) -> tuple[dict[str, float | None], dict[str, str]]:
+    """Return the mean PSNR of those that may run (None: no crops), and why the others may not."""
+    from torchvision.transforms.v2 import functional
+
+    from headrace.pipeline.augment.crop import choose_window
+    from headrace.pipeline.mixture import Augment
+    from headrace.shards.images.decode import decode_rgb
+
+    rng, expected = random.Random(0), []
+    for data in photos.payloads()[:CHECKED_CROPS]:
+        import torch
+
+        pixels = torch.from_numpy(decode_rgb(data)).permute(2, 0, 1)
+        window = choose_window(Augment(), [rng.random() for _ in range(41)], *pixels.shape[1:])[:4]
+        square = functional.resized_crop(pixels, *window, [SIDE, SIDE], antialias=True).permute(1, 2, 0).numpy()
+        expected.append((data, window, square.astype(np.float64)))
+    decibels: dict[str, float | None] = {}
+    absent: dict[str, str] = {}
+    for name, contestant in CONTESTANTS.items():
+        if only and name not in only:
+            continue
+        try:
+            importlib.import_module(contestant.module)
+        except ImportError as error:
+            absent[name] = str(error)
+            continue
+        crop = contestant.crop
+        if crop is None:
+            decibels[name] = None
+            continue
+        mean = float(np.mean([psnr(crop(data, window), square) for data, window, square in expected]))
+        if mean < LEAST_DECIBELS:
+            absent[name] = f"its crops are {mean:.1f} dB from torchvision's"
+        else:
+            decibels[name] = mean
+    return decibels, absent
 
 
-def ours(url: str, num_images: int) -> float:
-    """Our stream, one decoding thread a core."""
-    source = Source(name="images", url=url, chunk_samples=16, shuffle_window=512)
-    mixture = Mixture(lanes=8, image_size=SIDE, sources=(source,))
-    with open_stream(mixture, global_batch=BATCH) as stream:
-        return timed(((batch.images for batch in stream)), num_images)
+def psnr(one: Any, two: Any) -> float:
+    """Return decibels, 100 where nothing differs."""
+    error = float(((np.asarray(one, np.float64) - two) ** 2).mean())
+    return 10 * math.log10(255**2 / error) if error > 1e-5 else 100.0
 
 
-def theirs(dataset: Dataset, workers: int, num_images: int) -> float:
-    """webdataset's resampled shards, shuffle buffer, Pillow, torch's DataLoader."""
-    urls = [dataset.tar_url(number) for number in range(len(dataset.shards))]
-    pipeline = (
-        webdataset.WebDataset(urls, resampled=True, shardshuffle=False)
-        .shuffle(500, initial=100)
-        .map(augment_by_pillow)
-        .batched(BATCH, collation_fn=torch.stack)
-    )
-    loader = torch.utils.data.DataLoader(pipeline, batch_size=None, num_workers=workers, prefetch_factor=2)
-    return timed(iter(loader), num_images)
+def measure(photos: PhotoSet, names: list[str], *, floats: bool, arguments: argparse.Namespace) -> list[Row]:
+    """Run every contestant at every worker count, in turn; return the best of each."""
+    best: dict[str, Row] = {}
+    for _ in range(arguments.rounds):
+        for name in names:
+            if floats and CONTESTANTS[name].crop is None:
+                continue
+            for workers in CONTESTANTS[name].workers:
+                row = run_child(photos, name, workers, floats=floats, arguments=arguments)
+                old = best.setdefault(name, row)
+                # Both are the loader's best, if at different worker counts: it is asked for little CPU, and for speed.
+                if row.get("cpu_ms", math.inf) < old.get("cpu_ms", math.inf):
+                    best[name] = {**row, "images_per_s": max(row["images_per_s"], old.get("images_per_s", 0))}
+                elif "images_per_s" in row:
+                    old["images_per_s"] = max(row["images_per_s"], old["images_per_s"])
+    return [best[name] for name in names if name in best]
 
 
-def augment_by_pillow(sample: dict[str, Any]) -> torch.Tensor:
-    """Decode, crop, resize and flip one image as torchvision does on PIL images."""
-    import io
+def run_child(photos: PhotoSet, name: str, workers: int, *, floats: bool, arguments: argparse.Namespace) -> Row:
+    """Run one contestant in a process of its own."""
+    row: Row = {"photographs": photos.name, "contestant": name, "workers": workers, "floats": floats}
+    command = [sys.executable, "-W", "ignore", __file__, "-", "--child", name, str(workers), str(int(floats))]
+    try:
+        done = subprocess.run(
+            [*command, "--seconds", str(arguments.seconds), "--warm", str(arguments.warm)],
+            input=photos.to_json(),
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_SECONDS,
+            check=True,
+        )
+        return {**row, **json.loads(done.stdout.splitlines()[-1])}
+    except subprocess.TimeoutExpired:
+        return {**row, "failed": f"no end after {LIMIT_SECONDS} s"}
+    except subprocess.CalledProcessError as error:
+        return {**row, "failed": (error.stderr.strip().splitlines() or ["?"])[-1][:300]}
 
-    data = next(sample[name] for name in ("jpg", "jpeg") if name in sample)
-    image = Image.open(io.BytesIO(data)).convert("RGB")
-    window = choose_window(Augment(), [random.random() for _ in range(41)], image.height, image.width)
-    box = (window.left, window.top, window.left + window.width, window.top + window.height)
-    image = image.crop(box).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-    if window.flipped:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return torch.from_numpy(np.array(image))
+
+def run_here(arguments: argparse.Namespace) -> Row:
+    """Measure one contestant in this process, and what it starts."""
+    import torch
+
+    torch.set_num_threads(1)
+    name, workers, floats = arguments.child
+    contestant, photos = CONTESTANTS[name], PhotoSet.from_json(sys.stdin.read())
+    importlib.import_module(contestant.module)
+    begun = time.perf_counter()
+    batches = contestant.open(photos, int(workers), floats == "1")
+    shape = np.shape(next(batches)) if contestant.crop else (photos.batch,)
+    first_batch = time.perf_counter() - begun
+    assert shape[0] == photos.batch, shape
+    while time.perf_counter() - begun < first_batch + arguments.warm:  # until what it keeps ahead is there
+        next(batches)
+    cpu, begun, images = tree_cpu_seconds(os.getpid()), time.perf_counter(), 0
+    while (seconds := time.perf_counter() - begun) < arguments.seconds:
+        next(batches)
+        images += photos.batch
+    cpu = tree_cpu_seconds(os.getpid()) - cpu
+    memory = sum(pss_bytes(process) for process in tree(os.getpid())) / 1e6
+    sys.stdout.flush()
+    return {
+        "cpu_ms": cpu / images * 1e3,
+        "images_per_s": images / seconds,
+        "first_batch_s": first_batch,
+        "memory_mb": memory,
+    }
 
 
-def timed(batches: Iterator[NDArray[np.uint8]] | Iterator[torch.Tensor], num_images: int) -> float:
-    """Seconds for `num_images`, after the first batch: starting is not counted, for nobody."""
-    next(batches)
-    begun, seen = time.perf_counter(), 0
-    while seen < num_images:
-        seen += len(next(batches))
-    return (time.perf_counter() - begun) * num_images / seen
+def tree(process: int) -> list[int]:
+    """Return a process and all that came of it."""
+    found = [process]
+    for thread in Path(f"/proc/{process}/task").iterdir():
+        for child in (thread / "children").read_text().split():
+            found += tree(int(child))
+    return found
+
+
+def tree_cpu_seconds(process: int) -> float:
+    """Return the CPU time of a process, of those that live of it, and of those that have ended."""
+    total = 0
+    for one in tree(process):
+        fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
+        total += sum(map(int, fields[11:15]))
+    return total / TICKS
+
+
+def pss_bytes(process: int) -> int:
+    """Return a process's memory; what it shares is divided among the sharers."""
+    for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def show(rows: list[Row]) -> None:
+    """Print one table, as docs/streaming.md has it."""
+    good = [row for row in rows if "cpu_ms" in row]
+    if not good:
+        return
+    bare = next((row["cpu_ms"] for row in good if row["decibels"] is None), math.nan)
+    peers = [row for row in good if row["decibels"] is not None and not row["contestant"].startswith("headrace")]
+    best = min((row["cpu_ms"] for row in peers), default=math.nan)
+    kind = "normalised float" if rows[0]["floats"] else "uint8"
+    print(f"\n{rows[0]['photographs']}, {kind}, {len(os.sched_getaffinity(0))} cores\n")
+    print("| | CPU ms an image | of bare decoding | of the best peer | images/s | first batch s | memory MB | dB |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for row in rows:
+        if "failed" in row:
+            print(f"| {row['contestant']} | failed: {row['failed']} |")
+            continue
+        cpu, loud = row["cpu_ms"], "" if row["decibels"] is None else f"{row['decibels']:.0f}"
+        print(
+            f"| {row['contestant']} | {cpu:.2f} | {cpu / bare:.2f} | {cpu / best:.2f} | {row['images_per_s']:.0f} "
+            f"| {row['first_batch_s']:.2f} | {row['memory_mb']:.0f} | {loud} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
