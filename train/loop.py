@@ -150,6 +150,7 @@ def _run(
         meter.add(images=config.global_batch, waited=batch.waited_seconds)
         if state.step % config.log_every == 0 or state.step == config.steps:
             line = _train_line(config, state, step) | meter.read(state.objective.train_flops_per_image, ranks)
+            line["data_bound_by"] = state.stream.stats().bound_by or None
             line["memory_bytes"] = memory_bytes(ranks.device)
             record.flush(ranks.sum)
             write(line | {"batch_digest": int(ranks.sum([batch_digest(batch)])[0])})

@@ -318,6 +318,9 @@ def test_the_run_folder_says_what_it_was(run_file: Callable[..., Path]) -> None:
         "tflops",
     ):
         assert isinstance(line[name], int | float)
+    assert line["data_bound_by"] is None  # one step says nothing
+    line = [line for line in read_metrics(out / "metrics.jsonl") if line["event"] == "train"][-1]
+    assert line["data_bound_by"] in ("compute", "plan", "read", "decode", "augment")
     assert {path.name for path in (out / "checkpoints").iterdir()} == {"00000002"}
 
 

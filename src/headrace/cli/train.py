@@ -118,6 +118,8 @@ def _progress(steps: int, *, json: bool) -> Iterator[Callable[[dict[str, Any]], 
                 return
             rate, wait = line["images_per_second"], line["data_wait_percent"]
             text = f"loss {line['loss']:.4f}, {rate:.0f} images/s, {wait:.0f}% waiting"
+            if line["data_bound_by"] not in (None, "compute"):
+                text += f" ({line['data_bound_by']})"
             progress.update(task, completed=line["step"], description=text)
             if not drawn and line["step"] < steps:  # the last word is on stdout
                 typer.echo(f"step {line['step']}/{steps}: {text}", err=True)
