@@ -78,7 +78,7 @@ def _open(folder: str, base: str, read: ReadBytes) -> Dataset:
 
 def _index(url: str, folder: str, tars: Sequence[str], config: IndexConfig) -> None:
     log.warning(
-        "%s: %d tars in %s without an index: %s, once; the index is kept in %s "
+        "%s: tars without an index (%d in %s): %s, once; the index is kept in %s "
         "(headrace index with --workers and --index-dir does it in many processes)",
         without_secrets(url),
         len(tars),
@@ -111,9 +111,12 @@ def _forget_changed(base: str, folder: str, tars: Sequence[str]) -> bool:
 
 
 def _stamps_of(folder: str, tars: Sequence[str]) -> Stamps:
+    listed = files.stamps_in(folder)
+    # Where nothing can be listed (http), or a name is a link to elsewhere.
+    asked = [name for name in tars if name not in listed]
     with ThreadPoolExecutor(STAMPS_AT_ONCE, thread_name_prefix="headrace-stamps") as pool:
-        stamps = pool.map(files.stamp_of, [files.join(folder, name) for name in tars])
-        return {name: list(stamp) for name, stamp in zip(tars, stamps, strict=True)}
+        listed |= zip(asked, pool.map(files.stamp_of, [files.join(folder, name) for name in asked]), strict=True)
+    return {name: list(listed[name]) for name in tars}
 
 
 def _read_stamps(base: str) -> Stamps | None:

@@ -263,10 +263,39 @@ def stamp_of(url: str) -> tuple[int, str]:
     if is_http(url):
         access = default_access()
         return access.run(url, lambda: access.client.stamp_of(url))
-    fs, path = _open_to_read(url)
-    info = _read(url, lambda: fs.info(path))
-    if info["type"] != "file":
+    if is_local(url):
+        path = local_path(url)
+        stamp, is_file = _local_stamp(path.stat()), path.is_file()
+    else:
+        fs, inside = _open_to_read(url)
+        info = _read(url, lambda: fs.info(inside))
+        stamp, is_file = _stamp(info), info["type"] == "file"
+    if not is_file:
         raise IsADirectoryError(f"{without_secrets(url)} is a folder; give the file")
+    return stamp
+
+
+def stamps_in(url: str) -> dict[str, tuple[int, str]]:
+    """Return the stamps of the files directly under a folder by name, in as few requests as its store lists it in.
+
+    Nothing of an http address, where each file must be asked for its own.
+    """
+    if is_http(url):
+        return {}
+    if is_local(url):
+        with os.scandir(local_path(url)) as entries:
+            return {entry.name: _local_stamp(entry.stat()) for entry in entries if entry.is_file()}
+    fs, path = _open_to_read(url)
+    fs.invalidate_cache()
+    found = _read(url, lambda: fs.ls(path, detail=True))
+    return {basename(str(info["name"])): _stamp(info) for info in found if info["type"] == "file"}
+
+
+def _local_stamp(found: os.stat_result) -> tuple[int, str]:
+    return found.st_size, str(found.st_mtime_ns)
+
+
+def _stamp(info: dict[str, Any]) -> tuple[int, str]:
     return int(info["size"] or 0), str(info.get("mtime", info.get("ETag", info.get("LastModified", ""))))
 
 

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -482,10 +483,10 @@ def test_the_wait_names_reading_when_reads_are_slow(mixture: Mixture, monkeypatc
 
     quick, take, asked = RangeReader.read, Prefetcher.take, threading.Event()
 
-    def slow(self: RangeReader, url: str, offset: int, size: int) -> bytes:
+    def slow(self: RangeReader, url: str, offset: int, size: int, **how: Any) -> bytes:
         if asked.wait(60):
             time.sleep(0.2)
-        return quick(self, url, offset, size)
+        return quick(self, url, offset, size, **how)
 
     def take_and_say_so(self: Prefetcher, number: int) -> tuple[PendingBatch | None, WaitedFor]:
         asked.set()

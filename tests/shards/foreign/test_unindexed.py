@@ -106,6 +106,20 @@ def test_a_changed_tar_is_noticed_though_it_has_its_size(
     assert after.shards[0] == before.shards[0]
 
 
+def test_a_tar_behind_a_link_is_noticed_too(
+    tars: Path, write_tar: Callable[[str, int], Path], tmp_path: Path, indexed: list[list[str]]
+) -> None:
+    (tmp_path / "links").mkdir()
+    for tar in tars.iterdir():
+        (tmp_path / "links" / tar.name).symlink_to(tar)
+    url = f"{tmp_path}/links/*.tar"
+    assert open_tars(url).index(1).column("key")[0].as_py() == "k010"
+    write_tar("001", 50)
+    os.utime(tars / "001.tar", (time.time() + 5, time.time() + 5))
+    assert open_tars(url).index(1).column("key")[0].as_py() == "k050"
+    assert len(indexed) == 2
+
+
 def test_a_tar_more_is_one_more_shard(tars: Path, write_tar: Callable[[str, int], Path]) -> None:
     assert open_tars(f"{tars}/*.tar").num_samples == 16
     write_tar("004", 40)
