@@ -123,7 +123,9 @@ def _open(source: Source, read: ReadBytes) -> Dataset:
 
 
 def _integers(table: pa.Table, name: str, missing: int) -> IntArray:
-    column = table.column(name).cast(pa.int64()).fill_null(missing)
+    column = table.column(name)
+    if column.null_count:
+        column = column.cast(pa.int64()).fill_null(missing)
     return np.asarray(column.to_numpy(), dtype=np.int64)
 
 

@@ -14,14 +14,13 @@ import _thread
 import threading
 import time
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
+from headrace.pipeline.ahead import Read, ReadAhead
 from headrace.pipeline.chunks import ChunkReader, Payload
 from headrace.pipeline.decode.decoder import Images
 from headrace.pipeline.mixture import Mixture
@@ -45,20 +44,12 @@ WaitedFor = Literal["read", "decode", "none"]
 
 
 @dataclass(slots=True)
-class Chunk:
-    """Samples that are read together, and those of them that are still to be given."""
-
-    source: int
-    samples: NDArray[np.int64]
-    read: "Future[dict[int, Payload]] | None" = None
-
-
-@dataclass(slots=True)
 class PendingBatch:
     """One batch under way."""
 
     plan: BatchPlan
-    chunks: list[Chunk | None]
+    reads: list[Read | None]
+    """Of each row, None for padding."""
     views: tuple[Images, ...] | None = None
     """None until decoding begins."""
     made: dict[int, MadeRow] = field(default_factory=dict)
@@ -104,7 +95,7 @@ class Prefetcher:
         self._prefetch_batches = mixture.prefetch_batches
         self._memory_bytes = mixture.memory_bytes
         self._mean_bytes = [source.mean_bytes for source in reader.sources]
-        self._chunks: dict[tuple[int, int, int], Chunk] = {}  # by source, epoch and sample
+        self._ahead = ReadAhead(plan, reader, first=first)
         self._planned: deque[BatchPlan] = deque()
         self._plan_at_once = 1  # a call has its price, but nothing should wait for more than the first batch
         self._part = 0
@@ -241,9 +232,9 @@ class Prefetcher:
     def _may_run_ahead(self) -> bool:
         """True if the next batch is held up while the decoder has little to do."""
         held_up = self.batches.get(self._taken)
-        if held_up is None or held_up.is_whole or self._calls >= self._enough_calls:
+        if held_up is None or held_up.is_whole or self._calls >= self._enough_calls or self._is_pressed():
             return False
-        num_items = len(held_up.chunks) * (self._next_start - self._taken - self._prefetch_batches + 1)
+        num_items = len(held_up.reads) * (self._next_start - self._taken - self._prefetch_batches + 1)
         return num_items * self._maker.bytes_per_item <= AHEAD_SHARE * self._memory_bytes
 
     def _may_plan(self) -> bool:
@@ -251,7 +242,20 @@ class Prefetcher:
         if self._plan_error or self._is_last(self._next_plan) or num_planned >= MAX_PLANNED_BATCHES:
             return False
         # With nothing planned the next batch must go on: opening has checked that one window of all lanes fits.
-        return not num_planned or self._bytes < self._memory_bytes
+        if not num_planned:
+            return True
+        return self._bytes < self._memory_bytes and not self._is_pressed()
+
+    def _is_pressed(self) -> bool:
+        """True at the beginning while the first batch is not whole, or reads of the next ones have not ended.
+
+        Then reading and planning for later would only take disk and CPU from what is wanted now.
+        """
+        if not self._ahead.is_easing(self._next_plan):
+            return False
+        begun = [self.batches.get(number) for number in range(self._taken, self._next_start)]
+        first = self.batches.get(self._ahead.first)
+        return (first is not None and not first.is_whole) or any(batch and batch.waits_for_reads for batch in begun)
 
     def _is_last(self, number: int) -> bool:
         return self._plan.num_batches is not None and number >= self._plan.num_batches
@@ -263,44 +267,19 @@ class Prefetcher:
         plan = self._planned.popleft()
         self._plan_at_once = max(1, PLANNED_ITEMS // len(plan.position))
         if plan.part != self._part:
-            self._forget(self._plan.stale(self._part, plan.part))
+            # Of sources whose lanes change here: other ranks give it, or it is read again.
+            self._count_bytes(self._ahead.forget(self._plan.stale(self._part, plan.part)), -1)
             self._part = plan.part
-        placed = plan.placed
-        columns = (placed.source, placed.epoch, placed.sample)
-        names = list(zip(*(column.tolist() for column in columns), strict=True))
-        chunks: list[Chunk | None] = []
-        for item, name in enumerate(names):
-            if not plan.valid[item]:
-                chunks.append(None)
-                continue
-            if name not in self._chunks:
-                self._open_window(plan, item)
-            chunk = self._chunks.pop(name)
-            if chunk.read is None:
-                self._read_chunk(chunk)
-            chunks.append(chunk)
-        self.batches[self._next_plan] = PendingBatch(plan, chunks)
+        self.batches[self._next_plan] = PendingBatch(plan, self._ahead.reads_of(self._next_plan, plan))
+        self._count_bytes(self._ahead.take_begun(), 1)
         self._next_plan += 1
         self._reader.clock.tally("plan").add(time.perf_counter() - begun)
 
-    def _open_window(self, plan: BatchPlan, item: int) -> None:
-        """Name the chunks of a lane's window; each is read when the order first comes to it."""
-        source, epoch = int(plan.placed.source[item]), int(plan.placed.epoch[item])
-        for samples in self._plan.together(plan, item):
-            chunk = Chunk(source, np.sort(samples))
-            self._chunks.update(dict.fromkeys([(source, epoch, sample) for sample in samples.tolist()], chunk))
-
-    def _forget(self, sources: set[int]) -> None:
-        """Drop what was read ahead of sources whose lanes change here: other ranks give it, or it is read again."""
-        gone = [name for name in self._chunks if name[0] in sources]
-        freed = sum(self._mean_bytes[name[0]] for name in gone if self._chunks.pop(name).read is not None)
+    def _count_bytes(self, samples: Sequence[int], sign: int) -> None:
+        """Add samples of each source to what is in flight, or take them off."""
+        num_bytes = sum(count * size for count, size in zip(samples, self._mean_bytes, strict=True))
         with self._lock:
-            self._bytes -= freed
-
-    def _read_chunk(self, chunk: Chunk) -> None:
-        with self._lock:
-            self._bytes += len(chunk.samples) * self._mean_bytes[chunk.source]
-        chunk.read = self._reader.submit(chunk.source, chunk.samples)
+            self._bytes += sign * num_bytes
 
     def _begin_decoding(self, batch: PendingBatch) -> None:
         views = self._maker.empty(batch.plan)
@@ -308,18 +287,15 @@ class Prefetcher:
         batch.views = views  # from here on the consumer may take it: a batch of padding has nothing missing
         self._next_start += 1
         self._news.ring()
-        rows: dict[int, list[int]] = {}
-        for row, chunk in enumerate(batch.chunks):
-            if chunk is not None:
-                rows.setdefault(id(chunk), []).append(row)
-        for together in rows.values():
-            chunk = batch.chunks[together[0]]
-            assert chunk is not None
-            assert chunk.read is not None
+        rows: dict[Read, list[int]] = {}
+        for row, read in enumerate(batch.reads):
+            if read is not None:
+                rows.setdefault(read, []).append(row)
+        for read, together in rows.items():
             # A future keeps its callbacks, and the chunk of a wide window lives long: it must not keep the batch too.
-            chunk.read.add_done_callback(partial(self._has_read, [batch], together))
+            read.add_done_callback(partial(self._has_read, [batch], together))
 
-    def _has_read(self, holder: list[PendingBatch], rows: list[int], _: "Future[dict[int, Payload]]") -> None:
+    def _has_read(self, holder: list[PendingBatch], rows: list[int], _: Read) -> None:
         """Hand rows to the decoder, in parts of its size."""
         batch = holder.pop()
         if self._stopped:  # the callbacks of cancelled reads run in the thread that closes
@@ -333,6 +309,8 @@ class Prefetcher:
             while len(batch.ready) >= size or (batch.ready and not batch.unread):
                 parts.append(sorted(batch.ready[:size]))
                 del batch.ready[:size]
+        if not batch.unread:
+            self._to_do.ring()  # whoever was pressed may be no longer
             self._calls += len(parts)
         for part in parts:
             try:
@@ -363,7 +341,6 @@ class Prefetcher:
             self._to_do.ring()
 
     def _payload_of(self, batch: PendingBatch, row: int) -> Payload:
-        chunk = batch.chunks[row]
-        assert chunk is not None
-        assert chunk.read is not None
-        return chunk.read.result().pop(int(batch.plan.placed.sample[row]))
+        read = batch.reads[row]
+        assert read is not None
+        return read.result().pop(int(batch.plan.placed.sample[row]))

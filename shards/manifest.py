@@ -62,6 +62,7 @@ class Shards(Sequence[ShardEntry]):
     def __init__(self, table: pa.Table) -> None:
         """`table` has MANIFEST_SCHEMA, checked."""
         self._table = table.combine_chunks()
+        self._names, self._index_sums = (self._table[name].combine_chunks() for name in ("name", "index_sha256"))
         self.num_samples: NDArray[np.int64] = table["num_samples"].to_numpy()
         """Samples of each shard."""
         self.num_bytes: NDArray[np.int64] = table["num_bytes"].to_numpy()
@@ -100,11 +101,11 @@ class Shards(Sequence[ShardEntry]):
 
     def name(self, number: int) -> str:
         """Return the name of a shard."""
-        return str(self._table["name"][number].as_py())
+        return str(self._names[number].as_py())
 
     def index_sha256(self, number: int) -> str:
         """Return the sum of a shard's index."""
-        return str(self._table["index_sha256"][number].as_py())
+        return str(self._index_sums[number].as_py())
 
     @property
     def lack_sums(self) -> bool:

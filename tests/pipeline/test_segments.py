@@ -183,9 +183,9 @@ def test_windows_of_old_lanes_are_forgotten_and_their_memory_with_them(changing:
         assert stream._reading is not None
         prefetcher = stream._reading.prefetcher
         stream.close()
-        held = {name[0] for name in prefetcher._chunks}
+        held = {name[0] for name in prefetcher._ahead._chunks}
         assert held <= {0}
-        ahead = len(prefetcher._chunks) + sum(len(batch.chunks) for batch in prefetcher.batches.values())
+        ahead = len(prefetcher._ahead._chunks) + sum(len(batch.reads) for batch in prefetcher.batches.values())
         assert prefetcher._bytes <= ahead * prefetcher._mean_bytes[0]
 
 

@@ -469,11 +469,12 @@ def test_a_slow_consumer_finds_batches_ready_and_few(mixture: Mixture) -> None:
         assert stream._reading is not None
         prefetcher = stream._reading.prefetcher
         deadline = time.monotonic() + 60
-        while [batch.is_whole for batch in list(prefetcher.batches.values())[:4]] != [True] * 3 + [False]:
+        # On a busy machine starting may have begun some more, while the first batch was waited for.
+        while not 3 <= (begun := stream.stats().queues.begun_batches) == stream.stats().queues.whole_batches:
             assert time.monotonic() < deadline, "the batches were never made ready"
             time.sleep(0.01)
         time.sleep(0.3)
-        assert sum(batch.views is not None for batch in prefetcher.batches.values()) == 3
+        assert sum(batch.views is not None for batch in prefetcher.batches.values()) == begun
         assert next(stream).waited_for == "none"
 
 
