@@ -167,7 +167,21 @@ def open_cache(folder: str, num_bytes: int) -> BlockCache | None:
         log.warning("%s: a larger cache is in use there: reading goes on without", folder)
         return None
     log.info("%s: a cache of at most %d MB", folder, held * (BLOCK_BYTES + _PLACE.size) // 10**6)
+    _warn_of_little_room(folder, data, held * BLOCK_BYTES)
     return BlockCache(table, data, held)
+
+
+def _warn_of_little_room(folder: str, data: int, num_bytes: int) -> None:
+    """Say so if the disk will be full before the cache is."""
+    disk = os.statvfs(folder)
+    free, wanted = disk.f_bavail * disk.f_frsize, num_bytes - os.fstat(data).st_blocks * 512
+    if free < wanted:
+        log.warning(
+            "%s: the disk has %d MB free, and the cache may take %d MB more; lower cache_bytes",
+            folder,
+            free // 10**6,
+            wanted // 10**6,
+        )
 
 
 def _agree_on_size(table: int, data: int, num_places: int) -> int:

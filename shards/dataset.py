@@ -244,7 +244,10 @@ def _why_missing(url: str, base: str) -> str:
     url, base = without_secrets(url), without_secrets(base)
     if holds_tars:
         option = f" --index-dir {base}" if base != url else ""
-        return f"{url} holds tars without an index ({where} is missing); run: headrace index {url}{option}"
+        return (
+            f"{url} holds tars without an index ({where} is missing; a mixture may also name the tars themselves, "
+            f"{files.join(url, '*.tar')}); run: headrace index {url}{option}"
+        )
     if holds_commits:
         return f"{url} is an unfinished dataset ({where} is missing); run the command that writes it again"
     return f"{url} is not a dataset: {where} is missing"

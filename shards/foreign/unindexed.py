@@ -19,7 +19,7 @@ from pathlib import Path
 from headrace import files
 from headrace.config import canonical_json
 from headrace.shards.dataset import Dataset, ReadBytes, foreign_commit_name, open_dataset
-from headrace.shards.foreign.find import find_tars
+from headrace.shards.foreign.find import COMPRESSED, find_tars
 from headrace.shards.foreign.index import IndexConfig, index_folder
 from headrace.shards.foreign.unit import INDEX_FOLDER
 from headrace.shards.index import shard_name
@@ -38,7 +38,7 @@ Stamps = Mapping[str, Sequence[int | str]]
 
 def names_tars(url: str) -> bool:
     """True if `url` names a tar, or tars by a pattern, and not the folder of a dataset."""
-    return files.basename(url).endswith(".tar")
+    return files.basename(url).endswith((".tar", *COMPRESSED))  # the latter to be told why they are not read
 
 
 def default_index_dir(url: str) -> str:
@@ -138,7 +138,13 @@ def _read_stamps(base: str) -> Stamps | None:
 def _alone(base: str) -> Iterator[None]:
     """Be the one process that looks after the index in `base`; the kernel ends the lock with the process."""
     folder = files.local_path(files.join(base, INDEX_FOLDER))
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"{base}: the index of tars that have none cannot be kept there ({error.strerror}); name another folder "
+            "as the source's index_dir"
+        ) from error
     handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         try:

@@ -177,6 +177,17 @@ def test_a_folder_that_cannot_be_written_is_no_cache(tmp_path: Path, caplog: pyt
     assert "reading goes on without" in caplog.text
 
 
+def test_a_disk_with_less_room_than_the_bound_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        opened(tmp_path / "small").close()
+        assert not caplog.text
+        cache = open_cache(str(tmp_path / "large"), 1 << 60)
+    assert cache is not None
+    assert "MB free, and the cache may take" in caplog.text
+    assert on_disk(tmp_path / "large") == 32
+    cache.close()
+
+
 def test_another_size_begins_anew_once_nobody_uses_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     large, origin = opened(tmp_path, num_blocks=64), Origin(DATA)
     large.read(FILE, 0, len(DATA), origin)

@@ -173,6 +173,13 @@ def test_ranks_that_open_at_once_wait_for_the_first(tars: Path) -> None:
 def test_a_damaged_or_missing_tar_is_one_line(tars: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"none.*: no .tar there"):
         open_tars(f"{tmp_path}/none/*.tar")
+    (tmp_path / "a.tar.gz").write_bytes(b"")
+    compressed = Mixture(sources=(Source(name="a", url=f"{tmp_path}/*.tar.gz"),))
+    with pytest.raises(ValueError, match="a shard must be a plain"):
+        open_stream(compressed, global_batch=16)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"cannot be kept there \(Not a directory\); name another folder"):
+        open_tars(f"{tars}/*.tar", index_dir=f"{tmp_path}/file/index")
     with pytest.raises(ValueError, match="are not there"):
         open_tars(f"{tars}/{{000..009}}.tar")
     shutil.copytree(tars, tmp_path / "b" / "tars")
