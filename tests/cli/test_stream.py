@@ -95,6 +95,28 @@ def test_dry_run_says_views_and_weights_as_they_are_met_and_reads_nothing(mixtur
     assert lines[7] == "2 views of 16, 8 pixels"
 
 
+def test_it_says_how_well_a_source_is_shuffled_and_what_to_change(tmp_path: Path) -> None:
+    sink = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(sink, "JPEG")
+    for shard in range(20):
+        samples = [Sample(f"{shard:02d}{n:03d}", sink.getvalue(), "jpg", {"label": shard}) for n in range(20)]
+        write_shard(str(tmp_path / "data"), f"{shard:05d}", samples)
+    finish_dataset(str(tmp_path / "data"), recipe_digest="test")
+    path = tmp_path / "mixture.yaml"
+    path.write_text(f"lanes: 4\nsources:\n  - {{name: dots, url: {tmp_path / 'data'}, shuffle_window: 0}}\n")
+    done = headrace(str(path), "--dry-run", "--global-batch", "32")
+    assert done.returncode == 0, done.stderr
+    line, advice = done.stdout.splitlines()[2:]
+    assert line.startswith("shuffle dots: 32 samples a batch, of ")
+    assert "of 40 equal parts of the index (ideal 22; dispersion " in line
+    assert "of 20 shards (ideal 16)" in line
+    assert advice.startswith(
+        "  if neighbours in it are alike (sorted by class): chunk_samples: 16, shuffle_window: 256 ("
+    )
+    told = json.loads(headrace(str(path), "--dry-run", "--global-batch", "32", "--json").stdout)
+    assert told["shuffle"]["dots"]["num_shards"] == 20
+
+
 def test_the_plan_of_a_billion_steps_is_said_without_reading_a_picture(mixture_file: Path) -> None:
     for tar in (mixture_file.parent / "data" / "shards").glob("*.tar"):
         tar.unlink()

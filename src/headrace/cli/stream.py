@@ -8,7 +8,7 @@ import typer
 
 from headrace.cli.bench import BENCH_SECONDS, TUNING_SECONDS, ceiling_facts, run_tuning, show_ceiling, show_tuning
 from headrace.cli.result import JsonOption, say_json, say_next
-from headrace.cli.stream_plan import show_plan, verify_steps
+from headrace.cli.stream_order import show_plan, show_shuffle, verify_steps
 from headrace.cli.verbosity import is_quiet
 from headrace.text import printable, without_secrets
 
@@ -94,6 +94,7 @@ def stream_command(
         facts = _sources(stream)
         if not json:
             _show_sources(stream)
+        facts["shuffle"] = show_shuffle(stream, quiet=json)
         if plan:
             facts["plan"] = show_plan(stream, plan, quiet=json)
         elif not dry_run:

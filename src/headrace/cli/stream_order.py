@@ -1,4 +1,4 @@
-"""`headrace stream --plan` and `--verify-run`: what a mixture will give, and whether a run saw it."""
+"""What `headrace stream` says of the order: how well it is shuffled, what it will give, and whether a run saw it."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -51,6 +51,30 @@ def _print(found: "Forecast", asked: int) -> None:
 
 def _line(where: str, lanes: str, name: str, samples: int, epochs: float, num_bytes: int) -> str:
     return f"{where:<28} {lanes:>5} {name:<20} {samples:>18,} {epochs:>12,.4f} {num_bytes / 1e9:>14,.3f}"
+
+
+def show_shuffle(stream: "Stream", *, quiet: bool) -> dict[str, Any]:
+    """Print how well each source is shuffled in a batch, unless `quiet`, and return it as JSON-able data."""
+    from headrace.pipeline.order.plan import EndlessPlan
+    from headrace.pipeline.quality import measure
+
+    assert isinstance(stream.plan, EndlessPlan)
+    found = measure(stream.plan, stream.sources)
+    for name, quality in found.items() if not quiet else ():
+        parts, shards = quality.parts, quality.shards
+        print(
+            f"shuffle {name}: {quality.samples:,.0f} samples a batch, of {parts.distinct:,.0f} of "
+            f"{quality.num_parts:,} equal parts of the index (ideal {parts.ideal:,.0f}; dispersion "
+            f"{parts.dispersion:.1f}, ideal 1) and of {shards.distinct:,.0f} of {quality.num_shards:,} shards "
+            f"(ideal {shards.ideal:,.0f})"
+        )
+        if quality.changes:
+            better = "; ".join(
+                f"{change.setting} ({change.parts.distinct:,.0f} parts, {change.window_bytes / 1e9:,.2f} GB of windows)"
+                for change in quality.changes
+            )
+            print(f"  if neighbours in it are alike (sorted by class): {better}; or import it with --shuffle")
+    return {name: asdict(quality) for name, quality in found.items()}
 
 
 def verify_steps(mixture: "Mixture", run: str, *, json: bool) -> None:
