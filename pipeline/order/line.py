@@ -78,12 +78,16 @@ class Line:
         return result
 
     def run(self, lane: int, number: int) -> int:
-        """Return how many draws of a lane, from `number` on, stand in one shuffle window."""
+        """Return how many draws of a lane, from `number` on, stand in one shuffle window.
+
+        Of an old window, that of fewer lanes, no more than a window of these: memory was counted by it.
+        """
         one, place = np.array([lane], np.int64), np.array([number], np.int64)
         share = int(self._share(one)[0])
         if self.leftover is not None and number < share:
             before, earlier, left = self.leftover.locate(self._place(one, place))
-            return min(share - number, int(left[0]), self.leftover.line.run(int(before[0]), int(earlier[0])))
+            run = self.leftover.line.run(int(before[0]), int(earlier[0]))
+            return min(run, share - number, int(left[0]), self.order.window_samples)
         draws = self._draws(one, place - share)
         return int(self.order.window(draws)[2][0] - draws.place[0])
 

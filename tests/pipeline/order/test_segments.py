@@ -246,6 +246,17 @@ def test_lanes_of_four_thousand_and_a_billion_samples_are_laid_out_at_once() -> 
     assert plan.given(4096 * 10**9)[3] == 400_000_000
 
 
+def test_more_lanes_hold_no_larger_windows_than_their_own() -> None:
+    """8 lanes have windows of 2,048 samples, 512 of 64: opening counts memory by the latter."""
+    source = SourceOrder(name="s", num_samples=10**6, chunk_samples=64, shuffle_window=16384, num_lanes=8, seed=1)
+    segments = [Segment(start=0, num_lanes=8, weights=(1.0,)), Segment(start=51200, num_lanes=512, weights=(1.0,))]
+    timeline = lay_out([source], [0], segments, global_batch=512)
+    plan = EndlessPlan(timeline=timeline, chunks=[64], global_batch=512, rank=0, world_size=1)
+    for step, most in ((0, 2048), (100, 64)):
+        sizes = [sum(map(len, plan.together(plan.batch(step), item))) for item in range(512)]
+        assert most // 4 < max(sizes) <= most
+
+
 def test_a_stream_that_has_no_source_left_says_so() -> None:
     source = SourceOrder(name="s", num_samples=100, chunk_samples=8, shuffle_window=64, num_lanes=4, seed=1)
     mixture = Changing([source], [1], [Segment(start=0, num_lanes=4, weights=(1.0,))])
