@@ -126,7 +126,7 @@ def endless_plan(
             num_samples=source.num_samples,
             chunk_samples=source.config.chunk_samples,
             shuffle_window=source.config.shuffle_window,
-            num_lanes=mixture.lanes,
+            num_lanes=1,  # each segment has its own
             seed=mixture.seed,
             subset=source.subset,
         )

@@ -46,7 +46,7 @@ class _Source:
 def lay_out(
     sources: Sequence[SourceOrder], repeats: Sequence[int], segments: Sequence[Segment], *, global_batch: int
 ) -> Timeline:
-    """Return the parts of a mixture. `sources` have the lanes of the first segment; `repeats` are 0 for no end.
+    """Return the parts of a mixture. `sources` get the lanes of each segment; `repeats` are 0 for no end.
 
     Raises ValueError for a source with fewer samples than a segment has lanes, or a weight too small to be met.
     """
@@ -69,8 +69,9 @@ class _Layout:
 
     def add(self, number: int, segment: Segment, end: int | None) -> None:
         """Add the parts of a segment, up to `end`."""
-        for source in self.sources:
-            _take_lanes(source, segment.num_lanes)
+        for source, weight in zip(self.sources, segment.weights, strict=True):
+            if weight:  # one that rests keeps its lanes until it comes back
+                _take_lanes(source, segment.num_lanes)
         while end is None or self._position < end:
             weights = [0.0 if source.ended else w for source, w in zip(self.sources, segment.weights, strict=True)]
             if not any(weights):

@@ -288,6 +288,29 @@ def test_a_segment_checks_its_numbers(arguments: dict[str, Any], message: str) -
         Segment(**arguments)
 
 
+def test_a_source_that_rests_need_not_fit_the_lanes(mixture: Mixture) -> None:
+    """`small` has 19 samples: too few for 32 lanes, where it has no part."""
+    segments = (
+        Segment(start=64, lanes=32, weights={"small": 0.0}),
+        Segment(start=128, lanes=4, weights={"small": 0.25}),
+    )
+    with open_stream(dataclasses.replace(mixture, segments=segments), global_batch=32) as stream:
+        rows = [
+            (int(batch.placed.source[item]), int(batch.placed.epoch[item]), int(batch.placed.sample[item]))
+            for batch in map(stream.plan.batch, range(12))
+            for item in range(32)
+        ]
+    assert max(Counter(rows).values()) == 1
+    assert [sum(row[0] for row in rows[start : start + 64]) for start in (0, 64, 128)] == [16, 0, 16]
+    late = dataclasses.replace(
+        mixture,
+        lanes=32,
+        sources=(mixture.sources[0], dataclasses.replace(mixture.sources[1], weight=0.0)),
+        segments=(Segment(start=64, lanes=4, weights={"small": 0.25}),),
+    )
+    open_stream(late, global_batch=32).close()
+
+
 def test_a_source_that_is_the_last_and_ends_ends_the_stream_with_a_word(mixture: Mixture) -> None:
     alone = dataclasses.replace(mixture, sources=(dataclasses.replace(mixture.sources[0], repeat=1),))
     with open_stream(alone, global_batch=8) as stream:
