@@ -84,6 +84,8 @@ class Subset:
         least, rest = divmod(self._units * BLOCK, UNIT)
         # Block b rounds up if rest + step(b) reaches UNIT.
         lowest = -((rest + _offset(group) - UNIT) // (UNIT // GROUP))
+        if not group.size:
+            return blocks
         distinct, where = np.unique(lowest, return_inverse=True)
         up = np.stack([np.concatenate([[0], np.cumsum(one <= _BIT_REVERSED)]) for one in distinct])
         result: IntArray = blocks * least + up[where, blocks]
