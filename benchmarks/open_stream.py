@@ -7,6 +7,9 @@ from the page cache. One thing a reader would get wrong: the index cache on disk
 the second.
 
     python benchmarks/open_stream.py imagenet-sample.tar [--shards 200000] [--mosaic PYTHON]
+
+MosaicML Streaming keeps a plan of the epoch in memory, so it is measured at the size that `--mosaic-samples` says; its
+first batch decodes nothing.
 """
 
 import argparse
@@ -52,9 +55,14 @@ def main() -> None:
     parser.add_argument(
         "--folder", default="", help="where the dataset is made, and found again; 4 GB; default: temporary"
     )
+    parser.add_argument("--mosaic", default="", help="a python that has mosaicml-streaming: measured beside")
+    parser.add_argument("--mosaic-samples", type=int, default=20_000_000)
     parser.add_argument("--measure", default="", help=argparse.SUPPRESS)
     parser.add_argument("--position", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.measure and arguments.position < 0:
+        print(json.dumps(measure_mosaic(Path(arguments.measure), arguments.source, arguments.mosaic_samples)))
+        return
     if arguments.measure:
         print(json.dumps(measure(Path(arguments.measure), arguments.position)))
         return
@@ -66,6 +74,13 @@ def main() -> None:
         print(f"{arguments.shards} shards, {arguments.shards * SAMPLES:,} samples, {SOURCES} sources, {IMAGES} images")
         print(f"a batch on rank 0 of {RANKS}, {LANES} lanes; made in {time.perf_counter() - begun:.0f} s")
         show(folder, arguments.shards * SAMPLES)
+        if not arguments.mosaic:
+            print("\nMosaicML Streaming: left out, as --mosaic names no python that has it")
+            return
+        sized = ["--mosaic-samples", str(arguments.mosaic_samples), "--position", "-1"]
+        command = [arguments.mosaic, __file__, arguments.source, "--measure", str(folder / "mosaic"), *sized]
+        run = subprocess.run(command, check=False, capture_output=True, text=True)
+        print("\nMosaicML Streaming:", run.stdout.strip() or run.stderr.strip().splitlines()[-1])
 
 
 def show(folder: Path, num_samples: int) -> None:
@@ -124,6 +139,37 @@ def measure(folder: Path, step: int) -> dict[str, float]:
         "first batch, CPU s": first_used,
         "read until it came, MB": first_read / 1e6,
         "each of the next four batches, s": later,
+    }
+
+
+def measure_mosaic(folder: Path, source: str, num_samples: int) -> dict[str, float]:
+    """Open MosaicML's dataset over hard links of one real shard of 1,000 and take one batch; in its own python."""
+    from streaming import MDSWriter, StreamingDataset
+    from torch.utils.data import DataLoader
+
+    if not (folder / "index.json").exists():
+        columns = {"image": "bytes", "label": "int"}
+        with MDSWriter(out=str(folder / "one"), columns=columns, size_limit=None) as out:
+            for number, image in zip(range(1000), itertools.cycle(list(read_images(source)))):
+                out.write({"image": image, "label": number})
+        facts = json.loads((folder / "one/index.json").read_text())
+        (shard,) = facts["shards"]
+        shards = []
+        for number in range(num_samples // 1000):
+            name = f"shard.{number:06d}.mds"
+            os.link(folder / "one" / shard["raw_data"]["basename"], folder / name)
+            shards.append({**shard, "raw_data": {**shard["raw_data"], "basename": name}})
+        (folder / "index.json").write_text(json.dumps({**facts, "shards": shards}))
+    before, begun = status("VmHWM"), time.perf_counter()
+    dataset = StreamingDataset(local=str(folder), shuffle=True, batch_size=IMAGES, num_canonical_nodes=1)
+    opened = time.perf_counter()
+    next(iter(DataLoader(dataset, batch_size=IMAGES, collate_fn=len)))
+    return {
+        "samples": num_samples,
+        "opening, s": opened - begun,
+        "first batch, s": time.perf_counter() - opened,
+        "process before opening, MB": before / 1e6,
+        "peak MB": status("VmHWM") / 1e6,
     }
 
 

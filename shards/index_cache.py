@@ -73,6 +73,13 @@ class IndexCache:
             return None
         return rows
 
+    def size(self, digest: str) -> int:
+        """Return the bytes that the rows of an index take here, 0 if they are not here."""
+        try:
+            return self.path(digest).stat().st_size
+        except OSError:
+            return 0
+
     def put(self, digest: str, data: bytes) -> IndexRows | None:
         """Keep `data`, what `encode_rows` made; return it as it is on disk, or None if the folder takes nothing."""
         if self._failed:

@@ -207,3 +207,29 @@ def test_json_is_one_object_with_every_folder(run: Run, tars: Path, tmp_path: Pa
     assert "d.tar.gz" in facts["remarks"][0]
     plan = json.loads(run("index", tars, "--json", "--dry-run")[1])["plan"]
     assert plan == [f"would index 2 tars of {tars} (a.tar .. b.tar) into {tars}"]
+
+
+def test_the_cache_of_indexes_is_filled_ahead(run: Run, tars: Path, tmp_path: Path) -> None:
+    assert run("index", tars, "--max-unused", "1")[0] == 0
+    (tmp_path / "m.yaml").write_text(
+        f"index_cache: {tmp_path / 'cache'}\nsources: [{{name: a, url: {tars}}}]\nlanes: 1\n"
+    )
+    assert run("index", "--cache", tmp_path / "m.yaml", "--dry-run") == (0, f"would keep the indexes of {tars}\n")
+    for new in (2, 0):
+        code, text = run("index", "--cache", tmp_path / "m.yaml", "--columns", "label, caption", "--json")
+        (found,) = json.loads(next(line for line in text.splitlines() if line[:1] == "{"))["caches"]
+        assert (code, found["num_indexes"], found["num_made"]) == (0, 2, new)
+    code, text = run("index", "--cache", tars)  # a dataset, in the cache of the user
+    assert code == 0
+    assert "2 indexes, " in text
+    assert len(list((tmp_path / "cache").rglob("*.rows"))) == 2
+
+
+def test_what_a_filled_cache_cannot_mean_is_refused(run: Run, tars: Path, tmp_path: Path) -> None:
+    code, text = run("index", "--cache", tars, "--rebuild")
+    assert code == 1
+    assert "leave --fast and --rebuild out" in text
+    (tmp_path / "m.yaml").write_text(f"index_cache: none\nsources: [{{name: a, url: {tars}}}]\n")
+    code, text = run("index", "--cache", tmp_path / "m.yaml")
+    assert code == 1
+    assert "index_cache is none: there is nothing to fill" in text

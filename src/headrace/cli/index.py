@@ -35,6 +35,10 @@ def index_command(
     max_unused: float = typer.Option(
         0.01, "--max-unused", help="Share of samples and images that may be left out before index stops."
     ),
+    cache: bool = typer.Option(
+        False, "--cache", help="Only fill the streams' cache of indexes: URL is a mixture.yaml or an indexed dataset."
+    ),
+    columns: str = typer.Option("", "--columns", help="With --cache: columns to keep too, such as label,caption."),
     executor: ExecutorOption = "local",
     workers: WorkersOption = 0,
     ray_address: RayAddressOption = "",
@@ -46,8 +50,16 @@ def index_command(
     Writes index/NAME.parquet, shards.parquet and dataset.json beside the tars or into --index-dir. Members that are
     part of no sample are counted, and named in index/rejects/.
 
+    With --cache it indexes nothing: it reads the indexes that are there, so that no stream has to.
+
     Example: headrace index /data/laion/*.tar --index-dir /scratch/laion-index
     """
+    if cache:
+        if fast or rebuild:
+            raise ValueError("--cache reads the indexes that are there: leave --fast and --rebuild out")
+        names = [name.strip() for name in columns.split(",") if name.strip()]
+        _fill_cache(urls, index_dir, names, workers, json=json, dry_run=dry_run)
+        return
     from headrace.shards.foreign.find import compressed_tars, find_tars
     from headrace.shards.foreign.index import IndexConfig
     from headrace.shards.group import GroupConfig
@@ -76,6 +88,36 @@ def index_command(
         say_json("index", {"remarks": remarks, "folders": found})
     else:
         say_next(*after_datasets(*folders, index_dir=index_dir))
+
+
+def _fill_cache(
+    urls: Sequence[str], index_dir: str, columns: Sequence[str], threads: int, *, json: bool, dry_run: bool
+) -> None:
+    """Keep the indexes of mixtures, and of single datasets, where streams look for them."""
+    from headrace.config import load_config
+    from headrace.pipeline import Mixture, Source
+    from headrace.pipeline.fill import fill_index_cache
+
+    files = [url for url in urls if url.endswith((".yaml", ".yml"))]
+    alone = tuple(Source(name=url, url=url, index_dir=index_dir) for url in urls if url not in files)
+    mixtures = [load_config(Mixture, file) for file in files] + ([Mixture(sources=alone)] if alone else [])
+    if dry_run:
+        named = [f"would keep the indexes of {source.url}" for mixture in mixtures for source in mixture.sources]
+        say_plan("index", named, json=json)
+        return
+    found = []
+    for mixture in mixtures:
+        with show_progress("index") as on_progress:
+            filled = fill_index_cache(mixture, columns, threads=threads, on_progress=on_progress)
+        found.append(asdict(filled))
+        if json:
+            continue
+        print(printable(f"{filled.folder}: {filled.num_indexes} indexes, {filled.num_made} of them new"))
+        print(f"  {filled.num_bytes} bytes, at most {filled.max_bytes}")
+        if filled.num_bytes > filled.max_bytes:
+            print(f"  only a part is kept: raise index_cache_bytes of the mixture to {filled.num_bytes * 10 // 9}")
+    if json:
+        say_json("index", {"caches": found})
 
 
 def _index(
