@@ -161,8 +161,8 @@ class Mixture:
     """0 = as many as this process may use cores, divided by the ranks on its host (`LOCAL_WORLD_SIZE`)."""
     io_threads: int = 8
     """Reads in flight."""
-    prefetch_batches: int = 2
-    """Batches kept ready."""
+    prefetch_batches: int | None = None
+    """Batches kept ready; null = as many as take 256 MiB of pixels, at least 2 and at most 16."""
     read_timeout_seconds: float = 30.0
     """A read that brings nothing for so long is tried again."""
     read_patience_seconds: float = 300.0

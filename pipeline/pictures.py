@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +37,9 @@ class MadeRow:
     """Whose pixels they are, without its data; of a damaged sample that nothing replaces, its own."""
     damaged: list[DamagedSample]
     """The row's own sample if it is damaged, then the replacements that are damaged too."""
+    key: str
+    values: Mapping[str, Any]
+    """Its columns, looked up here and not where the batch is taken: that is the consumer's time."""
 
 
 class PictureMaker:
@@ -92,7 +96,12 @@ class PictureMaker:
             given.update(again)
             waiting = again
         return {
-            row: MadeRow(dataclasses.replace(payload, data=b""), self._note(plan, row, payload, faults[row]))
+            row: MadeRow(
+                dataclasses.replace(payload, data=b""),
+                self._note(plan, row, payload, faults[row]),
+                payload.key,
+                {name: column[payload.row].as_py() for name, column in payload.rows.columns.items()},
+            )
             for row, payload in given.items()
         }
 

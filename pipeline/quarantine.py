@@ -90,6 +90,7 @@ class Quarantine:
             damaged=[chunk for _, chunk in own],
         )
         reasons = count.reasons + Counter(one.reason for one, _ in own)
+        last = own[-1][0] if own else count.last
         in_a_row = count.in_a_row
         for item in report.damaged:
             in_a_row = in_a_row + 1 if item else 0
@@ -97,7 +98,24 @@ class Quarantine:
             run = max(in_a_row, len(item))
             if run >= self._max_consecutive:
                 _stop(f"{run} in a row, max_bad_consecutive is {self._max_consecutive}", reasons, item[-1])
-        last = own[-1][0] if own else count.last
+        self._refuse_if_spent(tally, reasons, last)
+        return DamageCount(tally, in_a_row, reasons, last)
+
+    def count_whole(self, count: DamageCount, samples: Sequence[tuple[int, int]]) -> DamageCount:
+        """As `count`, of a batch without damage: for each source its samples, and the samples of its chunks.
+
+        Raises ValueError if the budget is spent: damage is judged only when enough samples were seen.
+        """
+        tally = self._budget.add(
+            count.tally,
+            seen=sum(number for number, _ in samples),
+            chunks_seen=sum(number / size for number, size in samples),
+            damaged=(),
+        )
+        self._refuse_if_spent(tally, count.reasons, count.last)
+        return DamageCount(tally, 0 if samples else count.in_a_row, count.reasons, count.last)
+
+    def _refuse_if_spent(self, tally: DamageTally, reasons: Counter[str], last: DamagedSample | None) -> None:
         if self._budget.is_spent(tally):
             _stop(
                 f"{tally.damaged} of {tally.seen}, max_bad_fraction is {self._budget.max_fraction} "
@@ -105,7 +123,6 @@ class Quarantine:
                 reasons,
                 last,
             )
-        return DamageCount(tally, in_a_row, reasons, last)
 
 
 def log_new_reasons(before: DamageCount, after: DamageCount, report: DamageReport) -> None:

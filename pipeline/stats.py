@@ -32,6 +32,8 @@ class QueueDepths:
     """Chunks asked for and not read yet: under way and waiting for a thread."""
     pictures: int = 0
     """Pictures read and not decoded yet."""
+    wanted_batches: int = 0
+    """Batches that are kept ready: `prefetch_batches`."""
     bytes_in_flight: int = 0
     """Compressed bytes read or asked for, by the sources' mean sizes."""
 

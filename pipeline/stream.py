@@ -13,7 +13,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NoReturn
@@ -27,7 +27,7 @@ from headrace.pipeline import copies
 from headrace.pipeline import state as stream_state
 from headrace.pipeline.augment.views import planned_views
 from headrace.pipeline.catalog import OpenedSource, collate
-from headrace.pipeline.chunks import ChunkReader, Payload
+from headrace.pipeline.chunks import ChunkReader
 from headrace.pipeline.clock import StageClock
 from headrace.pipeline.decode import Images, decoder_types
 from headrace.pipeline.mixture import Mixture
@@ -338,6 +338,8 @@ class Stream:
 
     def _judge(self, number: int, pending: PendingBatch) -> DamageCount:
         """Write down the damage in a batch and return the count with it. Raises ValueError if the budget is spent."""
+        if not any(made.damaged for made in pending.made.values()):  # nearly always
+            return self._quarantine.count_whole(self._damage, pending.samples)
         items = np.flatnonzero(pending.plan.valid).tolist()
         chunks = [self.plan.chunk_of(pending.plan, item) for item in items]
         report = DamageReport(
@@ -352,17 +354,20 @@ class Stream:
     def _to_batch(self, pending: PendingBatch, waited: float, waited_for: WaitedFor) -> Batch:
         assert pending.views is not None
         given = [
-            made.payload if made and (self.plan.replaces or not made.damaged) else None
+            made if made and (self.plan.replaces or not made.damaged) else None
             for made in map(pending.made.get, range(len(pending.plan.valid)))
         ]
         return Batch(
             images=pending.views[0],
             other_views=pending.views[1:],
-            columns={name: _column(name, kind, given) for name, kind in self._opened.columns.items()},
+            columns={
+                name: collate([made.values[name] if made else None for made in given], kind)
+                for name, kind in self._opened.columns.items()
+            },
             position=pending.plan.position,
             source=pending.plan.placed.source.astype(np.int32),
-            key=[payload.key if payload else "" for payload in given],
-            valid=np.array([payload is not None for payload in given], np.bool_),
+            key=[made.key if made else "" for made in given],
+            valid=np.array([made is not None for made in given], np.bool_),
             waited_seconds=waited,
             waited_for=waited_for,
             num_replaced=sum(bool(made.damaged) for made in pending.made.values()) if self.plan.replaces else 0,
@@ -389,7 +394,3 @@ def _close_at_exit() -> "weakref.WeakSet[Stream]":
     # hangs. atexit comes after that; the private function is what concurrent.futures itself uses.
     getattr(threading, "_register_atexit", atexit.register)(close)
     return streams
-
-
-def _column(name: str, kind: pa.DataType, given: Sequence[Payload | None]) -> NDArray[np.generic] | list[Any]:
-    return collate([payload.rows.columns[name][payload.row].as_py() if payload else None for payload in given], kind)

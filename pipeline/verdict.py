@@ -8,6 +8,7 @@ import dataclasses
 
 from headrace.pipeline.decode.cores import own_cores
 from headrace.pipeline.mixture import Mixture
+from headrace.pipeline.prefetch import LEAST_AHEAD
 from headrace.pipeline.stats import StreamStats
 
 COMPUTE_SHARE = 0.02
@@ -61,7 +62,7 @@ def _advise_decode(stats: StreamStats, mixture: Mixture, bound: str) -> str:
     threads = mixture.decode_threads or cores
     worked = stats.stages["decode"].seconds + stats.stages["augment"].seconds
     used = worked / (threads * max(stats.seconds + stats.first_batch_seconds, 1e-9))
-    batches = mixture.prefetch_batches
+    batches = mixture.prefetch_batches or stats.queues.wanted_batches or LEAST_AHEAD
     if used < BUSY:
         return f"prefetch_batches: {2 * batches} (now {batches}; decoding threads are idle {1 - used:.0%} of the time)"
     if threads < cores:

@@ -82,3 +82,16 @@ def test_the_first_sample_of_each_reason_is_said(caplog: pytest.LogCaptureFixtur
         count = after
     (line,) = caplog.messages
     assert line == "damaged sample (crc; others like it are counted): 0.tar: sample a at byte 7: no; replaced by z"
+
+
+def test_a_batch_without_damage_is_counted_as_any_other() -> None:
+    quarantine = Quarantine("", max_fraction=0.5, max_consecutive=50)
+    before = quarantine.count(DamageCount(), report_of([damaged_sample("0")], []))
+    slow = quarantine.count(before, DamageReport([[]] * 5, [((0, 0, n), 4) for n in range(2)] + [((1, 0, 0), 8)] * 3))
+    fast = quarantine.count_whole(before, [(2, 4), (3, 8)])
+    assert fast == dataclasses.replace(slow, tally=fast.tally)
+    assert fast.tally == dataclasses.replace(slow.tally, chunks_seen=pytest.approx(slow.tally.chunks_seen))
+    strict = Quarantine("", max_fraction=0.0, max_consecutive=50)
+    one_bad = strict.count(DamageCount(), report_of([damaged_sample("0")], []))
+    with pytest.raises(ValueError, match="too many damaged samples"):
+        strict.count_whole(one_bad, [(100, 1)])  # judged only now: enough were seen

@@ -36,7 +36,7 @@ class Uneven(Turbo):
 def uneven(mixture: Mixture, monkeypatch: pytest.MonkeyPatch) -> Mixture:
     """The mixture, decoded by `Uneven` in four threads."""
     monkeypatch.setitem(DECODERS, "uneven", Uneven)
-    return dataclasses.replace(mixture, decoder="uneven", decode_threads=4)
+    return dataclasses.replace(mixture, decoder="uneven", decode_threads=4, prefetch_batches=2)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -65,7 +65,7 @@ def test_slow_pictures_change_neither_order_nor_pixels(
 
 
 def test_one_slow_picture_in_a_hundred_costs_its_own_time_only(uneven: Mixture) -> None:
-    """Threads that are always at work need work / threads seconds; two batches ahead alone took 2.5 times that."""
+    """Threads that are always at work need work / threads seconds; two batches ahead alone took 4.7 times that."""
     usual, threads, number = 0.005, 8, 50
 
     def seconds(position: int) -> float:
@@ -78,7 +78,7 @@ def test_one_slow_picture_in_a_hundred_costs_its_own_time_only(uneven: Mixture) 
             next(stream)
         took = time.perf_counter() - begun
     work = sum(map(seconds, range(32 * number)))
-    assert took < 1.6 * work / threads  # Turbo itself and the other work of this machine come on top
+    assert took < 3.0 * work / threads  # Turbo itself and the other work of this machine come on top
 
 
 def test_batches_begun_ahead_are_bounded_by_memory(uneven: Mixture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,26 +89,26 @@ def test_batches_begun_ahead_are_bounded_by_memory(uneven: Mixture, monkeypatch:
     with open_stream(uneven, global_batch=BATCH) as stream:
         next(stream)
         next(stream)
-        _settled(lambda: stream.stats().queues.begun_batches == uneven.prefetch_batches + 5)
+        slow: list[Batch] = []
+        consumer = threading.Thread(target=lambda: slow.append(next(stream)))
+        consumer.start()
+        _settled(lambda: stream.stats().queues.begun_batches == 2 + 5)
         time.sleep(0.1)
-        assert stream.stats().queues.begun_batches == uneven.prefetch_batches + 5
+        assert stream.stats().queues.begun_batches == 2 + 5
         gate.set()
-        assert np.array_equal(next(stream).position, np.arange(2 * BATCH, 3 * BATCH))
+        consumer.join()
+        assert np.array_equal(slow[0].position, np.arange(2 * BATCH, 3 * BATCH))
 
 
-def test_nothing_is_begun_ahead_while_the_next_batch_is_whole(mixture: Mixture) -> None:
-    with open_stream(mixture, global_batch=BATCH) as stream:
+def test_nothing_is_begun_ahead_while_nobody_waits(uneven: Mixture) -> None:
+    gate = threading.Event()
+    Uneven.seconds = staticmethod(lambda position: 0.0 if position != BATCH else float(not gate.wait(30)))
+    with open_stream(uneven, global_batch=BATCH) as stream:
         next(stream)
-        queues = stream.stats().queues
-        while queues.begun_batches != queues.whole_batches or queues.begun_batches < mixture.prefetch_batches:
-            time.sleep(0.01)
-            queues = stream.stats().queues
+        _settled(lambda: stream.stats().queues.whole_batches == 0 and stream.stats().queues.pictures == 1)
         time.sleep(0.1)
-        begun = stream.stats().queues.begun_batches
-        assert begun == queues.begun_batches
-        for left in range(begun - 1, mixture.prefetch_batches - 1, -1):  # those that starting had begun
-            next(stream)
-            assert stream.stats().queues.begun_batches == left
+        assert stream.stats().queues.begun_batches == 2
+        gate.set()
 
 
 def _settled(condition: Callable[[], bool]) -> None:
@@ -116,3 +116,8 @@ def _settled(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("batch_bytes", "batches"), [(1, 16), (32 * 150_528, 16), (256 * 150_528, 6), (1 << 30, 2)])
+def test_small_batches_are_kept_ready_in_greater_number(batch_bytes: int, batches: int) -> None:
+    assert prefetch.batches_ahead(batch_bytes) == batches

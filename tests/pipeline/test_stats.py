@@ -100,8 +100,8 @@ class SlowAugment(Turbo):
         self, items: Sequence[Item], windows_per_view: Sequence[ChooseWindow], out: Sequence[Images]
     ) -> list[SampleError | None]:
         answers = super().decode(items, windows_per_view, out)
-        time.sleep(0.005)
-        self.on_augment(0.005)
+        time.sleep(0.03)
+        self.on_augment(0.03)
         return answers
 
 
