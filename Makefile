@@ -39,7 +39,7 @@ demo: .venv/installed-demo
 test: .venv/installed-all
 	$(BIN)/python -m pytest -n 2 -m "not full"
 
-.venv/swift/installed: tests/pipeline/servers/requirements.txt | .venv/bin/uv
+.venv/swift/installed: tests/pipeline/servers/swift-requirements.txt | .venv/bin/uv
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv/swift
 	$(BIN)/uv pip install --quiet --python .venv/swift/bin/python -r $<
 	@touch $@
