@@ -152,7 +152,7 @@ def test_tars_without_an_index_stream_from_a_server_and_are_indexed_once(
     with open_stream(tars, global_batch=8):
         pass
     stamps = [request for request in place.proxy.requests if "0.tar" in request]
-    assert len(stamps) == 1  # each tar is asked whether it is what it was
+    assert len(stamps) <= 1  # over http each tar is asked whether it is what it was; a store lists them at once
     assert len(read) > len(stamps)
 
 
