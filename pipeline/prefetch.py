@@ -257,21 +257,20 @@ class Prefetcher:
         num_planned = self._next_plan - self._next_start
         if self._plan_error or self._is_last(self._next_plan) or num_planned >= MAX_PLANNED_BATCHES:
             return False
+        first = self.batches.get(self._ahead.first)
+        if first is not None and not first.is_whole:
+            return False  # what is read and planned for later would take disk and CPU from what is wanted now
         # With nothing planned the next batch must go on: opening has checked that one window of all lanes fits.
         if not num_planned:
             return True
         return self._bytes < self._memory_bytes and not self._is_pressed()
 
     def _is_pressed(self) -> bool:
-        """True at the beginning while the first batch is not whole, or reads of the next ones have not ended.
-
-        Then reading and planning for later would only take disk and CPU from what is wanted now.
-        """
+        """True at the beginning while reads of the batches that were begun have not ended."""
         if not self._ahead.is_easing(self._next_plan):
             return False
         begun = [self.batches.get(number) for number in range(self._taken, self._next_start)]
-        first = self.batches.get(self._ahead.first)
-        return (first is not None and not first.is_whole) or any(batch and batch.waits_for_reads for batch in begun)
+        return any(batch is not None and batch.waits_for_reads for batch in begun)
 
     def _is_last(self, number: int) -> bool:
         return self._plan.num_batches is not None and number >= self._plan.num_batches
