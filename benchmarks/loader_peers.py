@@ -47,7 +47,10 @@ def bare(photos: PhotoSet, workers: int, _floats: bool) -> Batches:
     import simplejpeg
 
     payloads = itertools.cycle(_decodable(photos.payloads()))
-    decode = partial(simplejpeg.decode_jpeg, colorspace="RGB")
+
+    def decode(data: bytes) -> None:
+        simplejpeg.decode_jpeg(data, colorspace="RGB")  # not kept: fresh memory for each would cost as much again
+
     with ThreadPoolExecutor(workers) as pool:
         while True:
             yield list(pool.map(decode, list(itertools.islice(payloads, photos.batch))))
