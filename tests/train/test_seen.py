@@ -14,6 +14,7 @@ from headrace.config import config_to_dict
 from headrace.pipeline.seen import FILE, read_record
 from headrace.train.config import load_run
 from headrace.train.loop import train
+from headrace.train.runs.plan import plan_run
 
 
 def verify(mixture: Path, run: str, *more: str) -> subprocess.CompletedProcess[str]:
@@ -76,3 +77,12 @@ def test_a_run_of_another_mixture_is_found_out_at_its_first_step(
     assert done.returncode == 1
     assert "no step is recorded there" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_plan_refuses_a_mixture_that_ends_before_the_last_step(run_file: Callable[..., Path]) -> None:
+    """96 samples, two epochs: 12 steps of 16."""
+    config = load_run(run_file(steps=12), ["mixture.sources.0.repeat=2"])
+    assert "source pictures: 192 of 96 samples = 2.00 epochs" in plan_run(config)
+    config = load_run(run_file(steps=13), ["mixture.sources.0.repeat=2"])
+    with pytest.raises(ValueError, match="the mixture ends after step 12 of 13"):
+        plan_run(config)
