@@ -16,6 +16,7 @@ from headrace import files
 from headrace.pipeline.indexes import Indexes
 from headrace.pipeline.mixture import Source
 from headrace.pipeline.order.subset import Subset
+from headrace.shards.columns import plain_numbers
 from headrace.shards.dataset import Dataset, ReadBytes, open_dataset
 from headrace.shards.foreign.unindexed import names_tars, open_tars
 
@@ -126,7 +127,7 @@ def _integers(table: pa.Table, name: str, missing: int) -> IntArray:
     column = table.column(name)
     if column.null_count:
         column = column.cast(pa.int64()).fill_null(missing)
-    return np.asarray(column.to_numpy(), dtype=np.int64)
+    return plain_numbers(column).astype(np.int64, copy=False)
 
 
 def collate(values: Sequence[Any], kind: pa.DataType) -> NDArray[np.generic] | list[Any]:

@@ -9,8 +9,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 MAX_EXTRAS = 200
 """More names in one tar are data, not columns."""
@@ -114,3 +116,16 @@ def is_text(column: pa.DataType) -> bool:
 def value_type(column: pa.DataType) -> pa.DataType:
     """Return the type of the values: of a categorical of pandas, what it stands for."""
     return column.value_type if pa.types.is_dictionary(column) else column
+
+
+def plain_numbers(column: pa.ChunkedArray) -> NDArray[Any]:
+    """Return a column of numbers without nulls, as it lies in memory.
+
+    Arrow's own `to_numpy` imports pandas where it is installed: 60 MB and 0.2 s that no stream wants.
+    """
+    array = column.combine_chunks()
+    kind = np.dtype(str(array.type))
+    data = array.buffers()[1]
+    if not len(array) or data is None:
+        return np.zeros(0, kind)
+    return np.frombuffer(data, kind, count=len(array), offset=array.offset * kind.itemsize)

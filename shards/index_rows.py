@@ -71,7 +71,10 @@ class IndexRows:
         starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
         if numbers.size and int((inside - [batches[at].num_rows for at in place.tolist()]).max()) >= 0:
             raise DamagedRowsError(f"a block has fewer rows than {BLOCK_ROWS}")
-        return pa.Table.from_batches(batches, self.schema).take(pa.array(starts[place] + inside))
+        places = np.ascontiguousarray(starts[place] + inside, np.int64)
+        # `pa.array` imports pandas.
+        chosen = pa.Array.from_buffers(pa.int64(), len(places), [None, pa.py_buffer(places)])
+        return pa.Table.from_batches(batches, self.schema).take(chosen)
 
     def _block(self, number: int) -> pa.RecordBatch:
         start, size = int(self.offsets[number]), int(self.offsets[number + 1] - self.offsets[number])

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from headrace.shards.columns import plain_numbers
 from headrace.shards.errors import ShardError
 from headrace.shards.parquet import ParquetReader
 from headrace.text import shown
@@ -63,9 +64,9 @@ class Shards(Sequence[ShardEntry]):
         """`table` has MANIFEST_SCHEMA, checked."""
         self._table = table.combine_chunks()
         self._names, self._index_sums = (self._table[name].combine_chunks() for name in ("name", "index_sha256"))
-        self.num_samples: NDArray[np.int64] = table["num_samples"].to_numpy()
+        self.num_samples: NDArray[np.int64] = plain_numbers(table["num_samples"])
         """Samples of each shard."""
-        self.num_bytes: NDArray[np.int64] = table["num_bytes"].to_numpy()
+        self.num_bytes: NDArray[np.int64] = plain_numbers(table["num_bytes"])
         """Bytes of each tar."""
 
     def __len__(self) -> int:
@@ -114,12 +115,11 @@ class Shards(Sequence[ShardEntry]):
 
     def digest(self) -> str:
         """Return what must be equal for a sample's number to mean the same sample: names, counts and sums."""
-        counts = self._table["num_samples"].cast(pa.string())
-        sums = self._table["sha256"].fill_null("None")
-        lines = pc.binary_join_element_wise(self._table["name"], counts, sums, " ")
         hasher = hashlib.blake2b(digest_size=8)
         for start in range(0, len(self), _ROWS):
-            text = "\n".join(lines.slice(start, _ROWS).to_pylist())
+            part = self._table.slice(start, _ROWS)
+            columns = (part[name].to_pylist() for name in ("name", "num_samples", "sha256"))
+            text = "\n".join(f"{name} {count} {digest}" for name, count, digest in zip(*columns, strict=True))
             hasher.update((text if start == 0 else "\n" + text).encode())
         return hasher.hexdigest()
 
@@ -160,7 +160,7 @@ def _check_rows(table: pa.Table, url: str, layout: str) -> None:
     bad = np.zeros(table.num_rows, np.bool_)
     bad |= _is_true(pc.match_substring_regex(table["name"], _NO_NAME), where_null=True)
     for column in ("num_samples", "num_bytes"):
-        bad |= _is_true(pc.less(table[column], 0), where_null=True)
+        bad |= _is_true(pc.less(table[column], pc.subtract(table[column], table[column])), where_null=True)
     for column in ("sha256", "index_sha256"):
         fits = pc.match_substring_regex(table[column], "^[0-9a-f]{64}$")
         bad |= _is_true(pc.invert(fits), where_null=not _may_lack(column, layout))
@@ -178,7 +178,9 @@ def _check_rows(table: pa.Table, url: str, layout: str) -> None:
 
 
 def _is_true(mask: pa.ChunkedArray, *, where_null: bool) -> NDArray[np.bool_]:
-    return np.asarray(mask.fill_null(where_null).to_numpy(), np.bool_)
+    # Without a scalar of Python: to make one of it, pyarrow imports pandas.
+    nulls = pc.is_null(mask)
+    return plain_numbers(pc.coalesce(mask, nulls if where_null else pc.invert(nulls)).cast(pa.uint8())).view(np.bool_)
 
 
 def _may_lack(column: str, layout: str) -> bool:
