@@ -45,17 +45,19 @@ class Indexes:
         The table has ROW_COLUMNS and those of `columns` that the index has. Raises ShardError, OSError.
         """
         digest = dataset.shards.index_sha256(shard)
-        for damaged in (False, True):
-            index = self._index(dataset, shard, digest, columns, read, again=damaged)
+        for look in range(3):
+            index = self._index(dataset, shard, digest, columns, read, again=look == 2)
             try:
                 return index.take(numbers), index.index_columns
             except (DamagedRowsError, OSError) as error:
                 self._forget(digest, index)
-                if damaged or self._cache is None:
+                if look == 2 or self._cache is None:
                     raise
-                if not isinstance(error, FileNotFoundError):  # that one was removed to make room
+                # At first it may be another process's file, with more columns, in the place of the one whose head
+                # is held: that is opened anew. One that was removed made room.
+                if look == 1 and not isinstance(error, FileNotFoundError):
                     self._cache.complain(digest, error)
-        raise AssertionError("the second look returns or raises")
+        raise AssertionError("the third look returns or raises")
 
     def _index(
         self, dataset: Dataset, shard: int, digest: str, columns: Sequence[str], read: ReadBytes, *, again: bool

@@ -137,6 +137,20 @@ def test_a_damaged_block_and_a_removed_file_are_made_again(
     assert rows_of_file(path, dataset.shards[0].index_sha256).take(np.arange(7)).equals(whole)
 
 
+def test_processes_that_want_other_columns_share_a_cache_in_peace(
+    dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other = (Indexes(IndexCache(tmp_path, max_bytes=1 << 20)) for _ in range(2))
+    reader = Reader()
+    for _ in range(5):
+        for shard in range(3):
+            assert "label" not in one.rows(dataset, shard, np.arange(7), (), reader)[0].column_names
+            labels = other.rows(dataset, shard, np.arange(7), ("label",), reader)[0]["label"].to_pylist()
+            assert labels == list(range(7 * shard, 7 * shard + 7))
+    assert not caplog.records
+    assert len(reader.urls) == 6  # without the column, then with it
+
+
 def _batches(mixture: Mixture, fingerprint: Fingerprint, count: int = 6) -> list[tuple[object, ...]]:
     with open_stream(mixture, global_batch=8, columns=["label", "caption"]) as stream:
         return [fingerprint(next(stream)) for _ in range(count)]
