@@ -331,9 +331,9 @@ class Prefetcher:
             while len(batch.ready) >= size or (batch.ready and not batch.unread):
                 parts.append(sorted(batch.ready[:size]))
                 del batch.ready[:size]
+            self._calls += len(parts)
         if not batch.unread:
             self._to_do.ring()  # whoever was pressed may be no longer
-            self._calls += len(parts)
         for part in parts:
             try:
                 self._pool.submit(self._finish_rows, batch, part)
