@@ -144,7 +144,8 @@ def test_processes_that_want_other_columns_share_a_cache_in_peace(
     reader = Reader()
     for _ in range(5):
         for shard in range(3):
-            assert "label" not in one.rows(dataset, shard, np.arange(7), (), reader)[0].column_names
+            keys = one.rows(dataset, shard, np.arange(7), (), reader)[0]["key"].to_pylist()
+            assert keys == [f"{number:05d}" for number in range(7 * shard, 7 * shard + 7)]
             labels = other.rows(dataset, shard, np.arange(7), ("label",), reader)[0]["label"].to_pylist()
             assert labels == list(range(7 * shard, 7 * shard + 7))
     assert not caplog.records
