@@ -300,11 +300,14 @@ def test_a_shard_that_stalls_is_named_while_other_chunks_are_read(
     server = range_server(datasets[0])
     slow = dataclasses.replace(remote_mixture(mixture, server.url), slow_read_seconds=0.2)
     with open_stream(slow, global_batch=8) as stream:
+        next(stream)  # until then only what it needs is read
+        server.ranges.clear()
         server.faults[:] = ["stall"]
 
         def take() -> None:
             with contextlib.suppress(ValueError):
-                next(stream)
+                while True:
+                    next(stream)
 
         thread = threading.Thread(target=take, daemon=True)
         with caplog.at_level("WARNING"):
