@@ -220,7 +220,7 @@ def pss_bytes(process: int) -> int:
 
 
 def show(rows: list[Row]) -> None:
-    """Print one table, as docs/streaming.md has it."""
+    """Print one table, as docs/speed.md has it."""
     good = [row for row in rows if "cpu_ms" in row]
     if not good:
         return
