@@ -11,6 +11,7 @@ the planning thread to. And a batch stays where it is until the stream says that
 """
 
 import _thread
+import heapq
 import threading
 import time
 from collections import deque
@@ -111,6 +112,7 @@ class Prefetcher:
         self._next_plan = self._next_start = self._taken = first
         self._bytes = self._calls = 0  # compressed, in flight; calls of the decoder that wait or run
         self._enough_calls = CALLS_PER_THREAD * maker.decoder.calls_at_once
+        self._parts: list[tuple[int, int, PendingBatch, list[int]]] = []  # a heap, by position and row
         self._lock = threading.Lock()  # the workers' counts
         self._to_do, self._news = Bell(), Bell()
         self._plan_error: BaseException | None = None
@@ -332,15 +334,20 @@ class Prefetcher:
                 parts.append(sorted(batch.ready[:size]))
                 del batch.ready[:size]
             self._calls += len(parts)
+            for part in parts:
+                heapq.heappush(self._parts, (int(batch.plan.position[0]), part[0], batch, part))
         if not batch.unread:
             self._to_do.ring()  # whoever was pressed may be no longer
-        for part in parts:
+        for _part in parts:
             try:
-                self._pool.submit(self._finish_rows, batch, part)
+                self._pool.submit(self._finish_rows)
             except RuntimeError:  # the pool was shut down since
                 return
 
-    def _finish_rows(self, batch: PendingBatch, rows: list[int]) -> None:
+    def _finish_rows(self) -> None:
+        """Decode what the earliest batch has waiting: reads end in any order, and later ones must not come before."""
+        with self._lock:
+            _, _, batch, rows = heapq.heappop(self._parts)
         try:
             assert batch.views is not None
             own = {row: self._payload_of(batch, row) for row in rows}
