@@ -49,7 +49,9 @@ def test_the_version_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     monkeypatch.setattr("sys.argv", ["headrace", "--version"])
     with pytest.raises(SystemExit) as stopped:
         app.main()
-    assert (stopped.value.code, capsys.readouterr().out) == (0, f"headrace {__version__}\n")
+    version, decoder = capsys.readouterr().out.splitlines()
+    assert (stopped.value.code, version) == (0, f"headrace {__version__}")
+    assert decoder.startswith("decodes by ")
 
 
 @pytest.mark.parametrize(

@@ -41,9 +41,9 @@ def stream_command(
         list[str] | None, typer.Argument(metavar="key=value", help="Overrides, for example sources.0.weight=0.5")
     ] = None,
     batches: Annotated[
-        int,
-        typer.Option("--batches", min=0, help="Batches to deliver; 0 = 4, and with --bench as many as its time has."),
-    ] = 0,
+        int | None,
+        typer.Option("--batches", min=1, help="Batches to deliver; 4, and with --bench as many as its time has."),
+    ] = None,
     global_batch: Annotated[
         int,
         typer.Option("--global-batch", min=0, help="Images in a batch; 0 = the least multiple of the lanes from 64."),
@@ -99,7 +99,7 @@ def stream_command(
             facts["plan"] = show_plan(stream, plan, quiet=json)
         elif not dry_run:
             if bench:
-                _bench(stream, facts, seconds=seconds, batches=batches, json=json)
+                _bench(stream, facts, seconds=seconds, batches=batches or 0, json=json)
             else:
                 delivery = _deliver(stream, batches or 4, show_keys=not json)
                 facts["delivery"] = asdict(delivery)
