@@ -31,7 +31,8 @@ def batches(path, seconds):
     draw, seen, ticks = random.Random(1), {}, 0
     stream = open_stream(path, global_batch=8, columns=["label"])
     end = time.monotonic() + seconds
-    while time.monotonic() < end or not seen:
+    # At least so long; longer on a busy machine, until enough has happened.
+    while time.monotonic() < end or ((ticks <= 50 or len(seen) <= 50) and time.monotonic() < end + 60):
         before = stream.position
         try:
             if draw.random() < 0.02:
