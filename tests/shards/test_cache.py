@@ -120,7 +120,7 @@ cache = open_cache(sys.argv[1], 32 * (BLOCK_BYTES + 32) + 32)
 chance = random.Random(int(sys.argv[2]))
 print("begun", flush=True)
 while True:
-    number = chance.randrange(100)
+    number = chance.randrange(20)
     data = random.Random(number).randbytes(3 * BLOCK_BYTES // 2)
     got = cache.read(CachedFile(f"http://host/{number}", "1"), 0, len(data), lambda at, size: data[at : at + size])
     if got != data:
@@ -148,7 +148,7 @@ def test_many_processes_share_it_and_a_kill_leaves_it_whole(tmp_path: Path) -> N
     assert sorted(os.listdir(folder)) == ["blocks.data", "blocks.table"]
     assert on_disk(folder) <= 32 * (BLOCK_BYTES + 32) + 32
     cache, hits = opened(folder, num_blocks=32), 0
-    for number in range(100):
+    for number in range(20):  # 40 blocks: most are there, and looking for the others evicts few before they are found
         origin = Origin(content(number, 3 * BLOCK_BYTES // 2))
         file = CachedFile(f"http://host/{number}", "1")
         assert cache.read(file, 0, len(origin.data), origin) == origin.data
