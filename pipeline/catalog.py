@@ -46,7 +46,7 @@ class OpenedSource:
     ) -> None:
         self.config = source
         self._indexes = indexes
-        self.dataset: Dataset = _open(source, read)
+        self.dataset: Dataset = open_source(source, read)
         self.starts: IntArray = np.concatenate([[0], np.cumsum(self.dataset.shards.num_samples)])
         self.dataset.require_columns(columns)
         size = int(self.starts[-1])
@@ -117,7 +117,8 @@ class OpenedSource:
         )
 
 
-def _open(source: Source, read: ReadBytes) -> Dataset:
+def open_source(source: Source, read: ReadBytes = files.read_bytes) -> Dataset:
+    """Return the dataset of a source; tars that nobody has indexed are indexed first."""
     if names_tars(source.url):
         return open_tars(source.url, index_dir=source.index_dir, fast=source.index_fast, read=read)
     return open_dataset(source.url, index_dir=source.index_dir or None, read=read)

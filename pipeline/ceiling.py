@@ -13,6 +13,8 @@ from headrace.pipeline.decode import describe_decoding
 from headrace.pipeline.decode.cores import own_cores
 from headrace.pipeline.mixture import Mixture
 from headrace.pipeline.opening import open_stream
+from headrace.pipeline.order.plan import EndlessPlan
+from headrace.pipeline.state import identity_of, state_at
 from headrace.pipeline.stats import StreamStats
 from headrace.pipeline.stream import Stream
 
@@ -76,5 +78,8 @@ def decoder_name(mixture: Mixture) -> str:
 def measure_at(mixture: Mixture, batch: int, *, global_batch: int, seconds: float) -> Ceiling:
     """Open `mixture`, go to batch number `batch` and measure from there: what was read before is in some cache."""
     with open_stream(mixture, global_batch=global_batch) as stream:
-        stream.load_state_dict({**stream.state_dict(), "position": batch * global_batch})
+        assert isinstance(stream.plan, EndlessPlan)
+        ends = stream.plan.timeline.drained_from
+        identity = identity_of(mixture, stream.sources, global_batch=global_batch, once=False, ends=ends)
+        stream.load_state_dict(state_at(batch * global_batch, identity))
         return measure(stream, seconds=seconds)

@@ -26,6 +26,7 @@ def segments_of(
 
 
 def past(segments: Sequence[dict[str, Any]], position: int) -> list[dict[str, Any]]:
+    """Return those that a stream at `position` has gone through; the first always."""
     return [segment for segment in segments if segment["start"] < position or not segment["start"]]
 
 
@@ -77,8 +78,10 @@ def explain(theirs: Any, mine: Sequence[dict[str, Any]]) -> str:
         if len(theirs) > len(mine):
             return f"{_tell(theirs[len(mine)])} was gone through, this stream has no such segment"
         if len(theirs) < len(mine):
-            return f"this stream has {_tell(mine[len(theirs)])}, which was not gone through: let it start later"
-    except (TypeError, ValueError, KeyError, IndexError):
+            added = mine[len(theirs)]
+            cure = "raise its repeat" if "ends" in added else "let it start later"
+            return f"this stream has {_tell(added)}, which was not gone through: {cure}"
+    except (TypeError, ValueError, KeyError, IndexError, StopIteration):
         pass
     return "segments cannot be continued by this headrace"
 

@@ -1,8 +1,8 @@
 """What the user chooses: sources, weights, order, views, budgets.
 
-One YAML file read by `headrace.config.load_config`; frozen from there on. `seed`, `lanes`, `image_size`, `augment`,
-`views`, `decoder`, `resizer`, `jpeg_scaling` and the sources are the order and the pictures; the rest is how they are
-fetched and may change at every restart.
+One YAML file read by `headrace.config.load_config`; frozen from there on. `seed`, `lanes`, `segments`, `image_size`,
+`augment`, `views`, `decoder`, `resizer`, `jpeg_scaling` and its margin, and the sources are the order and the pictures;
+the rest is how they are fetched and may change at every restart.
 """
 
 import itertools
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from headrace.patience import Patience
+from headrace.pipeline.order.segments import MAX_POSITION
 from headrace.shards.cache import MIN_CACHE_BYTES
 from headrace.text import shown
 
@@ -71,6 +72,7 @@ class Segment:
 
     def __post_init__(self) -> None:
         _check(self.start > 0, f"start must be over 0, got {self.start}: what holds from 0 on is in `sources`")
+        _check(self.start < MAX_POSITION, f"start must be under 2**62, got {self.start}")
         _check(bool(self.weights or self.lanes), f"segment from {self.start} changes nothing: give weights or lanes")
         _check(0 <= self.lanes <= MAX_LANES, f"lanes must be 1..{MAX_LANES}, got {self.lanes}")
         for name, weight in self.weights.items():

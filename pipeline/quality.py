@@ -74,7 +74,12 @@ class Quality:
 def measure(plan: EndlessPlan, sources: Sequence[OpenedSource]) -> dict[str, Quality]:
     """Return how well each source of the first segment is shuffled, but for those too small to tell."""
     order = plan.timeline.parts[0].order
-    assert order is not None
+    if order is None:  # the sources end before the first batch is full
+        return {}
+    # Whole epochs are looked at, so what ends (`repeat`) is taken as if it went on.
+    order = dataclasses.replace(
+        order, tracks=tuple(dataclasses.replace(track, drain=None, drained=0) for track in order.tracks)
+    )
     return {
         sources[track.source].config.name: _quality(order, which, sources[track.source], plan.global_batch)
         for which, track in enumerate(order.tracks)
@@ -169,7 +174,7 @@ def _kinds(order: Order, which: int) -> Iterator[Iterator[tuple[str, Order]]]:
 def _with(order: Order, which: int, chunk: int, window: int) -> Order:
     tracks = list(order.tracks)
     source = dataclasses.replace(tracks[which].order, chunk_samples=chunk, shuffle_window=window)
-    tracks[which] = dataclasses.replace(tracks[which], line=Line(source), drain=None, drained=0)
+    tracks[which] = dataclasses.replace(tracks[which], line=Line(source))
     return dataclasses.replace(order, tracks=tuple(tracks))
 
 

@@ -91,18 +91,28 @@ class StepRecord:
 
 def read_record(path: Path) -> list[dict[str, Any]]:
     """Return the lines of `samples.jsonl`; one that a killed process left unfinished is not one."""
-    lines = []
+    return [line for line in _json_lines(path) if _is_line(line)]
+
+
+def last_trained_step(metrics: Path) -> int:
+    """Return the last step that the `metrics.jsonl` of a run tells of; 0 = it tells of none."""
+    lines = [line for line in _json_lines(metrics) if isinstance(line, dict) and line.get("event") == "train"]
+    return max((line["step"] for line in lines if isinstance(line.get("step"), int)), default=0)
+
+
+def _json_lines(path: Path) -> Iterator[Any]:
+    """Yield what lies in the whole lines of a file; a file that is not there has none."""
     with contextlib.suppress(FileNotFoundError):
-        for text in path.read_text(encoding="utf-8").splitlines():
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(json.JSONDecodeError, RecursionError):
-                line = json.loads(text)
-                if _is_line(line):
-                    lines.append(line)
-    return lines
+                yield json.loads(text)
 
 
 def _is_line(line: Any) -> bool:
     if not isinstance(line, dict) or not isinstance(line.get("digests"), list):
+        return False
+    replaced = line.get("replaced", line["digests"])
+    if not isinstance(replaced, list) or len(replaced) != len(line["digests"]):
         return False
     numbers = [line.get(name) for name in ("first_step", "step", "global_batch")]
     if any(not isinstance(number, int) or number < 1 for number in numbers):
@@ -125,7 +135,7 @@ class Proof:
     recorded_twice: tuple[int, ...]
     """Steps in two lines: done twice, and the first time was not undone."""
     not_proven: tuple[int, ...]
-    """Steps with replaced samples of which no quarantine file tells."""
+    """Steps with replaced samples of which no quarantine file tells, or of more than there were."""
     differs: int | None
     """The first step that saw other samples than the order says; None = none did."""
 
@@ -141,10 +151,14 @@ def prove(
     lines: Sequence[dict[str, Any]],
     *,
     replaced: dict[int, str],
+    last_step: int = 0,
 ) -> Proof:
-    """Compare a record with the order. `replaced` says which key was given at a position whose sample was damaged."""
+    """Compare a record with the order. `replaced` says which key was given at a position whose sample was damaged.
+
+    `last_step` is the last that the run is known to have done: the record may have lost its end.
+    """
     steps = {step: entry for line in lines for step, entry in _entries(line)}
-    counts = np.bincount([step for line in lines for step, _ in _entries(line)], minlength=1)
+    counts = np.bincount([step for line in lines for step, _ in _entries(line)], minlength=last_step + 1)
     given = known = 0
     unproven: list[int] = []
     differs = None
@@ -152,7 +166,7 @@ def prove(
         digest, num_replaced = steps[step]
         if _text(*digest_of(hashes)) == digest:
             given, known = given + len(hashes), known + changed
-        elif num_replaced > changed:
+        elif num_replaced != changed:
             unproven.append(step)
         else:
             differs = step

@@ -1,4 +1,4 @@
-"""What the index of a dataset must hold for the objective, looked at before the first step.
+"""What the datasets of a run must hold, looked at before the first step.
 
 A stream finds a missing caption only when its sample comes; a dataset without any would be trained on for days.
 """
@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from headrace.pipeline.catalog import collate
+from headrace.pipeline import Stream
+from headrace.pipeline.catalog import collate, open_source
 from headrace.shards.dataset import Dataset, open_dataset
 from headrace.text import shown
 from headrace.train.config import RunConfig
@@ -25,9 +26,20 @@ def check_sources(objective: Objective, config: RunConfig) -> None:
     if not objective.missing:
         return
     for source in config.mixture.sources:
-        _check(f"source {source.name!r}", open_dataset(source.url, index_dir=source.index_dir or None), objective)
+        _check(f"source {source.name!r}", open_source(source), objective)
     if config.validation is not None:
         _check("validation.dataset", open_dataset(config.validation.dataset), objective)
+
+
+def check_length(stream: Stream, config: RunConfig) -> None:
+    """Raise ValueError if every source has come to its end (`repeat`) before the last step."""
+    images = config.steps * config.global_batch
+    given = sum(stream.plan.given(images))
+    if given < images:
+        raise ValueError(
+            f"the mixture ends after step {given // config.global_batch:,} of {config.steps:,}: every source "
+            "has come to its end (repeat); lower steps, or leave `repeat` out of a source"
+        )
 
 
 def _check(name: str, dataset: Dataset, objective: Objective) -> None:

@@ -30,7 +30,7 @@ from headrace.train.runs.checkpoint import (
     save_checkpoint,
     warn_of_other_arithmetic,
 )
-from headrace.train.sources import check_sources
+from headrace.train.sources import check_length, check_sources
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +84,7 @@ def open_state(config: RunConfig, ranks: Ranks) -> Iterator[TrainState]:
     )
     with contextlib.closing(stream):
         check_sources(objective, config)
+        check_length(stream, config)
         if checkpoint is not None:
             stream.load_state_dict(checkpoint.progress.stream)
         if stream.position != step * config.global_batch:

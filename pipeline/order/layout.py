@@ -17,7 +17,15 @@ from headrace.pipeline.order.lanes import deal
 from headrace.pipeline.order.line import Drain, Line
 from headrace.pipeline.order.order import Order, Track, order_of_tracks
 from headrace.pipeline.order.quota import integer_parts, spread
-from headrace.pipeline.order.segments import Part, Segment, Timeline, given_at, last_safe_step, steps_of_picks
+from headrace.pipeline.order.segments import (
+    MAX_POSITION,
+    Part,
+    Segment,
+    Timeline,
+    given_at,
+    last_safe_step,
+    steps_of_picks,
+)
 
 IntArray = NDArray[np.int64]
 
@@ -36,6 +44,11 @@ class _Source:
     drained: int = 0
     """Draws of the drain given so far."""
     ended: bool = False
+
+    @property
+    def has_end(self) -> bool:
+        """True if `repeat` ends it where a stream may come."""
+        return 0 < self.repeat * self.order.num_samples < MAX_POSITION
 
     @property
     def left(self) -> int:
@@ -109,7 +122,7 @@ class _Layout:
     def _limit(self, order: Order, which: int, end: int | None) -> int | None:
         """Return how far a source may go on in this cycle as it does now; None = to the end of the segment."""
         track, source = order.tracks[which], self.sources[order.tracks[which].source]
-        if not source.repeat:
+        if not source.has_end:
             return None
         if track.drain is None:
             return last_safe_step(order, which, self._position, source.repeat, self._global_batch, end)
@@ -152,7 +165,7 @@ class _Layout:
         track, source = step.tracks[which], self.sources[step.tracks[which].source]
         end = self._position + self._global_batch
         return (
-            bool(source.repeat)
+            source.has_end
             and track.drain is None
             and last_safe_step(step, which, self._position, source.repeat, self._global_batch, end) is not None
         )

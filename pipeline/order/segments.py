@@ -14,6 +14,9 @@ from headrace.pipeline.order.order import Order
 
 IntArray = NDArray[np.int64]
 
+MAX_POSITION = 1 << 62
+"""No stream comes so far; numbers up to here, and a batch beyond, fit into 64 bits."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segment:
@@ -122,7 +125,8 @@ def last_safe_step(
 ) -> int | None:
     """Return the last position, a whole number of steps from `position`, up to which no lane begins `epoch`.
 
-    None if that is behind `end`: at `end` all is still well. Found by doubling and halving: a lane never takes back.
+    None if that is behind `end`, or `MAX_POSITION`: there all is still well. Found by doubling and halving: a lane
+    never takes back.
     """
     line = order.tracks[which].line
     if line.first_epoch > epoch:
@@ -132,13 +136,13 @@ def last_safe_step(
     def is_safe(steps: int) -> bool:
         return bool(np.all(order.given_by_lanes(which, position + steps * global_batch) <= total))
 
-    most = None if end is None else (end - position) // global_batch
+    most = ((MAX_POSITION if end is None else end) - position) // global_batch
     low, high = 0, 1
-    while is_safe(high if most is None else min(high, most)):
-        if most is not None and high >= most:
+    while is_safe(min(high, most)):
+        if high >= most:
             return None
         low, high = high, high * 2
-    high = high if most is None else min(high, most)
+    high = min(high, most)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if is_safe(middle) else (low, middle)

@@ -229,6 +229,12 @@ def test_what_a_filled_cache_cannot_mean_is_refused(run: Run, tars: Path, tmp_pa
     code, text = run("index", "--cache", tars, "--rebuild")
     assert code == 1
     assert "leave --fast and --rebuild out" in text
+    code, text = run("index", tars, "--columns", "label")
+    assert code == 1
+    assert "--columns is what --cache keeps" in text
+    code, text = run("index", "--cache", tmp_path / "m.yaml", "--index-dir", tmp_path)
+    assert code == 1
+    assert "--index-dir is the index of one dataset" in text
     (tmp_path / "m.yaml").write_text(f"index_cache: none\nsources: [{{name: a, url: {tars}}}]\n")
     code, text = run("index", "--cache", tmp_path / "m.yaml")
     assert code == 1

@@ -195,3 +195,26 @@ def test_json_is_one_object_with_sources_and_speed(mixture_file: Path) -> None:
     assert set(facts["delivery"]["waited_seconds"]) == {"read", "decode"}
     done = headrace(str(mixture_file), "--dry-run", "--json")
     assert "delivery" not in json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--plan", "5", "--bench"), "--bench and --plan are different runs: give one of them"),
+        (("--tune", "--verify-run", "runs/a"), "--tune and --verify-run are different runs: give one of them"),
+        (("--plan", "5", "--batches", "2"), "--batches is how many are delivered: leave it out with --plan"),
+        (("--seconds", "5"), "--seconds is how long --bench or --tune measures: give one of them, or leave it out"),
+    ],
+)
+def test_options_that_mean_nothing_together_are_refused(
+    mixture_file: Path, options: tuple[str, ...], message: str
+) -> None:
+    done = headrace(str(mixture_file), *options)
+    assert (done.returncode, done.stderr.strip()) == (1, f"headrace: {message}")
+
+
+def test_a_dry_run_of_tuning_only_opens(mixture_file: Path) -> None:
+    done = headrace(str(mixture_file), "--tune", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1].split()[:2] == ["dots", "12"]
+    assert "decode_threads" not in done.stdout + done.stderr

@@ -68,3 +68,23 @@ def test_a_perfect_shuffle_has_the_ideal_spread() -> None:
     clumped = spread([np.repeat(rng.choice(groups, 30), 10) for _ in range(40)], sizes)
     assert clumped.distinct < 0.5 * clumped.ideal
     assert clumped.dispersion == pytest.approx(10, rel=0.3)
+
+
+def test_a_source_whose_end_begins_at_once_is_measured_as_if_it_went_on(
+    tmp_path: Path, write_dataset: Callable[..., str]
+) -> None:
+    """118 samples over 48 lanes: in the first step of 144 a lane would begin the second epoch."""
+    short, long = (write_dataset(tmp_path / str(size), size, per_shard=30) for size in (118, 120))
+    sources = (Source(name="s", url=short, weight=3.0, repeat=1), Source(name="b", url=long))
+    mixture = Mixture(lanes=48, image_size=16, sources=sources)
+    endless = dataclasses.replace(mixture, sources=(dataclasses.replace(sources[0], repeat=0), sources[1]))
+    assert quality_of(mixture, 144) == quality_of(endless, 144)
+
+
+def test_a_mixture_that_ends_before_its_first_batch_has_no_quality(sorted_mixture: Mixture) -> None:
+    source = dataclasses.replace(sorted_mixture.sources[0], repeat=1)
+    with open_stream(dataclasses.replace(sorted_mixture, sources=(source,)), global_batch=604) as stream:
+        assert isinstance(stream.plan, EndlessPlan)
+        assert measure(stream.plan, stream.sources) == {}
+        with pytest.raises(ValueError, match="at position 0 every source has come to its end"):
+            next(stream)

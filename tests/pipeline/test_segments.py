@@ -169,6 +169,19 @@ def test_what_is_past_may_not_change_and_is_named(changing: Mixture, datasets: t
         r"this stream has a segment from position 112, which was not gone through: let it start later",
         segments=(*changing.segments, Segment(start=112, lanes=4)),
     )
+    state["segments"][1]["colour"] = "of a later version"
+    refuse("segments cannot be continued by this headrace")
+
+
+def test_an_end_that_lies_in_the_past_is_refused(mixture: Mixture) -> None:
+    state = state_at(mixture, 120)
+    sources = (dataclasses.replace(mixture.sources[0], repeat=1), mixture.sources[1])
+    message = r"the end of source 'large' \(repeat 1\) from position \d+, which was not gone through: raise its repeat"
+    with (
+        open_stream(dataclasses.replace(mixture, sources=sources), global_batch=8) as stream,
+        pytest.raises(ValueError, match=message),
+    ):
+        stream.load_state_dict(state)
 
 
 def test_a_state_is_small_after_many_segments(mixture: Mixture) -> None:

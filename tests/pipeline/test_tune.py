@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from headrace.pipeline import Mixture, open_stream, tune
-from headrace.pipeline.ceiling import Ceiling, measure
+from headrace.pipeline import Mixture, Segment, open_stream, tune
+from headrace.pipeline.ceiling import LEAST_BATCHES, Ceiling, measure, measure_at
 from headrace.pipeline.clock import StageStats
 from headrace.pipeline.stats import STAGES, StreamStats
 
@@ -88,3 +88,8 @@ def test_the_ceiling_is_that_of_all_batches_after_the_first(mixture: Mixture) ->
     assert found.decoder.startswith("turbo: ")
     with open_stream(mixture, global_batch=8, once=True) as stream:
         assert measure(stream, seconds=60.0).num_images == 64 - 8  # it ends with the pass
+
+
+def test_a_mixture_that_changes_is_measured_behind_its_changes(mixture: Mixture) -> None:
+    changing = dataclasses.replace(mixture, segments=(Segment(start=16, weights={"small": 0.75}),))
+    assert measure_at(changing, 10, global_batch=8, seconds=0).num_batches == LEAST_BATCHES

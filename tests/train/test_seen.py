@@ -73,16 +73,23 @@ def test_a_run_of_another_mixture_is_found_out_at_its_first_step(
         f"{config.out}: step 5 (positions {4 * size} to {5 * size - 1}) is the first that saw other samples than this "
         "mixture plans\n"
     )
+    record = Path(config.out) / FILE
+    lines = record.read_text().splitlines(keepends=True)
+    record.write_text("".join(lines[:-1]))
+    done = verify(mixture, config.out)
+    assert (done.returncode, done.stdout) == (1, f"{config.out}: not recorded: steps 6\n")
     done = verify(mixture, str(mixture.parent / "nowhere"))
     assert done.returncode == 1
     assert "no step is recorded there" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_plan_refuses_a_mixture_that_ends_before_the_last_step(run_file: Callable[..., Path]) -> None:
+def test_a_mixture_that_ends_before_the_last_step_is_refused_before_the_first(run_file: Callable[..., Path]) -> None:
     """96 samples, two epochs: 12 steps of 16."""
     config = load_run(run_file(steps=12), ["mixture.sources.0.repeat=2"])
     assert "source pictures: 192 of 96 samples = 2.00 epochs" in plan_run(config)
     config = load_run(run_file(steps=13), ["mixture.sources.0.repeat=2"])
-    with pytest.raises(ValueError, match="the mixture ends after step 12 of 13"):
-        plan_run(config)
+    for refuse in (plan_run, train):
+        with pytest.raises(ValueError, match="the mixture ends after step 12 of 13"):
+            refuse(config)
+    assert not list(Path(config.out).glob("*.jsonl"))

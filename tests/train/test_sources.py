@@ -70,6 +70,15 @@ def test_a_source_without_any_is_refused_before_anything_is_written(
 
 
 @pytest.mark.parametrize("column", OBJECTIVES)
+def test_tars_without_an_index_are_looked_at_too(
+    write: Callable[..., str], run_over: Callable[..., RunConfig], tmp_path: Path, column: str
+) -> None:
+    shutil.copytree(f"{write('some', column, set())}/shards", tmp_path / "tars")
+    config = run_over(f"{tmp_path / 'tars'}/*.tar", column)
+    assert any("of 48 samples" in line for line in plan_run(config))
+
+
+@pytest.mark.parametrize("column", OBJECTIVES)
 def test_a_validation_set_without_any_is_refused_before_the_first_step(
     write: Callable[..., str], run_over: Callable[..., RunConfig], pictures: str, column: str
 ) -> None:

@@ -11,7 +11,7 @@ from headrace.shards.dataset import open_dataset
 from headrace.train.config import RunConfig
 from headrace.train.objectives.build import build_objective
 from headrace.train.runs.folder import check_out
-from headrace.train.sources import check_sources
+from headrace.train.sources import check_length, check_sources
 from headrace.train.state import refuse_splitting
 
 
@@ -34,12 +34,8 @@ def plan_run(config: RunConfig) -> list[str]:
     ]
     # Opening reads manifests only, and refuses what the run would refuse: lanes, memory, a missing dataset.
     with open_stream(config.mixture, global_batch=config.global_batch, columns=objective.columns) as stream:
+        check_length(stream, config)
         given = stream.plan.given(images)
-        if sum(given) < images:
-            raise ValueError(
-                f"the mixture ends after step {sum(given) // config.global_batch:,} of {config.steps:,}: every source "
-                "has come to its end (repeat); lower steps, or leave `repeat` out of a source"
-            )
         for source, seen in zip(stream.sources, given, strict=True):
             name, size = source.config.name, source.num_samples
             lines.append(f"source {name}: {seen:,} of {size:,} samples = {seen / size:.2f} epochs")

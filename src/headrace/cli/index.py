@@ -9,7 +9,7 @@ import typer
 from headrace.cli.engine import ExecutorOption, RayAddressOption, WorkersOption, engine_config
 from headrace.cli.progress import show_progress
 from headrace.cli.result import JsonOption, after_datasets, say_json, say_next, say_plan
-from headrace.text import printable
+from headrace.text import printable, without_secrets
 
 if TYPE_CHECKING:
     from headrace.shards.foreign.index import IndexConfig, IndexSummary
@@ -60,6 +60,8 @@ def index_command(
         names = [name.strip() for name in columns.split(",") if name.strip()]
         _fill_cache(urls, index_dir, names, workers, json=json, dry_run=dry_run)
         return
+    if columns:
+        raise ValueError("--columns is what --cache keeps: give --cache too, or leave it out")
     from headrace.shards.foreign.find import compressed_tars, find_tars
     from headrace.shards.foreign.index import IndexConfig
     from headrace.shards.group import GroupConfig
@@ -100,9 +102,15 @@ def _fill_cache(
 
     files = [url for url in urls if url.endswith((".yaml", ".yml"))]
     alone = tuple(Source(name=url, url=url, index_dir=index_dir) for url in urls if url not in files)
+    if index_dir and (files or len(alone) > 1):
+        raise ValueError("--index-dir is the index of one dataset; a mixture names those of its sources itself")
     mixtures = [load_config(Mixture, file) for file in files] + ([Mixture(sources=alone)] if alone else [])
     if dry_run:
-        named = [f"would keep the indexes of {source.url}" for mixture in mixtures for source in mixture.sources]
+        named = [
+            f"would keep the indexes of {without_secrets(source.url)}"
+            for mixture in mixtures
+            for source in mixture.sources
+        ]
         say_plan("index", named, json=json)
         return
     found = []

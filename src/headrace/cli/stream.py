@@ -82,12 +82,14 @@ def stream_command(
     from headrace.config import load_config
     from headrace.pipeline import Mixture, open_stream
 
+    modes = {"--bench": bench, "--tune": tune, "--plan": bool(plan), "--verify-run": bool(verify_run)}
+    _refuse_meaningless([name for name, given in modes.items() if given], batches=batches, seconds=seconds)
     config = load_config(Mixture, mixture, overrides or ())
     size = global_batch or -(-64 // config.lanes) * config.lanes
-    if tune:
+    if tune and not dry_run:
         _tune(config, size, seconds=seconds, json=json)
         return
-    if verify_run:
+    if verify_run and not dry_run:
         verify_steps(config, verify_run, json=json)
         return
     with open_stream(config, global_batch=size) as stream:
@@ -109,6 +111,16 @@ def stream_command(
                 say_next(["headrace", "new", "run", "run.yaml"])
         if json:
             say_json("stream", facts)
+
+
+def _refuse_meaningless(modes: list[str], *, batches: int | None, seconds: float) -> None:
+    """Raise ValueError for options of which one would be passed over."""
+    if len(modes) > 1:
+        raise ValueError(f"{' and '.join(modes)} are different runs: give one of them")
+    if batches is not None and modes not in ([], ["--bench"]):
+        raise ValueError(f"--batches is how many are delivered: leave it out with {modes[0]}")
+    if seconds and modes not in (["--bench"], ["--tune"]):
+        raise ValueError("--seconds is how long --bench or --tune measures: give one of them, or leave it out")
 
 
 def _bench(stream: "Stream", facts: dict[str, Any], *, seconds: float, batches: int, json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -79,11 +80,9 @@ def show_shuffle(stream: "Stream", *, quiet: bool) -> dict[str, Any]:
 
 def verify_steps(mixture: "Mixture", run: str, *, json: bool) -> None:
     """Print whether the steps of a run saw the planned samples. Exits with 1 if they did not, or it cannot be said."""
-    from pathlib import Path
-
     from headrace.pipeline import open_stream
     from headrace.pipeline.order.plan import EndlessPlan
-    from headrace.pipeline.seen import FILE, prove, read_record, read_replaced
+    from headrace.pipeline.seen import FILE, last_trained_step, prove, read_record, read_replaced
 
     path = Path(run) / FILE
     lines = read_record(path)
@@ -92,7 +91,13 @@ def verify_steps(mixture: "Mixture", run: str, *, json: bool) -> None:
     batch = int(lines[0]["global_batch"])
     with open_stream(mixture, global_batch=batch) as stream:
         assert isinstance(stream.plan, EndlessPlan)
-        proof = prove(stream.plan, stream.sources, lines, replaced=read_replaced(mixture.quarantine))
+        proof = prove(
+            stream.plan,
+            stream.sources,
+            lines,
+            replaced=read_replaced(mixture.quarantine),
+            last_step=last_trained_step(Path(run) / "metrics.jsonl"),
+        )
     if json:
         say_json("stream", {"run": run, "holds": proof.holds, "global_batch": batch, **asdict(proof)})
     else:

@@ -264,3 +264,15 @@ def test_a_stream_that_has_no_source_left_says_so() -> None:
     assert len(stream(plan, 4)) == 4
     with pytest.raises(ValueError, match="at position 96 every source has come to its end"):
         plan.batch(4)
+
+
+@pytest.mark.parametrize(("repeat", "weight"), [(10**9, 1 / 8192), (10**10, 1.0), (10**30, 1.0)])
+def test_an_end_that_no_stream_reaches_is_none(repeat: int, weight: float) -> None:
+    """Its position, or the number of its draws, would not fit into 64 bits."""
+    sources = [
+        SourceOrder(name=name, num_samples=n, chunk_samples=64, shuffle_window=4096, num_lanes=1, seed=0)
+        for name, n in (("a", 2 * 10**9), ("b", 10**6))
+    ]
+    timeline = lay_out(sources, [repeat, 0], [Segment(start=0, num_lanes=16, weights=(weight, 1.0))], global_batch=64)
+    assert timeline.drained_from == (None, None)
+    assert len(timeline.parts) == 1
