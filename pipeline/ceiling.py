@@ -4,7 +4,6 @@ The one thing a reader would get wrong: what the first batch waits for is starti
 processor time of an image is that of all threads of this process, which decode ahead.
 """
 
-import logging
 import resource
 import time
 from dataclasses import dataclass
@@ -19,8 +18,6 @@ from headrace.pipeline.stats import StreamStats
 from headrace.pipeline.stream import Stream
 
 LEAST_BATCHES = 3
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

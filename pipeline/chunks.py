@@ -95,8 +95,7 @@ class ChunkReader:
             here = np.flatnonzero(shard == one)
             begun = time.perf_counter()
             rows = opened.rows(int(one), row[here], self._ranges.read_bytes)
-            entry = opened.dataset.shards[int(one)]
-            payloads = self._read_rows(rows, entry.sha256 or f"{entry.num_bytes} {entry.index_sha256}")
+            payloads = self._read_rows(rows, opened.dataset.version(int(one)))
             self.clock.note_read(rows.url, time.perf_counter() - begun)
             result.update(zip(samples[here].tolist(), payloads, strict=True))
         return result

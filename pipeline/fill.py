@@ -52,7 +52,8 @@ def fill_index_cache(
         source.rows(shard, np.zeros(0, np.int64), reader.read_bytes)
         return cache.size(source.dataset.shards.index_sha256(shard))
 
-    with RangeReader(mixture.patience) as reader, ThreadPoolExecutor(threads or own_cores()) as pool:
+    # In this order: after a fault or Ctrl-C the reader ends first, and with it what the pool would wait for.
+    with ThreadPoolExecutor(threads or own_cores()) as pool, RangeReader(mixture.patience) as reader:
         sources = [OpenedSource(source, columns, indexes, reader.read_bytes) for source in mixture.sources]
         _refuse_unknown(sources, columns, reader)
         total = sum(len(source.dataset.shards) for source in sources)

@@ -62,8 +62,11 @@ class Indexes:
     def _index(
         self, dataset: Dataset, shard: int, digest: str, columns: Sequence[str], read: ReadBytes, *, again: bool
     ) -> IndexRows:
-        """Return an index that has `columns`: one that is held, or that another thread loads, or loaded now."""
-        while True:
+        """Return an index that has `columns`: one that is held, or that another thread loads, or loaded now.
+
+        With `again` it is made anew, whatever is held: other threads may hold or load what was found damaged.
+        """
+        while not again:
             with self._lock:
                 held = self._held.get(digest)
                 if held is not None and not held.lacks(columns):
@@ -78,7 +81,7 @@ class Indexes:
                     return index
                 continue
             try:
-                index = self._load(dataset, shard, digest, columns, read, again=again)
+                index = self._load(dataset, shard, digest, columns, read)
                 self._hold(digest, index)
                 mine.set_result(index)
                 return index
@@ -88,9 +91,12 @@ class Indexes:
             finally:
                 with self._lock:
                     del self._loading[digest]
+        index = self._load(dataset, shard, digest, columns, read, again=True)
+        self._hold(digest, index)
+        return index
 
     def _load(
-        self, dataset: Dataset, shard: int, digest: str, columns: Sequence[str], read: ReadBytes, *, again: bool
+        self, dataset: Dataset, shard: int, digest: str, columns: Sequence[str], read: ReadBytes, *, again: bool = False
     ) -> IndexRows:
         kept = self._cache.get(digest) if self._cache is not None and not again else None
         if kept is not None and kept.num_rows == int(dataset.shards.num_samples[shard]) and not kept.lacks(columns):

@@ -200,6 +200,7 @@ class Mixture:
             "so leave it out there",
         )
         _check_decoder(self.decoder)
+        _check_index_dirs(self.sources)
         self._check_segments()
         _check(self.jpeg_scaling_margin >= 1, f"jpeg_scaling_margin must be at least 1, got {self.jpeg_scaling_margin}")
         _check(0 <= self.max_bad_fraction <= 1, f"max_bad_fraction must be 0..1, got {self.max_bad_fraction}")
@@ -256,6 +257,21 @@ def _check_places(names: list[str], begins: dict[str, int]) -> None:
             begins[name] <= begins[following],
             f"source {name!r} begins in a later segment than {following!r}: put it behind that in `sources`",
         )
+
+
+def _check_index_dirs(sources: tuple[Source, ...]) -> None:
+    """Refuse two lots of tars that keep their index in one folder: each opening would throw the other's away."""
+    from headrace.shards.foreign.unindexed import names_tars  # loads what makes an index
+
+    kept: dict[str, Source] = {}
+    for source in sources:
+        if source.index_dir and names_tars(source.url):
+            first = kept.setdefault(source.index_dir, source)
+            _check(
+                first.url == source.url,
+                f"sources {first.name!r} and {source.name!r} keep the index of different tars in one index_dir, "
+                f"{source.index_dir}: give each its own",
+            )
 
 
 def _check_decoder(name: str) -> None:

@@ -90,6 +90,7 @@ class PictureMaker:
                 replacement = self._replacement(plan, row, len(faults[row]))
                 if replacement is not None:
                     again[row] = replacement
+                    looked_again.discard(row)  # it has a second look of its own
                     continue
                 for view in views:
                     view[row] = 0

@@ -126,8 +126,12 @@ class Prefetcher:
     def start(self) -> None:
         """Begin."""
         self._begun = True
-        # `Thread.start` waits on a condition, so it may not be called where a signal handler may raise.
-        _thread.start_new_thread(self._start_thread, ())
+        try:
+            # `Thread.start` waits on a condition, so it may not be called where a signal handler may raise.
+            _thread.start_new_thread(self._start_thread, ())
+        except (RuntimeError, MemoryError):  # no thread can be had: `close` must not wait for one
+            self._begun = False
+            raise
 
     @property
     def is_running(self) -> bool:
@@ -187,14 +191,14 @@ class Prefetcher:
         self._stopped = True
         self._to_do.ring()
         self._news.ring()
+        if self._begun and threading.current_thread().name.startswith(OWN_THREADS):
+            return  # a destructor that the collector ran in one of ours: they end, but cannot wait for themselves
+        while self._begun and not self._over:
+            self._ended.wait()
+        self._ended.ring()  # for another thread that closes too
         if not self._begun:
             self._close_pools()
             return
-        if threading.current_thread().name.startswith(OWN_THREADS):
-            return  # a destructor that the collector ran in one of ours: they end, but cannot wait for themselves
-        while not self._over:
-            self._ended.wait()
-        self._ended.ring()  # for another thread that closes too
         self._thread.join()
         wait_until_gone([self._thread])
 
@@ -202,9 +206,10 @@ class Prefetcher:
         try:
             self._thread.start()
         except (RuntimeError, MemoryError) as error:  # no thread can be had: the consumer raises it
+            self._begun = False  # first: whoever sees the error closes
             self._broken = error
-            self._begun = False
             self._news.ring()
+            self._ended.ring()
 
     def _run(self) -> None:
         try:
@@ -221,9 +226,11 @@ class Prefetcher:
             while not self._stopped:
                 self._to_do.wait()
         finally:
-            self._close_pools()
-            self._over = True
-            self._ended.ring()
+            try:
+                self._close_pools()
+            finally:  # whatever a decoder of others raises there
+                self._over = True
+                self._ended.ring()
 
     def _close_pools(self) -> None:
         mine = [thread for thread in threading.enumerate() if thread.name.startswith(OWN_THREADS)]
@@ -341,7 +348,9 @@ class Prefetcher:
         for _part in parts:
             try:
                 self._pool.submit(self._finish_rows)
-            except RuntimeError:  # the pool was shut down since
+            except RuntimeError as error:  # the pool was shut down since, or no thread can be had
+                batch.error = batch.error or error
+                self._news.ring()
                 return
 
     def _finish_rows(self) -> None:

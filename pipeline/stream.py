@@ -300,6 +300,8 @@ class Stream:
 
     def _new_reading(self) -> Reading:
         mixture = self.mixture
+        decoder = decoder_types()[mixture.decoder](stream_state.with_resizer(mixture, self._identity))
+        # After the decoder, which may be one of others and raise: the files of the cache would stay open.
         cache = open_cache(mixture.cache_dir, mixture.cache_bytes) if mixture.cache_dir else None
         ranges = RangeReader(
             mixture.patience, cache, slow_seconds=mixture.slow_read_seconds, hedges=mixture.hedge_reads == "on"
@@ -307,7 +309,6 @@ class Stream:
         reader = ChunkReader(
             self.sources, ranges, io_threads=mixture.io_threads, verify_crc=mixture.verify_crc, clock=self._clock
         )
-        decoder = decoder_types()[mixture.decoder](stream_state.with_resizer(mixture, self._identity))
         log.info(
             "reading from position %d: %d reads at once, decoder %s, resizer %s, %d calls at once, views of %s pixels",
             self.position,
@@ -378,7 +379,8 @@ def _arrival(pending: PendingBatch, begun: float, ended: float, num_whole: int) 
     """Split the wait for a batch: until its plan stood, until its reads had ended, until it had its pixels."""
     planned = min(max(pending.planned_at, begun), ended)
     read = min(max(pending.read_at, planned), ended)
-    return Arrival(len(pending.plan.valid), planned - begun, read - planned, ended - read, num_whole)
+    images = int(np.count_nonzero(pending.plan.valid))
+    return Arrival(images, planned - begun, read - planned, ended - read, num_whole)
 
 
 @cache

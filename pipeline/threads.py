@@ -83,8 +83,9 @@ class DaemonPool:
                 raise RuntimeError("the pool is closed")
             if len(self._threads) < self._num_threads:
                 name = f"{self._name}_{len(self._threads)}"
-                self._threads.append(threading.Thread(target=self._run, name=name, daemon=True))
-                self._threads[-1].start()
+                thread = threading.Thread(target=self._run, name=name, daemon=True)
+                thread.start()
+                self._threads.append(thread)  # now: one that could not be had cannot be joined either
             self._waiting.add(future)
         future.add_done_callback(self._waiting.discard)
         self._work.put(run)

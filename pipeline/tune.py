@@ -119,7 +119,11 @@ class _Search:
         for mixture in (candidate, best, candidate):
             if time.monotonic() > self._deadline:
                 return False
-            self.measure(mixture)
+            try:
+                self.measure(mixture)
+            except ValueError as error:  # larger chunks of a mixture whose windows just fit into memory
+                log.info("%s cannot be tried: %s", _settings_of(candidate), error)
+                return False
             if min(self.speeds(candidate)) < WORTH * max(self.speeds(best)):
                 return False
         return True

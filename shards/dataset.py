@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -59,6 +59,8 @@ class Dataset:
     """How the members of its tars become samples."""
     not_held: tuple[str, ...] = ()
     """Columns that the index of some shard was made without (`headrace index --fast`): null there means not read."""
+    stamps: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """By shard, what changes with the content of a tar that has no sum, where that is known: mtime or ETag."""
 
     @property
     def num_samples(self) -> int:
@@ -74,6 +76,12 @@ class Dataset:
         """Return where the index of shard number `shard` lies."""
         folder = "shards" if self.layout == OWN_LAYOUT else "index"
         return files.join(self.index_base, folder, f"{self.shards.name(shard)}.parquet")
+
+    def version(self, shard: int) -> str:
+        """Return what differs where the content of a tar does: its sum, or what else is known of it."""
+        entry = self.shards[shard]
+        stamp = self.stamps.get(entry.name, "")
+        return entry.sha256 or f"{entry.num_bytes} {entry.index_sha256} {stamp}".rstrip()
 
     @property
     def commits_folder(self) -> str:

@@ -10,9 +10,10 @@ import contextlib
 import logging
 import os
 import random
-import tempfile
+import re
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,9 @@ USED_EACH_SECONDS = 86_400.0
 LEFTOVER_SECONDS = 3600.0
 """A temporary file of this age was left by a process that was killed."""
 
+_OURS = re.compile(rf"[0-9a-f]{{64}}{re.escape(SUFFIX)}")
+_LEFTOVER = re.compile(rf"\.{_OURS.pattern}\.[0-9a-f]{{32}}\.tmp")
+
 
 def cache_folder(name: str) -> Path | None:
     """Return the folder that a user names: `auto` is under the user's cache folder, `none` is None."""
@@ -38,10 +42,16 @@ def cache_folder(name: str) -> Path | None:
         return None
     if name != AUTO:
         return Path(name).expanduser()
+    ours = user_cache()
+    return ours / "indexes" if ours is not None else None
+
+
+def user_cache() -> Path | None:
+    """Return our folder in the user's cache folder ($XDG_CACHE_HOME, or ~/.cache); None where he has no home."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     try:
-        return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "headrace" / "indexes"
-    except RuntimeError:  # this user has no home
+        return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "headrace"
+    except RuntimeError:
         return None
 
 
@@ -87,8 +97,7 @@ class IndexCache:
         path = self.path(digest)
         try:
             _replace(path, data)
-            rows = rows_of_file(path, digest)
-        except (OSError, DamagedRowsError) as error:
+        except OSError as error:
             self._failed = True
             log.warning("%s: the index cache takes nothing, so indexes are read again: %s", self.folder, error)
             return None
@@ -99,7 +108,10 @@ class IndexCache:
                 self._until_look = self._max_bytes / LOOKS
         if look:
             self.trim()
-        return rows
+        try:
+            return rows_of_file(path, digest)
+        except (OSError, DamagedRowsError):  # another process has removed it, or the disk lies
+            return None
 
     def complain(self, digest: str, error: Exception) -> None:
         """Say that a file is made again."""
@@ -115,21 +127,20 @@ class IndexCache:
         for _, size, path in found:
             if total <= self._max_bytes * KEPT:
                 break
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+            if _remove(path):
                 removed += 1
-            total -= size
+                total -= size
         log.info("%s: %d files that were not used for longest removed, %d bytes kept", self.folder, removed, total)
 
     def _files(self) -> Iterator[tuple[float, int, str]]:
-        """Yield (last used, bytes, path) of each file."""
+        """Yield (last used, bytes, path) of each file; a folder that a user names may hold files of others."""
         for entry in _scan(self.folder):
             for file in _scan(Path(entry.path)) if entry.is_dir(follow_symlinks=False) else ():
                 with contextlib.suppress(OSError):  # another process removed it
                     found = file.stat(follow_symlinks=False)
-                    if file.name.endswith(SUFFIX):
+                    if _OURS.fullmatch(file.name):
                         yield found.st_mtime, found.st_size, file.path
-                    elif file.name.endswith(".tmp") and time.time() - found.st_mtime > LEFTOVER_SECONDS:
+                    elif _LEFTOVER.fullmatch(file.name) and time.time() - found.st_mtime > LEFTOVER_SECONDS:
                         os.unlink(file.path)
 
 
@@ -147,15 +158,26 @@ def _mark_used(path: Path) -> None:
             os.utime(path)
 
 
+def _remove(path: str) -> bool:
+    """Remove a file; False if it may not be removed, and those after it make room."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:  # another process was first
+        return True
+    except OSError:
+        return False
+    return True
+
+
 def _replace(path: Path, data: bytes) -> None:
     """Write `data` at once, without waiting for the disk: what a power cut damages is made again."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:  # and not mkstemp, whose files no other user may read
             file.write(data)
-        os.replace(name, path)
+        temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(name)
+            temporary.unlink()
         raise

@@ -8,7 +8,6 @@ memory-mapped: of a mapped file that another host removes or cuts, the next touc
 """
 
 import base64
-import binascii
 import json
 import os
 import struct
@@ -121,7 +120,7 @@ def open_rows(read_at: ReadAt, digest: str, *, held_bytes: int = 0) -> IndexRows
         raise DamagedRowsError("its header does not fit its checksum")
     try:
         rows = _parse(json.loads(header), _HEAD.size + size, read_at, held_bytes)
-    except (ValueError, KeyError, TypeError, binascii.Error, pa.ArrowException) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, pa.ArrowException) as error:
         raise DamagedRowsError(f"its header is not understood: {error!r}") from error
     if rows.digest != digest:
         raise DamagedRowsError(f"it is of the index {rows.digest}")
@@ -149,6 +148,8 @@ def rows_of_file(path: Path, digest: str) -> IndexRows:
 
 def _parse(header: dict[str, Any], start: int, read_at: ReadAt, held_bytes: int) -> IndexRows:
     sizes, crcs = zip(*header["blocks"], strict=True) if header["blocks"] else ((), ())
+    if len(sizes) != -(-header["num_rows"] // BLOCK_ROWS):
+        raise ValueError(f"{len(sizes)} blocks for {header['num_rows']} rows")
     schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(header["schema"])))
     return IndexRows(
         digest=header["index"],

@@ -6,6 +6,7 @@ Processes of one machine that open the same tars at once wait for the first.
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -14,7 +15,6 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from headrace import files
 from headrace.config import canonical_json
@@ -23,6 +23,7 @@ from headrace.shards.foreign.find import COMPRESSED, find_tars
 from headrace.shards.foreign.index import IndexConfig, index_folder
 from headrace.shards.foreign.unit import INDEX_FOLDER
 from headrace.shards.index import shard_name
+from headrace.shards.index_cache import user_cache
 from headrace.shards.manifest import SUMMARY_NAME
 from headrace.text import without_secrets
 
@@ -42,10 +43,15 @@ def names_tars(url: str) -> bool:
 
 
 def default_index_dir(url: str) -> str:
-    """Return where the index of the tars at `url` is kept on this machine: below $XDG_CACHE_HOME, or ~/.cache."""
+    """Return where the index of the tars at `url` is kept on this machine: in the user's cache folder."""
     place = str(files.local_path(url)) if files.is_local(url) else without_secrets(url)
-    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return str(root / "headrace" / "index" / hashlib.sha256(place.encode()).hexdigest()[:32])
+    root = user_cache()
+    if root is None:
+        raise ValueError(
+            f"{without_secrets(url)}: the index of tars that have none would be kept in the cache folder of this user, "
+            "who has no home; set HOME, or name a folder as the source's index_dir"
+        )
+    return str(root / "index" / hashlib.sha256(place.encode()).hexdigest()[:32])
 
 
 def open_tars(url: str, *, index_dir: str = "", fast: bool = False, read: ReadBytes = files.read_bytes) -> Dataset:
@@ -64,12 +70,15 @@ def open_tars(url: str, *, index_dir: str = "", fast: bool = False, read: ReadBy
     if not files.is_local(base):
         raise ValueError(f"index_dir of tars without an index must be a local folder, got {base}")
     with _alone(base):
-        changed = _forget_changed(base, folder, tars)
+        stamps = _stamps_of(folder, tars)
+        changed = _forget_changed(base, folder, stamps)
         dataset = None if changed or not files.exists(files.join(base, SUMMARY_NAME)) else _open(folder, base, read)
         if dataset is None or (dataset.not_held and not fast):
             _index(url, folder, tars, IndexConfig(index_dir=base, fast=fast))
             dataset = _open(folder, base, read)
-    return dataset
+    if not dataset.shards.lack_sums:
+        return dataset
+    return dataclasses.replace(dataset, stamps={shard_name(name): str(stamp[-1]) for name, stamp in stamps.items()})
 
 
 def _open(folder: str, base: str, read: ReadBytes) -> Dataset:
@@ -91,9 +100,9 @@ def _index(url: str, folder: str, tars: Sequence[str], config: IndexConfig) -> N
     log.info("%s: %d samples indexed in %.0f s", without_secrets(url), summary.num_samples, time.monotonic() - began)
 
 
-def _forget_changed(base: str, folder: str, tars: Sequence[str]) -> bool:
+def _forget_changed(base: str, folder: str, stamps: Stamps) -> bool:
     """Make sure that nothing is kept of tars that are not what was indexed; True if there are any."""
-    stamps, before = _stamps_of(folder, tars), _read_stamps(base)
+    before = _read_stamps(base)
     if stamps == before:
         return False
     for name in sorted({*stamps, *before} if before is not None else ()):

@@ -137,6 +137,20 @@ def test_a_damaged_block_and_a_removed_file_are_made_again(
     assert rows_of_file(path, dataset.shards[0].index_sha256).take(np.arange(7)).equals(whole)
 
 
+def test_a_damaged_block_is_made_again_though_another_thread_opens_the_file_meanwhile(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = IndexCache(tmp_path, max_bytes=1 << 20)
+    indexes, reader = Indexes(cache), Reader()
+    whole = indexes.rows(dataset, 0, np.arange(7), (), reader)[0]
+    path = cache.path(dataset.shards[0].index_sha256)
+    path.write_bytes(path.read_bytes()[:-9] + b"123456789")
+    # Between the second look and the third: the head is whole, and is held then.
+    monkeypatch.setattr(cache, "complain", lambda *_: indexes.rows(dataset, 0, np.arange(0), (), reader))
+    assert indexes.rows(dataset, 0, np.arange(7), (), reader)[0].equals(whole)
+    assert len(reader.urls) == 2
+
+
 def test_processes_that_want_other_columns_share_a_cache_in_peace(
     dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from headrace.pipeline import Mixture, open_stream, pictures
 from headrace.pipeline.augment.views import ChooseWindow
 from headrace.pipeline.catalog import ShardRows
-from headrace.pipeline.chunks import Payload
+from headrace.pipeline.chunks import ChunkReader, Payload
 from headrace.pipeline.decode import DECODERS, Images, Item
 from headrace.pipeline.decode.turbo import Turbo
 from headrace.pipeline.errors import SampleError
@@ -86,6 +86,36 @@ def test_compressed_bytes_are_let_go_of_when_their_pixels_are_made(mixture: Mixt
         made = batches[1].made
         assert sorted(made) == list(range(8))
         assert not any(row.payload.data for row in made.values())
+
+
+def test_a_replacement_that_does_not_decode_has_a_second_look_of_its_own(
+    mixture: Mixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[str] = []
+
+    class Failing(Turbo):
+        left = 2
+
+        def decode(
+            self, items: Sequence[Item], windows_per_view: Sequence[ChooseWindow], out: Sequence[Images]
+        ) -> list[SampleError | None]:
+            if items[0].position == 3 and Failing.left:
+                Failing.left -= 1
+                return [SampleError("decode", "no")]
+            return super().decode(items, windows_per_view, out)
+
+    read_again = ChunkReader.read_again
+
+    def look(reader: ChunkReader, payload: Payload) -> Payload | None:
+        looks.append(payload.key)
+        return read_again(reader, payload)
+
+    monkeypatch.setitem(DECODERS, "failing", Failing)
+    monkeypatch.setattr(ChunkReader, "read_again", look)
+    unchecked = dataclasses.replace(mixture, decoder="failing", verify_crc=False, max_bad_fraction=1.0)
+    with open_stream(unchecked, global_batch=8) as stream:
+        assert next(stream).num_replaced == 1
+    assert len(looks) == len(set(looks)) == 2
 
 
 def test_secrets_of_urls_do_not_reach_the_quarantine() -> None:

@@ -1,14 +1,16 @@
-"""What was delivered is let go of, what is begun is bounded, and a broken decoder is named."""
+"""What was delivered is let go of, what is begun is bounded; no missing thread and no broken decoder makes it hang."""
 
 import dataclasses
 import gc
+import threading
 import time
+import types
 import weakref
 from collections.abc import Sequence
 
 import pytest
 
-from headrace.pipeline import Mixture, open_stream
+from headrace.pipeline import Mixture, Stream, open_stream, prefetch
 from headrace.pipeline.augment.views import ChooseWindow
 from headrace.pipeline.decode import DECODERS, Images, Item
 from headrace.pipeline.decode.turbo import Turbo
@@ -54,3 +56,59 @@ def test_a_consumer_faster_than_the_decoder_has_no_batches_begun_without_bound(
             next(stream)
             begun.append(stream.stats().queues.begun_batches)
     assert max(begun) <= 4  # two ready, and of later ones what keeps two threads at work
+
+
+def _closes(stream: Stream) -> bool:
+    thread = threading.Thread(target=stream.close, daemon=True)
+    thread.start()
+    thread.join(30)
+    return not thread.is_alive()
+
+
+@pytest.mark.parametrize("name", ["headrace-plan", "headrace-read", "headrace-decode"])
+def test_a_machine_without_a_thread_left_is_told_and_closing_ends(
+    mixture: Mixture, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    start = threading.Thread.start
+
+    def start_some(thread: threading.Thread) -> None:
+        if thread.name.startswith(name):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_some)
+    stream = open_stream(mixture, global_batch=8)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        next(stream)
+    assert _closes(stream)
+
+
+def test_a_stream_that_cannot_begin_may_be_closed_or_begun_later(
+    mixture: Mixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prefetch, "_thread", types.SimpleNamespace(start_new_thread=fail))
+        stream, other = (open_stream(mixture, global_batch=8) for _ in range(2))
+        for one in (stream, other):
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                next(one)
+        assert _closes(other)
+    assert next(stream).position.tolist() == list(range(8))
+    assert _closes(stream)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_decoder_that_cannot_be_closed_does_not_hold_up_closing(
+    mixture: Mixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(Turbo):
+        def close(self) -> None:
+            raise RuntimeError("the device is lost")
+
+    monkeypatch.setitem(DECODERS, "broken", Broken)
+    stream = open_stream(dataclasses.replace(mixture, decoder="broken"), global_batch=8)
+    next(stream)
+    assert _closes(stream)

@@ -61,6 +61,12 @@ def test_statistics_begin_anew_with_a_state_and_go_on_after_an_error(
         assert opened.stats().batches == 2
 
 
+def test_the_padding_of_a_finite_pass_is_no_image(mixture: Mixture) -> None:
+    with open_stream(mixture, global_batch=24, once=True) as opened:
+        assert len(list(opened)) == 3
+        assert opened.stats().images == 64
+
+
 def test_the_log_says_what_binds_after_a_hundred_batches_and_at_the_end(
     mixture: Mixture, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

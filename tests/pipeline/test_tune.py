@@ -65,6 +65,18 @@ def test_a_chunk_size_is_only_proposed(mixture: Mixture, machine: Callable[[Spee
     assert "chunk_samples" not in found.settings
 
 
+def test_chunks_whose_windows_do_not_fit_into_memory_are_left_out(
+    mixture: Mixture, machine: Callable[[Speed], list[int]]
+) -> None:
+    def speed(one: Mixture) -> tuple[float, str]:
+        if one.sources[0].chunk_samples > mixture.sources[0].chunk_samples:
+            raise ValueError("the shuffle windows of 4 lanes hold 9 bytes, memory_bytes is 8")
+        return 100.0, "read"
+
+    machine(speed)
+    assert _tune(mixture).chunk_samples == 0
+
+
 def test_noise_changes_nothing_and_is_said(mixture: Mixture, machine: Callable[[Speed], list[int]]) -> None:
     noise = itertools.cycle([100.0, 160.0, 150.0, 110.0, 90.0])
     machine(lambda _: (next(noise), "decode"))

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from headrace.shards import index_cache
 from headrace.shards.index_cache import IndexCache, cache_folder
 from headrace.shards.index_rows import encode_rows
 
@@ -57,19 +58,62 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path: Path, caplog: pytest
         cache.put(digest_of(number), data_of(number))
         os.utime(cache.path(digest_of(number)), (number, number))
     keys_of(cache, 0)  # used now
-    leftover = cache.path(digest_of(3)).parent / ".killed.tmp"
+    leftover = cache.path(digest_of(3)).with_name(f".{digest_of(3)}.rows.{1:032x}.tmp")
     leftover.write_bytes(b"half")
     os.utime(leftover, (1, 1))
-    fresh = leftover.with_name(".writing.tmp")
+    fresh = leftover.with_name(f".{digest_of(3)}.rows.{2:032x}.tmp")
     fresh.write_bytes(b"half")
-    foreign = tmp_path / "README"
-    foreign.write_text("not a folder")
+    (tmp_path / "work").mkdir()
+    others = [tmp_path / "README", tmp_path / "work" / "draft.tmp", tmp_path / "work" / "notes.rows"]
+    for foreign in others:
+        foreign.write_bytes(bytes(1 << 20))
+        os.utime(foreign, (1, 1))
     with caplog.at_level(logging.INFO, "headrace"):
         IndexCache(tmp_path, max_bytes=10 * len(data_of(11))).trim()
     kept = [number for number in range(12) if cache.path(digest_of(number)).exists()]
     assert kept == [0, *range(4, 12)]
     assert "3 files that were not used for longest removed" in caplog.text
-    assert [path.exists() for path in (leftover, fresh, foreign)] == [False, True, True]
+    assert [path.exists() for path in (leftover, fresh, *others)] == [False, True, True, True, True]
+
+
+def test_what_may_not_be_removed_is_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, unlink = IndexCache(tmp_path, max_bytes=1 << 20), os.unlink
+    for number in range(12):
+        cache.put(digest_of(number), data_of(number))
+        os.utime(cache.path(digest_of(number)), (number, number))
+
+    def refuse(path: str) -> None:
+        if path == str(cache.path(digest_of(0))):
+            raise PermissionError(path)
+        unlink(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refuse)
+        IndexCache(tmp_path, max_bytes=10 * len(data_of(11))).trim()
+    assert [number for number in range(12) if cache.path(digest_of(number)).exists()] == [0, *range(4, 12)]
+
+
+def test_another_user_may_read_what_one_has_kept(tmp_path: Path) -> None:
+    cache, before = IndexCache(tmp_path, max_bytes=1 << 20), os.umask(0o022)
+    try:
+        cache.put(digest_of(1), data_of(1))
+    finally:
+        os.umask(before)
+    assert cache.path(digest_of(1)).stat().st_mode & 0o777 == 0o644
+
+
+def test_a_file_that_another_process_removes_at_once_does_not_end_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def gone(*_: object) -> None:
+        raise FileNotFoundError("made room")
+
+    cache = IndexCache(tmp_path, max_bytes=1 << 20)
+    with monkeypatch.context() as patch:
+        patch.setattr(index_cache, "rows_of_file", gone)
+        assert cache.put(digest_of(1), data_of(1)) is None
+    assert cache.put(digest_of(2), data_of(2)) is not None
+    assert not caplog.records
 
 
 def test_no_number_of_short_runs_grows_beyond_the_bound(tmp_path: Path) -> None:

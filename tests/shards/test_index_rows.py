@@ -1,6 +1,9 @@
 """Rows of an index come back as they were, in any order; no changed byte is ever taken for a row."""
 
+import json
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -8,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headrace.shards import index_rows
 from headrace.shards.index_rows import (
     BLOCK_ROWS,
     DamagedRowsError,
@@ -52,6 +56,27 @@ def test_a_slice_of_a_larger_table_is_written_alone() -> None:
 
 
 ENCODED = encode_rows(table_of(600), DIGEST, ["key"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_rows": 10},
+        {"num_rows": "600"},
+        {"blocks": [[1 << 70, 0]] * 3},
+        {"blocks": [[8, 1 << 40]] * 3},
+        {"blocks": "abc"},
+        {"schema": 7},
+        {"index_columns": 7},
+    ],
+)
+def test_a_header_that_fits_its_checksum_and_cannot_be_is_damage(change: dict[str, Any]) -> None:
+    start = index_rows._HEAD.size
+    _, size, _ = index_rows._HEAD.unpack_from(ENCODED)
+    header = json.dumps({**json.loads(ENCODED[start : start + size]), **change}).encode()
+    head = index_rows._HEAD.pack(index_rows.MAGIC, len(header), zlib.crc32(header))
+    with pytest.raises(DamagedRowsError, match="its header is not understood"):
+        rows_in_memory(head + header + ENCODED[start + size :], DIGEST)
 
 
 @given(st.integers(0, len(ENCODED) - 1), st.integers(1, 255))

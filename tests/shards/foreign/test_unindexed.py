@@ -1,5 +1,6 @@
 """Tars without an index are opened as they are; the second opening reads none of them, and a changed one is noticed."""
 
+import dataclasses
 import logging
 import multiprocessing
 import os
@@ -126,6 +127,33 @@ def test_a_tar_more_is_one_more_shard(tars: Path, write_tar: Callable[[str, int]
     assert open_tars(f"{tars}/*.tar").num_samples == 20
     (tars / "000.tar").unlink()
     assert open_tars(f"{tars}/*.tar").num_samples == 16
+
+
+def test_a_tar_without_a_sum_is_told_from_what_it_was_by_its_stamp(tars: Path) -> None:
+    """Or blocks of the old one, kept in `cache_dir`, would be given for those of the new one."""
+    before = open_tars(f"{tars}/*.tar", fast=True)
+    os.utime(tars / "001.tar", (time.time() + 5, time.time() + 5))
+    after = open_tars(f"{tars}/*.tar", fast=True)
+    assert [after.version(shard) == before.version(shard) for shard in range(4)] == [True, False, True, True]
+    full = open_tars(f"{tars}/*.tar")
+    assert full.version(1) == full.shards[1].sha256
+
+
+def test_a_user_without_a_home_is_told_what_to_name(tars: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(ValueError, match="who has no home; set HOME, or name a folder as the source's index_dir"):
+        open_tars(f"{tars}/*.tar")
+
+
+def test_two_lots_of_tars_do_not_keep_their_indexes_in_one_folder() -> None:
+    one = Source(name="a", url="/x/*.tar", index_dir="/i")
+    Mixture(sources=(one, dataclasses.replace(one, name="b")))
+    with pytest.raises(ValueError, match="'a' and 'b' keep the index of different tars in one index_dir, /i: give"):
+        Mixture(sources=(one, dataclasses.replace(one, name="b", url="/y/*.tar")))
 
 
 def test_headers_alone_are_enough_until_a_column_is_asked_for(tars: Path) -> None:
