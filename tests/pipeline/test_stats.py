@@ -149,7 +149,14 @@ def test_slow_reads_are_named_with_their_shard(mixture: Mixture, monkeypatch: py
 
 def test_a_slow_consumer_is_compute_bound(mixture: Mixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("headrace.pipeline.verdict.COMPUTE_SHARE", 0.3)  # the machine of a test has other work
-    stats = _bound(mixture, lambda: time.sleep(0.08))
+    with open_stream(mixture, global_batch=8) as opened:
+        for _ in range(8):
+            next(opened)
+            deadline = time.monotonic() + 30
+            while not opened.stats().queues.whole_batches and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(0.1)  # it computes
+        stats = opened.stats()
     assert stats.bound_by == "compute"
     assert stats.advice == ""
     assert stats.queues.whole_batches >= 1
