@@ -1,7 +1,7 @@
 """How long a training loop stands still for data, timed outside the loader; and what slow pictures cost.
 
 A consumer takes 80 % of the measured ceiling: it sleeps through its share of each step, as a host does while its
-device computes. Everything else that it spends in `next` is a stall. The one thing a reader would get wrong: another
+device computes. Everything else that it spends in `next` is a stall. Another
 job on the machine takes the cores that decode, so each number comes with how busy others kept the machine, and with a
 run in which pictures are slept through instead of decoded: what is left there is the loader's own.
 

@@ -2,8 +2,7 @@
 
 Batches are finished in any order and taken in order; nothing here counts as delivered. Reading ahead is bounded by
 `memory_bytes`, decoding ahead by `prefetch_batches`, and while one slow picture holds its batch up by the pixels of
-`AHEAD_SHARE`. A worker's exception is kept and raised where its batch is taken,
-after the whole batches before it.
+`AHEAD_SHARE`. A worker's exception is kept and raised where its batch is taken, after the whole batches before it.
 
 Whoever takes batches runs in the main thread, where a signal handler may raise between any two instructions. So he
 takes no lock that a worker needs (events, futures and executors have one, a condition), also when he closes: he tells

@@ -177,7 +177,7 @@ def _replace(path: Path, data: bytes) -> None:
         with temporary.open("xb") as file:  # and not mkstemp, whose files no other user may read
             file.write(data)
         temporary.replace(path)
-    except BaseException:
+    except BaseException:  # Ctrl-C too: no half a file stays
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise

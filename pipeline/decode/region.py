@@ -2,8 +2,8 @@
 
 `decode_region` decodes only the rows and columns of the windows, bit for bit as the whole picture would be. It is a
 small C extension (`native/jpeg_region.c`) on the libjpeg-turbo that Pillow's wheel carries; where there was no compiler
-or is no such library, whole pictures are decoded by simplejpeg. What a reader would get wrong: a fault of the file
-outside the rows that are decoded goes unnoticed, so the checksum and the file's end are looked at before.
+or is no such library, whole pictures are decoded by simplejpeg. A fault of the file outside the rows that are decoded
+goes unnoticed, so the checksum and the file's end are looked at before.
 """
 
 import importlib

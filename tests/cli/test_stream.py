@@ -203,6 +203,10 @@ def test_json_is_one_object_with_sources_and_speed(mixture_file: Path) -> None:
         (("--plan", "5", "--bench"), "--bench and --plan are different runs: give one of them"),
         (("--tune", "--verify-run", "runs/a"), "--tune and --verify-run are different runs: give one of them"),
         (("--plan", "5", "--batches", "2"), "--batches is how many are delivered: leave it out with --plan"),
+        (
+            ("--verify-run", "runs/a", "--global-batch", "64"),
+            "--verify-run takes the global batch from the run: leave --global-batch out",
+        ),
         (("--seconds", "5"), "--seconds is how long --bench or --tune measures: give one of them, or leave it out"),
     ],
 )

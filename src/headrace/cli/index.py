@@ -55,8 +55,15 @@ def index_command(
     Example: headrace index /data/laion/*.tar --index-dir /scratch/laion-index
     """
     if cache:
-        if fast or rebuild:
-            raise ValueError("--cache reads the indexes that are there: leave --fast and --rebuild out")
+        passed_over = {
+            "--fast": fast,
+            "--rebuild": rebuild,
+            "--keys": keys != "auto",
+            "--image-extension": bool(image_extension),
+            "--executor": executor != "local",
+        }
+        if given := [name for name, is_given in passed_over.items() if is_given]:
+            raise ValueError(f"--cache reads the indexes that are there: leave {' and '.join(given)} out")
         names = [name.strip() for name in columns.split(",") if name.strip()]
         _fill_cache(urls, index_dir, names, workers, json=json, dry_run=dry_run)
         return

@@ -84,6 +84,8 @@ def stream_command(
 
     modes = {"--bench": bench, "--tune": tune, "--plan": bool(plan), "--verify-run": bool(verify_run)}
     _refuse_meaningless([name for name, given in modes.items() if given], batches=batches, seconds=seconds)
+    if verify_run and global_batch:
+        raise ValueError("--verify-run takes the global batch from the run: leave --global-batch out")
     config = load_config(Mixture, mixture, overrides or ())
     size = global_batch or -(-64 // config.lanes) * config.lanes
     if tune and not dry_run:
