@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.files import write_atomic
+from headrace.pipeline.batch import Batch
 from headrace.pipeline.catalog import OpenedSource
 from headrace.pipeline.order.plan import EndlessPlan
-from headrace.pipeline.stream import Batch
 from headrace.shards.permutation import make_key, mix_keys
 
 IntArray = NDArray[np.int64]

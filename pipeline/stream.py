@@ -21,15 +21,15 @@ from typing import Any, NoReturn
 import cv2
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from headrace.pipeline import copies
 from headrace.pipeline import state as stream_state
 from headrace.pipeline.augment.views import planned_views
+from headrace.pipeline.batch import Batch
 from headrace.pipeline.catalog import OpenedSource, collate
 from headrace.pipeline.chunks import ChunkReader
 from headrace.pipeline.clock import StageClock
-from headrace.pipeline.decode import Images, decoder_types
+from headrace.pipeline.decode import decoder_types
 from headrace.pipeline.mixture import Mixture
 from headrace.pipeline.order.plan import StreamPlan
 from headrace.pipeline.pictures import PictureMaker
@@ -45,35 +45,6 @@ log = logging.getLogger(__name__)
 
 REPORTED_BATCHES = 100
 """After so many batches the log says what the stream is bound by, and once more at its end."""
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One rank's part of one global batch, by ascending position."""
-
-    images: Images
-    """[B, S, S, 3], RGB, upright: view 0."""
-    columns: dict[str, NDArray[np.generic] | list[Any]]
-    """Columns of the index that were asked for: numbers as arrays (missing: -1 or NaN), everything else as lists."""
-    position: NDArray[np.int64]
-    """[B] global position."""
-    source: NDArray[np.int32]
-    """[B] number of the source in the mixture."""
-    key: list[str]
-    valid: NDArray[np.bool_]
-    """[B] False only in a finite pass: the padding of its end, and damaged samples."""
-    waited_seconds: float = 0.0
-    """How long the caller waited for this batch."""
-    waited_for: WaitedFor = "none"
-    other_views: tuple[Images, ...] = ()
-    """Views 1 and up, each of its own size."""
-    num_replaced: int = 0
-    """Rows that hold another sample, as their own was damaged."""
-
-    @property
-    def views(self) -> tuple[Images, ...]:
-        """Every view of every sample, in the order of the mixture's `views`; the first is `images`."""
-        return (self.images, *self.other_views)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
