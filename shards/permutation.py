@@ -5,6 +5,7 @@ not a cipher: a key must come from `make_key`, or neighbouring seeds give relate
 """
 
 import hashlib
+from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 NUM_ROUNDS = 6
 
 IndexT = TypeVar("IndexT", int, NDArray[np.int64])
+_Network = Callable[[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]], NDArray[np.uint64]]
+"""(values, half of the bits, keys) -> values: a bijection of all numbers of so many bits."""
 
 
 def make_key(*parts: int | str) -> int:
@@ -30,6 +33,26 @@ def permute(index: IndexT, size: int | NDArray[np.int64], key: int | NDArray[np.
     """
     if isinstance(index, int):
         return int(permute(np.array([index], np.int64), size, key)[0])
+    return _walk(index, size, key, _feistel)
+
+
+def unpermute(
+    index: NDArray[np.int64], size: int | NDArray[np.int64], key: int | NDArray[np.uint64]
+) -> NDArray[np.int64]:
+    """Return what `permute` brings to each of `index`: its inverse. Raises ValueError outside 0..size-1."""
+    return _walk(index, size, key, _unfeistel)
+
+
+def mix_keys(key: int | NDArray[np.uint64], values: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return one key for each of `values` under `key` (or under each key of an array): `make_key` for whole arrays."""
+    keys = np.broadcast_to(np.asarray(key, np.uint64), values.shape)
+    return _mix(values.astype(np.uint64), keys)
+
+
+def _walk(
+    index: NDArray[np.int64], size: int | NDArray[np.int64], key: int | NDArray[np.uint64], network: _Network
+) -> NDArray[np.int64]:
+    """Walk each number along the network's cycle until it falls inside its size."""
     sizes = np.broadcast_to(np.asarray(size, np.int64), index.shape)
     keys = np.broadcast_to(np.asarray(key, np.uint64), index.shape)
     if index.size and (int(index.min()) < 0 or int((sizes - index).min()) < 1):
@@ -38,16 +61,10 @@ def permute(index: IndexT, size: int | NDArray[np.int64], key: int | NDArray[np.
     result = index.astype(np.uint64)
     pending = np.arange(index.size)
     while pending.size:
-        moved = _feistel(result[pending], half[pending], keys[pending])
+        moved = network(result[pending], half[pending], keys[pending])
         result[pending] = moved
         pending = pending[moved >= sizes[pending].astype(np.uint64)]
     return result.astype(np.int64)
-
-
-def mix_keys(key: int | NDArray[np.uint64], values: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Return one key for each of `values` under `key` (or under each key of an array): `make_key` for whole arrays."""
-    keys = np.broadcast_to(np.asarray(key, np.uint64), values.shape)
-    return _mix(values.astype(np.uint64), keys)
 
 
 def _half_bits(sizes: NDArray[np.int64]) -> NDArray[np.uint64]:
@@ -63,6 +80,16 @@ def _feistel(values: NDArray[np.uint64], half: NDArray[np.uint64], keys: NDArray
     for number in range(NUM_ROUNDS):
         round_keys = keys + np.uint64(number * 0x9E3779B97F4A7C15 & (1 << 64) - 1)
         left, right = right, left ^ (_mix(right, round_keys) & mask)
+    return (left << half) | right
+
+
+def _unfeistel(values: NDArray[np.uint64], half: NDArray[np.uint64], keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    left, right = values >> half, values & mask
+    for number in reversed(range(NUM_ROUNDS)):
+        round_keys = keys + np.uint64(number * 0x9E3779B97F4A7C15 & (1 << 64) - 1)
+        earlier: NDArray[np.uint64] = right ^ (_mix(left, round_keys) & mask)
+        left, right = earlier, left
     return (left << half) | right
 
 

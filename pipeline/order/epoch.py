@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.pipeline.order.subset import Subset
-from headrace.shards.permutation import make_key, mix_keys, permute
+from headrace.shards.permutation import make_key, mix_keys, permute, unpermute
 
 IntArray = NDArray[np.int64]
 
@@ -88,9 +88,8 @@ class SourceOrder:
 
     def samples(self, draws: Draws) -> IntArray:
         """Return the sample, a number among those of the source that are used, of each draw."""
-        number, first, end = self.window(draws)
-        keys = mix_keys(mix_keys(self._keys("window", draws.epoch), draws.lane), number)
-        mixed = first + permute(draws.place - first, end - first, keys)
+        first, size, keys = self._mixing(draws)
+        mixed = first + permute(draws.place - first, size, keys)
         chunk, inside = np.divmod(self._share_start(draws.lane, draws.epoch) + mixed, self.chunk_samples)
         whole = self.num_samples // self.chunk_samples
         moved = chunk.copy()
@@ -99,9 +98,41 @@ class SourceOrder:
             moved[full] = permute(chunk[full], whole, self._keys("chunk", draws.epoch[full]))
         return moved * self.chunk_samples + inside
 
+    def draws_of(self, ordinal: IntArray, epoch: IntArray) -> Draws:
+        """Return the draw that gives each sample in an epoch: the inverse of `samples`."""
+        chunk, inside = np.divmod(ordinal, self.chunk_samples)
+        whole = self.num_samples // self.chunk_samples
+        moved = chunk.copy()
+        full = chunk < whole
+        if full.any():
+            moved[full] = unpermute(chunk[full], whole, self._keys("chunk", epoch[full]))
+        at = moved * self.chunk_samples + inside
+        lane = self._lane_at(at, epoch)
+        mixed = Draws(lane, epoch, at - self._share_start(lane, epoch))
+        first, size, keys = self._mixing(mixed)
+        return Draws(lane, epoch, first + unpermute(mixed.place - first, size, keys))
+
+    def ordinal(self, sample: IntArray) -> IntArray:
+        """Return the numbers among the samples that are used, -1 for those that are not: the inverse of `index`."""
+        return sample if self.subset is None else self.subset.ordinals(sample)
+
     def index(self, ordinal: IntArray) -> IntArray:
         """Return the numbers in the source's concatenated index of samples that are used."""
         return ordinal if self.subset is None else self.subset.samples(ordinal)
+
+    def _mixing(self, draws: Draws) -> tuple[IntArray, IntArray, NDArray[np.uint64]]:
+        """Return (first place, size, key) of the window that each draw is permuted in; its places stay within."""
+        number, first, end = self.window(draws)
+        return first, end - first, mix_keys(mix_keys(self._keys("window", draws.epoch), draws.lane), number)
+
+    def _lane_at(self, at: IntArray, epoch: IntArray) -> IntArray:
+        """Return the lane whose share holds each place of an epoch's chunks."""
+        low, high = np.zeros_like(at), np.full_like(at, self.num_lanes)
+        while np.any(high - low > 1):
+            middle = (low + high) // 2
+            behind = self._share_start(middle, epoch) <= at
+            low, high = np.where(behind, middle, low), np.where(behind, high, middle)
+        return low
 
     def _share_start(self, lane: IntArray, epoch: IntArray) -> IntArray:
         shortest, longer = divmod(self.num_samples, self.num_lanes)

@@ -56,6 +56,15 @@ class Lanes:
         number: IntArray = cycles * counts[source, -1] + counts[source, place] - counts[source, start]
         return number
 
+    def row_of(self, source: int, lane: IntArray, number: IntArray) -> IntArray:
+        """Return the row in which each lane gives its `number`-th sample of one source: the inverse of `given`."""
+        start, counts = lane * self.rows, self.counts[source]
+        cycles, rest = np.divmod(number + counts[start], counts[-1])
+        # Counts stay the same up to the pick itself: behind the last place with so many before it, it is given.
+        place = np.searchsorted(counts, rest, side="right").astype(np.int64) - 1
+        row: IntArray = cycles * len(self.picks) + place - start
+        return row
+
 
 def deal(picks: NDArray[np.int16], num_lanes: int) -> Lanes:
     """Deal a cycle of picks, a whole number of rows of `num_lanes`, to lanes."""

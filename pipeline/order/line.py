@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.pipeline.order.epoch import Draws, SourceOrder
-from headrace.shards.permutation import make_key, permute
+from headrace.shards.permutation import make_key, permute, unpermute
 
 IntArray = NDArray[np.int64]
 
@@ -50,6 +50,13 @@ class Leftover:
         lane = np.searchsorted(self.starts, place, side="right").astype(np.int64) - 1
         return lane, self.first[lane] + place - self.starts[lane], self.starts[lane + 1] - place
 
+    def find(self, ordinal: IntArray, epoch: int) -> tuple[IntArray, IntArray]:
+        """Return (which of `ordinal`, place in the leftover) of those whose draw of an epoch was left over."""
+        which, lane, number = self.line.find(ordinal, epoch)
+        left = (number >= self.first[lane]) & (number - self.first[lane] < np.diff(self.starts)[lane])
+        which, lane, number = which[left], lane[left], number[left]
+        return which, self.starts[lane] + number - self.first[lane]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Line:
@@ -76,6 +83,36 @@ class Line:
             for name in ("epoch", "place", "ordinal"):
                 getattr(result, name)[where] = getattr(found, name)
         return result
+
+    def find(self, ordinal: IntArray, epoch: int) -> tuple[IntArray, IntArray, IntArray]:
+        """Return (which of `ordinal`, lane, number of its draw) of those that these lanes give in an epoch."""
+        if epoch >= self.first_epoch:
+            draws = self.order.draws_of(ordinal, np.full_like(ordinal, epoch))
+            number = draws.place + self.order.draws_before(draws.lane, draws.epoch)
+            number += self._share(draws.lane) - self._skipped(draws.lane, self.first_epoch)
+            return np.arange(len(ordinal), dtype=np.int64), draws.lane, number
+        nothing = np.zeros(0, np.int64)
+        if self.leftover is None:
+            return nothing, nothing, nothing
+        which, place = self.leftover.find(ordinal, epoch)
+        size, num_lanes = self.leftover.size, self.order.num_lanes
+        # Lane l gives the places from l * size // L on: the last lane for which that is not behind the place.
+        lane = ((place + 1) * num_lanes - 1) // size
+        return which, lane, place - lane * size // num_lanes
+
+    def first_epoch_behind(self, given: IntArray) -> int:
+        """Return the first epoch of which lanes that have given so many draws may give another; 0 if not known."""
+        lane = np.arange(self.order.num_lanes, dtype=np.int64)
+        fresh = given - self._share(lane)
+        return 0 if int(fresh.min()) < 0 else int(self._draws(lane, fresh).epoch.min())
+
+    def last_epoch(self, given: IntArray) -> int:
+        """Return the last epoch of which lanes that have given so many draws may have given one."""
+        fresh = given - self._share(np.arange(self.order.num_lanes, dtype=np.int64))
+        begun = np.flatnonzero(fresh > 0).astype(np.int64)
+        if not begun.size:
+            return self.first_epoch - 1
+        return int(self._draws(begun, fresh[begun] - 1).epoch.max())
 
     def run(self, lane: int, number: int) -> int:
         """Return how many draws of a lane, from `number` on, stand in one shuffle window.
@@ -160,6 +197,11 @@ class Drain:
         """Return what the `number`-th draws of the drain are."""
         lane, draw, _ = self.leftover.locate(permute(number, self.leftover.size, self._key))
         return self.leftover.line.look_up(lane, draw)
+
+    def find(self, ordinal: IntArray, epoch: int) -> tuple[IntArray, IntArray]:
+        """Return (which of `ordinal`, number of its draw) of those that the drain gives in an epoch."""
+        which, place = self.leftover.find(ordinal, epoch)
+        return which, unpermute(place, self.leftover.size, self._key)
 
     def first_of(self, epoch: int) -> int | None:
         """Return the first draw of `epoch` or a later one; None = there is none."""

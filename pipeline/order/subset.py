@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.shards.permutation import make_key, mix_keys, permute
+from headrace.shards.permutation import make_key, mix_keys, permute, unpermute
 
 IntArray = NDArray[np.int64]
 
@@ -65,6 +65,14 @@ class Subset:
             every = permute(np.arange(used), self._lengths(blocks), mix_keys(_KEY, blocks))
             result[here] = one * BLOCK + np.sort(every)[inside[here]]
         return result
+
+    def ordinals(self, sample: IntArray) -> IntArray:
+        """Return the ordinals of numbers in the dataset, -1 for those that are not used: the inverse of `samples`."""
+        block, place = np.divmod(sample, BLOCK)
+        inside = unpermute(place, self._lengths(block), mix_keys(_KEY, block))
+        group, blocks = np.divmod(block, GROUP)
+        ordinal = self._starts[group] + self._before(group, blocks) + inside
+        return np.where(inside < self._used(block), ordinal, -1)
 
     def _locate(self, ordinal: IntArray) -> tuple[IntArray, IntArray]:
         """Return (block, how many of its samples come before) of samples that are used."""
