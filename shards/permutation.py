@@ -88,8 +88,7 @@ def _unfeistel(values: NDArray[np.uint64], half: NDArray[np.uint64], keys: NDArr
     left, right = values >> half, values & mask
     for number in reversed(range(NUM_ROUNDS)):
         round_keys = keys + np.uint64(number * 0x9E3779B97F4A7C15 & (1 << 64) - 1)
-        earlier: NDArray[np.uint64] = right ^ (_mix(left, round_keys) & mask)
-        left, right = earlier, left
+        left, right = np.bitwise_xor(right, _mix(left, round_keys) & mask), left
     return (left << half) | right
 
 
