@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= demo-out
 
-.PHONY: help demo test test-all check docs format simd clean
+.PHONY: help demo test test-all check docs format simd gpu-check clean
 
 SIMD := 12.1.1.post0
 
@@ -21,6 +21,7 @@ help:
 	@echo "make test-all  all tests: servers, Ray, browser, kill suites, README commands (needs Debian's chromium, nginx)"
 	@echo "make check     format, lint, types, import contract"
 	@echo "make docs      the documents as a site in build/site, every link checked"
+	@echo "make gpu-check every CUDA test and benchmark in under 9 minutes; PHOTOS=TAR for photographs of your own"
 	@echo "make simd      pillow-simd instead of pillow in .venv (docs/dependencies.md says when)"
 
 .venv/bin/uv:
@@ -75,5 +76,9 @@ simd: .venv/installed-all
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --find-links build/simd pillow==$(SIMD)
 	$(BIN)/python -c 'import PIL; print("PIL is now provided by pillow-simd", PIL.__version__)'
 
+# A machine with a GPU often has its own torch and no way to a package registry: .venv is used only where there is one.
+gpu-check:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_check.py $(if $(PHOTOS),--photos $(PHOTOS))
+
 clean:
-	rm -rf .venv $(OUT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv $(OUT) gpu-check build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

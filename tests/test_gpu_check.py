@@ -1,0 +1,56 @@
+"""benchmarks/gpu_check.py: nothing is claimed without a device, and one step's fault is that step's alone."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import gpu_check  # noqa: E402
+
+sys.path.pop(0)
+
+
+def test_without_a_cuda_device_nothing_is_run_and_nothing_claimed(tmp_path: Path) -> None:
+    """It says so, exits 0 and leaves no file behind that could be taken for a result."""
+    answer = subprocess.run(
+        [sys.executable, ROOT / "benchmarks/gpu_check.py", "--out", tmp_path / "out"],
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert answer.stdout == "gpu-check: no CUDA device here; nothing was run, nothing is claimed\n"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("program", "status"),
+    [
+        ("print('done')", "passed"),
+        ("raise SystemExit(3)", "failed (exit 3)"),
+        ("import time; print('begun', flush=True); time.sleep(60)", "out of time"),
+    ],
+)
+def test_a_step_that_fails_or_hangs_is_called_so(tmp_path: Path, program: str, status: str) -> None:
+    """The status is the process's own; one that hangs ends with its time."""
+    begun = time.monotonic()
+    result = gpu_check.run(gpu_check.Step("one", ("-c", program), 1.0), 5.0, tmp_path, None)
+    assert result.status == status
+    assert time.monotonic() - begun < 30
+
+
+def test_children_of_a_step_end_with_it(tmp_path: Path) -> None:
+    """A loader's process that a killed benchmark leaves behind would slow all that is measured after it."""
+    program = "import subprocess, sys; print(subprocess.Popen(['sleep', '60']).pid, flush=True)"
+    result = gpu_check.run(gpu_check.Step("one", ("-c", program), 1.0), 30.0, tmp_path, None)
+    for _ in range(100):
+        state = Path("/proc", result.last_line, "stat")
+        if not state.exists() or ") Z" in state.read_text():
+            return
+        time.sleep(0.05)
+    pytest.fail("the child still runs")
