@@ -1,7 +1,8 @@
-"""Mixture -> order -> read -> decode -> augment -> batch. Stands on `headrace.shards`; numpy only, no torch."""
+"""Mixture -> order -> read -> decode -> augment -> batch. Stands on `headrace.shards`; no torch but for tensors."""
 
+from headrace.pipeline.augment.config import Augment, View
 from headrace.pipeline.batch import Batch
-from headrace.pipeline.mixture import Augment, Mixture, Segment, Source, View
+from headrace.pipeline.mixture import Mixture, Segment, Source
 from headrace.pipeline.opening import open_stream
 from headrace.pipeline.stream import Stream
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from headrace.patience import Patience
+from headrace.pipeline.augment.config import MAX_IMAGE_SIZE, Augment, View
 from headrace.pipeline.order.segments import MAX_POSITION
 from headrace.shards.cache import MIN_CACHE_BYTES
 from headrace.text import shown
@@ -17,8 +18,9 @@ from headrace.text import shown
 MAX_LANES = 4096
 MAX_SOURCES = 1000
 MAX_SEGMENTS = 1000
-MAX_IMAGE_SIZE = 4096
 MAX_VIEWS = 100
+
+__all__ = ["Augment", "Mixture", "Segment", "Source", "View"]
 
 
 def _check(good: bool, message: str) -> None:
@@ -80,45 +82,6 @@ class Segment:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Augment:
-    """How a picture becomes a square; all parameters are functions of (seed, position)."""
-
-    crop: Literal["random", "center"] = "random"
-    """`random` is torchvision's RandomResizedCrop; `center` resizes the short side and cuts the middle."""
-    center_fraction: float = 1.0
-    """Side of a centre crop as a share of the short side; 0.875 is Resize(256) and CenterCrop(224)."""
-    scale: tuple[float, float] = (0.08, 1.0)
-    """Range of a random crop's area, as a share of the picture's."""
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Range of a random crop's width over height, drawn evenly in its logarithm."""
-    flip: bool = True
-    """Mirror every second picture."""
-
-    def __post_init__(self) -> None:
-        low, high = self.scale
-        _check(0 < low <= high <= 1, f"scale must be a range within 0..1, got {low} and {high}")
-        low, high = self.ratio
-        _check(0.01 <= low <= high <= 100, f"ratio must be a range within 0.01..100, got {low} and {high}")
-        _check(0 < self.center_fraction <= 1, f"center_fraction must be within 0..1, got {self.center_fraction}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class View:
-    """One way in which every picture is delivered, or several of the same kind."""
-
-    count: int = 1
-    """So many views of this kind, each with a window of its own."""
-    image_size: int = 0
-    """Side of the square, pixels; 0 = the mixture's `image_size`."""
-    augment: Augment | None = None
-    """How a picture becomes this square; null = the mixture's `augment`."""
-
-    def __post_init__(self) -> None:
-        _check(self.count >= 1, f"count must be at least 1, got {self.count}")
-        _check(0 <= self.image_size <= MAX_IMAGE_SIZE, f"image_size must be 0..{MAX_IMAGE_SIZE}, got {self.image_size}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Mixture:
     """Everything that decides which sample stands where, and how it is delivered."""
 
@@ -132,7 +95,7 @@ class Mixture:
     """What changes in mid-run, by ascending position: weights, sources that begin or rest, lanes."""
     image_size: int = 224
     """Side of the delivered square, pixels."""
-    augment: Augment = Augment()
+    augment: Augment = Augment()  # noqa: RUF009 (frozen)
     """How a picture becomes the delivered square."""
     views: tuple[View, ...] = ()
     """Views of every picture, decoded once: two crops, many small ones. Empty = one, of `image_size` and `augment`."""

@@ -66,11 +66,8 @@ def state_at(position: int, identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def _augment(augment: Augment) -> dict[str, Any]:
-    """Return an augmentation as it was written before it had `center_fraction`, unless that changes the pictures."""
-    data = config_to_dict(augment)
-    if augment.crop != "center" or augment.center_fraction == 1:
-        del data["center_fraction"]
-    return data
+    """Return an augmentation as it was written before it had the fields that change nothing in its pictures."""
+    return {name: value for name, value in config_to_dict(augment).items() if name not in augment.idle}
 
 
 def continuing(identity: dict[str, Any], state: Any, mixture: Mixture) -> dict[str, Any]:

@@ -26,10 +26,10 @@ class Normalise(nn.Module):
         self.register_buffer("mean_C", torch.tensor(mean), persistent=False)
         self.register_buffer("std_C", torch.tensor(std), persistent=False)
 
-    def forward(self, images_BHWC: NDArray[np.uint8]) -> Tensor:
-        """Return float32 [B, 3, H, W] from uint8 [B, H, W, 3]."""
-        host = torch.from_numpy(np.ascontiguousarray(images_BHWC))
-        if self.mean_C.is_cuda:
-            host = host.pin_memory()
-        images = host.to(self.mean_C.device, non_blocking=True).float() / 255.0
-        return ((images - self.mean_C) / self.std_C).permute(0, 3, 1, 2).contiguous()
+    def forward(self, images_BHWC: NDArray[np.uint8] | Tensor) -> Tensor:
+        """Return float32 [B, 3, H, W] from uint8 [B, H, W, 3], an array or a tensor of any device."""
+        images = images_BHWC if isinstance(images_BHWC, Tensor) else torch.from_numpy(np.ascontiguousarray(images_BHWC))
+        if self.mean_C.is_cuda and not images.is_cuda and not images.is_pinned():
+            images = images.pin_memory()
+        floats = images.to(self.mean_C.device, non_blocking=True).float() / 255.0
+        return ((floats - self.mean_C) / self.std_C).permute(0, 3, 1, 2).contiguous()

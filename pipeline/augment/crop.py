@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from headrace.pipeline.mixture import Augment
+from headrace.pipeline.augment.config import Augment
 
 TRIES = 10
 DRAWS = 1 + 4 * TRIES
@@ -35,9 +35,9 @@ def choose_window(augment: Augment, draws: list[float], height: int, width: int)
     return _random_window(augment, draws, height, width)._replace(flipped=flipped)
 
 
-def position_draws(key: int, position: int) -> list[float]:
+def position_draws(key: int, position: int, number: int = DRAWS) -> list[float]:
     """Return the numbers in [0, 1) that belong to a position under `key`, which is made of seed and view."""
-    raw = np.random.Philox(key=key, counter=position * BLOCKS_PER_POSITION).random_raw(DRAWS)
+    raw = np.random.Philox(key=key, counter=position * BLOCKS_PER_POSITION).random_raw(number)
     draws: list[float] = ((raw >> np.uint64(11)) * 2.0**-53).tolist()
     return draws
 

@@ -7,8 +7,9 @@ generator's key, so another view added behind changes none before it.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from headrace.pipeline.augment.config import Augment
 from headrace.pipeline.augment.crop import Window, choose_window, position_draws
-from headrace.pipeline.mixture import Augment, Mixture
+from headrace.pipeline.mixture import Mixture
 from headrace.shards.permutation import make_key
 
 ChooseWindow = Callable[[int, int, int], Window]

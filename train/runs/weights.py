@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from headrace.config import build_config
-from headrace.pipeline.mixture import MAX_IMAGE_SIZE
+from headrace.pipeline.augment.config import MAX_IMAGE_SIZE
 from headrace.train.config import AnyObjective
 from headrace.train.objectives.build import build_objective
 from headrace.train.objectives.objective import Objective, released_names

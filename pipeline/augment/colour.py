@@ -1,0 +1,109 @@
+"""What is done to the colours of each view, as a function of (seed, position, view).
+
+The draws have a key of their own, so that no window depends on whether colours are changed. A flip mirrors what these
+operations leave in place (a Gaussian is symmetric), so it commutes with all of them: a decoder may mirror first.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.pipeline.augment.config import Augment
+from headrace.pipeline.augment.crop import position_draws
+from headrace.pipeline.augment.views import planned_views
+from headrace.pipeline.mixture import Mixture
+from headrace.shards.permutation import make_key
+
+Jitter = Literal["brightness", "contrast", "saturation", "hue"]
+
+JITTERS: tuple[Jitter, ...] = ("brightness", "contrast", "saturation", "hue")
+ORDERS = tuple(itertools.permutations(range(len(JITTERS))))
+UNTOUCHED = 256  # no uint8 value reaches this threshold
+DRAWS = 10
+
+
+class Colour(NamedTuple):
+    """What is done to the colours of one picture, from the first field to the last."""
+
+    jitter: tuple[tuple[Jitter, float], ...] = ()
+    """Operations in their order, each with its factor; of the hue with its turn, -0.5 to 0.5."""
+    grayscale: bool = False
+    blur_sigma: float = 0.0
+    """Pixels; 0 = not blurred."""
+    blur_kernel: int = 0
+    """Side of the Gaussian's kernel, pixels, odd."""
+    solarize_threshold: int = UNTOUCHED
+    """Values from this one on are inverted."""
+
+
+PLAIN = Colour()
+
+ChooseColour = Callable[[int], Colour]
+"""Position -> what is done to the colours of one view."""
+
+
+def view_colours(mixture: Mixture) -> tuple[ChooseColour | None, ...]:
+    """Return for each view the function that draws its colours; None where they are never changed."""
+    return tuple(
+        _drawn_by(make_key(mixture.seed, "colour", number), view.augment, view.image_size)
+        if view.augment.recolours
+        else None
+        for number, view in enumerate(planned_views(mixture))
+    )
+
+
+def colours_of(
+    choose: ChooseColour, position: NDArray[np.int64], valid: NDArray[np.bool_] | None = None
+) -> Sequence[Colour]:
+    """Return the colours of each row of a batch; rows that are not valid stay black."""
+    rows = zip(position.tolist(), itertools.repeat(True) if valid is None else valid.tolist(), strict=False)
+    return [choose(at) if is_valid else PLAIN for at, is_valid in rows]
+
+
+def choose_colour(augment: Augment, draws: Sequence[float], kernel: int) -> Colour:
+    """Return the colours of one picture from its `draws`; `kernel` is the blur's side.
+
+    The order is that of MoCo v3, BYOL and SwAV: jitter, greyscale, blur, solarise.
+    """
+    jittered, *moves, order, grey, blurred, sigma, solarized = draws
+    low, high = augment.blur_sigma
+    is_blurred = blurred < augment.blur_probability
+    return Colour(
+        jitter=_jitter(augment.colour_jitter, moves, ORDERS[int(order * len(ORDERS))])
+        if jittered < augment.colour_jitter_probability
+        else (),
+        grayscale=grey < augment.grayscale_probability,
+        blur_sigma=low + sigma * (high - low) if is_blurred else 0.0,
+        blur_kernel=kernel if is_blurred else 0,
+        solarize_threshold=augment.solarize_threshold if solarized < augment.solarize_probability else UNTOUCHED,
+    )
+
+
+def blur_kernel(augment: Augment, side: int) -> int:
+    """Return the side of the kernel for a square: SimCLR's tenth (arXiv:2002.05709, appendix A), odd."""
+    # Reflection at the edge needs a radius under the side.
+    return min(augment.blur_kernel or max(3, side // 20 * 2 + 1), 2 * side - 1)
+
+
+def _drawn_by(key: int, augment: Augment, side: int) -> ChooseColour:
+    kernel = blur_kernel(augment, side)
+
+    def choose(position: int) -> Colour:
+        return choose_colour(augment, position_draws(key, position, DRAWS), kernel)
+
+    return choose
+
+
+def _jitter(
+    strengths: Sequence[float], moves: Sequence[float], order: Sequence[int]
+) -> tuple[tuple[Jitter, float], ...]:
+    """Return the operations that have a strength, in their order, each factor drawn evenly as torchvision does."""
+    middle = (1.0, 1.0, 1.0, 0.0)
+    return tuple(
+        (JITTERS[which], middle[which] + (2 * moves[which] - 1) * strengths[which])
+        for which in order
+        if strengths[which]
+    )
