@@ -83,6 +83,24 @@ class Arrival(NamedTuple):
     whole_batches: int
 
 
+class BatchTimes(NamedTuple):
+    """When a batch came to be, by `time.perf_counter`."""
+
+    images: int
+    planned: float
+    read: float
+    """When the last read that it needs had ended."""
+    whole: float
+    """When it was taken with all its pixels."""
+
+    def arrival(self, asked: float, *, whole_batches: int) -> Arrival:
+        """Split the wait since it was `asked` for: until its plan stood, its reads had ended, it had its pixels."""
+        end = max(self.whole, asked)
+        planned = min(max(self.planned, asked), end)
+        read = min(max(self.read, planned), end)
+        return Arrival(self.images, planned - asked, read - planned, end - read, whole_batches)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StreamStats:
     """What a stream did since it was opened or its state was loaded."""

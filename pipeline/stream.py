@@ -7,15 +7,12 @@ that were handed out, never those that threads have made ready.
 assignment: whoever goes on after an exception gets the same batch.
 """
 
-import atexit
 import logging
 import os
 import threading
 import time
-import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, NoReturn
 
 import cv2
@@ -35,7 +32,8 @@ from headrace.pipeline.order.plan import StreamPlan
 from headrace.pipeline.pictures import PictureMaker
 from headrace.pipeline.prefetch import PendingBatch, Prefetcher, WaitedFor
 from headrace.pipeline.quarantine import DamageCount, DamageReport, Quarantine, log_new_reasons
-from headrace.pipeline.stats import Arrival, Delivered, QueueDepths, StreamStats, gather
+from headrace.pipeline.stats import BatchTimes, Delivered, QueueDepths, StreamStats, gather
+from headrace.pipeline.threads import close_at_exit
 from headrace.pipeline.verdict import describe, judge
 from headrace.shards.cache import open_cache
 from headrace.shards.ranges import RangeReader
@@ -82,12 +80,19 @@ class Stream:
         self.mixture = opened.mixture
         self.sources = opened.sources
         self.plan = opened.plan
+        self.rank, self.world_size = opened.rank, opened.world_size
+        self.global_batch = int(opened.identity["global_batch"])
+        self.times = BatchTimes(0, 0.0, 0.0, 0.0)
+        """When the last batch that was taken came to be."""
+        self.given = Delivered()
+        """What the consumer got."""
+        self.counts_here = True
+        """False where somebody takes batches before they are asked for, and then keeps `given` by `hand_on`."""
         self._opened = opened
         self._identity = opened.identity
         self._delivered = 0
         self._ended = False
         self._damage = DamageCount()
-        self._given = Delivered()
         self._clock = StageClock()
         self._reported = 0
         self._retries = self._cached_bytes = 0  # of readings that have ended
@@ -140,7 +145,8 @@ class Stream:
             raise
         # Without a call, so that no signal handler runs in between: here the batch is delivered, or not at all.
         self._damage = damage
-        self._given = given
+        if given is not None:
+            self.given = given
         self._delivered = number + 1
         del pending[number]
         del self._callers["next"]
@@ -149,7 +155,7 @@ class Stream:
     @property
     def position(self) -> int:
         """The global position of the next batch."""
-        return self._delivered * int(self._identity["global_batch"])
+        return self._delivered * self.global_batch
 
     @property
     def views(self) -> dict[str, float]:
@@ -188,7 +194,16 @@ class Stream:
 
     def stats(self) -> StreamStats:
         """Return what was done since the stream was opened or its state loaded, and what holds it up."""
-        return self._stats(self._given)
+        return self._stats(self.given)
+
+    def hand_on(self, times: BatchTimes, asked: float, *, ready: int) -> Delivered:
+        """Return `given` with a batch that was `asked` for then, while so many lay `ready`, and is handed on now."""
+        now = time.perf_counter()
+        self._clock.tally("wait").add(now - asked)
+        late = now - max(asked, times.whole)
+        if not ready:
+            self.count_transfer(late)
+        return self._count(times, asked, whole_batches=ready, now=now)
 
     def count_transfer(self, seconds: float) -> None:
         """Count what the caller took to bring a batch to its device, so that `stats` can tell it from computing."""
@@ -196,13 +211,17 @@ class Stream:
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the stream stands: small, plain JSON."""
-        return stream_state.state_at(self.position, self._identity)
+        return self.state_at(self.position)
+
+    def state_at(self, position: int) -> dict[str, Any]:
+        """Return the state in which the stream stands, stood or will stand at `position`."""
+        return stream_state.state_at(position, self._identity)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`, at any world size. Raises ValueError, naming the field, if that cannot be exact."""
         identity = stream_state.continuing(self._opened.identity, state, self.mixture)
         position = stream_state.check_state(state, identity)
-        self._begin_at(position // int(identity["global_batch"]))
+        self._begin_at(position // self.global_batch)
         self._identity = identity
         log.info("the stream continues at position %d", position)
 
@@ -210,7 +229,11 @@ class Stream:
         """Stop and join every thread. A closed stream gives no more batches."""
         if not self._closed:
             self._closed = True  # first: a signal handler that raises in here must not bring the report again and again
-            self._report(self._given)
+            self._report(self.given)
+        self._stop()
+
+    def pause(self) -> None:
+        """Stop and join every thread; the next call of `next` reads anew. One that waits raises ValueError."""
         self._stop()
 
     def _stats(self, given: Delivered) -> StreamStats:
@@ -231,15 +254,21 @@ class Stream:
             self._reported = given.batches
             log.info("%s", describe(self._stats(given)))
 
+    def _count(self, times: BatchTimes, asked: float, *, whole_batches: int, now: float) -> Delivered:
+        given = self.given.plus(times.arrival(asked, whole_batches=whole_batches), now=now)
+        if given.batches == REPORTED_BATCHES:
+            self._report(given)
+        return given
+
     def _begin_at(self, number: int) -> None:
         self._stop()
         self._damage = DamageCount()
-        self._given, self._clock = Delivered(), StageClock()
+        self.given, self._clock = Delivered(), StageClock()
         self._reported = self._retries = self._cached_bytes = 0
         self._ended = False
         self._delivered = number
 
-    def _make(self, number: int) -> tuple[Batch, DamageCount, Delivered, dict[int, PendingBatch]]:
+    def _make(self, number: int) -> tuple[Batch, DamageCount, Delivered | None, dict[int, PendingBatch]]:
         """Return a batch, damage and statistics with it, and where to delete it then. Raises StopIteration."""
         begun = time.perf_counter()
         reading = self._reading
@@ -251,17 +280,19 @@ class Stream:
         if pending is None:
             raise StopIteration
         damage = self._judge(number, pending)
-        self._clock.tally("wait").add(ended - begun)
-        given = self._given.plus(_arrival(pending, begun, ended, num_whole), now=ended)
-        if given.batches == REPORTED_BATCHES:
-            self._report(given)
+        images = int(np.count_nonzero(pending.plan.valid))
+        self.times = BatchTimes(images, pending.planned_at, pending.read_at, ended)
+        given = None
+        if self.counts_here:
+            self._clock.tally("wait").add(ended - begun)
+            given = self._count(self.times, begun, whole_batches=num_whole, now=ended)
         return self._to_batch(pending, ended - begun, waited_for), damage, given, reading.prefetcher.batches
 
     def _start(self) -> Reading:
         self._stop()  # what an interrupt left half begun or half closed
         copies.refuse_worker(self._opened.rank, self._opened.world_size)
         copies.refuse_dispatch(self._opened.world_size)
-        _close_at_exit().add(self)
+        close_at_exit().add(self)
         # Our threads are the parallelism; OpenCV's own pool would only fight them.
         cv2.setNumThreads(1)
         reading = self._new_reading()
@@ -344,26 +375,3 @@ class Stream:
             waited_for=waited_for,
             num_replaced=sum(bool(made.damaged) for made in pending.made.values()) if self.plan.replaces else 0,
         )
-
-
-def _arrival(pending: PendingBatch, begun: float, ended: float, num_whole: int) -> Arrival:
-    """Split the wait for a batch: until its plan stood, until its reads had ended, until it had its pixels."""
-    planned = min(max(pending.planned_at, begun), ended)
-    read = min(max(pending.read_at, planned), ended)
-    images = int(np.count_nonzero(pending.plan.valid))
-    return Arrival(images, planned - begun, read - planned, ended - read, num_whole)
-
-
-@cache
-def _close_at_exit() -> "weakref.WeakSet[Stream]":
-    """Return the set whose streams are closed when the program ends, whoever forgot them."""
-    streams: weakref.WeakSet[Stream] = weakref.WeakSet()
-
-    def close() -> None:
-        for stream in list(streams):
-            stream.close()
-
-    # Before the interpreter joins the threads of pools, which would wait for every read under way, also for one that
-    # hangs. atexit comes after that; the private function is what concurrent.futures itself uses.
-    getattr(threading, "_register_atexit", atexit.register)(close)
-    return streams

@@ -1,12 +1,15 @@
 """Threads that a signal handler cannot break, and that are gone when they are said to be."""
 
+import atexit
 import os
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from typing import Any, ParamSpec, TypeVar
+from functools import cache
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 MAX_SECONDS = 2.0
 
@@ -48,6 +51,27 @@ def wait_until_gone(threads: Iterable[threading.Thread]) -> None:
     for thread in threads:
         while os.path.exists(f"/proc/self/task/{thread.native_id}") and time.monotonic() < deadline:
             time.sleep(0.0005)
+
+
+class Closable(Protocol):
+    """What ends its threads when it is closed, also for the second time."""
+
+    def close(self) -> None: ...
+
+
+@cache
+def close_at_exit() -> "weakref.WeakSet[Closable]":
+    """Return the set whose members are closed when the program ends, whoever forgot them."""
+    forgotten: weakref.WeakSet[Closable] = weakref.WeakSet()
+
+    def close() -> None:
+        for one in list(forgotten):
+            one.close()
+
+    # Before the interpreter joins the threads of pools, which would wait for every read under way, also for one that
+    # hangs. atexit comes after that; the private function is what concurrent.futures itself uses.
+    getattr(threading, "_register_atexit", atexit.register)(close)
+    return forgotten
 
 
 class DaemonPool:

@@ -1,0 +1,80 @@
+"""How the pictures of one batch come to a device: pinned, on a CUDA stream of their own, coloured there.
+
+Pageable memory is copied by the driver through a small pinned buffer, in the caller's time; pinned memory is copied by
+the device alone. So what is not pinned yet is, once, by the thread that copies. The host's memory is kept until its
+copy has ended: a decoder may write its next batch there.
+"""
+
+import dataclasses
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headrace.pipeline import Batch
+
+
+class DeviceCopy:
+    """Copies the batches of one stream to `device`. `start` is called in one thread, `hand_out` in another."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.copies = device.type != "cpu"
+        """False where a batch is only seen as tensors."""
+        self._device = device
+        self._side: Any = None
+        self._flying: deque[tuple[Any, Batch]] = deque()
+
+    def start(self, batch: Batch) -> tuple[Batch, Any]:
+        """Return the batch on the device, and the event of the end of its copy (None: it has ended)."""
+        if self._device.type != "cuda":
+            return with_views(batch, [as_tensor(view).to(self._device) for view in batch.views]), None
+        if self._side is None:
+            torch.cuda.set_device(self._device)  # of this thread
+            self._side = _cuda().Stream(self._device)
+        with torch.cuda.stream(self._side):
+            moved = with_views(batch, [self._to_cuda(view) for view in batch.views])
+            copied = _cuda().Event()
+            copied.record(self._side)
+        self._flying.append((copied, batch))
+        while self._flying and self._flying[0][0].query():
+            self._flying.popleft()
+        return moved, copied
+
+    def finish(self) -> None:
+        """Wait for the copies under way and let go of the host's memory that they read. Called where `start` was."""
+        while self._flying:
+            self._flying.popleft()[0].synchronize()
+
+    def hand_out(self, batch: Batch, copied: Any) -> None:
+        """Make the current CUDA stream wait until the batch is whole, and keep its memory until that is through."""
+        if copied is None:
+            return
+        consumer = torch.cuda.current_stream(self._device)
+        consumer.wait_event(copied)
+        for view in batch.views:
+            as_tensor(view).record_stream(consumer)
+
+    def _to_cuda(self, view: Any) -> Tensor:
+        host = as_tensor(view)
+        if host.is_cuda:  # decoded there; it must outlive what this CUDA stream does with it
+            host.record_stream(self._side)
+        elif not host.is_pinned():
+            host = host.pin_memory()
+        return host.to(self._device, non_blocking=True)
+
+
+def _cuda() -> Any:
+    return torch.cuda  # its classes are not typed
+
+
+def as_tensor(view: Any) -> Tensor:
+    """Return a view of a batch as a tensor that shares its memory."""
+    return view if isinstance(view, Tensor) else torch.from_numpy(np.ascontiguousarray(view))
+
+
+def with_views(batch: Batch, views: Sequence[Any]) -> Batch:
+    """Return the batch with other pictures in its views."""
+    return dataclasses.replace(batch, images=views[0], other_views=tuple(views[1:]))
