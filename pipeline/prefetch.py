@@ -326,10 +326,17 @@ class Prefetcher:
             read.add_done_callback(partial(self._has_read, [batch], together))
 
     def _has_read(self, holder: list[PendingBatch], rows: list[int], _: Read) -> None:
-        """Hand rows to the decoder, in parts of its size."""
         batch = holder.pop()
         if self._stopped:  # the callbacks of cancelled reads run in the thread that closes
             return
+        try:
+            self._hand_over(batch, rows)
+        except BaseException as error:  # noqa: BLE001  a future only logs what its callback raises
+            batch.error = batch.error or error
+            self._news.ring()
+
+    def _hand_over(self, batch: PendingBatch, rows: list[int]) -> None:
+        """Hand rows to the decoder, in parts of its size."""
         size = self._maker.decoder.items_per_call
         with self._lock:
             batch.ready += rows
@@ -345,12 +352,7 @@ class Prefetcher:
         if not batch.unread:
             self._to_do.ring()  # whoever was pressed may be no longer
         for _part in parts:
-            try:
-                self._pool.submit(self._finish_rows)
-            except RuntimeError as error:  # the pool was shut down since, or no thread can be had
-                batch.error = batch.error or error
-                self._news.ring()
-                return
+            self._pool.submit(self._finish_rows)  # RuntimeError: it was shut down since, or no thread can be had
 
     def _finish_rows(self) -> None:
         """Decode what the earliest batch has waiting: reads end in any order, and later ones must not come before."""

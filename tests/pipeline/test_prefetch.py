@@ -39,6 +39,27 @@ def test_a_stream_that_was_broken_by_its_decoder_names_the_fault_each_time(
         assert stream.position == 0
 
 
+def test_a_fault_between_reading_and_decoding_is_raised_and_waited_for_by_nobody(
+    mixture: Mixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It happens in a callback of the read, whose exceptions a future would only log."""
+
+    class Forgetful(Turbo):
+        @property
+        def items_per_call(self) -> int:
+            raise MemoryError("nothing is left")
+
+        @items_per_call.setter
+        def items_per_call(self, _: int) -> None: ...
+
+    monkeypatch.setitem(DECODERS, "forgetful", Forgetful)
+    with (
+        open_stream(dataclasses.replace(mixture, decoder="forgetful"), global_batch=8) as stream,
+        pytest.raises(MemoryError, match="nothing is left"),
+    ):
+        next(stream)
+
+
 def test_a_consumer_faster_than_the_decoder_has_no_batches_begun_without_bound(
     mixture: Mixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
