@@ -4,4 +4,4 @@ The four floors are `headrace.shards`, `headrace.curation`, `headrace.pipeline` 
 package imports none of them.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
