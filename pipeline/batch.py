@@ -1,11 +1,13 @@
 """What a stream delivers."""
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.pipeline.collate import Column
 from headrace.pipeline.decode import Images
 from headrace.pipeline.prefetch import WaitedFor
 
@@ -15,9 +17,10 @@ class Batch:
     """One rank's part of one global batch, by ascending position."""
 
     images: Images
-    """[B, S, S, 3], RGB, upright: view 0."""
-    columns: dict[str, NDArray[np.generic] | list[Any]]
-    """Columns of the index that were asked for: numbers as arrays (missing: -1 or NaN), everything else as lists."""
+    """[B, S, S, 3], RGB, upright: view 0. With `decoder: none` [B, 0, 0, 3]."""
+    columns: dict[str, Column]
+    """Columns of the index that were asked for, as `collate` makes them: numbers as arrays (missing: -1 or NaN),
+    everything else as lists."""
     position: NDArray[np.int64]
     """[B] global position."""
     source: NDArray[np.int32]
@@ -37,3 +40,30 @@ class Batch:
     def views(self) -> tuple[Images, ...]:
         """Every view of every sample, in the order of the mixture's `views`; the first is `images`."""
         return (self.images, *self.other_views)
+
+    def rows(self, part: slice) -> "Batch":
+        """Return the batch of some rows in a row. It shares the memory of this one; nothing is copied.
+
+        What is said of the whole batch (`num_replaced`, the waiting) it says of the whole.
+        """
+        return dataclasses.replace(
+            self,
+            images=self.images[part],
+            other_views=tuple(view[part] for view in self.other_views),
+            columns={name: column[part] for name, column in self.columns.items()},
+            position=self.position[part],
+            source=self.source[part],
+            key=self.key[part],
+            valid=self.valid[part],
+        )
+
+    def split(self, num_rows: int) -> "Sequence[Batch]":
+        """Cut the batch into parts of `num_rows` consecutive rows, the last one shorter where that does not go up.
+
+        Parts share the batch's memory, as `rows` does. Raises ValueError for fewer than one row.
+        """
+        if num_rows < 1:
+            raise ValueError(f"a part of a batch has at least 1 row, got {num_rows}")
+        if num_rows >= len(self.position):
+            return [self]
+        return [self.rows(slice(start, start + num_rows)) for start in range(0, len(self.position), num_rows)]

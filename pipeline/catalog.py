@@ -5,7 +5,7 @@ else of the index.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace import files
+from headrace.pipeline.collate import Kind, kind_of, value_of
 from headrace.pipeline.indexes import Indexes
 from headrace.pipeline.mixture import Source
 from headrace.pipeline.order.subset import Subset
@@ -21,6 +22,16 @@ from headrace.shards.dataset import Dataset, ReadBytes, open_dataset
 from headrace.shards.foreign.unindexed import names_tars, open_tars
 
 IntArray = NDArray[np.int64]
+NOTHING = kind_of(pa.null())
+"""A column without a value."""
+
+
+IN_THE_INDEX = {
+    "txt": "; what a .txt says is the column caption",
+    "cls": "; what a .cls says is the column label, or label_text where it is a name",
+    "json": "; each entry of a .json that is text, a number or a truth value is a column of its own",
+}
+"""What a stream of another loader calls a member of the tar, and where it is here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +47,12 @@ class ShardRows:
     orientation: IntArray
     """0 where the index has none (`--fast`): the image's own counts."""
     columns: dict[str, pa.ChunkedArray]
+    kinds: dict[str, Kind] = field(default_factory=dict)
+    """How each of `columns` is delivered."""
+
+    def values(self, row: int) -> dict[str, Any]:
+        """Return `columns` of one row as `collate` takes them."""
+        return {name: value_of(column[row], self.kinds[name]) for name, column in self.columns.items()}
 
 
 class OpenedSource:
@@ -59,6 +76,8 @@ class OpenedSource:
         self._columns = tuple(columns)
         self.lacks = frozenset(columns)
         """Columns that this source may be without, as another source has them: null here. Opening decides which."""
+        self.kinds: dict[str, Kind] = {}
+        """How each column is delivered, from all sources; opening fills it in, and every shard must agree."""
 
     @property
     def num_samples(self) -> int:
@@ -90,6 +109,12 @@ class OpenedSource:
         missing = [name for name in self._columns if name not in names]
         if not self.lacks.issuperset(missing):
             raise ValueError(self.no_column([name for name in missing if name not in self.lacks], shard, names))
+        columns = {
+            name: pa.chunked_array([pa.nulls(table.num_rows)]) if name in missing else table.column(name)
+            for name in self._columns
+        }
+        kinds = {name: kind_of(column.type) for name, column in columns.items()}
+        self._refuse_other(kinds, shard)
         return ShardRows(
             url=self.dataset.tar_url(shard),
             key=table.column("key"),
@@ -97,10 +122,8 @@ class OpenedSource:
             size=_integers(table, "size", -1),
             crc32=_integers(table, "crc32", -1),
             orientation=_integers(table, "orientation", 0),
-            columns={
-                name: pa.chunked_array([pa.nulls(table.num_rows)]) if name in missing else table.column(name)
-                for name in self._columns
-            },
+            columns=columns,
+            kinds=kinds,
         )
 
     def first_rows(self, read: ReadBytes = files.read_bytes) -> ShardRows:
@@ -108,12 +131,22 @@ class OpenedSource:
         first = self.first_shard
         return self.rows(first, np.arange(self.dataset.shards.num_samples[first], dtype=np.int64), read)
 
+    def _refuse_other(self, kinds: dict[str, Kind], shard: int) -> None:
+        """Raise ValueError for a column that is delivered otherwise than in the shards looked at when opening."""
+        for name, expected in self.kinds.items():
+            if kinds[name] not in (expected, NOTHING):
+                raise ValueError(
+                    f"source {self.config.name!r}: column {name} is {kinds[name].name} in "
+                    f"{self.dataset.index_url(shard)} and {expected.name} in the first shards of the mixture; "
+                    "index that shard again, or leave the column out"
+                )
+
     def no_column(self, names: Sequence[str], shard: int, held: Sequence[str] = ()) -> str:
         """Return what to say of columns that the index of a shard, which has those of `held`, should have."""
         held = held or self.dataset.index(shard).column_names
         return (
             f"source {self.config.name!r}: {self.dataset.index_url(shard)} has no column {', '.join(names)}; "
-            f"it has {', '.join(held)}"
+            f"it has {', '.join(held)}{''.join(IN_THE_INDEX.get(name, '') for name in names)}"
         )
 
 
@@ -129,17 +162,3 @@ def _integers(table: pa.Table, name: str, missing: int) -> IntArray:
     if column.null_count:
         column = column.cast(pa.int64()).fill_null(missing)
     return plain_numbers(column).astype(np.int64, copy=False)
-
-
-def collate(values: Sequence[Any], kind: pa.DataType) -> NDArray[np.generic] | list[Any]:
-    """Return one column of a batch: numbers as an array (missing: -1, or NaN), everything else as a list.
-
-    uint64 is a list too: beside a -1 for what is missing no array type holds it.
-    """
-    if pa.types.is_integer(kind) and not pa.types.is_uint64(kind):
-        return np.array([-1 if value is None else value for value in values], np.int64)
-    if pa.types.is_floating(kind):
-        return np.array([np.nan if value is None else value for value in values], np.float64)
-    if pa.types.is_boolean(kind):
-        return np.array([bool(value) for value in values], np.bool_)
-    return list(values)

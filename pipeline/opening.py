@@ -14,7 +14,8 @@ import pyarrow as pa
 from headrace.config import load_config
 from headrace.pipeline import copies
 from headrace.pipeline.advice import describe_weight_error, fitting_window, is_loud, warn_if_sorted
-from headrace.pipeline.catalog import OpenedSource
+from headrace.pipeline.catalog import NOTHING, OpenedSource
+from headrace.pipeline.collate import Kind, kind_of
 from headrace.pipeline.indexes import Indexes
 from headrace.pipeline.mixture import Mixture
 from headrace.pipeline.order.epoch import SourceOrder
@@ -28,6 +29,8 @@ from headrace.pipeline.stream import OpenedMixture, Stream
 from headrace.shards.dataset import ReadBytes
 from headrace.shards.index_cache import IndexCache, cache_folder
 from headrace.shards.ranges import RangeReader
+
+LABELS = kind_of(pa.int64())
 
 log = logging.getLogger(__name__)
 
@@ -61,13 +64,13 @@ def open_stream(
         else:
             copies.warn_of_group(rank, world_size)
             plan = endless_plan(mixture, sources, global_batch=global_batch, rank=rank, world_size=world_size)
-        types = _column_types(sources, columns, reader.read_bytes)
+        kinds = _column_kinds(sources, columns, reader.read_bytes)
     stream = Stream(
         OpenedMixture(
             mixture=mixture,
             sources=sources,
             plan=plan,
-            columns=types,
+            columns=kinds,
             identity=identity_of(
                 mixture,
                 sources,
@@ -90,7 +93,7 @@ def open_stream(
         global_batch,
     )
     _log_sources(stream, once=once)
-    if "label" in types and pa.types.is_integer(types["label"]) and not once:
+    if "label" in kinds and kinds["label"] == LABELS and not once:
         for source in sources:
             warn_if_sorted(source, source.first_rows().columns["label"])
     return stream
@@ -196,28 +199,34 @@ def _once_plan(sources: Sequence[OpenedSource], global_batch: int, rank: int, wo
     )
 
 
-def _column_types(sources: Sequence[OpenedSource], columns: Sequence[str], read: ReadBytes) -> dict[str, pa.DataType]:
-    """Return the type of each wanted column, from the first shard of each source.
+def _column_kinds(sources: Sequence[OpenedSource], columns: Sequence[str], read: ReadBytes) -> dict[str, Kind]:
+    """Return how each wanted column is delivered, from the first shard of each source.
 
-    What one source has is null in those that do not. Raises ValueError for a column that none has, or of two types.
+    What one source has is null in those that do not. Raises ValueError for a column that none has, or that two sources
+    would deliver otherwise.
     """
-    types: dict[str, pa.DataType] = {}
+    kinds: dict[str, Kind] = {}
+    first: dict[str, str] = {}
     for source in sources if columns else ():
-        found = source.first_rows(read).columns
-        source.lacks = frozenset(name for name in columns if pa.types.is_null(found[name].type))
-        for name, column in found.items():
-            if name not in source.lacks and types.setdefault(name, column.type) != column.type:
+        found = source.first_rows(read).kinds
+        source.lacks = frozenset(name for name in columns if found[name] == NOTHING)
+        for name, kind in found.items():
+            if name in source.lacks:
+                continue
+            if kinds.setdefault(name, kind) != kind:
                 raise ValueError(
-                    f"column {name} is {types[name]} in source {sources[0].config.name!r} "
-                    f"and {column.type} in source {source.config.name!r}"
+                    f"column {name} is {kinds[name].name} in source {first[name]!r} "
+                    f"and {kind.name} in source {source.config.name!r}"
                 )
-    nowhere = [name for name in columns if name not in types]
+            first.setdefault(name, source.config.name)
+    nowhere = [name for name in columns if name not in kinds]
     if nowhere:
         raise ValueError(sources[0].no_column(nowhere, sources[0].first_shard))
     for source in sources:
+        source.kinds = kinds
         if source.lacks:
             log.info("source %r has no column %s: null", source.config.name, ", ".join(sorted(source.lacks)))
-    return types
+    return {name: kinds[name] for name in columns}
 
 
 def _check_memory(

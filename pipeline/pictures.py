@@ -101,7 +101,7 @@ class PictureMaker:
                 dataclasses.replace(payload, data=b""),
                 self._note(plan, row, payload, faults[row]),
                 payload.key,
-                {name: column[payload.row].as_py() for name, column in payload.rows.columns.items()},
+                payload.rows.values(payload.row),
             )
             for row, payload in given.items()
         }

@@ -17,20 +17,21 @@ from typing import Any, NoReturn
 
 import cv2
 import numpy as np
-import pyarrow as pa
 
 from headrace.pipeline import copies
 from headrace.pipeline import state as stream_state
+from headrace.pipeline.assemble import assemble
 from headrace.pipeline.augment.views import planned_views
 from headrace.pipeline.batch import Batch
-from headrace.pipeline.catalog import OpenedSource, collate
+from headrace.pipeline.catalog import OpenedSource
 from headrace.pipeline.chunks import ChunkReader
 from headrace.pipeline.clock import StageClock
+from headrace.pipeline.collate import Kind
 from headrace.pipeline.decode import decoder_types
 from headrace.pipeline.mixture import Mixture
 from headrace.pipeline.order.plan import StreamPlan
 from headrace.pipeline.pictures import PictureMaker
-from headrace.pipeline.prefetch import PendingBatch, Prefetcher, WaitedFor
+from headrace.pipeline.prefetch import PendingBatch, Prefetcher
 from headrace.pipeline.quarantine import DamageCount, DamageReport, Quarantine, log_new_reasons
 from headrace.pipeline.stats import BatchTimes, Delivered, QueueDepths, StreamStats, gather
 from headrace.pipeline.threads import close_at_exit
@@ -52,8 +53,8 @@ class OpenedMixture:
     mixture: Mixture
     sources: tuple[OpenedSource, ...]
     plan: StreamPlan
-    columns: dict[str, pa.DataType]
-    """Columns to deliver, and their types."""
+    columns: dict[str, Kind]
+    """Columns to deliver, and how."""
     identity: dict[str, Any]
     """The state without its position, and with the segments to come."""
     quarantine: str
@@ -286,7 +287,14 @@ class Stream:
         if self.counts_here:
             self._clock.tally("wait").add(ended - begun)
             given = self._count(self.times, begun, whole_batches=num_whole, now=ended)
-        return self._to_batch(pending, ended - begun, waited_for), damage, given, reading.prefetcher.batches
+        batch = assemble(
+            pending,
+            self._opened.columns,
+            replaces=self.plan.replaces,
+            waited_seconds=ended - begun,
+            waited_for=waited_for,
+        )
+        return batch, damage, given, reading.prefetcher.batches
 
     def _start(self) -> Reading:
         self._stop()  # what an interrupt left half begun or half closed
@@ -353,25 +361,3 @@ class Stream:
         damage = self._quarantine.count(self._damage, report)
         log_new_reasons(self._damage, damage, report)
         return damage
-
-    def _to_batch(self, pending: PendingBatch, waited: float, waited_for: WaitedFor) -> Batch:
-        assert pending.views is not None
-        given = [
-            made if made and (self.plan.replaces or not made.damaged) else None
-            for made in map(pending.made.get, range(len(pending.plan.valid)))
-        ]
-        return Batch(
-            images=pending.views[0],
-            other_views=pending.views[1:],
-            columns={
-                name: collate([made.values[name] if made else None for made in given], kind)
-                for name, kind in self._opened.columns.items()
-            },
-            position=pending.plan.position,
-            source=pending.plan.placed.source.astype(np.int32),
-            key=[made.key if made else "" for made in given],
-            valid=np.array([made is not None for made in given], np.bool_),
-            waited_seconds=waited,
-            waited_for=waited_for,
-            num_replaced=sum(bool(made.damaged) for made in pending.made.values()) if self.plan.replaces else 0,
-        )

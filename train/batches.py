@@ -14,24 +14,7 @@ from headrace.pipeline import Batch
 
 def micro_batches(batch: Batch, images: int | None) -> Sequence[Batch]:
     """Cut `batch` into parts of at most `images` rows; None = one part."""
-    size = len(batch.position)
-    if images is None or images >= size:
-        return [batch]
-    return [rows(batch, slice(start, start + images)) for start in range(0, size, images)]
-
-
-def rows(batch: Batch, part: slice) -> Batch:
-    """Return the batch that holds only the rows of `part`."""
-    return dataclasses.replace(
-        batch,
-        images=batch.images[part],
-        other_views=tuple(view[part] for view in batch.other_views),
-        columns={name: column[part] for name, column in batch.columns.items()},
-        position=batch.position[part],
-        source=batch.source[part],
-        key=batch.key[part],
-        valid=batch.valid[part],
-    )
+    return [batch] if images is None else batch.split(images)
 
 
 def first_samples(batch: Batch, samples: int) -> Batch:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from headrace.pipeline import Stream
-from headrace.pipeline.catalog import collate, open_source
+from headrace.pipeline.catalog import open_source
+from headrace.pipeline.collate import collate_column
 from headrace.shards.dataset import Dataset, open_dataset
 from headrace.text import shown
 from headrace.train.config import RunConfig
@@ -64,9 +65,7 @@ def _count(dataset: Dataset, shard: int, objective: Objective) -> int:
     absent = [name for name in objective.columns if name not in table.column_names]
     if absent:
         raise ValueError(f"{dataset.index_url(shard)} has no column {absent[0]!r}; it has {table.column_names}")
-    columns = {
-        name: collate(table.column(name).to_pylist(), table.schema.field(name).type) for name in objective.columns
-    }
+    columns = {name: collate_column(table.column(name)) for name in objective.columns}
     try:
         return int(np.count_nonzero(objective.usable(columns)))
     except RowError as error:

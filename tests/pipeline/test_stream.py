@@ -18,7 +18,6 @@ import pytest
 
 from headrace.config import config_to_dict
 from headrace.pipeline import Augment, Batch, Mixture, Source, open_stream
-from headrace.pipeline.catalog import collate
 from headrace.pipeline.state import VERSION
 from headrace.shards.dataset import open_dataset
 from headrace.shards.ranges import ReadError
@@ -364,12 +363,6 @@ def test_the_folder_of_the_quarantine_is_made(damaged: Mixture, tmp_path: Path) 
     deliver(damaged, 12)
     deliver(elsewhere, 12)
     assert Path(elsewhere.quarantine).read_text() == Path(damaged.quarantine).read_text()
-
-
-def test_columns_of_numbers_are_arrays_and_large_ones_lists() -> None:
-    assert collate([1, None], pa.int32()).tolist() == [1, -1]  # type: ignore[union-attr]
-    assert collate([2**63, None], pa.uint64()) == [2**63, None]
-    assert collate(["a", None], pa.string()) == ["a", None]
 
 
 def test_once_leaves_a_damaged_sample_out(damaged: Mixture) -> None:

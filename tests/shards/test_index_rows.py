@@ -108,3 +108,18 @@ def test_a_few_rows_cost_a_few_kilobytes(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("os.pread", lambda *a: read.append(a[1]) or true_pread(*a))
     rows_of_file(path, DIGEST).take(np.arange(512, 576))
     assert sum(read) < 40_000 < path.stat().st_size / 10
+
+
+def test_categoricals_come_back_as_their_values() -> None:
+    words = pa.array(["cat", None, "dog", "cat"]).dictionary_encode()
+    table = pa.table(
+        {
+            "key": ["a", "b", "c", "d"],
+            "kind": words,
+            "kinds": pa.ListArray.from_arrays([0, 1, 2, 4, 4], words),
+            "record": pa.StructArray.from_arrays([words], ["kind"]),
+        }
+    )
+    back = rows_in_memory(encode_rows(table, DIGEST, table.column_names), DIGEST).take(np.array([3, 0]))
+    assert back.to_pylist() == [table.to_pylist()[3], table.to_pylist()[0]]
+    assert back.schema.field("kind").type == pa.string()
