@@ -20,10 +20,13 @@ from headrace.train.objectives.objective import ObjectiveConfig
 from headrace.train.optim import OPTIMIZERS, SCHEDULES, OptimizerConfig, ScheduleConfig
 from headrace.train.optim.adamw import AdamWConfig
 from headrace.train.optim.schedules import CosineConfig
+from headrace.train.steady.changes import periods, planned_changes, planned_mixture
 
 AnyObjective = Annotated[ObjectiveConfig, OneOf("kind", objective_configs)]
 AnyOptimizer = Annotated[OptimizerConfig, OneOf("kind", lambda: OPTIMIZERS, default="adamw")]
 AnySchedule = Annotated[ScheduleConfig, OneOf("kind", lambda: SCHEDULES, default="cosine")]
+
+MAX_SPIKE_WINDOW = 10_000
 
 # A resumed run may have other values of these: they change no step but by rounding. A mixture is the stream's to judge.
 FREE_FIELDS = frozenset(
@@ -36,6 +39,10 @@ FREE_FIELDS = frozenset(
         "images_per_micro_batch",
         "mixture",
         "timeout_seconds",
+        "on_non_finite",
+        "on_spike",
+        "spike",
+        "max_skipped_steps",
     }
 )
 
@@ -75,6 +82,22 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SpikeConfig:
+    """What counts as a spike: a gradient norm, of the whole or of the first layer, far above those before it."""
+
+    window: int = 100
+    """Latest steps that a norm is compared with; so many must have come first."""
+    z: float = 6.0
+    """Standard deviations above their mean, of the logarithm of the norm."""
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.window <= MAX_SPIKE_WINDOW:
+            raise ValueError(f"window must be 2..{MAX_SPIKE_WINDOW}, got {self.window}")
+        if self.z <= 0:
+            raise ValueError(f"z must be above 0, got {self.z}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
     """One training run."""
 
@@ -83,7 +106,7 @@ class RunConfig:
     seed: int
     """Decides initial weights and prefixes; the mixture has its own for order and crops."""
     steps: int
-    """Optimizer steps in all."""
+    """Optimizer steps in all; `changes_at` may give more."""
     global_batch: int
     """Images of one step, over all processes."""
     mixture: Mixture
@@ -98,12 +121,24 @@ class RunConfig:
     """How the learning rate moves."""
     clip_grad_norm: float = 1.0
     """Gradients with a larger global L2 norm are scaled down to it."""
+    changes_at: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Changes on the way: `{STEP: {optimizer.lr: 0.0005}}` holds when STEP steps are done. What can change: numbers of
+    the optimizer, the schedule, clip_grad_norm, steps, mixture.weights, mixture.lanes."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto = bf16 autocast where the accelerator has it, else fp32."""
     validation: ValidationConfig | None = None
     """Validation during the run; null = none."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """When the state is written."""
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    """What becomes of a step whose loss or gradient is not finite: the run stops with the weights before it saved, or
+    the step is left out."""
+    on_spike: Literal["off", "stop", "skip"] = "off"
+    """The same for a step whose gradient norm is a spike; off = spikes are not looked for."""
+    spike: SpikeConfig = field(default_factory=SpikeConfig)
+    """What counts as a spike."""
+    max_skipped_steps: int = 10
+    """Most steps skipped among the latest 1000; one more stops the run."""
     log_every: int = 10
     """Steps between two lines of metrics.jsonl."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -115,6 +150,8 @@ class RunConfig:
         for name in ("steps", "global_batch", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_skipped_steps < 0:
+            raise ValueError(f"max_skipped_steps must be at least 0, got {self.max_skipped_steps}")
         for name in ("clip_grad_norm", "timeout_seconds"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
@@ -122,6 +159,17 @@ class RunConfig:
             raise ValueError(f"images_per_micro_batch must be at least 1, got {self.images_per_micro_batch}")
         if "://" in self.out:
             raise ValueError(f"out must be a local folder, got {self.out}")
+        if self.changes_at:
+            periods(self)
+            planned_mixture(self)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps in all, planned changes included."""
+        steps = self.steps
+        for changes in planned_changes(self.changes_at).values():
+            steps = changes.get("steps", steps)
+        return steps
 
 
 def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -156,9 +204,12 @@ def _public(value: Any) -> Any:
     return without_secrets(value) if isinstance(value, str) else value
 
 
-def run_digest(config: RunConfig) -> str:
-    """Return the sha256 of all that must stay the same when a run is continued."""
-    data = {name: value for name, value in config_to_dict(config).items() if name not in FREE_FIELDS}
+def run_digest(config: RunConfig, step: int = 0) -> str:
+    """Return the sha256 of all that must stay the same when a run is continued behind step `step` (0-based)."""
+    data = {name: value for name, value in config_to_dict(config).items() if name not in FREE_FIELDS | {"changes_at"}}
+    made = {str(at): changes for at, changes in planned_changes(config.changes_at).items() if at <= step}
+    if made:
+        data["changes_at"] = made
     return hashlib.sha256(canonical_json(data).encode()).hexdigest()
 
 
@@ -171,13 +222,13 @@ def completed(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def first_difference(old: Any, new: Any, where: str = "") -> str | None:
-    """Return the path of the first value that differs and both values; None if only free fields do."""
+    """Return the path of the first value that differs and both values; None if only free fields and changes do."""
     if isinstance(old, dict) and isinstance(new, dict):
         names = sorted(old.keys() | new.keys())
         found = (
             first_difference(old.get(name), new.get(name), f"{where}.{name}" if where else name)
             for name in names
-            if where or name not in FREE_FIELDS
+            if where or name not in FREE_FIELDS | {"changes_at"}
         )
         return next((text for text in found if text), None)
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):

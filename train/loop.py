@@ -12,6 +12,7 @@ import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,9 +31,12 @@ from headrace.train.parallel.precision import autocast
 from headrace.train.parallel.ranks import Ranks, join_ranks
 from headrace.train.parallel.signals import Interrupted, watch_signals
 from headrace.train.runs.export import export_model
-from headrace.train.runs.folder import NonFiniteError, own_run, write_non_finite, write_records
+from headrace.train.runs.folder import BadStepError, own_run, write_records
 from headrace.train.runs.metrics import Meter, Metrics, MetricsFile, batch_digest, memory_bytes
 from headrace.train.state import TrainState, open_state, save_state
+from headrace.train.steady.bad_steps import Norms, Skipped, all_finite, first_layer_norm
+from headrace.train.steady.changes import Period, period_at, periods
+from headrace.train.steady.skipping import StepValues, record_skipped, skipped_before, stop_or_skip
 
 log = logging.getLogger(__name__)
 
@@ -68,13 +72,19 @@ class Step:
     """True if any rank was asked to stop."""
     report: Mapping[str, Tensor]
     """Scalars of this rank's last micro-batch, not losses; still on the device."""
+    first_layer_norm: float = math.nan
+    """Norm of the first layer's gradient, before clipping."""
+    skipped: Skipped | None = None
+    """What is recorded of it, if it did not move the weights."""
+    again: bool = False
+    """True if it was skipped without computing it, as before a kill."""
 
 
 def train(config: RunConfig, *, on_metrics: Callable[[Metrics], None] = lambda _: None) -> TrainResult:
     """Run, or continue, the run in `config.out`; under torchrun, as one of its processes.
 
     `on_metrics` is called on rank 0 with each line of metrics. Raises ValueError for a config that cannot run or
-    differs from the checkpoint's, and NonFiniteError (a ValueError) before a step that would spoil the weights.
+    differs from the checkpoint's, and BadStepError (a ValueError) before a step that would spoil the weights.
     """
     with contextlib.ExitStack() as stack:
         ranks = stack.enter_context(join_ranks(config.device, timeout_seconds=config.timeout_seconds))
@@ -104,9 +114,9 @@ def _run(
     write: Callable[[Metrics], None],
 ) -> TrainResult:
     """Step, save and validate until the last step is done or a signal asks to stop."""
-    meter, saved_step, stop = Meter(), state.step, False
+    meter, saved_step, stop, plan = Meter(), state.step, False, periods(config)
     while True:
-        last = state.step == config.steps
+        last = state.step == config.total_steps
 
         # Before the validation: a fault of that must not cost the steps that led to it.
         if state.step > saved_step and (last or stop or state.step % config.checkpoint.every == 0):
@@ -125,7 +135,7 @@ def _run(
             )
 
         validates = config.validation is not None and (last or state.step % config.validation.every == 0)
-        if validates and not ranks.from_first(metrics.has_validation(state.step), f"validation at {state.step}"):
+        if validates and not ranks.from_first(metrics.has("validation", state.step), f"validation at {state.step}"):
             with meter.paused():
                 values = validation_values(state.objective, config, ranks)
             write({"event": "validation", "step": state.step, **values})
@@ -140,15 +150,25 @@ def _run(
                 has_trunk=state.objective.trunk is not None,
             )
 
+        period = period_at(plan, state.step)
+        if period.changes and state.step == period.first_step:
+            _tell_changes(period, metrics, write, ranks)
+        before = state.stream.state_dict()
         batch = _next_batch(state, ranks)
         if batch is None:
             stop = True
             continue
-        step = take_step(config, state, batch, ranks=ranks, stopping=bool(ranks.stop))
+        try:
+            step = take_step(period.config, state, batch, ranks=ranks, stopping=bool(ranks.stop))
+        except BadStepError as error:
+            kept = _keep_good_weights(config, state, ranks, stream=before, saved=state.step == saved_step)
+            raise type(error)(f"{error}; {kept}") from None
         stop = step.stop
+        if step.skipped is not None:
+            write(record_skipped(config, step.skipped, batch, ranks, again=step.again))
         record.add(batch)
         meter.add(images=config.global_batch, waited=batch.waited_seconds)
-        if state.step % config.log_every == 0 or state.step == config.steps:
+        if state.step % config.log_every == 0 or state.step == config.total_steps:
             line = _train_line(config, state, step) | meter.read(state.objective.train_flops_per_image, ranks)
             line["data_bound_by"] = state.stream.stats().bound_by or None
             line["memory_bytes"] = memory_bytes(ranks.device)
@@ -169,9 +189,38 @@ def _next_batch(state: TrainState, ranks: Ranks) -> Batch | None:
         return None
 
 
+def _tell_changes(period: Period, metrics: MetricsFile, write: Callable[[Metrics], None], ranks: Ranks) -> None:
+    """Record what changes before this step; once, also where the run was stopped just here."""
+    if ranks.is_first and not metrics.has("change", period.first_step):
+        told = ", ".join(f"{path} {was} -> {now}" for path, (was, now) in period.changes.items())
+        log.info("from step %d on: %s", period.first_step, told)
+        write({"event": "change", "step": period.first_step, "changes": period.changes})
+
+
+def _keep_good_weights(
+    config: RunConfig, state: TrainState, ranks: Ranks, *, stream: dict[str, Any], saved: bool
+) -> str:
+    """Save the weights before a bad step, if they are good, and say how the run can go on."""
+    finite = all_finite(state.objective.parameters())
+    if ranks.sum([not finite], "the check of the weights")[0]:
+        return (
+            "they are not finite since a step before: remove the checkpoints from there on, and start again with a "
+            "lower optimizer.lr"
+        )
+    if not saved:
+        save_state(config, state, ranks, stream=stream)
+    return (
+        f"the run is saved at step {state.step}: start it again with on_non_finite=skip or on_spike=skip to leave such "
+        f"steps out, or with changes_at: {{{state.step}: {{optimizer.lr: ...}}}}"
+    )
+
+
 def _train_line(config: RunConfig, state: TrainState, step: Step) -> Metrics:
     line: Metrics = {"event": "train", "step": state.step, "samples": state.step * config.global_batch}
     line |= {"loss": step.loss, "lr": step.lr, "grad_norm": step.grad_norm}
+    line["first_layer_grad_norm"] = step.first_layer_norm
+    if state.watch.skipped:
+        line["skipped_steps"] = len(state.watch.skipped)
     line |= {name: float(value) for name, value in step.report.items()}
     return line | ({state.objective.missing: state.missing} if state.objective.missing else {})
 
@@ -186,20 +235,23 @@ def _log_start(config: RunConfig, state: TrainState, ranks: Ranks) -> None:
         ranks.device,
         config.global_batch,
         state.step,
-        config.steps,
+        config.total_steps,
     )
 
 
 def take_step(config: RunConfig, state: TrainState, batch: Batch, *, ranks: Ranks, stopping: bool) -> Step:
-    """Do one optimizer step on this rank's share of the global batch. Raises NonFiniteError before the weights move."""
+    """Do one optimizer step on this rank's share of the global batch. Raises BadStepError before the weights move."""
     # No objective here draws from torch's generator; one that did (dropout) would still resume exactly.
     torch.manual_seed(make_key(config.seed, "step", state.step, ranks.rank))
     state.objective.before_step(state.step, config.steps)
     lr = config.schedule.rate(state.step, steps=config.steps, peak=config.optimizer.lr)
-    for group in state.optimizer.param_groups:
-        group["lr"] = lr
+    config.optimizer.set_groups(state.optimizer, lr=lr)
 
     terms, missing = ranks.sum(_counts(config, state, batch), f"step {state.step}")
+    again = skipped_before(config, state.journal, batch, step=state.step, ranks=ranks)
+    if again is not None:
+        stops = ranks.sum([stopping], f"step {state.step}")[0]
+        return _skip_again(state, again, lr=lr, missing=missing, stop=stops > 0)
     terms = max(terms, 1.0)  # a step of nothing but rows without captions has a loss of 0
     total, report = torch.zeros((), device=ranks.device), {}
     parts = micro_batches(batch, config.images_per_micro_batch)
@@ -210,25 +262,48 @@ def take_step(config: RunConfig, state: TrainState, batch: Batch, *, ranks: Rank
             # DistributedDataParallel averages gradients over ranks; times their number, that is the sum.
             (loss * (ranks.size / terms)).backward()
         total += loss.detach()
+    first = first_layer_norm(state.objective, ranks.device)
     norm = torch.nn.utils.clip_grad_norm_(state.objective.parameters(), config.clip_grad_norm)
 
     # The one place of a step that waits for the device: the verdict must be known before the weights move.
-    own_loss, grad_norm = torch.stack([total / terms, norm]).tolist()
-    loss_value, norms, stops = ranks.sum([own_loss, grad_norm, stopping], f"step {state.step}")
-    if not math.isfinite(loss_value + norms):
-        path = write_non_finite(
-            config, batch, ranks, step=state.step, values={"loss": own_loss, "grad_norm": grad_norm}
-        )
-        raise NonFiniteError(
-            f"step {state.step}: loss {loss_value}, gradient norm {grad_norm}; the weights were not changed; "
-            f"the samples of this step are in {path}; look at them, or start again with a lower optimizer.lr"
-        )
-    state.optimizer.step()
+    own_loss, grad_norm, own_first = torch.stack([total / terms, norm, first]).tolist()
+    sums = ranks.sum([own_loss, grad_norm, own_first, stopping], f"step {state.step}")
+    loss_value, stops = sums[0], sums[3]
+    norms = Norms(total=sums[1] / ranks.size, first_layer=sums[2] / ranks.size)  # so the verdict is the same everywhere
+    fault = state.watch.judge(config, loss=loss_value, norms=norms)
+    skipped = None
+    if fault is None:
+        state.optimizer.step()
+        state.objective.after_step()
+        state.watch.accept(config, norms)
+    else:
+        values = StepValues(own_loss, grad_norm, loss_value, norms.total, int(missing))
+        skipped = stop_or_skip(config, state.watch, fault, batch, step=state.step, values=values, ranks=ranks)
     state.optimizer.zero_grad(set_to_none=True)
-    state.objective.after_step()
+    _count(state, missing, skipped)
+    return Step(
+        loss=loss_value,
+        grad_norm=grad_norm,
+        first_layer_norm=norms.first_layer,
+        lr=lr,
+        stop=stops > 0,
+        report=report,
+        skipped=skipped,
+    )
+
+
+def _skip_again(state: TrainState, skipped: Skipped, *, lr: float, missing: float, stop: bool) -> Step:
+    """Pass over a step that was skipped before a kill."""
+    _count(state, missing, skipped)
+    loss, norm = (math.nan if value is None else value for value in (skipped.loss, skipped.grad_norm))
+    return Step(loss=loss, grad_norm=norm, lr=lr, stop=stop, report={}, skipped=skipped, again=True)
+
+
+def _count(state: TrainState, missing: float, skipped: Skipped | None) -> None:
     state.step += 1
     state.missing += int(missing)
-    return Step(loss=loss_value, grad_norm=grad_norm, lr=lr, stop=stops > 0, report=report)
+    if skipped is not None:
+        state.watch.skipped.append(skipped)
 
 
 def _counts(config: RunConfig, state: TrainState, batch: Batch) -> list[float]:
@@ -256,6 +331,6 @@ def _open_record(config: RunConfig, state: TrainState, ranks: Ranks) -> StepReco
 def _open_metrics(config: RunConfig, state: TrainState, ranks: Ranks) -> MetricsFile:
     if not ranks.is_first:
         return MetricsFile(None, step=-1)
-    if state.step < config.steps:
+    if state.step < config.total_steps:
         write_records(config)
     return MetricsFile(Path(config.out) / "metrics.jsonl", step=state.step if state.resumed else -1)

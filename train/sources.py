@@ -34,11 +34,11 @@ def check_sources(objective: Objective, config: RunConfig) -> None:
 
 def check_length(stream: Stream, config: RunConfig) -> None:
     """Raise ValueError if every source has come to its end (`repeat`) before the last step."""
-    images = config.steps * config.global_batch
+    images = config.total_steps * config.global_batch
     given = sum(stream.plan.given(images))
     if given < images:
         raise ValueError(
-            f"the mixture ends after step {given // config.global_batch:,} of {config.steps:,}: every source "
+            f"the mixture ends after step {given // config.global_batch:,} of {config.total_steps:,}: every source "
             "has come to its end (repeat); lower steps, or leave `repeat` out of a source"
         )
 

@@ -8,7 +8,7 @@ import contextlib
 import inspect
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ from headrace.train.runs.checkpoint import (
     warn_of_other_arithmetic,
 )
 from headrace.train.sources import check_length, check_sources
+from headrace.train.steady.bad_steps import StepWatch
+from headrace.train.steady.changes import planned_mixture
+from headrace.train.steady.skipping import Journal, open_journal
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +53,10 @@ class TrainState:
     """Samples that were left out so far, over all ranks, for want of what the objective needs of their columns."""
     resumed: bool
     """True if a checkpoint was found."""
+    watch: StepWatch = field(default_factory=StepWatch)
+    """Steps that were skipped, and norms of the latest ones."""
+    journal: Journal = field(default_factory=dict)
+    """Steps that earlier starts of this run skipped behind the checkpoint: they are skipped again."""
 
 
 @contextlib.contextmanager
@@ -70,13 +77,13 @@ def open_state(config: RunConfig, ranks: Ranks) -> Iterator[TrainState]:
         refuse_other_config(checkpoint, config)
         if ranks.is_first:
             warn_of_other_arithmetic(checkpoint)
-        if step > config.steps:
-            raise ValueError(f"{checkpoint.path} holds step {step}, beyond the {config.steps} steps of its own config")
+        if step > config.total_steps:
+            raise ValueError(f"{checkpoint.path} holds step {step}, beyond the {config.total_steps} of its own config")
         restore(checkpoint, objective, optimizer)
         if ranks.is_first:
             log.info("resumed from %s: %d steps are done", checkpoint.path, step)
     stream = open_stream(
-        config.mixture,
+        planned_mixture(config),
         global_batch=config.global_batch,
         rank=ranks.rank,
         world_size=ranks.size,
@@ -99,6 +106,8 @@ def open_state(config: RunConfig, ranks: Ranks) -> Iterator[TrainState]:
             step=step,
             missing=0 if checkpoint is None else checkpoint.progress.missing,
             resumed=checkpoint is not None,
+            watch=StepWatch() if checkpoint is None else checkpoint.progress.watch,
+            journal=open_journal(config, ranks),
         )
 
 
@@ -121,10 +130,15 @@ def _reducing(objective: Objective, ranks: Ranks) -> nn.Module:
     return DistributedDataParallel(objective, **options)
 
 
-def save_state(config: RunConfig, state: TrainState, ranks: Ranks) -> None:
-    """Write the checkpoint of this step and remove old ones; called on all ranks, and rank 0 writes."""
+def save_state(config: RunConfig, state: TrainState, ranks: Ranks, *, stream: dict[str, Any] | None = None) -> None:
+    """Write the checkpoint of this step and remove old ones; called on all ranks, and rank 0 writes.
+
+    `stream` is the state of the stream at this step, where the stream itself is ahead of it.
+    """
     folder = checkpoints_of(config)
-    progress = Progress(step=state.step, stream=state.stream.state_dict(), missing=state.missing)
+    progress = Progress(
+        step=state.step, stream=stream or state.stream.state_dict(), missing=state.missing, watch=state.watch
+    )
     with ranks.first_writes(f"the checkpoint of step {state.step}") as writes:
         save_checkpoint(folder, state.objective, state.optimizer, progress=progress, config=config, writes=writes)
         if writes:

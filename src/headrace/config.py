@@ -99,12 +99,15 @@ class _Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            key = str(key) if type(key) is int else key
             if not isinstance(key, str):
                 raise ValueError(f"line {key_node.start_mark.line + 1}: keys must be strings, got {key!r}")
             if key in seen:
                 raise ValueError(f"line {key_node.start_mark.line + 1}: key {key!r} is given twice")
             seen.add(key)
-        return super().construct_mapping(node, deep=deep)
+        mapping = super().construct_mapping(node, deep=deep)
+        # JSON has no other keys; what is no name of a key is refused where the config is built.
+        return {str(key) if type(key) is int else key: value for key, value in mapping.items()}
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$", re.IGNORECASE), list("tTfF"))

@@ -26,6 +26,10 @@ class OptimizerConfig(Protocol):
         """Return the optimizer over the trainable parameters of `module`, without state."""
         ...
 
+    def set_groups(self, optimizer: torch.optim.Optimizer, *, lr: float) -> None:
+        """Give the groups of an optimizer that `build` made this config's numbers, and `lr` as learning rate."""
+        ...
+
 
 class ScheduleConfig(Protocol):
     """What the frozen dataclass of a schedule has in common with the others."""

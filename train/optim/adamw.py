@@ -36,6 +36,13 @@ class AdamWConfig:
         """Return the optimizer over the trainable parameters of `module`."""
         return build_optimizer(module, self)
 
+    def set_groups(self, optimizer: torch.optim.Optimizer, *, lr: float) -> None:
+        """Give the groups of an optimizer that `build` made these numbers, and `lr` as learning rate."""
+        decayed, others = optimizer.param_groups
+        decayed["weight_decay"] = self.weight_decay
+        for group in (decayed, others):
+            group["lr"], group["betas"], group["eps"] = lr, self.betas, self.eps
+
 
 def build_optimizer(module: nn.Module, config: AdamWConfig) -> torch.optim.AdamW:
     """Return AdamW over the trainable parameters, in two groups: decayed and not."""

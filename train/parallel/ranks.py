@@ -74,6 +74,18 @@ class Ranks:
             self._finish(distributed.broadcast(shared, src=0, async_op=True), where, leaves=leaves)
         return int(shared[0])
 
+    def gathered(self, text: str, where: str = "") -> list[str]:
+        """Return the text of each rank on every rank. Raises RankError if one does not come `where` it is."""
+        if self.size == 1:
+            return [text]
+        data = torch.frombuffer(bytearray(text.encode()) or bytearray(1), dtype=torch.uint8)
+        sizes = self.sum([len(text.encode()) * (rank == self.rank) for rank in range(self.size)], where)
+        padded = torch.zeros(max(1, int(max(sizes))), dtype=torch.uint8)
+        padded[: len(data)] = data
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        self._finish(distributed.all_gather(parts, padded, async_op=True), where)
+        return [bytes(part[: int(size)].tolist()).decode() for part, size in zip(parts, sizes, strict=True)]
+
     def wait(self, where: str = "") -> None:
         """Return when every rank has come here."""
         self.sum([0.0], where)

@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,11 @@ from torch import Tensor, nn
 from headrace.train.config import RunConfig, completed, first_difference, public_dict, run_digest
 from headrace.train.runs.optimizer_state import make_state, optimizer_tensors, restore_optimizer
 from headrace.train.runs.tensors import host_tensors, save_tensors
+from headrace.train.steady.bad_steps import StepWatch, watch_from_state, watch_to_state
+from headrace.train.steady.changes import difference_before, is_changeable
 
-VERSION = 1
+VERSION = 2
+"""Version 2 added `watch`: skipped steps and recent norms. Where there are none, version 1 is written as before."""
 MAX_STATE_BYTES = 16 << 20
 FILES = ("model.safetensors", "optimizer.safetensors")
 
@@ -43,6 +46,8 @@ class Progress:
     """State of the stream: what the next step reads."""
     missing: int = 0
     """Samples left out so far for want of a caption, a label."""
+    watch: StepWatch = field(default_factory=StepWatch)
+    """Steps that were skipped, and norms of the latest ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,8 +124,11 @@ def _removed_on_failure(temporary: Path, final: Path, waiting: list[Any]) -> Ite
 
 
 def _state(progress: Progress, config: RunConfig, folder: Path) -> dict[str, Any]:
+    watch = progress.watch
+    watched = {"watch": watch_to_state(watch)} if watch.skipped or watch.recent else {}
     return {
-        "version": VERSION,
+        "version": VERSION if watched else 1,
+        **watched,
         "step": progress.step,
         "stream": progress.stream,
         "missing": progress.missing,
@@ -170,10 +178,14 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read and verify one checkpoint. Raises ValueError naming the file that is damaged."""
     state = _read_state(path / "state.json")
+    try:
+        watch = watch_from_state(state["watch"]) if "watch" in state else StepWatch()
+    except ValueError as error:
+        raise ValueError(f"{path / 'state.json'}: damaged checkpoint: {error}") from error
     tensors = [_read_tensors(path / name, state["files"].get(name)) for name in FILES]
     return Checkpoint(
         path=path,
-        progress=Progress(step=state["step"], stream=state["stream"], missing=state["missing"]),
+        progress=Progress(step=state["step"], stream=state["stream"], missing=state["missing"], watch=watch),
         config=state["config"],
         arithmetic=state["arithmetic"],
         model=tensors[0],
@@ -182,12 +194,20 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def refuse_other_config(checkpoint: Checkpoint, config: RunConfig) -> None:
-    """Raise ValueError naming the first field in which `config` differs from the checkpoint's, free fields aside."""
-    difference = first_difference(completed(checkpoint.config), public_dict(config))
+    """Raise ValueError naming the first field in which `config` differs from the checkpoint's, free fields aside.
+
+    Changes planned for later steps are free too; those that were made are not.
+    """
+    step, old = checkpoint.progress.step, completed(checkpoint.config)
+    difference = first_difference(old, public_dict(config))
+    cure = "use another `out` or the old value"
+    if difference is None:
+        difference = difference_before(old.get("changes_at", {}), config.changes_at, step)
+        cure = f"changes may be planned from step {step} on"
+    elif is_changeable(path := difference.partition(":")[0]):
+        cure += f"; from here on it may change: changes_at: {{{step}: {{{path}: ...}}}}"
     if difference is not None:
-        raise ValueError(
-            f"{checkpoint.path} was written by another config: {difference}; use another `out` or the old value"
-        )
+        raise ValueError(f"{checkpoint.path} was written by another config: {difference}; {cure}")
 
 
 def arithmetic() -> dict[str, Any]:
@@ -227,9 +247,11 @@ def _read_state(path: Path) -> dict[str, Any]:
         state = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: damaged checkpoint: {error}") from error
-    if not isinstance(state, dict) or state.get("version") != VERSION:
-        raise ValueError(f"{path}: not a checkpoint of version {VERSION}")
-    state.setdefault("missing", 0)  # older checkpoints of this version do not count
+    if not isinstance(state, dict) or state.get("version") not in range(1, VERSION + 1):
+        raise ValueError(f"{path}: not a checkpoint of version 1 to {VERSION}")
+    if state["version"] > 1:
+        wanted["watch"] = dict
+    state.setdefault("missing", 0)  # older checkpoints of version 1 do not count
     for name, kind in wanted.items():
         if not isinstance(state.get(name), kind):
             raise ValueError(f"{path}: damaged checkpoint: {name} is missing or of the wrong type")

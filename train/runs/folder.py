@@ -22,8 +22,16 @@ from headrace.train.parallel.ranks import Ranks
 PACKAGES = ("headrace", "torch", "numpy", "safetensors", "open_clip_torch", "simplejpeg", "pillow")
 
 
-class NonFiniteError(ValueError):
-    """Loss or gradient was not finite; raised on all ranks before the weights moved."""
+class BadStepError(ValueError):
+    """A step would have spoiled the weights; raised on all ranks before they moved."""
+
+
+class NonFiniteError(BadStepError):
+    """Loss or gradient was not finite."""
+
+
+class SpikeError(BadStepError):
+    """The gradient norm was far above those before."""
 
 
 @contextlib.contextmanager
@@ -64,12 +72,11 @@ def write_records(config: RunConfig) -> None:
     _write_versions(Path(config.out) / "versions.json")
 
 
-def write_non_finite(config: RunConfig, batch: Batch, ranks: Ranks, *, step: int, values: dict[str, float]) -> Path:
+def write_bad_step(config: RunConfig, batch: Batch, ranks: Ranks, *, name: str, values: dict[str, float]) -> Path:
     """Write which samples this rank had in the step that went wrong, and return the path."""
-    path = Path(config.out) / f"nonfinite-{step:08d}-rank{ranks.rank}.json"
+    path = Path(config.out) / f"{name}-rank{ranks.rank}.json"
     record = {
-        "step": step,
-        **{name: str(value) for name, value in values.items()},
+        **{name: value if isinstance(value, int) else str(value) for name, value in values.items()},
         "position": batch.position.tolist(),
         "source": batch.source.tolist(),
         "key": [str(key) for key in batch.key],

@@ -54,9 +54,9 @@ class MetricsFile:
                     f"{self._file.name}: cannot be written: {error.strerror}; make room and run the same command again"
                 ) from error
 
-    def has_validation(self, step: int) -> bool:
-        """True if the validation of this step is already there."""
-        return any(line["event"] == "validation" and line["step"] == step for line in self.lines)
+    def has(self, event: str, step: int) -> bool:
+        """True if the line of this event and step is already there."""
+        return any(line["event"] == event and line["step"] == step for line in self.lines)
 
     def close(self) -> None:
         """Close the file."""

@@ -13,6 +13,7 @@ from headrace.train.objectives.build import build_objective
 from headrace.train.runs.folder import check_out
 from headrace.train.sources import check_length, check_sources
 from headrace.train.state import refuse_splitting
+from headrace.train.steady.changes import periods, planned_mixture
 
 
 def plan_run(config: RunConfig) -> list[str]:
@@ -23,17 +24,20 @@ def plan_run(config: RunConfig) -> list[str]:
     refuse_splitting(objective, config, world_size=1)
     check_sources(objective, config)
     parts = {name: sum(p.numel() for p in part.parameters()) for name, part in objective.named_children()}
-    images = config.steps * config.global_batch
+    images = config.total_steps * config.global_batch
     flops = objective.train_flops_per_image
     counted = ", ".join(f"{name} {count:,}" for name, count in parts.items() if count)
     lines = [
         f"objective: {config.objective.kind}, images of {config.mixture.image_size} pixels",
         f"parameters: {sum(parts.values()):,} ({counted})",
         f"FLOPs per image: {flops / 1e9:,.3f} G (forward and backward); whole run: {flops * images:.3g}",
-        f"steps: {config.steps:,} of {config.global_batch:,} images = {images:,} images",
+        f"steps: {config.total_steps:,} of {config.global_batch:,} images = {images:,} images",
     ]
+    for period in periods(config)[1:]:
+        told = ", ".join(f"{path} {was} -> {now}" for path, (was, now) in period.changes.items())
+        lines.append(f"at step {period.first_step:,}: {told}")
     # Opening reads manifests only, and refuses what the run would refuse: lanes, memory, a missing dataset.
-    with open_stream(config.mixture, global_batch=config.global_batch, columns=objective.columns) as stream:
+    with open_stream(planned_mixture(config), global_batch=config.global_batch, columns=objective.columns) as stream:
         check_length(stream, config)
         given = stream.plan.given(images)
         for source, seen in zip(stream.sources, given, strict=True):

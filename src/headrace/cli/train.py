@@ -47,7 +47,7 @@ def train_command(
         say_plan("train", plan_run(config), json=json)
         return
     try:
-        with _progress(config.steps, json=json) as on_metrics:
+        with _progress(config.total_steps, json=json) as on_metrics:
             result = train(config, on_metrics=on_metrics)
     except RankError as error:
         print(f"headrace: {one_line(str(error))}", file=sys.stderr)

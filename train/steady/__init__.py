@@ -1,0 +1,1 @@
+"""What keeps a run going: bad steps, planned changes, checks at the start."""
