@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 from headrace.config import OneOf, apply_overrides, build_config, canonical_json, config_to_dict, read_mapping
 from headrace.pipeline import Mixture
 from headrace.text import without_secrets
+from headrace.train.execution import Attention, Compile, Residual
+from headrace.train.models.stage import Recompute
 from headrace.train.objectives import objective_configs
 from headrace.train.objectives.objective import ObjectiveConfig
 from headrace.train.optim import OPTIMIZERS, SCHEDULES, OptimizerConfig, ScheduleConfig
@@ -43,6 +45,9 @@ FREE_FIELDS = frozenset(
         "on_spike",
         "spike",
         "max_skipped_steps",
+        "compile",
+        "attention",
+        "activation_checkpointing",
     }
 )
 
@@ -126,6 +131,14 @@ class RunConfig:
     the optimizer, the schedule, clip_grad_norm, steps, mixture.weights, mixture.lanes."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto = bf16 autocast where the accelerator has it, else fp32."""
+    residual: Residual = "auto"
+    """What the residual stream is kept in where the forward pass runs in bf16; auto = bf16 on CUDA, else fp32."""
+    compile: Compile = "auto"
+    """blocks = each block is a compiled function; auto = blocks on CUDA, off on a CPU."""
+    attention: Attention = "auto"
+    """How aim attends with a prefix: sdpa, or flex (FlexAttention, CUDA only); auto = flex on CUDA, else sdpa."""
+    activation_checkpointing: Recompute = "none"
+    """What backward computes again: selective = all but matrix products and attention, full = each block."""
     validation: ValidationConfig | None = None
     """Validation during the run; null = none."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

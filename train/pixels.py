@@ -3,6 +3,8 @@
 The same arithmetic in training, validation and probes. Batches arrive channels last and leave channels first.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -28,8 +30,13 @@ class Normalise(nn.Module):
 
     def forward(self, images_BHWC: NDArray[np.uint8] | Tensor) -> Tensor:
         """Return float32 [B, 3, H, W] from uint8 [B, H, W, 3], an array or a tensor of any device."""
-        images = images_BHWC if isinstance(images_BHWC, Tensor) else torch.from_numpy(np.ascontiguousarray(images_BHWC))
-        if self.mean_C.is_cuda and not images.is_cuda and not images.is_pinned():
-            images = images.pin_memory()
-        floats = images.to(self.mean_C.device, non_blocking=True).float() / 255.0
-        return ((floats - self.mean_C) / self.std_C).permute(0, 3, 1, 2).contiguous()
+        images = on_device(images_BHWC, self.mean_C.device).float() / 255.0
+        return ((images - self.mean_C) / self.std_C).permute(0, 3, 1, 2).contiguous()
+
+
+def on_device(values: NDArray[Any] | Tensor, device: torch.device) -> Tensor:
+    """Return `values` on `device`, without waiting for what the device does; a tensor that is there stays itself."""
+    host = values if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))
+    if device.type == "cuda" and not host.is_cuda and not host.is_pinned():
+        host = host.pin_memory()  # a copy out of other memory would first wait for the work before it
+    return host.to(device, non_blocking=True)

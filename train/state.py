@@ -18,8 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from headrace.pipeline import Stream, open_stream
 from headrace.train.config import RunConfig
+from headrace.train.execution import Execution, choose_execution
 from headrace.train.objectives.build import build_objective
 from headrace.train.objectives.objective import Objective
+from headrace.train.parallel.precision import uses_bf16
 from headrace.train.parallel.ranks import Ranks
 from headrace.train.runs.checkpoint import (
     Progress,
@@ -66,6 +68,8 @@ def open_state(config: RunConfig, ranks: Ranks) -> Iterator[TrainState]:
     refuse_splitting(objective, config, world_size=ranks.size)
     objective.to(ranks.device)
     objective.ranks = ranks
+    execution = execution_of(config, ranks.device)
+    objective.run_as(execution)
     optimizer = config.optimizer.build(objective)
     checkpoint = newest_checkpoint(checkpoints_of(config))
     step = 0 if checkpoint is None else checkpoint.progress.step
@@ -73,6 +77,8 @@ def open_state(config: RunConfig, ranks: Ranks) -> Iterator[TrainState]:
         raise ValueError(
             f"rank {ranks.rank} finds a checkpoint of step {step}, rank 0 another: `out` must be one shared folder"
         )
+    if ranks.is_first:
+        log.info("execution: %s", execution)
     if checkpoint is not None:
         refuse_other_config(checkpoint, config)
         if ranks.is_first:
@@ -128,6 +134,18 @@ def _reducing(objective: Objective, ranks: Ranks) -> nn.Module:
     name = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
     options: dict[str, Any] = {name: False}
     return DistributedDataParallel(objective, **options)
+
+
+def execution_of(config: RunConfig, device: torch.device) -> Execution:
+    """Return how this run computes on `device`. Raises ValueError for what it cannot do."""
+    return choose_execution(
+        device,
+        compile=config.compile,
+        attention=config.attention,
+        recompute=config.activation_checkpointing,
+        residual=config.residual,
+        bf16=uses_bf16(config.precision, device),
+    )
 
 
 def save_state(config: RunConfig, state: TrainState, ranks: Ranks, *, stream: dict[str, Any] | None = None) -> None:

@@ -9,12 +9,16 @@ arXiv:2401.08541, section 4, and the released inference code.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from headrace.train.models.encoder import Encoder
+from headrace.train.models.stage import ResidualStream, Stage
 
 # 1e-6 as in the released inference code; the training code uses 1e-5, which moves outputs by 2e-5.
 NORM_EPS = 1e-6
@@ -63,6 +67,7 @@ class Vit(Encoder):
         super().__init__()
         self.config = config
         self.preprocessor = Preprocessor(config)
+        self.residual = ResidualStream()
         self.trunk = Trunk(config)
         initialise(self)
 
@@ -71,13 +76,13 @@ class Vit(Encoder):
         """The sizes of this trunk."""
         return self.config
 
-    def forward(self, images_B3HH: Tensor, attend_BLK: Tensor | None = None) -> Tensor:
+    def forward(self, images_B3HH: Tensor, attend: Tensor | BlockMask | None = None) -> Tensor:
         """Return tokens [B, L, D] after the last norm.
 
-        `attend_BLK` is True where row may look at column; None = everywhere.
+        `attend` is [B, L, K], True where row may look at column, or the same as a block mask; None = everywhere.
         """
-        x_BLD = self.preprocessor(images_B3HH)
-        mask = None if attend_BLK is None else attend_BLK[:, None]
+        x_BLD = self.residual(self.preprocessor(images_B3HH))
+        mask = attend[:, None] if isinstance(attend, Tensor) else attend
         for block in self.trunk.blocks:
             x_BLD = block(x_BLD, mask)
         out: Tensor = self.trunk.post_trunk_norm(x_BLD)
@@ -85,7 +90,7 @@ class Vit(Encoder):
 
     def block_outputs(self, images_B3HH: Tensor) -> Iterator[Tensor]:
         """Yield each block's output [B, L, D], before the last norm, with attention everywhere (as at evaluation)."""
-        x_BLD = self.preprocessor(images_B3HH)
+        x_BLD = self.residual(self.preprocessor(images_B3HH))
         for block in self.trunk.blocks:
             x_BLD = block(x_BLD, None)
             yield x_BLD
@@ -129,7 +134,7 @@ class Trunk(nn.Module):
         self.post_trunk_norm = nn.LayerNorm(config.width, eps=NORM_EPS)
 
 
-class Block(nn.Module):
+class Block(Stage):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -139,7 +144,7 @@ class Block(nn.Module):
         self.norm_2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width)
 
-    def forward(self, x_BLD: Tensor, mask: Tensor | None) -> Tensor:
+    def compute(self, x_BLD: Tensor, mask: Tensor | BlockMask | None) -> Tensor:
         x_BLD = x_BLD + self.attn(self.norm_1(x_BLD), mask)
         out: Tensor = x_BLD + self.mlp(self.norm_2(x_BLD))
         return out
@@ -154,12 +159,29 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.proj = nn.Linear(width, width, bias=False)
 
-    def forward(self, x_BLD: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x_BLD: Tensor, mask: Tensor | BlockMask | None) -> Tensor:
+        """Return the mixed tokens. `mask` is [B, 1, L, K], True where row may look at column, or a block mask."""
         batch, length, width = x_BLD.shape
         qkv = self.qkv(x_BLD).reshape(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], attn_mask=mask)
+        query, key, value = qkv.unbind(0)
+        if isinstance(mask, BlockMask):
+            mixed = _block_sparse(query, key, value, mask)
+        else:
+            mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         out: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, length, width))
         return out
+
+
+def _block_sparse(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask) -> Tensor:
+    # Not compiled it is a slow loop over the whole matrix; on a CPU, where only tests come, that is well.
+    attend = flex_attention if torch.compiler.is_compiling() or not query.is_cuda else _compiled_attention()
+    out: Tensor = attend(query, key, value, block_mask=mask)
+    return out
+
+
+@cache
+def _compiled_attention() -> Any:
+    return torch.compile(flex_attention, dynamic=False)
 
 
 class Mlp(nn.Module):

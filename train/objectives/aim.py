@@ -7,24 +7,35 @@ over 1..K-1 inclusive. Source: AIM, arXiv:2401.08541, sections 3 and 4.2.
 
 # B batch, L patches, D width, P values of a patch, N predicted patches of the whole batch
 
+import dataclasses
+import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headrace.pipeline import Batch
-from headrace.shards.permutation import make_key
+from headrace.train.execution import Execution
+from headrace.train.models.block_mask import prefix_block_mask
+from headrace.train.models.rows import take_distinct_rows
+from headrace.train.models.stage import ResidualStream, Stage
 from headrace.train.models.vit import Mlp, Vit, VitConfig, initialise, prefix_attention, sincos_positions
 from headrace.train.objectives.objective import Objective
-from headrace.train.pixels import IMAGENET_MEAN, IMAGENET_STD, Normalise
+from headrace.train.objectives.prefixes import prefix_lengths
+from headrace.train.pixels import IMAGENET_MEAN, IMAGENET_STD, Normalise, on_device
 
 TARGET_EPS = 1e-6
 HEAD_NORM_EPS = 1e-5
+# See `at_capacity`; matrix products on GPUs like their rows in multiples of a tile.
+HEAD_DEVIATIONS, HEAD_MULTIPLE = 3.3, 128
+FLEX_MIN_CHANNELS = 16
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,6 +128,14 @@ class Aim(Objective):
         self.encoder = Vit(trunk)
         self.head = PixelHead(trunk, config)
 
+    def run_as(self, execution: Execution) -> None:
+        """Compute as `execution` says; FlexAttention has no kernels for heads of under 16 channels."""
+        shape = self.encoder.config
+        if execution.flex and shape.width // shape.heads < FLEX_MIN_CHANNELS:
+            log.warning("heads of %d channels are too narrow for flex: sdpa", shape.width // shape.heads)
+            execution = dataclasses.replace(execution, flex=False)
+        super().run_as(execution)
+
     @property
     def trunk(self) -> Vit:
         """The encoder, which attends everywhere when a probe reads it."""
@@ -141,17 +160,25 @@ class Aim(Objective):
     def forward(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Return the sum over predicted patches of their mean squared pixel error."""
         images_B3HH = self.normalise(batch.images)
-        prefix_B = self.prefixes(batch)
-        device = images_B3HH.device
-        rows, count = padded(predicting_rows(prefix_B, batch.valid, self.num_patches), prefix_B.size * self.num_patches)
-        rows_N = torch.from_numpy(rows).to(device, non_blocking=True)
-        attend_BLK = prefix_attention(torch.from_numpy(prefix_B).to(device, non_blocking=True), self.num_patches)
-        tokens_BLD = self.encoder(images_B3HH, attend_BLK)
+        prefix_B, device = self.prefixes(batch), images_B3HH.device
+        rows, count = self._head_rows(predicting_rows(prefix_B, batch.valid, self.num_patches), prefix_B.size)
+        rows_N = on_device(rows, device)
+        attends = prefix_block_mask if self.execution.flex else prefix_attention
+        tokens_BLD = self.encoder(images_B3HH, attends(on_device(prefix_B, device), self.num_patches))
         # The head has no attention, so running it on the outputs that count alone is exact, and halves its work.
-        predicted_NP = self.head(tokens_BLD.flatten(0, 1)[rows_N], rows_N % self.num_patches)
-        target_NP = normalised_patches(images_B3HH, self.patch).flatten(0, 1)[rows_N + 1]
+        take = take_distinct_rows if self.execution.compiled else Tensor.__getitem__
+        predicted_NP = self.head(take(tokens_BLD.flatten(0, 1), rows_N), rows_N % self.num_patches)
+        target_BLP = normalised_patches(images_B3HH, self.patch)
+        # The last patch of all predicts nothing: where it stands among the rows that do not count, no row follows it.
+        target_NP = target_BLP.flatten(0, 1)[(rows_N + 1) % (prefix_B.size * self.num_patches)]
         loss_N = (predicted_NP.to(target_NP.dtype) - target_NP).square().mean(dim=1)
         return loss_N[:count].sum(), {}
+
+    def _head_rows(self, rows_N: NDArray[np.int64], images: int) -> tuple[NDArray[np.int64], int]:
+        """Return the rows of tokens that the head sees, and how many in front of them count."""
+        if self.execution.compiled:
+            return at_capacity(rows_N, images, self.num_patches)
+        return padded(rows_N, images * self.num_patches)
 
 
 class PixelHead(nn.Module):
@@ -167,6 +194,7 @@ class PixelHead(nn.Module):
         shape, side = config.shape, trunk.image_size // trunk.patch
         self.decoder_projection = nn.Linear(shape.width, shape.head_width)
         self.register_buffer("positions_LD", sincos_positions(side, side, shape.head_width), persistent=False)
+        self.residual = ResidualStream()
         self.decoder_blocks = nn.ModuleList(
             HeadBlock(shape.head_width, identity_residual=config.head_identity_residual)
             for _ in range(shape.head_depth)
@@ -180,14 +208,14 @@ class PixelHead(nn.Module):
 
     def forward(self, tokens_ND: Tensor, place_N: Tensor) -> Tensor:
         """Return predicted pixels [N, P] for tokens that stand at `place_N` in their images."""
-        x_ND = self.decoder_projection(tokens_ND) + self.positions_LD[place_N]
+        x_ND = self.residual(self.decoder_projection(tokens_ND) + self.positions_LD[place_N])
         for block in self.decoder_blocks:
             x_ND = block(x_ND)
         out: Tensor = self.decoder_pred(self.decoder_norm(x_ND))
         return out
 
 
-class HeadBlock(nn.Module):
+class HeadBlock(Stage):
     """x + mlp(norm(x)), after x + norm(x) where `identity_residual` asks for the reference's training code."""
 
     def __init__(self, width: int, *, identity_residual: bool) -> None:
@@ -196,18 +224,11 @@ class HeadBlock(nn.Module):
         self.norm_2 = nn.LayerNorm(width, eps=HEAD_NORM_EPS)
         self.mlp = Mlp(width)
 
-    def forward(self, x_ND: Tensor) -> Tensor:
+    def compute(self, x_ND: Tensor) -> Tensor:
         if self.norm_1 is not None:
             x_ND = x_ND + self.norm_1(x_ND)
         out: Tensor = x_ND + self.mlp(self.norm_2(x_ND))
         return out
-
-
-def prefix_lengths(positions: NDArray[np.int64], num_patches: int, seed: int) -> NDArray[np.int64]:
-    """Return for each global position its prefix length, uniform on 1..num_patches-1 inclusive."""
-    key = make_key(seed, "prefix")
-    draws = [np.random.Generator(np.random.Philox(key=key, counter=int(k))).integers(1, num_patches) for k in positions]
-    return np.array(draws, np.int64)
 
 
 def predicting_rows(prefix_B: NDArray[np.int64], valid_B: NDArray[np.bool_], num_patches: int) -> NDArray[np.int64]:
@@ -224,6 +245,22 @@ def padded(rows_N: NDArray[np.int64], num_tokens: int) -> tuple[NDArray[np.int64
     """
     step = max(1, num_tokens // 32)
     return np.pad(rows_N, (0, -len(rows_N) % step)), len(rows_N)
+
+
+def at_capacity(rows_N: NDArray[np.int64], images: int, num_patches: int) -> tuple[NDArray[np.int64], int]:
+    """Return the rows followed by others, distinct, up to a length that is the same for nearly every batch.
+
+    A compiled head wants one shape. A sample predicts 1..K-1 patches, all equally likely: K / 2 on average, with a
+    standard deviation of K / sqrt(12). So 3.3 deviations of a batch are passed once in 2,000 steps (0.56 of the tokens
+    of 256 images), and the head then sees every token.
+    """
+    num_tokens = images * num_patches
+    spread = HEAD_DEVIATIONS * math.sqrt(images / 12)
+    capacity = min(num_tokens, math.ceil(num_patches * (images / 2 + spread) / HEAD_MULTIPLE) * HEAD_MULTIPLE)
+    length = capacity if len(rows_N) <= capacity else num_tokens
+    others = np.ones(num_tokens, np.bool_)
+    others[rows_N] = False
+    return np.concatenate([rows_N, np.flatnonzero(others)[: length - len(rows_N)]]), len(rows_N)
 
 
 def normalised_patches(images_B3HH: Tensor, patch: int) -> Tensor:

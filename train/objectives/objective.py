@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headrace.pipeline import Batch
+from headrace.train.execution import PLAIN, Execution
 from headrace.train.models.encoder import Encoder
 from headrace.train.parallel.ranks import ALONE, Ranks
 from headrace.train.pixels import Normalise
@@ -48,6 +49,8 @@ class Objective(nn.Module):
     """What the names of parameters have in front that exported files leave out."""
     ranks: Ranks = ALONE
     """Who computes the same step; the run sets it before the first one."""
+    execution: Execution = PLAIN
+    """How forward and backward are computed; `run_as` sets it."""
     normalise: Normalise
     """From the stream's uint8 images to what the trunk takes."""
 
@@ -83,6 +86,11 @@ class Objective(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Return the sum of the loss terms, and scalars to log: means over the terms, or values of the model."""
         raise NotImplementedError
+
+    def run_as(self, execution: Execution) -> None:
+        """Compute from now on as `execution` says; called once, before the first forward."""
+        self.execution = execution
+        execution.apply(self)
 
     def before_step(self, step: int, steps: int) -> None:
         """Prepare step `step` (0-based) of `steps`, before its first forward; a step done again prepares the same."""
