@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from headrace.pipeline.augment.colour import view_colours
+from headrace.pipeline.augment.picture import recolour_picture
 from headrace.pipeline.augment.views import planned_views, view_windows
 from headrace.pipeline.chunks import ChunkReader, Payload
 from headrace.pipeline.decode.decoder import Decoder, Images, Item, TellsAugment
@@ -59,6 +61,7 @@ class PictureMaker:
         self.bytes_per_item = sum(3 * size * size for size in self._sizes)
         """Bytes of the pixels of one row of a batch."""
         self._windows = view_windows(mixture)
+        self._colours = [(view, choose) for view, choose in enumerate(view_colours(mixture)) if choose is not None]
         self._large = threading.Lock()
 
     def empty(self, plan: BatchPlan) -> tuple[Images, ...]:
@@ -138,7 +141,18 @@ class PictureMaker:
         if len(answers) != len(items):
             name = type(self.decoder).__name__
             raise ValueError(f"decoder {name} gave {len(answers)} answers for {len(items)} pictures")
-        return errors | {item.row: error for item, error in zip(items, answers, strict=True) if error is not None}
+        errors |= {item.row: error for item, error in zip(items, answers, strict=True) if error is not None}
+        if self._colours:
+            self._recolour([item for item in items if item.row not in errors], out)
+        return errors
+
+    def _recolour(self, items: Sequence[Item], out: Sequence[Images]) -> None:
+        """Change the colours of what was decoded, in place."""
+        begun = time.perf_counter()
+        for item in items:
+            for view, choose in self._colours:
+                recolour_picture(out[view][item.row], choose(item.position))
+        self._clock.tally("augment").add(time.perf_counter() - begun)
 
     def _replacement(self, plan: BatchPlan, row: int, steps: int) -> Payload | None:
         """Read the sample `steps` after this row's own; None if there is to be none."""

@@ -41,6 +41,31 @@ class Colour(NamedTuple):
 
 PLAIN = Colour()
 
+
+class Step(NamedTuple):
+    """One operation on one picture."""
+
+    place: int
+    """Where it stands in the order, the same for every picture: 0 to 3 the jitter, then the others."""
+    operation: str
+    kernel: int
+    """Side of a blur's kernel, else 0."""
+    value: float
+    """Factor, turn, sigma or threshold."""
+
+
+def steps_of(colour: Colour) -> list[Step]:
+    """Return what is done to one picture, in its order."""
+    steps = [Step(place, name, 0, factor) for place, (name, factor) in enumerate(colour.jitter)]
+    if colour.grayscale:
+        steps.append(Step(4, "grayscale", 0, 0.0))
+    if colour.blur_sigma > 0:
+        steps.append(Step(5, "blur", colour.blur_kernel, colour.blur_sigma))
+    if colour.solarize_threshold < UNTOUCHED:
+        steps.append(Step(6, "solarize", 0, float(colour.solarize_threshold)))
+    return steps
+
+
 ChooseColour = Callable[[int], Colour]
 """Position -> what is done to the colours of one view."""
 

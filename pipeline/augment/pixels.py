@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from headrace.pipeline.augment.colour import UNTOUCHED, Colour
+from headrace.pipeline.augment.colour import Colour, steps_of
 
 # B batch, H height, W width, C channels (3), K taps of a kernel; n rows of a group
 CHUNK_PIXELS = 128 * 224 * 224
@@ -43,20 +43,6 @@ def recolour(images_BHWC: Tensor, colours: Sequence[Colour]) -> Tensor:
         for operation, kernel, rows_n, values_n in _on_device(grouped(colours[first : first + at_once]), out.device):
             part[rows_n] = OPERATIONS[operation](part[rows_n], values_n[:, None, None, None], kernel)
     return out
-
-
-def steps_of(colour: Colour) -> list[tuple[int, str, int, float]]:
-    """Return the operations of one picture as (place in the order, operation, kernel, parameter)."""
-    steps: list[tuple[int, str, int, float]] = [
-        (place, name, 0, factor) for place, (name, factor) in enumerate(colour.jitter)
-    ]
-    if colour.grayscale:
-        steps.append((4, "grayscale", 0, 0.0))
-    if colour.blur_sigma > 0:
-        steps.append((5, "blur", colour.blur_kernel, colour.blur_sigma))
-    if colour.solarize_threshold < UNTOUCHED:
-        steps.append((6, "solarize", 0, float(colour.solarize_threshold)))
-    return steps
 
 
 def grouped(colours: Sequence[Colour]) -> list[Group]:
@@ -93,7 +79,9 @@ def _grey(images_nHWC: Tensor) -> Tensor:
 def _blended(images_nHWC: Tensor, others: Tensor, factors: Tensor) -> Tensor:
     """Return image * factor + other * (1 - factor), cut off to whole levels as torchvision does."""
     mixed = images_nHWC * factors.float()
-    return mixed.add_(others * (1.0 - factors).float()).clamp_(0, 255).to(torch.uint8)
+    # Rounded once behind product and sum, as torchvision's add with alpha: `mixed + product` is a level off in 3 % of
+    # the values where a factor has one decimal.
+    return torch.addcmul(mixed, others.float(), (1.0 - factors).float()).clamp_(0, 255).to(torch.uint8)
 
 
 def _brightness(images_nHWC: Tensor, factors: Tensor, _: int) -> Tensor:

@@ -1,66 +1,71 @@
 """Colours on a batch: those of torchvision with the same parameters, however the batch is cut."""
 
-import numpy as np
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
-import torchvision.transforms.v2.functional as tv
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from headrace.pipeline.augment.colour import JITTERS, PLAIN, Colour
+from headrace.pipeline.augment import pixels
+from headrace.pipeline.augment.colour import JITTERS, PLAIN, Colour, choose_colour
+from headrace.pipeline.augment.config import Augment
+from headrace.pipeline.augment.crop import position_draws
 from headrace.pipeline.augment.pixels import recolour
 
-SIDE = 64
+ALL = Augment(
+    colour_jitter=(0.4, 0.4, 0.2, 0.1),
+    colour_jitter_probability=0.8,
+    grayscale_probability=0.2,
+    blur_probability=0.5,
+    solarize_probability=0.2,
+)
 
 
-def pictures(number: int, side: int = SIDE) -> torch.Tensor:
-    """Smooth colours with noise over them: greys, both ends of the range and every hue."""
-    rng = np.random.default_rng(number)
-    coarse = rng.integers(-60, 316, (number, 5, 5, 3)).repeat(-(-side // 5), 1).repeat(-(-side // 5), 2)
-    noisy = coarse[:, :side, :side] + rng.normal(0, 6, (number, side, side, 3))
-    noisy[:, :8] = noisy[:, :8, :, :1]  # grey: the hue is undefined there
-    return torch.from_numpy(noisy.clip(0, 255).astype(np.uint8))
-
-
-def by_torchvision(image_HWC: torch.Tensor, colour: Colour) -> torch.Tensor:
-    image = image_HWC.permute(2, 0, 1)
-    for name, factor in colour.jitter:
-        image = getattr(tv, f"adjust_{name}")(image, factor)
-    if colour.grayscale:
-        image = tv.rgb_to_grayscale(image, 3)
-    if colour.blur_sigma:
-        image = tv.gaussian_blur(image, [colour.blur_kernel] * 2, [colour.blur_sigma] * 2)
-    if colour.solarize_threshold < 256:
-        image = tv.solarize(image, colour.solarize_threshold)
-    return image.permute(1, 2, 0)
-
-
-def one_each(name: str, number: int) -> list[Colour]:
-    rng = np.random.default_rng(1)
-    if name in JITTERS:
-        low, high = (-0.5, 0.5) if name == "hue" else (0.0, 2.0)
-        return [Colour(jitter=((name, float(factor)),)) for factor in rng.uniform(low, high, number)]  # type: ignore[arg-type]
-    if name == "blur":
-        return [Colour(blur_sigma=float(sigma), blur_kernel=7) for sigma in rng.uniform(0.1, 2.0, number)]
-    if name == "grayscale":
-        return [Colour(grayscale=True)] * number
-    return [Colour(solarize_threshold=int(threshold)) for threshold in rng.integers(0, 256, number)]
-
-
-def differ(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[float, int]:
-    """(mean, largest) difference in levels."""
-    apart = (ours.int() - theirs.int()).abs()
-    return apart.double().mean().item(), int(apart.max())
+def drawn(number: int) -> list[Colour]:
+    return [choose_colour(ALL, position_draws(3, position, 10), 7) for position in range(number)]
 
 
 @pytest.mark.parametrize("name", [*JITTERS, "grayscale", "blur", "solarize"])
-def test_each_operation_is_that_of_torchvision(name: str) -> None:
+def test_each_operation_is_that_of_torchvision(
+    name: str, pictures: Any, by_torchvision: Any, one_each: Any, apart: Any
+) -> None:
     images, colours = pictures(12), one_each(name, 12)
     theirs = torch.stack([by_torchvision(image, colour) for image, colour in zip(images, colours, strict=True)])
-    mean, largest = differ(recolour(images, colours), theirs)
+    mean, largest = apart(recolour(images, colours), theirs)
     assert largest <= 1
     assert mean < 5e-4
 
 
-def test_what_has_no_colour_is_handed_on() -> None:
+def test_all_operations_in_their_drawn_orders_are_those_of_torchvision(
+    pictures: Any, by_torchvision: Any, apart: Any
+) -> None:
+    images, colours = pictures(48), drawn(48)
+    assert len({tuple(name for name, _ in colour.jitter) for colour in colours}) > 15
+    theirs = torch.stack([by_torchvision(image, colour) for image, colour in zip(images, colours, strict=True)])
+    mean, _ = apart(recolour(images, colours), theirs)
+    assert mean < 5e-3  # a level that is solarised, or whose hue is turned behind a contrast, may become many
+
+
+@given(cuts=st.lists(st.integers(1, 23), max_size=4, unique=True))
+@settings(max_examples=10, deadline=None)
+def test_a_row_does_not_depend_on_how_the_batch_is_cut(pictures: Callable[..., torch.Tensor], cuts: list[int]) -> None:
+    images, colours = pictures(24, 32), drawn(24)
+    whole = recolour(images, colours)
+    ends = sorted([*cuts, 24])
+    parts = [recolour(images[begin:end], colours[begin:end]) for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_a_row_does_not_depend_on_what_is_worked_on_at_once(monkeypatch: pytest.MonkeyPatch, pictures: Any) -> None:
+    images, colours = pictures(7, 32), drawn(7)
+    whole = recolour(images, colours)
+    monkeypatch.setattr(pixels, "CHUNK_PIXELS", 2 * 32 * 32)
+    assert torch.equal(recolour(images, colours), whole)
+
+
+def test_what_has_no_colour_is_handed_on(pictures: Any) -> None:
     images = pictures(3)
     assert recolour(images, [PLAIN] * 3) is images
     mixed = recolour(images, [PLAIN, Colour(grayscale=True), PLAIN])
@@ -81,3 +86,16 @@ def test_what_has_no_colour_is_handed_on() -> None:
 def test_what_cannot_be_recoloured_is_refused(images: torch.Tensor, colours: list[Colour], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         recolour(images, colours)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("side", [32, 224])
+def test_colours_on_a_device_are_those_of_the_cpu(side: int, pictures: Any, apart: Any) -> None:
+    images, colours = pictures(48, side), drawn(48)
+    ours = recolour(images.cuda(), colours)
+    assert ours.is_cuda
+    assert torch.equal(recolour(images.cuda(), colours), ours)
+    assert torch.equal(recolour(images[5:9].cuda(), colours[5:9]), ours[5:9])
+    mean, _ = apart(ours.cpu(), recolour(images, colours))
+    assert mean < 5e-3
