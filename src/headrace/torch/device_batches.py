@@ -11,6 +11,7 @@ changes nothing but by its last assignments, so whoever goes on after an excepti
 import logging
 import os
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
@@ -31,16 +32,20 @@ class DeviceBatches:
 
     From the first `next` on the stream is read here only: `close`, `state_dict` and `load_state_dict` are those of
     this object, and `close` closes the stream too. `prefetch` is how many batches lie on the device besides the one
-    that was handed out last; on the CPU nothing is copied and it has no effect.
+    that was handed out last; on the CPU nothing is copied and it has no effect. `finish` makes of each batch what is
+    handed out; a batch counts as handed out when that has returned.
     """
 
     _closed = True  # until the constructor has run: __del__ may be called without it
 
-    def __init__(self, stream: Stream, device: Device, *, prefetch: int = 2) -> None:
+    def __init__(
+        self, stream: Stream, device: Device, *, prefetch: int = 2, finish: Callable[[Batch], Any] = lambda batch: batch
+    ) -> None:
         if prefetch < 1:
             raise ValueError(f"prefetch must be at least 1, got {prefetch}")
         self.stream = stream
         self.device = _with_index(torch.device(device))
+        self._finish = finish
         self._copy = DeviceCopy(self.device)
         self._prefetch = prefetch
         self._position: int | None = None  # of the next batch; None = where the stream stands: nothing was taken yet
@@ -79,8 +84,10 @@ class DeviceBatches:
         if self._ended:
             raise StopIteration
         copies.refuse_copy(self._process, begun=self._ahead is not None)
+        batch: Batch
         if not self._copy.copies:
-            return self._next_here()
+            batch, self._position = self._take_here()
+            return batch
         ahead = self._ahead
         if ahead is None or not ahead.is_running:
             ahead = self._start_ahead()
@@ -94,7 +101,7 @@ class DeviceBatches:
                 self._ahead = None  # its thread has ended; whoever goes on begins with this batch anew
             raise
         self._copy.hand_out(copied.batch, copied.copied)
-        batch = copied.waited_for(asked)
+        batch = self._finish(copied.waited_for(asked))
         given = self.stream.hand_on(copied.times, asked, ready=ready)
         # Without a call, so that no signal handler runs in between: here the batch is handed out, or not at all.
         self.stream.given = given
@@ -131,7 +138,7 @@ class DeviceBatches:
             self._stop_ahead()
             self.stream.close()
 
-    def _next_here(self) -> Batch:
+    def _take_here(self) -> tuple[Any, int]:
         if self._position is None:
             self._position = self.stream.position
         if self.stream.position != self._position:
@@ -141,9 +148,7 @@ class DeviceBatches:
         except StopIteration:
             self._ended = True
             raise
-        batch = with_views(batch, [as_tensor(view) for view in batch.views])
-        self._position = self.stream.position
-        return batch
+        return self._finish(with_views(batch, [as_tensor(view) for view in batch.views])), self.stream.position
 
     def _start_ahead(self) -> CopyAhead:
         # The thread has none of the frames by which the stream itself would tell.

@@ -15,27 +15,33 @@ import torch
 from torch import Tensor
 
 from headrace.pipeline import Batch
+from headrace.pipeline.augment.colour import ChooseColour, colours_of
+from headrace.pipeline.augment.pixels import recolour
 
 
 class DeviceCopy:
-    """Copies the batches of one stream to `device`. `start` is called in one thread, `hand_out` in another."""
+    """Copies the batches of one stream to `device`. `start` is called in one thread, `hand_out` in another.
 
-    def __init__(self, device: torch.device) -> None:
+    `colours` are those of each view that the stream left to the device; empty: the pictures are finished.
+    """
+
+    def __init__(self, device: torch.device, colours: Sequence[ChooseColour | None] = ()) -> None:
         self.copies = device.type != "cpu"
         """False where a batch is only seen as tensors."""
         self._device = device
+        self._colours = colours
         self._side: Any = None
         self._flying: deque[tuple[Any, Batch]] = deque()
 
     def start(self, batch: Batch) -> tuple[Batch, Any]:
         """Return the batch on the device, and the event of the end of its copy (None: it has ended)."""
         if self._device.type != "cuda":
-            return with_views(batch, [as_tensor(view).to(self._device) for view in batch.views]), None
+            return self._recoloured(with_views(batch, [as_tensor(view).to(self._device) for view in batch.views])), None
         if self._side is None:
             torch.cuda.set_device(self._device)  # of this thread
             self._side = _cuda().Stream(self._device)
         with torch.cuda.stream(self._side):
-            moved = with_views(batch, [self._to_cuda(view) for view in batch.views])
+            moved = self._recoloured(with_views(batch, [self._to_cuda(view) for view in batch.views]))
             copied = _cuda().Event()
             copied.record(self._side)
         self._flying.append((copied, batch))
@@ -56,6 +62,15 @@ class DeviceCopy:
         consumer.wait_event(copied)
         for view in batch.views:
             as_tensor(view).record_stream(consumer)
+
+    def _recoloured(self, batch: Batch) -> Batch:
+        if not any(self._colours):
+            return batch
+        views = [
+            recolour(as_tensor(view), colours_of(choose, batch.position, batch.valid)) if choose else view
+            for view, choose in zip(batch.views, self._colours, strict=True)
+        ]
+        return with_views(batch, views)
 
     def _to_cuda(self, view: Any) -> Tensor:
         host = as_tensor(view)

@@ -1,0 +1,80 @@
+"""What a training loop gets of a batch: pictures ready for a model, and a dict, a tuple or what a function makes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headrace.pipeline import Batch
+from headrace.torch.device_copy import as_tensor, with_views
+
+Triple = tuple[float, float, float]
+Form = Literal["dict", "tuple"]
+
+OWN_NAMES = ("images", "other_views", "position", "key", "valid")
+"""Entries of a dict besides the columns."""
+
+
+class BatchForm:
+    """Makes of a `Batch` of tensors what `StreamLoader` gives: see there for the arguments."""
+
+    def __init__(
+        self,
+        columns: Sequence[str],
+        *,
+        normalise: tuple[Triple, Triple] | None,
+        memory_format: torch.memory_format,
+        pin_memory: bool,
+        form: Form | Callable[[Batch], Any],
+        says_valid: bool,
+    ) -> None:
+        taken = [name for name in columns if name in OWN_NAMES]
+        if taken and form == "dict":
+            raise ValueError(f"columns {', '.join(taken)}: a batch has its own entries of that name; use collate")
+        makers: dict[Any, Callable[[Batch], Any]] = {"dict": self._as_dict, "tuple": self._as_tuple}
+        if not callable(form) and form not in makers:
+            raise ValueError(f"form is 'dict' or 'tuple', got {form!r}")
+        self._make = form if callable(form) else makers[form]
+        self._columns, self._says_valid = tuple(columns), says_valid
+        self._normalise, self._memory_format = normalise, memory_format
+        self._pin_memory = pin_memory and torch.cuda.is_available()
+        self._constants: dict[torch.device, tuple[Tensor, ...]] = {}
+
+    def __call__(self, batch: Batch) -> Any:
+        """Return the batch as it is given; called where the consumer's CUDA stream is the current one."""
+        return self._make(with_views(batch, [self._pictures(as_tensor(view)) for view in batch.views]))
+
+    def _pictures(self, view_BHWC: Tensor) -> Tensor:
+        """Return [B, 3, S, S]: uint8, or float32 after (pixel / 255 - mean) / std."""
+        if self._normalise is not None:
+            mean_C, std_C = self._constants_on(view_BHWC.device)
+            view_BHWC = (view_BHWC.float() / 255.0 - mean_C) / std_C
+        images_BCHW = view_BHWC.permute(0, 3, 1, 2).contiguous(memory_format=self._memory_format)
+        return images_BCHW.pin_memory() if self._pin_memory and not images_BCHW.is_cuda else images_BCHW
+
+    def _constants_on(self, device: torch.device) -> tuple[Tensor, ...]:
+        # Once: making a tensor on a GPU waits for everything that was begun there.
+        if device not in self._constants:
+            assert self._normalise is not None
+            self._constants[device] = tuple(torch.tensor(values, device=device) for values in self._normalise)
+        return self._constants[device]
+
+    def _as_dict(self, batch: Batch) -> dict[str, Any]:
+        made: dict[str, Any] = {"images": batch.images}
+        if batch.other_views:
+            made["other_views"] = list(batch.other_views)
+        made |= {name: _column(batch, batch.columns[name]) for name in self._columns}
+        made |= {"position": torch.from_numpy(batch.position), "key": batch.key}
+        return made | ({"valid": _column(batch, batch.valid)} if self._says_valid else {})
+
+    def _as_tuple(self, batch: Batch) -> tuple[Any, ...]:
+        return *batch.views, *(_column(batch, batch.columns[name]) for name in self._columns)
+
+
+def _column(batch: Batch, values: Any) -> Any:
+    """Return numbers as a tensor beside the pictures, all else as it is."""
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "iufb":
+        return values
+    return torch.from_numpy(values).to(as_tensor(batch.images).device, non_blocking=True)
