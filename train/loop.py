@@ -10,7 +10,7 @@ import logging
 import math
 import signal
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +76,6 @@ class Step:
     """Norm of the first layer's gradient, before clipping."""
     skipped: Skipped | None = None
     """What is recorded of it, if it did not move the weights."""
-    again: bool = False
-    """True if it was skipped without computing it, as before a kill."""
 
 
 def train(config: RunConfig, *, on_metrics: Callable[[Metrics], None] = lambda _: None) -> TrainResult:
@@ -101,79 +99,127 @@ def train(config: RunConfig, *, on_metrics: Callable[[Metrics], None] = lambda _
                 metrics.write(line)
                 on_metrics(line)
 
-        return _run(config, state, ranks, metrics=metrics, record=record, write=write)
+        run = _Run(
+            config=config,
+            state=state,
+            ranks=ranks,
+            metrics=metrics,
+            record=record,
+            write=write,
+            plan=periods(config),
+            saved_step=state.step,
+        )
+        return run.to_its_end()
 
 
-def _run(
-    config: RunConfig,
-    state: TrainState,
-    ranks: Ranks,
-    *,
-    metrics: MetricsFile,
-    record: StepRecord,
-    write: Callable[[Metrics], None],
-) -> TrainResult:
-    """Step, save and validate until the last step is done or a signal asks to stop."""
-    meter, saved_step, stop, plan = Meter(), state.step, False, periods(config)
-    while True:
-        last = state.step == config.total_steps
+@dataclass(slots=True, kw_only=True)
+class _Run:
+    """A run under way."""
 
-        # Before the validation: a fault of that must not cost the steps that led to it.
-        if state.step > saved_step and (last or stop or state.step % config.checkpoint.every == 0):
-            with meter.paused():
-                record.flush(ranks.sum)  # a run that goes on from here must not lack the steps before
-                save_state(config, state, ranks)
-            saved_step = state.step
+    config: RunConfig
+    state: TrainState
+    ranks: Ranks
+    metrics: MetricsFile
+    record: StepRecord
+    write: Callable[[Metrics], None]
+    plan: list[Period]
+    saved_step: int
+    """Steps done at the newest checkpoint."""
+    meter: Meter = field(default_factory=Meter)
 
-        if stop and not last:
-            return TrainResult(
-                out=Path(config.out),
-                step=state.step,
-                is_first=ranks.is_first,
-                has_trunk=state.objective.trunk is not None,
-                stopped_by=ranks.stop.number or int(signal.SIGTERM),
-            )
+    def to_its_end(self) -> TrainResult:
+        """Step, save and validate until the last step is done or a signal asks to stop."""
+        stop, config, state = False, self.config, self.state
+        while True:
+            last = state.step == config.total_steps
+            # Before the validation: a fault of that must not cost the steps that led to it.
+            if last or stop or state.step % config.checkpoint.every == 0:
+                self._save()
+            if stop and not last:
+                return self._result(stopped_by=self.ranks.stop.number or int(signal.SIGTERM))
+            if config.validation is not None and (last or state.step % config.validation.every == 0):
+                self._validate()
+            if last:
+                with self.ranks.first_writes("the exported weights") as writes:
+                    export_model(Path(config.out), config, state.objective, writes=writes)
+                return self._result()
+            stop = self._step()
 
-        validates = config.validation is not None and (last or state.step % config.validation.every == 0)
-        if validates and not ranks.from_first(metrics.has("validation", state.step), f"validation at {state.step}"):
-            with meter.paused():
-                values = validation_values(state.objective, config, ranks)
-            write({"event": "validation", "step": state.step, **values})
+    def _save(self, stream: dict[str, Any] | None = None) -> None:
+        if self.state.step <= self.saved_step:
+            return
+        with self.meter.paused():
+            self.record.flush(self.ranks.sum)  # a run that goes on from here must not lack the steps before
+            save_state(self.config, self.state, self.ranks, stream=stream)
+        self.saved_step = self.state.step
 
-        if last:
-            with ranks.first_writes("the exported weights") as writes:
-                export_model(Path(config.out), config, state.objective, writes=writes)
-            return TrainResult(
-                out=Path(config.out),
-                step=state.step,
-                is_first=ranks.is_first,
-                has_trunk=state.objective.trunk is not None,
-            )
+    def _validate(self) -> None:
+        step, ranks = self.state.step, self.ranks
+        if ranks.from_first(self.metrics.has("validation", step), f"validation at {step}"):
+            return
+        with self.meter.paused():
+            values = validation_values(self.state.objective, self.config, ranks)
+        self.write({"event": "validation", "step": step, **values})
 
-        period = period_at(plan, state.step)
+    def _step(self) -> bool:
+        """Do the next step, and return True if the run is asked to stop."""
+        config, state, ranks = self.config, self.state, self.ranks
+        period = period_at(self.plan, state.step)
         if period.changes and state.step == period.first_step:
-            _tell_changes(period, metrics, write, ranks)
+            self._tell_changes(period)
         before = state.stream.state_dict()
         batch = _next_batch(state, ranks)
         if batch is None:
-            stop = True
-            continue
+            return True
+        again = skipped_before(config, state.journal, batch, step=state.step, ranks=ranks)
         try:
-            step = take_step(period.config, state, batch, ranks=ranks, stopping=bool(ranks.stop))
+            if again is not None:
+                step = skip_again(period.config, state, again, ranks=ranks, stopping=bool(ranks.stop))
+            else:
+                step = take_step(period.config, state, batch, ranks=ranks, stopping=bool(ranks.stop))
         except BadStepError as error:
-            kept = _keep_good_weights(config, state, ranks, stream=before, saved=state.step == saved_step)
-            raise type(error)(f"{error}; {kept}") from None
-        stop = step.stop
+            raise type(error)(f"{error}; {self._keep_good_weights(before)}") from None
         if step.skipped is not None:
-            write(record_skipped(config, step.skipped, batch, ranks, again=step.again))
-        record.add(batch)
-        meter.add(images=config.global_batch, waited=batch.waited_seconds)
+            self.write(record_skipped(config, step.skipped, batch, ranks, again=again is not None))
+        self.record.add(batch)
+        self.meter.add(images=config.global_batch, waited=batch.waited_seconds)
         if state.step % config.log_every == 0 or state.step == config.total_steps:
-            line = _train_line(config, state, step) | meter.read(state.objective.train_flops_per_image, ranks)
+            line = _train_line(config, state, step) | self.meter.read(state.objective.train_flops_per_image, ranks)
             line["data_bound_by"] = state.stream.stats().bound_by or None
             line["memory_bytes"] = memory_bytes(ranks.device)
-            record.flush(ranks.sum)
-            write(line | {"batch_digest": int(ranks.sum([batch_digest(batch)])[0])})
+            self.record.flush(ranks.sum)
+            self.write(line | {"batch_digest": int(ranks.sum([batch_digest(batch)])[0])})
+        return step.stop
+
+    def _tell_changes(self, period: Period) -> None:
+        """Record what changes before this step; once, also where the run was stopped just here."""
+        if self.ranks.is_first and not self.metrics.has("change", period.first_step):
+            told = ", ".join(f"{path} {was} -> {now}" for path, (was, now) in period.changes.items())
+            log.info("from step %d on: %s", period.first_step, told)
+            self.write({"event": "change", "step": period.first_step, "changes": period.changes})
+
+    def _keep_good_weights(self, stream: dict[str, Any]) -> str:
+        """Save the weights before a bad step, if they are good, and say how the run can go on."""
+        step, finite = self.state.step, all_finite(self.state.objective.parameters())
+        if self.ranks.sum([not finite], "the check of the weights")[0]:
+            return (
+                "they are not finite since a step before: remove the checkpoints from there on, and start again with a "
+                "lower optimizer.lr"
+            )
+        self._save(stream)
+        return (
+            f"the run is saved at step {step}: start it again with on_non_finite=skip or on_spike=skip to leave such "
+            f"steps out, or with changes_at: {{{step}: {{optimizer.lr: ...}}}}"
+        )
+
+    def _result(self, stopped_by: int = 0) -> TrainResult:
+        return TrainResult(
+            out=Path(self.config.out),
+            step=self.state.step,
+            is_first=self.ranks.is_first,
+            has_trunk=self.state.objective.trunk is not None,
+            stopped_by=stopped_by,
+        )
 
 
 def _next_batch(state: TrainState, ranks: Ranks) -> Batch | None:
@@ -187,32 +233,6 @@ def _next_batch(state: TrainState, ranks: Ranks) -> Batch | None:
     except Interrupted:
         state.stream.load_state_dict(before)  # the signal may have come when the batch was already taken
         return None
-
-
-def _tell_changes(period: Period, metrics: MetricsFile, write: Callable[[Metrics], None], ranks: Ranks) -> None:
-    """Record what changes before this step; once, also where the run was stopped just here."""
-    if ranks.is_first and not metrics.has("change", period.first_step):
-        told = ", ".join(f"{path} {was} -> {now}" for path, (was, now) in period.changes.items())
-        log.info("from step %d on: %s", period.first_step, told)
-        write({"event": "change", "step": period.first_step, "changes": period.changes})
-
-
-def _keep_good_weights(
-    config: RunConfig, state: TrainState, ranks: Ranks, *, stream: dict[str, Any], saved: bool
-) -> str:
-    """Save the weights before a bad step, if they are good, and say how the run can go on."""
-    finite = all_finite(state.objective.parameters())
-    if ranks.sum([not finite], "the check of the weights")[0]:
-        return (
-            "they are not finite since a step before: remove the checkpoints from there on, and start again with a "
-            "lower optimizer.lr"
-        )
-    if not saved:
-        save_state(config, state, ranks, stream=stream)
-    return (
-        f"the run is saved at step {state.step}: start it again with on_non_finite=skip or on_spike=skip to leave such "
-        f"steps out, or with changes_at: {{{state.step}: {{optimizer.lr: ...}}}}"
-    )
 
 
 def _train_line(config: RunConfig, state: TrainState, step: Step) -> Metrics:
@@ -248,10 +268,6 @@ def take_step(config: RunConfig, state: TrainState, batch: Batch, *, ranks: Rank
     config.optimizer.set_groups(state.optimizer, lr=lr)
 
     terms, missing = ranks.sum(_counts(config, state, batch), f"step {state.step}")
-    again = skipped_before(config, state.journal, batch, step=state.step, ranks=ranks)
-    if again is not None:
-        stops = ranks.sum([stopping], f"step {state.step}")[0]
-        return _skip_again(state, again, lr=lr, missing=missing, stop=stops > 0)
     terms = max(terms, 1.0)  # a step of nothing but rows without captions has a loss of 0
     total, report = torch.zeros((), device=ranks.device), {}
     parts = micro_batches(batch, config.images_per_micro_batch)
@@ -292,11 +308,13 @@ def take_step(config: RunConfig, state: TrainState, batch: Batch, *, ranks: Rank
     )
 
 
-def _skip_again(state: TrainState, skipped: Skipped, *, lr: float, missing: float, stop: bool) -> Step:
+def skip_again(config: RunConfig, state: TrainState, skipped: Skipped, *, ranks: Ranks, stopping: bool) -> Step:
     """Pass over a step that was skipped before a kill."""
-    _count(state, missing, skipped)
+    lr = config.schedule.rate(state.step, steps=config.steps, peak=config.optimizer.lr)
+    stops = ranks.sum([stopping], f"step {state.step}")[0]
+    _count(state, skipped.missing, skipped)
     loss, norm = (math.nan if value is None else value for value in (skipped.loss, skipped.grad_norm))
-    return Step(loss=loss, grad_norm=norm, lr=lr, stop=stop, report={}, skipped=skipped, again=True)
+    return Step(loss=loss, grad_norm=norm, lr=lr, stop=stops > 0, report={}, skipped=skipped)
 
 
 def _count(state: TrainState, missing: float, skipped: Skipped | None) -> None:

@@ -27,6 +27,8 @@ def open_journal(config: RunConfig, ranks: Ranks) -> Journal:
 
 def skipped_before(config: RunConfig, journal: Journal, batch: Batch, *, step: int, ranks: Ranks) -> Skipped | None:
     """Return the record of step `step` (0-based) if it was skipped before a kill: it is skipped again."""
+    if all(number != step + 1 for number, _ in journal):
+        return None  # the digest of a config takes its time
     one = journal.get((step + 1, run_digest(config, step)))
     if one is None or (config.on_non_finite if one.reason == "non_finite" else config.on_spike) != "skip":
         return None

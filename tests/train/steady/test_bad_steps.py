@@ -107,7 +107,8 @@ def test_a_skipped_step_moves_nothing_and_is_recorded(run_file: Callable[..., Pa
 
 def test_a_skip_is_the_same_however_often_the_run_was_cut(run_file: Callable[..., Path], spoil: Spoil) -> None:
     """Also where the fault does not come again: a GPU that computed wrongly once."""
-    path = run_file(validation=None, checkpoint={"every": 3, "keep": 10}, on_non_finite="skip")
+    changes = {6: {"optimizer.lr": 0.0005}}
+    path = run_file(validation=None, checkpoint={"every": 3, "keep": 10}, on_non_finite="skip", changes_at=changes)
     whole, cut = load_run(path), load_run(path, ["out=" + str(path.parent / "cut")])
     spoil(4, 7)
     train(whole)
