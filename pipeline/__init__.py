@@ -2,8 +2,22 @@
 
 from headrace.pipeline.augment.config import Augment, View
 from headrace.pipeline.batch import Batch
+from headrace.pipeline.errors import SampleError
+from headrace.pipeline.mapping import MapFunction, Sample
 from headrace.pipeline.mixture import Mixture, Segment, Source
 from headrace.pipeline.opening import open_stream
 from headrace.pipeline.stream import Stream
 
-__all__ = ["Augment", "Batch", "Mixture", "Segment", "Source", "Stream", "View", "open_stream"]
+__all__ = [
+    "Augment",
+    "Batch",
+    "MapFunction",
+    "Mixture",
+    "Sample",
+    "SampleError",
+    "Segment",
+    "Source",
+    "Stream",
+    "View",
+    "open_stream",
+]

@@ -6,33 +6,41 @@ import numpy as np
 
 from headrace.pipeline.batch import Batch
 from headrace.pipeline.collate import Kind, collate
+from headrace.pipeline.mapping import Mapper
 from headrace.pipeline.prefetch import PendingBatch, WaitedFor
 
 
 def assemble(
     pending: PendingBatch,
     columns: Mapping[str, Kind],
+    mapper: Mapper | None,
     *,
     replaces: bool,
     waited_seconds: float,
     waited_for: WaitedFor,
 ) -> Batch:
-    """Return the batch that is delivered; without `replaces` its damaged samples are rows that are not valid."""
+    """Return the batch that is delivered; without `replaces` its damaged samples are rows that are not valid.
+
+    Columns of the map function take the place of those of the index. Raises ValueError if they do not go together.
+    """
     assert pending.views is not None
     given = [
         made if made and (replaces or not made.damaged) else None
         for made in map(pending.made.get, range(len(pending.plan.valid)))
     ]
+    keys = [made.key if made else "" for made in given]
+    delivered = {
+        name: collate([made.values[name] if made else None for made in given], kind) for name, kind in columns.items()
+    }
+    if mapper is not None:
+        delivered |= mapper.collate([made.mapped if made else None for made in given], keys)
     return Batch(
         images=pending.views[0],
         other_views=pending.views[1:],
-        columns={
-            name: collate([made.values[name] if made else None for made in given], kind)
-            for name, kind in columns.items()
-        },
+        columns=delivered,
         position=pending.plan.position,
         source=pending.plan.placed.source.astype(np.int32),
-        key=[made.key if made else "" for made in given],
+        key=keys,
         valid=np.array([made is not None for made in given], np.bool_),
         waited_seconds=waited_seconds,
         waited_for=waited_for,

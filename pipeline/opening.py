@@ -17,6 +17,7 @@ from headrace.pipeline.advice import describe_weight_error, fitting_window, is_l
 from headrace.pipeline.catalog import NOTHING, OpenedSource
 from headrace.pipeline.collate import Kind, kind_of
 from headrace.pipeline.indexes import Indexes
+from headrace.pipeline.mapping import MapFunction, Mapper
 from headrace.pipeline.mixture import Mixture
 from headrace.pipeline.order.epoch import SourceOrder
 from headrace.pipeline.order.layout import lay_out
@@ -42,17 +43,20 @@ def open_stream(
     rank: int = 0,
     world_size: int = 1,
     columns: Sequence[str] = (),
+    map: MapFunction | None = None,
     once: bool = False,
 ) -> Stream:
     """Open a mixture, or the YAML file of one, as this rank's stream of batches.
 
-    `columns` are columns of the index to deliver. With `once` every sample comes exactly once, in the order of the
-    index, and the last batch is padded (`valid` is False). Raises ValueError naming the number to change.
+    `columns` are columns of the index to deliver. `map(sample, rng)` is called for every sample, in the threads that
+    decode; what it returns by name are columns of the batch too. With `once` every sample comes exactly once, in the
+    order of the index, and the last batch is padded (`valid` is False). Raises ValueError naming the number to change.
     """
     if not isinstance(mixture, Mixture):
         mixture = load_config(Mixture, mixture)
     if isinstance(columns, str):
         raise ValueError(f"columns is a list of names, got the text {columns!r}")
+    mapper = None if map is None else Mapper(map, mixture.seed)
     if mixture.quarantine:
         check_path(mixture.quarantine)
     with RangeReader(mixture.patience) as reader:
@@ -81,6 +85,7 @@ def open_stream(
             quarantine=f"{mixture.quarantine}.{rank}" if mixture.quarantine and world_size > 1 else mixture.quarantine,
             rank=rank,
             world_size=world_size,
+            mapper=mapper,
         )
     )
     log.info(

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,9 @@ from headrace.pipeline.chunks import ChunkReader, Payload
 from headrace.pipeline.decode.decoder import Decoder, Images, Item, TellsAugment
 from headrace.pipeline.decode.gate import admit
 from headrace.pipeline.errors import SampleError
+from headrace.pipeline.mapping import Mapper, Sample
 from headrace.pipeline.mixture import Mixture
+from headrace.pipeline.order.order import Placements
 from headrace.pipeline.order.plan import BatchPlan, StreamPlan
 from headrace.pipeline.quarantine import DamagedSample
 from headrace.text import without_secrets
@@ -28,7 +31,12 @@ from headrace.text import without_secrets
 # the number of threads, so that memory is bounded by one of them and a few hundred MB a thread.
 LARGE_PIXELS = 16 << 20
 
+LOOKS = 64
+"""Samples that are tried for the columns of a map function."""
+
 Fault = tuple[Payload, SampleError]
+Columns = tuple[Mapping[str, Any], Mapping[str, Any]]
+"""Of one row: those of the index, and those of the map function."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,13 +50,23 @@ class MadeRow:
     key: str
     values: Mapping[str, Any]
     """Its columns, looked up here and not where the batch is taken: that is the consumer's time."""
+    mapped: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What the map function gave."""
 
 
 class PictureMaker:
     """Writes every view of rows of a batch."""
 
-    def __init__(self, mixture: Mixture, plan: StreamPlan, reader: ChunkReader, decoder: Decoder) -> None:
+    def __init__(
+        self,
+        mixture: Mixture,
+        plan: StreamPlan,
+        reader: ChunkReader,
+        decoder: Decoder,
+        mapper: Mapper | None = None,
+    ) -> None:
         self.decoder = decoder
+        self._mapper = mapper
         self._clock = reader.clock
         if isinstance(decoder, TellsAugment):
             decoder.on_augment = self._clock.adder("augment")
@@ -65,25 +83,29 @@ class PictureMaker:
         self._large = threading.Lock()
 
     def empty(self, plan: BatchPlan) -> tuple[Images, ...]:
-        """Return memory for a batch, its padding black."""
+        """Return memory for a batch, its padding black. Raises ReadError, and what the map function raises."""
         views = self.decoder.empty(len(plan.valid), self._sizes)
         if not plan.valid.all():
             for view in views:
                 view[~plan.valid] = 0
+            if self._mapper is not None and not plan.valid.any():
+                self._learn_mapped(self._mapper)
         return views
 
     def fill(self, plan: BatchPlan, own: Mapping[int, Payload], views: Sequence[Images]) -> dict[int, MadeRow]:
         """Write the rows of `own`, which holds the sample of each, into `views`.
 
         A damaged sample is replaced where the plan says so, else its row is black. What does not decode, and has no
-        checksum, is read again first. Raises ReadError where either cannot be read.
+        checksum, is read again first. Raises ReadError where either cannot be read, and what the map function raises.
         """
-        given = dict(own)
+        given, finished = dict(own), dict[int, Columns]()
         faults: dict[int, list[Fault]] = {row: [] for row in own}
         waiting, looked_again = own, set[int]()
         while waiting:
             again: dict[int, Payload] = {}
-            for row, error in self._timed_decode(plan, waiting, views).items():
+            errors = self._timed_decode(plan, waiting, views)
+            errors |= self._finish(plan, {row: waiting[row] for row in waiting.keys() - errors}, views, finished)
+            for row, error in errors.items():
                 other = None if row in looked_again else self._reader.read_again(waiting[row])
                 looked_again.add(row)
                 if other is not None:
@@ -104,10 +126,52 @@ class PictureMaker:
                 dataclasses.replace(payload, data=b""),
                 self._note(plan, row, payload, faults[row]),
                 payload.key,
-                payload.rows.values(payload.row),
+                *(finished.get(row) or (payload.rows.values(payload.row), {})),
             )
             for row, payload in given.items()
         }
+
+    def _finish(
+        self, plan: BatchPlan, payloads: Mapping[int, Payload], views: Sequence[Images], out: dict[int, Columns]
+    ) -> dict[int, SampleError]:
+        """Put the columns of rows that have their pixels into `out`; return what the map function refuses."""
+        errors: dict[int, SampleError] = {}
+        for row, payload in sorted(payloads.items()):
+            values = payload.rows.values(payload.row)
+            mapped: Mapping[str, Any] = {}
+            if self._mapper is not None:
+                begun = time.perf_counter()
+                source = self._names[int(plan.placed.source[row])]
+                pixels = tuple(view[row] for view in views if isinstance(view, np.ndarray))
+                sample = Sample(payload.key, int(plan.position[row]), source, MappingProxyType(values), pixels)
+                try:
+                    mapped = self._mapper(sample, payload.where[0])
+                except SampleError as error:
+                    errors[row] = error
+                    continue
+                finally:
+                    self._clock.tally("map").add(time.perf_counter() - begun)
+            out[row] = values, mapped
+        return errors
+
+    def _learn_mapped(self, mapper: Mapper) -> None:
+        """Map the first sample that can be had, if none was, so that a batch of padding has the columns of the others.
+
+        In a finite pass the last batch of a rank may be nothing else, and the only one that it has.
+        """
+        source = self._reader.sources[0]
+        for ordinal in range(min(LOOKS, source.num_samples)):
+            if mapper.kinds:
+                return
+            sample = np.array([ordinal], np.int64)
+            sample = sample if source.subset is None else source.subset.in_order(sample)
+            zero = np.zeros(1, np.int64)
+            plan = BatchPlan(zero, np.ones(1, np.bool_), Placements(zero, zero, zero, zero, zero, sample))
+            payloads = self._reader.read(0, sample)
+            views = self.decoder.empty(1, self._sizes)
+            own = {0: payloads[int(sample[0])]}
+            if not self._timed_decode(plan, own, views):
+                self._finish(plan, own, views, {})
 
     def _timed_decode(
         self, plan: BatchPlan, payloads: Mapping[int, Payload], out: Sequence[Images]

@@ -12,10 +12,13 @@ from typing import Any, NamedTuple
 from headrace.pipeline.clock import StageClock, StageStats
 from headrace.text import without_secrets
 
-STAGES = ("plan", "queue", "read", "decode", "augment", "transfer", "wait")
+STAGES = ("plan", "queue", "read", "decode", "augment", "map", "transfer", "wait")
 """plan: the samples of a batch; queue: a chunk until a thread reads it; read: a chunk; decode, augment: a call of the
-decoder, one picture with `turbo`; transfer: what the consumer reports by `count_transfer`; wait: the consumer's, for a
-batch."""
+decoder, one picture with `turbo`; map: a call of the user's function, one sample; transfer: what the consumer reports
+by `count_transfer`; wait: the consumer's, for a batch."""
+
+MADE_BY = ("decode", "augment", "map")
+"""What the threads that decode do; a wait for pixels is shared out among these as their time is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,7 +119,7 @@ class StreamStats:
     waited_seconds: float = 0.0
     """Of `seconds`, how long the consumer waited in `next`."""
     waited_for: Mapping[str, float] = field(default_factory=dict)
-    """The same by what was missing: plan, read, decode, augment."""
+    """The same by what was missing: plan, read, decode, augment, map."""
     stages: Mapping[str, StageStats] = field(default_factory=dict)
     """Times of each stage, see `STAGES`."""
     queues: QueueDepths = QueueDepths()
@@ -133,7 +136,7 @@ class StreamStats:
     """The shard of the longest read of one chunk."""
     slowest_read_seconds: float = 0.0
     bound_by: str = ""
-    """compute, or what the consumer waited for most: plan, read, decode, augment, transfer."""
+    """compute, or what the consumer waited for most: plan, read, decode, augment, map, transfer."""
     advice: str = ""
     """The setting to change; empty where none helps."""
 
@@ -151,8 +154,8 @@ def gather(given: Delivered, clock: StageClock, **facts: Any) -> StreamStats:
     """Return the statistics of what was delivered; `facts` are the fields that the stream itself knows."""
     stages = {stage: clock.read(stage) for stage in STAGES}
     seconds = given.ended - given.began
-    made = stages["decode"].seconds + stages["augment"].seconds
-    augment = given.decode * (stages["augment"].seconds / made if made else 0.0)
+    made = sum(stages[stage].seconds for stage in MADE_BY)
+    shares = {stage: stages[stage].seconds / made if made else float(stage == "decode") for stage in MADE_BY}
     later = given.batches - 1
     return StreamStats(
         batches=given.batches,
@@ -164,8 +167,7 @@ def gather(given: Delivered, clock: StageClock, **facts: Any) -> StreamStats:
         waited_for={
             "plan": given.plan,
             "read": given.read,
-            "decode": given.decode - augment,
-            "augment": augment,
+            **{stage: given.decode * share for stage, share in shares.items()},
         },
         stages=stages,
         mean_whole_batches=given.whole_batches / later if later > 0 else 0.0,

@@ -28,6 +28,7 @@ from headrace.pipeline.chunks import ChunkReader
 from headrace.pipeline.clock import StageClock
 from headrace.pipeline.collate import Kind
 from headrace.pipeline.decode import decoder_types
+from headrace.pipeline.mapping import Mapper
 from headrace.pipeline.mixture import Mixture
 from headrace.pipeline.order.plan import StreamPlan
 from headrace.pipeline.pictures import PictureMaker
@@ -61,6 +62,7 @@ class OpenedMixture:
     """File of this rank; empty = none."""
     rank: int
     world_size: int
+    mapper: Mapper | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +292,7 @@ class Stream:
         batch = assemble(
             pending,
             self._opened.columns,
+            self._opened.mapper,
             replaces=self.plan.replaces,
             waited_seconds=ended - begun,
             waited_for=waited_for,
@@ -331,7 +334,7 @@ class Stream:
         prefetcher = Prefetcher(
             self.plan,
             reader,
-            PictureMaker(mixture, self.plan, reader, decoder),
+            PictureMaker(mixture, self.plan, reader, decoder, self._opened.mapper),
             mixture=mixture,
             first=self._delivered,
         )

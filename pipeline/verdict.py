@@ -9,7 +9,7 @@ import dataclasses
 from headrace.pipeline.decode.cores import own_cores
 from headrace.pipeline.mixture import Mixture
 from headrace.pipeline.prefetch import LEAST_AHEAD
-from headrace.pipeline.stats import StreamStats
+from headrace.pipeline.stats import MADE_BY, StreamStats
 
 COMPUTE_SHARE = 0.02
 """Below this part of the time spent waiting, the consumer is what takes the time."""
@@ -26,7 +26,7 @@ def judge(stats: StreamStats, mixture: Mixture) -> StreamStats:
 
 
 def bound_of(stats: StreamStats) -> str:
-    """Return compute, or what was waited for most: plan, read, decode, augment, transfer."""
+    """Return compute, or what was waited for most: plan, read, decode, augment, map, transfer."""
     waits = {**stats.waited_for, "transfer": stats.stages["transfer"].seconds}
     if sum(waits.values()) <= COMPUTE_SHARE * stats.seconds:
         return "compute"
@@ -41,6 +41,9 @@ def _advise(stats: StreamStats, mixture: Mixture, bound: str) -> str:
         return _advise_read(stats, mixture)
     if bound in ("decode", "augment"):
         return _advise_decode(stats, mixture, bound)
+    if bound == "map":
+        usual = f"{1e3 * stats.stages['map'].p50_seconds:.2g} ms a sample"
+        return f"a quicker map function ({usual}; Python code runs in one thread at a time), or a map of whole batches"
     return "copies from pinned memory, one batch ahead of the computation" if bound == "transfer" else ""
 
 
@@ -60,7 +63,7 @@ def _advise_read(stats: StreamStats, mixture: Mixture) -> str:
 def _advise_decode(stats: StreamStats, mixture: Mixture, bound: str) -> str:
     cores = own_cores()
     threads = mixture.decode_threads or cores
-    worked = stats.stages["decode"].seconds + stats.stages["augment"].seconds
+    worked = sum(stats.stages[stage].seconds for stage in MADE_BY)
     used = worked / (threads * max(stats.seconds + stats.first_batch_seconds, 1e-9))
     batches = mixture.prefetch_batches or stats.queues.wanted_batches or LEAST_AHEAD
     if used < BUSY:
