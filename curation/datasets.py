@@ -84,6 +84,15 @@ def explain_dataset(job: Job, *, dataset: str | None = None, ledger: str = "") -
     )
 
 
+def explain_ledger(job: Job, digest: str) -> Explained | None:
+    """Return the ledger of that digest, by which a dataset names it; None if the job, or the ledger, is not there."""
+    for ledger in list_ledgers(job):
+        decision = read_decision(job, ledger)
+        if decision.summary.digest == digest:
+            return Explained(decision, dataset_of(decision))
+    return None
+
+
 def dataset_of(decision: Decision, prefer: str = "") -> str | None:
     """Return the name of a dataset that is built from a ledger: `prefer` if it is, else the first one that is."""
     for name in dict.fromkeys([prefer, "", *files.list_names(decision.job.datasets)]):

@@ -89,7 +89,7 @@ def explain(
     if not files.exists(files.join(job.url, "job.json")) and not files.exists(job.ledgers):
         raise ValueError(f"{job.url} is no job (no job.json there); give the folder that the recipe names as `job`")
     explained = explain_dataset(job, dataset=dataset, ledger=ledger)
-    return [_story(explained, row, nearest=nearest) for row in _find(explained.decision, query)]
+    return [story_of(explained, row, nearest=nearest) for row in _find(explained.decision, query)]
 
 
 def _find(decision: Decision, query: str) -> list[dict[str, Any]]:
@@ -124,7 +124,8 @@ def _starting_with(ledger: str, prefix: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _story(explained: Explained, row: dict[str, Any], *, nearest: bool) -> RowStory:
+def story_of(explained: Explained, row: dict[str, Any], *, nearest: bool = False) -> RowStory:
+    """Return everything the job knows of one row of the ledger. Raises ValueError if its raw shard is gone."""
     job, summary = explained.decision.job, explained.decision.summary
     raw = read_raw(job, row["raw_shard"])
     at = pc.index(raw["key"], row["key"]).as_py()

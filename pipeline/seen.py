@@ -69,7 +69,7 @@ class StepRecord:
             "first_step": self._step + 1,
             "step": self._step + len(self._sums),
             "global_batch": self._global_batch,
-            "digests": [_text(*pair) for pair in zip(sums[::3], sums[1::3], strict=True)],
+            "digests": [text_of(*pair) for pair in zip(sums[::3], sums[1::3], strict=True)],
         }
         if any(sums[2::3]):
             line["replaced"] = sums[2::3]
@@ -96,8 +96,18 @@ def read_record(path: Path) -> list[dict[str, Any]]:
 
 def last_trained_step(metrics: Path) -> int:
     """Return the last step that the `metrics.jsonl` of a run tells of; 0 = it tells of none."""
-    lines = [line for line in _json_lines(metrics) if isinstance(line, dict) and line.get("event") == "train"]
-    return max((line["step"] for line in lines if isinstance(line.get("step"), int)), default=0)
+    return max((line["step"] for line in _events(metrics, "train")), default=0)
+
+
+def skipped_steps(metrics: Path) -> dict[int, str]:
+    """Return the steps that did not move the weights, by the `metrics.jsonl` of a run, and why: step -> reason."""
+    return {line["step"]: str(line.get("reason", "")) for line in _events(metrics, "skipped")}
+
+
+def _events(metrics: Path, event: str) -> Iterator[dict[str, Any]]:
+    for line in _json_lines(metrics):
+        if isinstance(line, dict) and line.get("event") == event and isinstance(line.get("step"), int):
+            yield line
 
 
 def _json_lines(path: Path) -> Iterator[Any]:
@@ -164,7 +174,7 @@ def prove(
     differs = None
     for step, hashes, changed in _planned(plan, sources, steps, replaced):
         digest, num_replaced = steps[step]
-        if _text(*digest_of(hashes)) == digest:
+        if text_of(*digest_of(hashes)) == digest:
             given, known = given + len(hashes), known + changed
         elif num_replaced != changed:
             unproven.append(step)
@@ -182,7 +192,8 @@ def prove(
     )
 
 
-def _text(high: int, low: int) -> str:
+def text_of(high: int, low: int) -> str:
+    """Return a digest as it stands in `samples.jsonl`."""
     return f"{high:x}-{low:x}"
 
 

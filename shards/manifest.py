@@ -104,6 +104,11 @@ class Shards(Sequence[ShardEntry]):
         """Return the name of a shard."""
         return str(self._names[number].as_py())
 
+    def number_of(self, name: str) -> int | None:
+        """Return the number of the shard of that name; None if there is none."""
+        found = pc.index(self._names, name).as_py()
+        return None if found < 0 else int(found)
+
     def index_sha256(self, number: int) -> str:
         """Return the sum of a shard's index."""
         return str(self._index_sums[number].as_py())

@@ -83,14 +83,17 @@ def period_at(all_periods: Sequence[Period], step: int) -> Period:
 
 def planned_mixture(config: "RunConfig") -> Mixture:
     """Return the mixture of the whole run: changes of weights and lanes are segments of it."""
-    planned = [
-        planned for planned in planned_changes(config.changes_at).items() if {WEIGHTS, LANES} & planned[1].keys()
-    ]
+    return mixture_with(config.mixture, config.changes_at, global_batch=config.global_batch)
+
+
+def mixture_with(mixture: Mixture, changes_at: Mapping[Any, Any], *, global_batch: int) -> Mixture:
+    """Return a mixture with the changes of weights and lanes that a run file plans as segments of it."""
+    planned = [planned for planned in planned_changes(changes_at).items() if {WEIGHTS, LANES} & planned[1].keys()]
     if not planned:
-        return config.mixture
-    segments = {segment.start: segment for segment in config.mixture.segments}
+        return mixture
+    segments = {segment.start: segment for segment in mixture.segments}
     for step, changes in planned:
-        start = step * config.global_batch
+        start = step * global_batch
         old = segments.get(start)
         weights = ({} if old is None else old.weights) | _weights(changes.get(WEIGHTS, {}), step)
         lanes = changes.get(LANES, 0 if old is None else old.lanes)
@@ -99,7 +102,7 @@ def planned_mixture(config: "RunConfig") -> Mixture:
         segments[start] = Segment(start=start, weights=weights, lanes=lanes)
     ordered = tuple(segments[start] for start in sorted(segments))
     try:
-        return dataclasses.replace(config.mixture, segments=ordered)
+        return dataclasses.replace(mixture, segments=ordered)
     except ValueError as error:
         raise ValueError(f"changes_at: the mixture it makes: {error}") from error
 

@@ -29,6 +29,8 @@ COMMANDS = {
     "why": "why",
     "stream": "stream",
     "train": "train",
+    "trace": "trace",
+    "audit": "audit",
     "probe": "probe",
     "objectives": "objectives",
     "demo": "demo",

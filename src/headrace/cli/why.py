@@ -18,7 +18,7 @@ COLOURS = {"passed": "green", "dropped": "red", "not reached": "dim"}
 
 
 def why_command(
-    job: Annotated[str, typer.Argument(help="Folder or URL of the job.")],
+    job: Annotated[str, typer.Argument(metavar="JOB|DATASET", help="Folder or URL of a job, or of a dataset.")],
     uid: Annotated[
         str,
         typer.Argument(help="A uid, the start of one, a URL of the list, or the key of a sample in a batch."),
@@ -33,9 +33,12 @@ def why_command(
     nearest: Annotated[
         bool, typer.Option("--nearest", help="Also find the nearest kept row and evaluation images; reads all hashes.")
     ] = False,
+    index_dir: Annotated[str, typer.Option("--index-dir", help="Where the index of a read-only dataset lies.")] = "",
     json: Annotated[bool, typer.Option("--json", help="Print JSON: one list with an object a row.")] = False,
 ) -> None:
     """Show every row of a uid, URL or key: how it was fetched, what each step decided, where it stands in the dataset.
+
+    Of a dataset that was imported, or of tars of others: which input a sample was, and where it lies.
 
     Example: headrace why /data/job 0f3a9c
     """
@@ -46,7 +49,13 @@ def why_command(
 
     from headrace.curation.job import Job
     from headrace.curation.why import explain
+    from headrace.trace.sample import is_dataset
 
+    if is_dataset(job, index_dir):
+        curated = _why_dataset(job, uid, index_dir, json=json)
+        if curated is None:
+            return
+        job, dataset, ledger = curated
     stories = explain(Job(job), uid, dataset=dataset or None, ledger=ledger, nearest=nearest)
     if json:
         print(json_module.dumps([dataclasses.asdict(story) for story in stories], indent=1))
@@ -58,6 +67,30 @@ def why_command(
         _show(console, story)
     named = [*(["--dataset", dataset] if dataset else []), *(["--ledger", ledger] if ledger else [])]
     say_next(["headrace", "report", job, *named])
+
+
+def _why_dataset(url: str, query: str, index_dir: str, *, json: bool) -> tuple[str, str, str] | None:
+    """Say where a sample of a dataset comes from; of a curated one return its (job, dataset, ledger), to say it all."""
+    import json as json_module
+
+    from headrace.trace.origin import origin_of
+    from headrace.trace.sample import open_one, samples_named
+
+    opened = open_one(url, index_dir)
+    explained = origin_of(opened.sources[0].dataset).explained
+    if explained is not None:
+        return explained.decision.job.url, explained.dataset or "", explained.decision.ledger.name
+    origin, samples = samples_named(opened, query)
+    if json:
+        print(json_module.dumps([{"comes_from": origin.text, "kind": origin.kind, **sample} for sample in samples]))
+        return None
+    print(one_line(origin.text))
+    for sample in samples:
+        print()
+        for name, value in sample.items():
+            if value is not None:
+                print(f"{name.replace('_', ' '):<14} {_number(value)}")
+    return None
 
 
 def _show(console: "Console", story: "RowStory") -> None:

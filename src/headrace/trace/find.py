@@ -1,0 +1,108 @@
+"""Which samples a URL, a uid or a key names: a walk over the indexes of a run's sources.
+
+The order has an inverse, a URL has none: each index is read once, checked against the manifest, and compared as a
+whole column. A key that names its own place, as those of curated and imported datasets do, is looked up there.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from headrace.pipeline.catalog import OpenedSource
+from headrace.shards.columns import plain_numbers
+from headrace.shards.progress import OnProgress, Progress, no_progress
+from headrace.trace.lookup import Opened
+
+KINDS = ("url", "uid", "key")
+INDEX_DIGITS = 6
+"""Digits behind the shard's name in the keys that curation and import write."""
+AT_ONCE = 64
+"""Indexes between two reports of progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is looked for: texts that a column must equal, each with the name of the column."""
+
+    texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Of KINDS -> distinct texts."""
+
+    @property
+    def size(self) -> int:
+        """Texts in all."""
+        return sum(map(len, self.texts.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A sample that was asked for."""
+
+    kind: str
+    text: str
+    source: int
+    sample: int
+    """Number in the source's concatenated index."""
+
+
+def find_samples(
+    opened: Opened, asked: Asked, *, threads: int = 8, on_progress: OnProgress = no_progress
+) -> Iterator[Match]:
+    """Yield every sample of every source that has one of the texts, in the order of the indexes.
+
+    Raises ValueError if a source's index does not hold the column (`headrace index --fast`).
+    """
+    jobs: list[tuple[int, int, Asked]] = []
+    for number, source in enumerate(opened.sources):
+        named, rest = _by_place(opened, number, asked)
+        yield from named
+        if rest.size:
+            source.dataset.require_columns(rest.texts)
+            jobs += [(number, shard, rest) for shard in range(len(source.dataset.shards))]
+    done = 0
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = iter(jobs)
+        while part := list(itertools.islice(waiting, AT_ONCE)):
+            for matches in pool.map(lambda job: _in_shard(opened, *job), part):
+                yield from matches
+            done += len(part)
+            on_progress(Progress(done=done, total=len(jobs), noun="indexes"))
+
+
+def _in_shard(opened: Opened, source: int, shard: int, asked: Asked) -> list[Match]:
+    table = opened.column(source, shard, [kind for kind in asked.texts if kind != "key"])
+    start = int(opened.sources[source].starts[shard])
+    matches = []
+    for kind, texts in asked.texts.items():
+        column = table[kind]
+        if not pa.types.is_string(column.type):
+            continue  # a dataset of others may have a `url` that is none
+        rows = np.flatnonzero(plain_numbers(pc.is_in(column, pa.array(texts, pa.string())).cast(pa.uint8())))
+        found = column.take(pa.array(rows)).to_pylist()
+        matches += [Match(kind, text, source, start + int(row)) for row, text in zip(rows.tolist(), found, strict=True)]
+    return matches
+
+
+def _by_place(opened: Opened, source: int, asked: Asked) -> tuple[list[Match], Asked]:
+    """Return the keys that name their own shard in a source and are there, and what is left to look for."""
+    found: list[Match] = []
+    by_shard: dict[int, list[str]] = {}
+    for key in asked.texts.get("key", ()):
+        shard = _shard_of(opened.sources[source], key)
+        if shard is not None:
+            by_shard.setdefault(shard, []).append(key)
+    for shard, keys in by_shard.items():
+        found += _in_shard(opened, source, shard, Asked({"key": keys}))
+    there = {match.text for match in found}
+    left = [key for key in asked.texts.get("key", ()) if key not in there]
+    return found, Asked({kind: texts for kind, texts in {**asked.texts, "key": left}.items() if texts})
+
+
+def _shard_of(source: OpenedSource, key: str) -> int | None:
+    """Return the shard that a key of the form SHARD + six digits names, if there is one."""
+    name, digits = key[:-INDEX_DIGITS], key[-INDEX_DIGITS:]
+    return source.dataset.shards.number_of(name) if name and digits.isascii() and digits.isdecimal() else None

@@ -1,0 +1,216 @@
+"""Which sample was given in the place of a damaged one: what the quarantine files say, as far as the record bears it.
+
+Steps that were done again have their lines twice, a fault of the way may have gone by the second time, and several runs
+may write into one file. So a line counts if the sample it names is the one planned at its position, and if the step's
+record says that as many samples were replaced; where both leave a choice, the step's digest decides.
+"""
+
+import itertools
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace import files
+from headrace.pipeline.seen import digest_of, row_hashes, text_of
+from headrace.trace.lookup import Opened
+
+log = logging.getLogger(__name__)
+
+IntArray = NDArray[np.int64]
+
+MAX_CHOICES = 4096
+"""Combinations of one step's stories that are compared with its digest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """What a quarantine file tells of one position, once."""
+
+    key: str
+    """Of the sample that was damaged."""
+    shard: str
+    reason: str
+    message: str
+    num_damaged: int
+    """The sample and the replacements that were damaged too: the next one of the lane was given."""
+    replaced_by: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Replaced:
+    """A position whose sample was damaged, and what the run saw there."""
+
+    position: int
+    source: int
+    planned: int
+    """Number of the damaged sample in its source."""
+    given: int
+    """Number of the sample that was seen in its place."""
+    story: Story
+
+
+@dataclass(slots=True)
+class Replacements:
+    """The replaced samples of a history, step by step."""
+
+    opened: Opened
+    stories: Mapping[int, Sequence[Story]]
+    """By position, in the order in which they were written."""
+    _steps: dict[int, list[int]] = field(init=False)
+    _known: dict[int, tuple[Replaced, ...] | None] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._steps = {}
+        for position in sorted(self.stories):
+            self._steps.setdefault(self.opened.history.step_of(position), []).append(position)
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps with a line in a quarantine file."""
+        return list(self._steps)
+
+    def not_told(self, last: int) -> dict[int, int]:
+        """Return, of the steps up to `last` whose replaced samples cannot be named, how many there are in each."""
+        found: dict[int, int] = {}
+        for line in self.opened.history.lines:
+            for step, count in enumerate(line.get("replaced") or (), line["first_step"]):
+                if count and step <= last and self.of_step(step) is None:
+                    found[step] = int(count)
+        return found
+
+    def of_step(self, step: int) -> tuple[Replaced, ...] | None:
+        """Return the replaced samples of a step; None where what is written down does not say which."""
+        if step not in self._known:
+            self._known[step] = self._settle(step)
+        return self._known[step]
+
+    def told_of(self, keys: Iterable[str], positions: Iterable[int]) -> set[int]:
+        """Return the steps whose quarantine lines are about samples given by one of `keys`, or about `positions`."""
+        asked, places = set(keys), set(positions)
+        return {
+            self.opened.history.step_of(position)
+            for position, stories in self.stories.items()
+            if position in places or any(story.replaced_by in asked for story in stories)
+        }
+
+    def _settle(self, step: int) -> tuple[Replaced, ...] | None:
+        told = self._of_this_run(self._steps.get(step, []))
+        recorded = self.opened.history.recorded(step)
+        if recorded is None:  # nobody wrote down how many: the last time counts
+            return self._chosen({position: stories[-1] for position, stories in told.items()})
+        if len(told) == recorded.replaced and all(len(stories) == 1 for stories in told.values()):
+            return self._chosen({position: stories[0] for position, stories in told.items()})
+        if recorded.replaced == 0:
+            return ()
+        return self._by_digest(step, told, recorded.replaced, recorded.digest)
+
+    def _of_this_run(self, positions: Sequence[int]) -> dict[int, list[Story]]:
+        """Return the stories whose damaged sample is the one planned there, each once."""
+        if not positions:
+            return {}
+        placed = self.opened.placed(np.array(positions, np.int64))
+        keys = self.opened.keys(placed.source, placed.sample)
+        result: dict[int, list[Story]] = {}
+        for position, key in zip(positions, keys, strict=True):
+            stories = [story for story in dict.fromkeys(self.stories[position]) if story.key == key]
+            if stories:
+                result[position] = stories
+        return result
+
+    def _chosen(self, stories: Mapping[int, Story]) -> tuple[Replaced, ...]:
+        positions = sorted(position for position, story in stories.items() if story.replaced_by)
+        placed = self.opened.placed(np.array(positions, np.int64))
+        found = []
+        for number, position in enumerate(positions):
+            source, given = self.opened.replacement(position, stories[position].num_damaged)
+            planned = int(placed.sample[number])
+            one = Replaced(position=position, source=source, planned=planned, given=given, story=stories[position])
+            found.append(one)
+        return tuple(found)
+
+    def _by_digest(
+        self, step: int, told: Mapping[int, Sequence[Story]], count: int, digest: str
+    ) -> tuple[Replaced, ...] | None:
+        """Return the one choice of stories with which the step has its digest; None = no choice has, or too many."""
+        position = np.array(self.opened.history.positions(step), np.int64)
+        placed = self.opened.placed(position)
+        keys = self.opened.keys(placed.source, placed.sample)
+        for choice in itertools.islice(_choices(told, count), MAX_CHOICES):
+            given = list(keys)
+            for place, story in choice.items():
+                given[place - int(position[0])] = story.replaced_by
+            if text_of(*digest_of(row_hashes(position, placed.source, given))) == digest:
+                return self._chosen(choice)
+        return None
+
+
+def _choices(told: Mapping[int, Sequence[Story]], count: int) -> Iterator[dict[int, Story]]:
+    """Yield every way in which `count` of the positions were replaced; what was written last comes first."""
+    for positions in itertools.combinations(sorted(told, reverse=True), count):
+        for stories in itertools.product(*(tuple(reversed(told[position])) for position in positions)):
+            yield dict(zip(positions, stories, strict=True))
+
+
+def read_replacements(opened: Opened) -> Replacements:
+    """Read the quarantine files of a history."""
+    stories: dict[int, list[Story]] = {}
+    for name in opened.history.quarantines:
+        for file in quarantine_files(name):
+            for position, story in _read(file):
+                stories.setdefault(position, []).append(story)
+    return Replacements(opened, stories)
+
+
+def quarantine_files(name: str) -> list[Path]:
+    """Return the quarantine file of that name and those of its ranks (NAME.0, NAME.1) that are there."""
+    path = Path(name)
+    ranks = [file for file in path.parent.glob(f"{path.name}.*") if file.suffix[1:].isdecimal()]
+    return [file for file in (path, *sorted(ranks, key=lambda file: int(file.suffix[1:]))) if file.is_file()]
+
+
+def _read(file: Path) -> Iterator[tuple[int, Story]]:
+    """Yield (position, story): the lines of one position that follow each other, up to its own sample again."""
+    lines: list[dict[str, Any]] = []
+    skipped = 0
+    with file.open(encoding="utf-8", errors="replace") as texts:
+        for text in texts:
+            line = _parse(text)
+            if line is None:
+                skipped += 1
+                continue
+            if lines and (line["position"] != lines[0]["position"] or _sample(line) == _sample(lines[0])):
+                yield _story(lines)
+                lines = []
+            lines.append(line)
+    if lines:
+        yield _story(lines)
+    if skipped:
+        log.warning("%s: %d lines are none of a quarantine file, and were passed over", file, skipped)
+
+
+def _parse(text: str) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+        line["position"] = int(line["position"])
+        return line if all(isinstance(line[name], str) for name in _TEXTS) and line["position"] >= 0 else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+_TEXTS = ("key", "shard", "reason", "message", "replaced_by")
+
+
+def _sample(line: Mapping[str, Any]) -> tuple[Any, ...]:
+    return files.basename(line["shard"]), line["key"], line.get("offset")
+
+
+def _story(lines: Sequence[Mapping[str, Any]]) -> tuple[int, Story]:
+    own = lines[0]
+    shard = files.basename(own["shard"])
+    return own["position"], Story(own["key"], shard, own["reason"], own["message"], len(lines), own["replaced_by"])
