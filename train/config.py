@@ -118,6 +118,11 @@ class RunConfig:
     """What is streamed: the content of a mixture file, or its path."""
     objective: AnyObjective
     """What is minimised."""
+    init_from: str | None = None
+    """Weights that step 0 starts from: a run, a checkpoint, an exported file, a released AIM, a file of l3m's or of
+    open_clip's. null = drawn from the seed."""
+    init_rename: dict[str, str] = field(default_factory=dict)
+    """Prefixes of names in `init_from`, and what stands there instead; '' = those tensors are left out."""
     images_per_micro_batch: int | None = None
     """Images that one process runs at once; gradients accumulate. null = its whole share of the batch."""
     optimizer: AnyOptimizer = field(default_factory=AdamWConfig)
@@ -172,6 +177,10 @@ class RunConfig:
             raise ValueError(f"images_per_micro_batch must be at least 1, got {self.images_per_micro_batch}")
         if "://" in self.out:
             raise ValueError(f"out must be a local folder, got {self.out}")
+        if self.init_from is not None and (not self.init_from or "://" in self.init_from):
+            raise ValueError(f"init_from must be a local file or folder, got {self.init_from!r}")
+        if self.init_rename and self.init_from is None:
+            raise ValueError("init_rename maps names of init_from, which is null")
         if self.changes_at:
             periods(self)
             planned_mixture(self)

@@ -32,6 +32,7 @@ from headrace.train.parallel.ranks import Ranks, join_ranks
 from headrace.train.parallel.signals import Interrupted, watch_signals
 from headrace.train.runs.export import export_model
 from headrace.train.runs.folder import BadStepError, own_run, write_records
+from headrace.train.runs.initial import write_report
 from headrace.train.runs.metrics import Meter, Metrics, MetricsFile, batch_digest, memory_bytes
 from headrace.train.state import TrainState, open_state, save_state
 from headrace.train.steady.bad_steps import Norms, Skipped, all_finite, first_layer_norm
@@ -99,6 +100,8 @@ def train(config: RunConfig, *, on_metrics: Callable[[Metrics], None] = lambda _
                 metrics.write(line)
                 on_metrics(line)
 
+        if state.initial is not None:
+            _tell_initial(config, state.initial, ranks, write)
         run = _Run(
             config=config,
             state=state,
@@ -220,6 +223,14 @@ class _Run:
             has_trunk=self.state.objective.trunk is not None,
             stopped_by=stopped_by,
         )
+
+
+def _tell_initial(config: RunConfig, initial: dict[str, Any], ranks: Ranks, write: Callable[[Metrics], None]) -> None:
+    """Record what the weights of step 0 were taken from."""
+    if ranks.is_first:
+        write_report(Path(config.out), initial)
+    counts = {name: len(initial[name]) for name in ("taken", "left_out", "fresh")}
+    write({"event": "init", "step": 0, "summary": initial["summary"], **counts})
 
 
 def _next_batch(state: TrainState, ranks: Ranks) -> Batch | None:

@@ -32,6 +32,7 @@ from headrace.train.runs.checkpoint import (
     save_checkpoint,
     warn_of_other_arithmetic,
 )
+from headrace.train.runs.initial import initial_weights
 from headrace.train.sources import check_length, check_sources
 from headrace.train.steady.bad_steps import StepWatch
 from headrace.train.steady.changes import planned_mixture
@@ -57,6 +58,8 @@ class TrainState:
     """True if a checkpoint was found."""
     watch: StepWatch = field(default_factory=StepWatch)
     """Steps that were skipped, and norms of the latest ones."""
+    initial: dict[str, Any] | None = None
+    """What the weights were started from; None = they were drawn, or come from a checkpoint."""
     journal: Journal = field(default_factory=dict)
     """Steps that earlier starts of this run skipped behind the checkpoint: they are skipped again."""
 
@@ -88,6 +91,9 @@ def open_state(config: RunConfig, ranks: Ranks) -> Iterator[TrainState]:
         restore(checkpoint, objective, optimizer)
         if ranks.is_first:
             log.info("resumed from %s: %d steps are done", checkpoint.path, step)
+    initial = None
+    if checkpoint is None and config.init_from is not None:
+        initial = _start_from(config.init_from, config, objective)
     stream = open_stream(
         planned_mixture(config),
         global_batch=config.global_batch,
@@ -114,7 +120,16 @@ def open_state(config: RunConfig, ranks: Ranks) -> Iterator[TrainState]:
             resumed=checkpoint is not None,
             watch=StepWatch() if checkpoint is None else checkpoint.progress.watch,
             journal=open_journal(config, ranks),
+            initial=initial,
         )
+
+
+def _start_from(path: str, config: RunConfig, objective: Objective) -> dict[str, Any]:
+    """Put the weights at `path` into the objective, and return what was taken; nothing of the file is kept."""
+    initial = initial_weights(objective, Path(path), config.init_rename)
+    initial.load_into(objective)
+    log.info("init_from %s", initial)
+    return initial.facts()
 
 
 def refuse_splitting(objective: Objective, config: RunConfig, *, world_size: int) -> None:

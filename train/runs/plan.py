@@ -4,6 +4,8 @@ Nothing is allocated or written; parameters are counted on the meta device. FLOP
 all positions, as published counts are, although AIM's head skips positions whose output is not used.
 """
 
+from pathlib import Path
+
 import torch
 
 from headrace.pipeline import open_stream
@@ -11,6 +13,7 @@ from headrace.shards.dataset import open_dataset
 from headrace.train.config import RunConfig
 from headrace.train.objectives.build import build_objective
 from headrace.train.runs.folder import check_out
+from headrace.train.runs.initial import initial_weights
 from headrace.train.sources import check_length, check_sources
 from headrace.train.state import refuse_splitting
 from headrace.train.steady.changes import periods, planned_mixture
@@ -33,6 +36,8 @@ def plan_run(config: RunConfig) -> list[str]:
         f"FLOPs per image: {flops / 1e9:,.3f} G (forward and backward); whole run: {flops * images:.3g}",
         f"steps: {config.total_steps:,} of {config.global_batch:,} images = {images:,} images",
     ]
+    if config.init_from is not None:
+        lines.append(f"init_from: {initial_weights(objective, Path(config.init_from), config.init_rename)}")
     for period in periods(config)[1:]:
         told = ", ".join(f"{path} {was} -> {now}" for path, (was, now) in period.changes.items())
         lines.append(f"at step {period.first_step:,}: {told}")

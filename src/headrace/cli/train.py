@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from headrace.train.loop import TrainResult
 
 
+NOTICES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "init": lambda line: f"init_from {line['summary']}",
+    "change": lambda line: f"step {line['step']}: " + _changes_of(line),
+    "skipped": lambda line: f"step {line['step']}: skipped ({line['reason']}), its samples are in skipped.jsonl",
+}
+"""What is said of events that are no steps, on stderr."""
+
+
 def train_command(
     run: Annotated[str, typer.Argument(metavar="RUN.yaml", help="The run file.")],
     overrides: Annotated[
@@ -61,6 +69,10 @@ def train_command(
     if not result.finished:
         # What a shell gives for a signal: a scheduler must not take the run for finished.
         raise typer.Exit(128 + result.stopped_by)
+
+
+def _changes_of(line: dict[str, Any]) -> str:
+    return ", ".join(f"{path} {was} -> {now}" for path, (was, now) in line["changes"].items())
 
 
 def _show(result: "TrainResult") -> None:
@@ -112,6 +124,9 @@ def _progress(steps: int, *, json: bool) -> Iterator[Callable[[dict[str, Any]], 
 
         def show(line: dict[str, Any]) -> None:
             if quiet:
+                return
+            if line["event"] in NOTICES:
+                typer.echo(NOTICES[line["event"]](line), err=True)
                 return
             if line["event"] == "validation":
                 typer.echo(f"step {line['step']}: validation loss {line['loss']:.4f}", err=json)
