@@ -11,6 +11,8 @@ from headrace.pipeline.errors import SampleError
 from headrace.pipeline.mixture import Mixture
 from headrace.shards.images.decode import decode_rgb
 
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
 
 class PillowDecoder:
     """Decode, cut, resize."""
@@ -37,9 +39,10 @@ class PillowDecoder:
         for choose, images in zip(windows, out, strict=True):
             window = choose(item.position, *pixels.shape[:2])
             cut = pixels[window.top : window.top + window.height, window.left : window.left + window.width]
-            side = images.shape[1]
-            view = np.asarray(Image.fromarray(cut).resize((side, side), Image.Resampling.BILINEAR))
-            images[item.row] = view[:, ::-1] if window.flipped else view
+            top, left, height, width = window.inside(images.shape[1])
+            resized = np.asarray(Image.fromarray(cut).resize((width, height), FILTERS[window.interpolation]))
+            images[item.row] = window.fill or 0
+            images[item.row, top : top + height, left : left + width] = resized[:, ::-1] if window.flipped else resized
         return None
 
     def close(self) -> None:

@@ -1,9 +1,11 @@
 """What the user chooses of an augmentation: window, flip, colours, and how many views of every picture."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 MAX_IMAGE_SIZE = 4096
+
+Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
 
 
 def _check(good: bool, message: str) -> None:
@@ -15,14 +17,19 @@ def _check(good: bool, message: str) -> None:
 class Augment:
     """How a picture becomes a square; all parameters are functions of (seed, position, view)."""
 
-    crop: Literal["random", "center"] = "random"
-    """`random` is torchvision's RandomResizedCrop; `center` resizes the short side and cuts the middle."""
+    crop: Literal["random", "center", "pad"] = "random"
+    """`random` is torchvision's RandomResizedCrop; `center` resizes the short side and cuts the middle; `pad` resizes
+    the long side, keeps all of the picture, and fills what is left over."""
     center_fraction: float = 1.0
     """Side of a centre crop as a share of the short side; 0.875 is Resize(256) and CenterCrop(224)."""
     scale: tuple[float, float] = (0.08, 1.0)
     """Range of a random crop's area, as a share of the picture's."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Range of a random crop's width over height, drawn evenly in its logarithm."""
+    pad_value: int = 0
+    """Level of red, green and blue that `pad` fills with."""
+    interpolation: Interpolation = "bilinear"
+    """How a window is resized, both widened when shrinking (antialias): `bilinear` or `bicubic`."""
     flip: bool = True
     """Mirror every second picture."""
     colour_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
@@ -49,6 +56,7 @@ class Augment:
         low, high = self.ratio
         _check(0.01 <= low <= high <= 100, f"ratio must be a range within 0.01..100, got {low} and {high}")
         _check(0 < self.center_fraction <= 1, f"center_fraction must be within 0..1, got {self.center_fraction}")
+        _check(0 <= self.pad_value <= 255, f"pad_value must be 0..255, got {self.pad_value}")
         self._check_colours()
 
     def _check_colours(self) -> None:
@@ -76,6 +84,10 @@ class Augment:
     def idle(self) -> tuple[str, ...]:
         """Fields that play no part in the pictures, of those that were added since states name the augmentation."""
         fields: tuple[str, ...] = () if self.crop == "center" and self.center_fraction != 1 else ("center_fraction",)
+        if self.crop != "pad":
+            fields += ("pad_value",)
+        if self.interpolation == "bilinear":
+            fields += ("interpolation",)
         if not self.jitters:
             fields += ("colour_jitter", "colour_jitter_probability")
         if not self.grayscale_probability:

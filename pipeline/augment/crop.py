@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from headrace.pipeline.augment.config import Augment
+from headrace.pipeline.augment.config import Augment, Interpolation
 
 TRIES = 10
 DRAWS = 1 + 4 * TRIES
@@ -24,15 +24,29 @@ class Window(NamedTuple):
     height: int
     width: int
     flipped: bool
+    interpolation: Interpolation = "bilinear"
+    fill: int | None = None
+    """None: the window is stretched over the square. Else it keeps its ratio in the middle, this level beside it."""
+
+    def inside(self, side: int) -> tuple[int, int, int, int]:
+        """Return where in a square of `side` it comes to lie: top, left, height, width."""
+        if self.fill is None:
+            return 0, 0, side, side
+        longest = max(self.height, self.width)
+        height, width = (max(1, round(length * side / longest)) for length in (self.height, self.width))
+        return (side - height) // 2, (side - width) // 2, height, width
 
 
 def choose_window(augment: Augment, draws: list[float], height: int, width: int) -> Window:
     """Return the window of one picture from its `draws`."""
     flipped = augment.flip and draws[0] < 0.5
+    if augment.crop == "pad":
+        return Window(0, 0, height, width, flipped, augment.interpolation, augment.pad_value)
     if augment.crop == "center":
         side = max(1, round(min(height, width) * augment.center_fraction))
-        return Window((height - side) // 2, (width - side) // 2, side, side, flipped)
-    return _random_window(augment, draws, height, width)._replace(flipped=flipped)
+        return Window((height - side) // 2, (width - side) // 2, side, side, flipped, augment.interpolation)
+    window = _random_window(augment, draws, height, width)
+    return window._replace(flipped=flipped, interpolation=augment.interpolation)
 
 
 def position_draws(key: int, position: int, number: int = DRAWS) -> list[float]:

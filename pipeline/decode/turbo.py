@@ -116,7 +116,11 @@ class Turbo:
             resize = self._threads.resize = self._new_resize()
         for span, window, view in views:
             pixels = view[row]
-            _write_square(resize(span, pixels.shape[0]), window.flipped, pixels)
+            top, left, height, width = window.inside(len(pixels))
+            if window.fill is not None:
+                pixels[:] = window.fill
+                pixels = pixels[top : top + height, left : left + width]
+            _write_square(resize(span, height, width, window.interpolation), window.flipped, pixels)
         self.on_augment(time.perf_counter() - begun)
 
     def _say_slow(self, why: str) -> None:

@@ -12,14 +12,14 @@ TRANSPOSED, MIRRORED, FLIPPED = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
 
 def stored_window(window: Window, size: tuple[int, int], orientation: int) -> Window:
     """Return where a window of the upright picture of `size` (height, width) lies in the stored one."""
-    top, left, height, width, flipped = window
+    top, left, height, width = window[:4]
     if orientation in FLIPPED:
         top = size[0] - top - height
     if orientation in MIRRORED:
         left = size[1] - left - width
     if orientation in TRANSPOSED:
-        return Window(left, top, width, height, flipped)
-    return Window(top, left, height, width, flipped)
+        top, left, height, width = left, top, width, height
+    return window._replace(top=top, left=left, height=height, width=width)
 
 
 def turned(span: Span, orientation: int) -> Span:

@@ -102,3 +102,31 @@ def test_a_smaller_centre_window_is_what_resizing_and_cropping_the_middle_shows(
 def test_a_centre_fraction_outside_its_range_is_refused(fraction: float) -> None:
     with pytest.raises(ValueError, match=r"center_fraction must be within 0\.\.1"):
         Augment(center_fraction=fraction)
+
+
+@given(height=sides, width=sides, side=st.integers(1, 512))
+def test_a_padded_picture_is_whole_and_lies_in_the_middle(height: int, width: int, side: int) -> None:
+    window = choose_window(Augment(crop="pad", flip=False, pad_value=7), [0.0], height, width)
+    assert window == Window(0, 0, height, width, False, "bilinear", 7)
+    top, left, high, wide = window.inside(side)
+    assert max(high, wide) == side
+    assert min(high, wide) >= 1
+    assert abs(min(high, wide) - side * min(height, width) / max(height, width)) <= 1
+    assert 0 <= side - high - 2 * top <= 1
+    assert 0 <= side - wide - 2 * left <= 1
+
+
+def test_every_kind_of_window_says_how_it_is_resized() -> None:
+    draws = position_draws(KEY, 3)
+    for crop in ("random", "center", "pad"):
+        plain, cubic = (
+            choose_window(Augment(crop=crop, interpolation=kind), draws, 300, 400)  # type: ignore[arg-type]
+            for kind in ("bilinear", "bicubic")
+        )
+        assert plain.interpolation == "bilinear"
+        assert cubic == plain._replace(interpolation="bicubic")
+
+
+def test_a_level_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"pad_value must be 0..255, got 256"):
+        Augment(crop="pad", pad_value=256)

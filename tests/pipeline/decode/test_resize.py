@@ -28,18 +28,22 @@ def without_fast(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     width=st.integers(1, 70),
     beside=st.integers(0, 9),
     side=st.integers(1, 40),
+    across=st.integers(0, 40),
     seed=st.integers(0, 99),
 )
 @settings(deadline=None, max_examples=150)
-def test_both_resizers_agree_to_a_level(height: int, width: int, beside: int, side: int, seed: int) -> None:
+def test_both_resizers_agree_to_a_level(
+    height: int, width: int, beside: int, side: int, across: int, seed: int
+) -> None:
     row_bytes = 4 * (width + beside)
     buffer = np.random.default_rng(seed).integers(0, 256, height * row_bytes, np.uint8)
     span = Span(buffer, row_bytes, height, width)
     # Not multiplied by the fourth byte, not reaching beside the window.
-    expected = PillowResize()(span, side)[..., :3].astype(int)
+    expected = PillowResize()(span, side, across)[..., :3].astype(int)
+    assert expected.shape == (side, across or side, 3)
     buffer.reshape(height, -1)[:, 4 * width :] = 0
     buffer[3::4] = 17
-    assert np.abs(FastResize()(span, side)[..., :3] - expected).max() <= 1
+    assert np.abs(FastResize()(span, side, across)[..., :3] - expected).max() <= 1
 
 
 def test_auto_is_the_fast_one_where_it_works_and_pillow_elsewhere(mixture: Mixture) -> None:

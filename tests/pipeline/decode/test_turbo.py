@@ -125,6 +125,51 @@ def test_windows_are_upright_for_every_orientation(picture: NDArray[np.uint8], o
     assert np.abs(out - slow_resize(upright[5:45, 30:80], 20)).max() <= 1.01
 
 
+def by_torchvision(pixels: NDArray[np.uint8], height: int, width: int, *, bicubic: bool) -> NDArray[np.uint8]:
+    import torch
+    from torchvision.transforms.v2 import InterpolationMode, functional
+
+    mode = InterpolationMode.BICUBIC if bicubic else InterpolationMode.BILINEAR
+    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    resized = functional.resize(image, [height, width], mode, antialias=True).permute(1, 2, 0).numpy()
+    return np.asarray(resized, np.uint8)
+
+
+@pytest.mark.parametrize("resizer", ["fast", "pillow"])
+@pytest.mark.parametrize("side", [20, 200])
+def test_bicubic_is_torchvisions_with_antialias(picture: NDArray[np.uint8], side: int, resizer: Resizer) -> None:
+    from headrace.shards.images.decode import decode_rgb
+
+    data = encode("JPEG", picture)
+    out = np.empty((side, side, 3), np.uint8)
+    window = Window(5, 30, 40, 50, True, "bicubic")
+    decode_into(data, 1, partial(_always, window), out, resizer=resizer)
+    expected = by_torchvision(decode_rgb(data)[5:45, 30:80], side, side, bicubic=True)[:, ::-1]
+    apart = np.abs(out - expected.astype(int))
+    assert apart.max() <= (2 if resizer == "fast" else 1)
+    assert apart.mean() < 0.25  # of noise, where the cubic leaves 0..255, they round and cut off in another order
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("flipped", [False, True])
+def test_a_padded_picture_keeps_its_ratio(picture: NDArray[np.uint8], orientation: int, flipped: bool) -> None:
+    from headrace.shards.images.decode import apply_orientation, decode_rgb
+
+    for image_format in ("JPEG", "PNG"):
+        data = encode(image_format, picture)
+        upright = apply_orientation(decode_rgb(data), orientation)
+        out = np.empty((52, 52, 3), np.uint8)
+        augment = Augment(crop="pad", pad_value=99, flip=flipped)
+        decode_into(data, orientation, lambda _p, high, wide, how=augment: choose_window(how, [0.0], high, wide), out)
+        beside = np.full((52, 52, 3), 99, np.uint8)
+        inside = (slice(8, 44), slice(0, 52)) if upright.shape[1] == 130 else (slice(0, 52), slice(8, 44))
+        beside[inside] = out[inside]
+        assert np.array_equal(out, beside)
+        size = (36, 52) if upright.shape[1] == 130 else (52, 36)
+        expected = by_torchvision(upright, *size, bicubic=False).astype(int)
+        assert np.abs(out[inside] - (expected[:, ::-1] if flipped else expected)).max() <= 1
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_regions_give_the_squares_that_whole_pictures_give(picture: NDArray[np.uint8], orientation: int) -> None:
     data = encode("JPEG", picture)
