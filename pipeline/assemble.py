@@ -35,12 +35,13 @@ def assemble(
     if mapper is not None:
         delivered |= mapper.collate([made.mapped if made else None for made in given], keys)
     return Batch(
-        images=pending.views[0],
+        images=pending.views[0] if pending.views else np.empty((len(keys), 0, 0, 3), np.uint8),
         other_views=pending.views[1:],
         columns=delivered,
         position=pending.plan.position,
         source=pending.plan.placed.source.astype(np.int32),
         key=keys,
+        data=[] if pending.views else [made.payload.data if made else b"" for made in given],
         valid=np.array([made is not None for made in given], np.bool_),
         waited_seconds=waited_seconds,
         waited_for=waited_for,

@@ -33,6 +33,8 @@ class Batch:
     waited_for: WaitedFor = "none"
     other_views: tuple[Images, ...] = ()
     """Views 1 and up, each of its own size."""
+    data: list[bytes] = dataclasses.field(default_factory=list)
+    """With `decoder: none` the image of each row as it lies in its shard, nothing where not valid; else empty."""
     num_replaced: int = 0
     """Rows that hold another sample, as their own was damaged."""
 
@@ -54,6 +56,7 @@ class Batch:
             position=self.position[part],
             source=self.source[part],
             key=self.key[part],
+            data=self.data[part],
             valid=self.valid[part],
         )
 

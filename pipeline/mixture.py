@@ -19,6 +19,8 @@ MAX_LANES = 4096
 MAX_SOURCES = 1000
 MAX_SEGMENTS = 1000
 MAX_VIEWS = 100
+NO_DECODER = "none"
+"""The `decoder` that delivers bytes."""
 
 __all__ = ["Augment", "Mixture", "Segment", "Source", "View"]
 
@@ -100,7 +102,7 @@ class Mixture:
     views: tuple[View, ...] = ()
     """Views of every picture, decoded once: two crops, many small ones. Empty = one, of `image_size` and `augment`."""
     decoder: str = "turbo"
-    """What decodes: `turbo` is libjpeg-turbo in threads. Extensions may add others."""
+    """What decodes: `turbo` is libjpeg-turbo in threads, `none` delivers the bytes. Extensions may add others."""
     resizer: Literal["auto", "fast", "pillow"] = "auto"
     """What resizes for `turbo`; they differ by one level. `auto`: that of the state loaded, else `fast` if it works."""
     jpeg_scaling: Literal["off", "on"] = "off"
@@ -163,6 +165,10 @@ class Mixture:
             "so leave it out there",
         )
         _check_decoder(self.decoder)
+        _check(
+            not self.views or self.decoder != NO_DECODER,
+            f"views: decoder {NO_DECODER} delivers bytes, of which there is one view; leave views out",
+        )
         _check_index_dirs(self.sources)
         self._check_segments()
         _check(self.jpeg_scaling_margin >= 1, f"jpeg_scaling_margin must be at least 1, got {self.jpeg_scaling_margin}")

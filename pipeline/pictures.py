@@ -44,7 +44,8 @@ class MadeRow:
     """What a row of a batch holds now."""
 
     payload: Payload
-    """Whose pixels they are, without its data; of a damaged sample that nothing replaces, its own."""
+    """Whose pixels they are, without its data, if there are pixels; of a damaged sample that nothing replaces, its own.
+    """
     damaged: list[DamagedSample]
     """The row's own sample if it is damaged, then the replacements that are damaged too."""
     key: str
@@ -76,8 +77,8 @@ class PictureMaker:
         self._max_pixels = mixture.max_pixels
         self._max_bad_consecutive = mixture.max_bad_consecutive
         self._sizes = [view.image_size for view in planned_views(mixture)]
-        self.bytes_per_item = sum(3 * size * size for size in self._sizes)
-        """Bytes of the pixels of one row of a batch."""
+        self.bytes_per_item = sum(3 * size * size for size in self._sizes) or max(s.mean_bytes for s in reader.sources)
+        """Bytes of one row of a batch: its pixels, or without them its compressed image."""
         self._windows = view_windows(mixture)
         self._colours = [(view, choose) for view, choose in enumerate(view_colours(mixture)) if choose is not None]
         self._large = threading.Lock()
@@ -123,7 +124,7 @@ class PictureMaker:
             waiting = again
         return {
             row: MadeRow(
-                dataclasses.replace(payload, data=b""),
+                dataclasses.replace(payload, data=b"") if views else payload,
                 self._note(plan, row, payload, faults[row]),
                 payload.key,
                 *(finished.get(row) or (payload.rows.values(payload.row), {})),
@@ -143,7 +144,8 @@ class PictureMaker:
                 begun = time.perf_counter()
                 source = self._names[int(plan.placed.source[row])]
                 pixels = tuple(view[row] for view in views if isinstance(view, np.ndarray))
-                sample = Sample(payload.key, int(plan.position[row]), source, MappingProxyType(values), pixels)
+                data = b"" if views else payload.data
+                sample = Sample(payload.key, int(plan.position[row]), source, MappingProxyType(values), pixels, data)
                 try:
                     mapped = self._mapper(sample, payload.where[0])
                 except SampleError as error:

@@ -45,15 +45,15 @@ def identity_of(
     """
     # One view is written as it was before there were more, so that its states continue.
     views = [[view.image_size, _augment(view.augment)] for view in planned_views(mixture)]
-    pictures = canonical_json(views if len(views) > 1 else views[0])
+    pictures = canonical_json(views[0] if len(views) == 1 else views)
     return {
         "version": VERSION,
         "once": once,
         "seed": mixture.seed,
         "lanes": mixture.lanes,
         "global_batch": global_batch,
-        "pictures": hashlib.blake2b(pictures.encode(), digest_size=8).hexdigest(),
         "decoder": mixture.decoder,
+        "pictures": hashlib.blake2b(pictures.encode(), digest_size=8).hexdigest(),
         "resizer": resizer_of(mixture) if mixture.decoder == RESIZED_BY_MIXTURE else "own",
         "jpeg_scaling": f"margin {mixture.jpeg_scaling_margin:g}" if mixture.jpeg_scaling == "on" else "off",
         "segments": segments_of(mixture, sources, once=once, ends=ends),

@@ -323,13 +323,13 @@ class Stream:
             self.sources, ranges, io_threads=mixture.io_threads, verify_crc=mixture.verify_crc, clock=self._clock
         )
         log.info(
-            "reading from position %d: %d reads at once, decoder %s, resizer %s, %d calls at once, views of %s pixels",
+            "reading from position %d: %d reads at once, decoder %s, resizer %s, %d calls at once, views: %s",
             self.position,
             mixture.io_threads,
             mixture.decoder,
             self._identity["resizer"],
             decoder.calls_at_once,
-            ", ".join(str(view.image_size) for view in planned_views(mixture)),
+            ", ".join(f"{view.image_size} pixels" for view in planned_views(mixture)) or "none, the bytes",
         )
         prefetcher = Prefetcher(
             self.plan,

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from headrace.config import OneOf, apply_overrides, build_config, canonical_json, config_to_dict, read_mapping
 from headrace.pipeline import Mixture
+from headrace.pipeline.mixture import NO_DECODER
 from headrace.text import without_secrets
 from headrace.train.execution import Attention, Compile, Residual
 from headrace.train.models.stage import Recompute
@@ -175,6 +176,8 @@ class RunConfig:
                 raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
         if self.images_per_micro_batch is not None and self.images_per_micro_batch < 1:
             raise ValueError(f"images_per_micro_batch must be at least 1, got {self.images_per_micro_batch}")
+        if self.mixture.decoder == NO_DECODER:
+            raise ValueError(f"mixture.decoder: {NO_DECODER} delivers bytes, and training takes pictures; leave it out")
         if "://" in self.out:
             raise ValueError(f"out must be a local folder, got {self.out}")
         if self.init_from is not None and (not self.init_from or "://" in self.init_from):

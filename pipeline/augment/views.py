@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from headrace.pipeline.augment.config import Augment
 from headrace.pipeline.augment.crop import Window, choose_window, position_draws
-from headrace.pipeline.mixture import Mixture
+from headrace.pipeline.mixture import NO_DECODER, Mixture
 from headrace.shards.permutation import make_key
 
 ChooseWindow = Callable[[int, int, int], Window]
@@ -25,7 +25,9 @@ class PlannedView:
 
 
 def planned_views(mixture: Mixture) -> tuple[PlannedView, ...]:
-    """Return the views in the order of `Batch.views`; a mixture that names none has one."""
+    """Return the views in the order of `Batch.views`; a mixture that names none has one, bytes without pixels none."""
+    if mixture.decoder == NO_DECODER:
+        return ()
     return tuple(
         PlannedView(view.image_size or mixture.image_size, view.augment or mixture.augment)
         for view in mixture.views

@@ -11,11 +11,12 @@ from headrace.pipeline.decode.decoder import Decoder, Images, Item
 from headrace.pipeline.decode.region import describe_jpeg_decoder
 from headrace.pipeline.decode.resize import describe_resizer
 from headrace.pipeline.decode.turbo import Turbo
-from headrace.pipeline.mixture import Mixture
+from headrace.pipeline.decode.undecoded import Undecoded
+from headrace.pipeline.mixture import NO_DECODER, Mixture
 
 DecoderType = Callable[[Mixture], Decoder]
 
-DECODERS: dict[str, DecoderType] = {"turbo": Turbo}
+DECODERS: dict[str, DecoderType] = {"turbo": Turbo, NO_DECODER: Undecoded}
 
 __all__ = ["DECODERS", "Decoder", "DecoderType", "Images", "Item", "decoder_types", "describe_decoding"]
 

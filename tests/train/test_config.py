@@ -49,6 +49,7 @@ def test_a_mixture_may_stand_in_its_own_file(run_file: Callable[..., Path]) -> N
         ("optimizer.kind=lion", r"optimizer\.kind: unknown 'lion'; known: adamw"),
         ("schedule.kind=step", r"schedule\.kind: unknown 'step'; known: cosine"),
         ("out=s3://bucket/run", "out must be a local folder"),
+        ("mixture.decoder=none", "mixture.decoder: none delivers bytes, and training takes pictures"),
         ("mixture=missing.yaml", "missing.yaml: no such file"),
     ],
 )
