@@ -22,7 +22,7 @@ from torch import Tensor
 from headrace.files import write_atomic
 from headrace.train.objectives.objective import Objective, released_names
 from headrace.train.runs.export import CONFIG_KEY
-from headrace.train.runs.released import is_released, trunk_only
+from headrace.train.runs.released import is_released
 from headrace.train.runs.weights import PICKLES, read_weights
 
 REPORT = "init.json"
@@ -168,9 +168,8 @@ def _named(read: tuple[bool, dict[str, Tensor]], path: Path) -> tuple[str, dict[
     if any(name.startswith("preprocessor.blocks.") for name in tensors):
         return "l3m", _from_l3m(tensors, path)
     if is_released(tensors):
-        trunk = trunk_only(tensors)
-        ignored = {name for name in trunk if name.endswith(".attn_mask")}  # constants of its attention
-        return "released AIM", {name: tensor for name, tensor in trunk.items() if name not in ignored}
+        # Masks are constants of its attention; a classifier under `head.` has no place here, and is told as left out.
+        return "released AIM", {name: tensor for name, tensor in tensors.items() if not name.endswith(".attn_mask")}
     if "logit_scale" in tensors and any(name.startswith("visual.") for name in tensors):
         return "open_clip", tensors
     return "tensors", tensors
