@@ -122,7 +122,7 @@ class Aim(Objective):
             raise ValueError(
                 f"one patch of {config.patch} fills the image of {image_size}: nothing follows it to predict"
             )
-        self.seed = seed
+        self.config, self.seed = config, seed
         self.num_patches, self.patch = trunk.num_patches, config.patch
         self.normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD)
         self.encoder = Vit(trunk)
@@ -147,6 +147,17 @@ class Aim(Objective):
         tokens, trunk = self.num_patches, self.encoder.config
         parameters = sum(parameter.numel() for parameter in self.parameters())
         return 6.0 * parameters * tokens + 12.0 * trunk.depth * trunk.width * tokens * tokens
+
+    def needed_flops(self, batch: Batch) -> float:
+        """Return the operations of a step that the loss of `batch` needs.
+
+        The head counts where its output is in the loss, attention where a patch sees another.
+        """
+        tokens, trunk, prefix_B = self.num_patches, self.encoder.config, self.prefixes(batch).astype(np.float64)
+        sizes = [sum(parameter.numel() for parameter in part.parameters()) for part in (self.encoder, self.head)]
+        pairs = float((tokens * (tokens + 1) / 2 + prefix_B * (prefix_B - 1) / 2).sum())
+        dense = 6.0 * (sizes[0] * tokens * len(prefix_B) + sizes[1] * self.num_terms(batch))
+        return dense + 12.0 * trunk.depth * trunk.width * pairs
 
     def num_terms(self, batch: Batch) -> int:
         """Return the number of predicted patches."""

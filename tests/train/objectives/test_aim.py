@@ -188,6 +188,15 @@ def test_flops_per_image_are_the_published_arithmetic(model: str, gflops: int) -
     assert objective.train_flops_per_image / 1e9 == pytest.approx(gflops, rel=1e-3)
 
 
+def test_needed_flops_count_what_the_loss_reads(make_batch: Callable[..., Batch]) -> None:
+    objective, batch = small_aim(), make_batch(6, first=11)
+    trunk, head = (sum(p.numel() for p in part.parameters()) for part in (objective.encoder, objective.head))
+    pairs = int(_mask(objective, batch).sum())
+    expected = 6 * trunk * 16 * 6 + 6 * head * objective.num_terms(batch) + 12 * 2 * 16 * pairs
+    assert objective.needed_flops(batch) == expected
+    assert objective.needed_flops(batch) < 6 * objective.train_flops_per_image
+
+
 def test_an_unknown_model_is_named() -> None:
     with pytest.raises(ValueError, match=r"unknown model '2B'; known models: tiny, 0\.6B"):
         AimConfig(kind="aim", model="2B")
