@@ -9,6 +9,7 @@ import json
 import logging
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +149,8 @@ def _read_safetensors(path: Path) -> tuple[bool, dict[str, Tensor]]:
 def _read_pickle(path: Path) -> tuple[bool, dict[str, Tensor]]:
     """Read tensors without running what a pickle may say: torch's `weights_only` builds nothing else."""
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of old protocols, which are read all the same
+            data = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         why = str(error).split("\n")[0][:200]
         raise ValueError(f"{path}: not a file of tensors alone, and nothing else in it is run: {why}") from error
