@@ -81,10 +81,14 @@ class CheckpointConfig:
     """Steps between two checkpoints."""
     keep: int = 3
     """The newest that stay; older ones are removed."""
+    keep_every: int = 0
+    """Checkpoints of steps that this divides stay for good; 0 = none."""
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.keep < 1:
             raise ValueError("every and keep must be at least 1")
+        if self.keep_every < 0 or self.keep_every % self.every:
+            raise ValueError(f"keep_every must be 0 or a multiple of every ({self.every}), got {self.keep_every}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,6 +7,7 @@ adapted, except for the free fields that change no result.
 import contextlib
 import inspect
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +22,11 @@ from headrace.train.config import RunConfig
 from headrace.train.execution import Execution, choose_execution
 from headrace.train.objectives.build import build_objective
 from headrace.train.objectives.objective import Objective
+from headrace.train.parallel.layout import Layout, replicated
 from headrace.train.parallel.precision import uses_bf16
 from headrace.train.parallel.ranks import Ranks
 from headrace.train.runs.checkpoint import (
+    Checkpoint,
     Progress,
     newest_checkpoint,
     refuse_other_config,
@@ -56,6 +59,8 @@ class TrainState:
     """Samples that were left out so far, over all ranks, for want of what the objective needs of their columns."""
     resumed: bool
     """True if a checkpoint was found."""
+    layout: Layout
+    """Which part of weights and moments this process holds."""
     watch: StepWatch = field(default_factory=StepWatch)
     """Steps that were skipped, and norms of the latest ones."""
     initial: dict[str, Any] | None = None
@@ -74,23 +79,23 @@ def open_state(config: RunConfig, ranks: Ranks) -> Iterator[TrainState]:
     execution = execution_of(config, ranks.device)
     objective.run_as(execution)
     optimizer = config.optimizer.build(objective)
-    checkpoint = newest_checkpoint(checkpoints_of(config))
-    step = 0 if checkpoint is None else checkpoint.progress.step
-    if ranks.from_first(step) != step:
-        raise ValueError(
-            f"rank {ranks.rank} finds a checkpoint of step {step}, rank 0 another: `out` must be one shared folder"
-        )
     if ranks.is_first:
         log.info("execution: %s", execution)
-    if checkpoint is not None:
+    layout = replicated(ranks)
+
+    def resume(checkpoint: Checkpoint) -> None:
         refuse_other_config(checkpoint, config)
-        if ranks.is_first:
-            warn_of_other_arithmetic(checkpoint)
+        began, step = time.perf_counter(), checkpoint.progress.step
         if step > config.total_steps:
             raise ValueError(f"{checkpoint.path} holds step {step}, beyond the {config.total_steps} of its own config")
-        restore(checkpoint, objective, optimizer)
+        size = restore(checkpoint, objective, optimizer, ranks=ranks, layout=layout)
         if ranks.is_first:
-            log.info("resumed from %s: %d steps are done", checkpoint.path, step)
+            warn_of_other_arithmetic(checkpoint)
+            seconds, path = time.perf_counter() - began, checkpoint.path
+            log.info("resumed from %s: %d steps are done; rank 0 read %d bytes in %.1f s", path, step, size, seconds)
+
+    checkpoint = newest_checkpoint(checkpoints_of(config), use=resume, ranks=ranks)
+    step = 0 if checkpoint is None else checkpoint.progress.step
     initial = None
     if checkpoint is None and config.init_from is not None:
         initial = _start_from(config.init_from, config, objective)
@@ -118,6 +123,7 @@ def open_state(config: RunConfig, ranks: Ranks) -> Iterator[TrainState]:
             step=step,
             missing=0 if checkpoint is None else checkpoint.progress.missing,
             resumed=checkpoint is not None,
+            layout=layout,
             watch=StepWatch() if checkpoint is None else checkpoint.progress.watch,
             journal=open_journal(config, ranks),
             initial=initial,
@@ -172,10 +178,11 @@ def save_state(config: RunConfig, state: TrainState, ranks: Ranks, *, stream: di
     progress = Progress(
         step=state.step, stream=stream or state.stream.state_dict(), missing=state.missing, watch=state.watch
     )
-    with ranks.first_writes(f"the checkpoint of step {state.step}") as writes:
-        save_checkpoint(folder, state.objective, state.optimizer, progress=progress, config=config, writes=writes)
-        if writes:
-            remove_old(folder, keep=config.checkpoint.keep, step=state.step)
+    save_checkpoint(
+        folder, state.objective, state.optimizer, progress=progress, config=config, ranks=ranks, layout=state.layout
+    )
+    if ranks.is_first:
+        remove_old(folder, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every, step=state.step)
 
 
 def checkpoints_of(config: RunConfig) -> Path:

@@ -59,9 +59,12 @@ class Ranks:
 
     def sum(self, values: Sequence[float], where: str = "") -> list[float]:
         """Return the sum over ranks of each value, in float64. Raises RankError if one does not come `where` it is."""
+        return self._sum(values, where, leaves=True)
+
+    def _sum(self, values: Sequence[float], where: str, *, leaves: bool) -> list[float]:
         total = torch.tensor(values, dtype=torch.float64)
         if self.size > 1:
-            self._finish(distributed.all_reduce(total, async_op=True), where)
+            self._finish(distributed.all_reduce(total, async_op=True), where, leaves=leaves)
         return [float(value) for value in total]
 
     def from_first(self, value: int, where: str = "") -> int:
@@ -129,6 +132,20 @@ class Ranks:
             raise error
         if failed:
             raise OSError(f"rank {self.rank}: rank 0 could not write {what}")
+
+    @contextlib.contextmanager
+    def all_write(self, what: str) -> Iterator[None]:
+        """Let every rank write its part of `what` in this context; if that fails on one, every rank raises OSError."""
+        error: OSError | None = None
+        try:
+            yield
+        except OSError as caught:
+            error = caught
+        failed = self._sum([error is not None], what, leaves=False)[0]
+        if error is not None:
+            raise error
+        if failed:
+            raise OSError(f"rank {self.rank}: {failed:.0f} of {self.size} ranks could not write their part of {what}")
 
 
 ALONE = Ranks(rank=0, size=1, device=torch.device("cpu"))

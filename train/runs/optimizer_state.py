@@ -42,34 +42,53 @@ def restore_optimizer(tensors: Mapping[str, Tensor], module: nn.Module, optimize
 
     Raises ValueError naming what the optimizer does not keep, or keeps in another shape.
     """
+    targets = state_targets({name: tuple(tensor.shape) for name, tensor in tensors.items()}, module, optimizer)
+    for name, target in targets.items():
+        target.copy_(tensors[name])
+    finish_state(targets, module, optimizer)
+
+
+def state_targets(
+    shapes: Mapping[str, tuple[int, ...]], module: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """Return for each name of a saved state the tensor that takes it; a plain number gets one of no dimensions.
+
+    Call `finish_state` when they are filled. Raises ValueError naming what the optimizer does not keep, or keeps in
+    another shape.
+    """
     parameters = _parameters(module, optimizer)
-    saved: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
+    saved: dict[str, set[str]] = {}
+    for key in shapes:
         name, _, kind = key.rpartition("/")
         if name not in parameters:
             raise ValueError(f"optimizer state of an unknown parameter {name!r}")
-        saved.setdefault(name, {})[kind] = tensor
-    for name, parameter in parameters.items():
-        if name not in saved:
-            optimizer.state.pop(parameter, None)  # it never had a gradient
-            continue
-        own = optimizer.state[parameter]
-        differing = sorted(own.keys() ^ saved[name].keys())
+        saved.setdefault(name, set()).add(kind)
+    targets = {}
+    for name, kinds in saved.items():
+        own = optimizer.state[parameters[name]]
+        differing = sorted(own.keys() ^ kinds)
         if differing:
             raise ValueError(f"optimizer state {name}/{differing[0]}: {_whose(differing[0], own)}")
-        for kind, tensor in saved[name].items():
-            _copy(own, kind, tensor, f"{name}/{kind}")
+        for kind, value in own.items():
+            key, target = f"{name}/{kind}", torch.as_tensor(value)
+            if shapes[key] != target.shape:
+                raise ValueError(
+                    f"optimizer state {key!r} has the shape {list(shapes[key])}, expected {list(target.shape)}"
+                )
+            targets[key] = target
+    return targets
 
 
-def _copy(own: dict[str, Tensor | float], kind: str, tensor: Tensor, key: str) -> None:
-    value = own[kind]
-    expected = torch.as_tensor(value).shape
-    if tensor.shape != expected:
-        raise ValueError(f"optimizer state {key!r} has the shape {list(tensor.shape)}, expected {list(expected)}")
-    if isinstance(value, Tensor):
-        value.copy_(tensor)
-    else:
-        own[kind] = type(value)(tensor.item())
+def finish_state(targets: Mapping[str, Tensor], module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Take over the plain numbers of `targets`; forget what `make_state` made for parameters without a saved state."""
+    for name, parameter in _parameters(module, optimizer).items():
+        own = optimizer.state[parameter]
+        if not any(f"{name}/{kind}" in targets for kind in own):
+            optimizer.state.pop(parameter, None)  # it never had a gradient
+            continue
+        for kind, value in own.items():
+            if not isinstance(value, Tensor):
+                own[kind] = type(value)(targets[f"{name}/{kind}"].item())
 
 
 def _parameters(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:

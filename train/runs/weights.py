@@ -20,8 +20,9 @@ from headrace.pipeline.augment.config import MAX_IMAGE_SIZE
 from headrace.train.config import AnyObjective
 from headrace.train.objectives.build import build_objective
 from headrace.train.objectives.objective import Objective, released_names
-from headrace.train.runs.checkpoint import list_checkpoints, load_checkpoint, newest_checkpoint
+from headrace.train.runs.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, newest_checkpoint
 from headrace.train.runs.export import CONFIG_KEY
+from headrace.train.runs.loading import read_tensors
 from headrace.train.runs.released import is_released, released_config, trunk_only
 
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
@@ -93,16 +94,21 @@ def read_weights(path: Path) -> Weights:
 
 
 def _read_checkpoint(path: Path) -> Weights:
+    model: dict[str, Tensor] = {}
+
+    def read(checkpoint: Checkpoint) -> None:
+        model.update(read_tensors(checkpoint, "model"))
+
+    checkpoint = None
     if list_checkpoints(path / "checkpoints"):
-        checkpoint = newest_checkpoint(path / "checkpoints")
+        checkpoint = newest_checkpoint(path / "checkpoints", use=read)
     elif (path / "state.json").is_file():
         checkpoint = load_checkpoint(path)
-    else:
-        checkpoint = None
+        read(checkpoint)
     if checkpoint is None:
         raise ValueError(f"{path}: neither a run folder with checkpoints, nor a checkpoint, nor a model.safetensors")
     record = _record(checkpoint.config, checkpoint.path)
-    tensors = released_names(record.sketch(), checkpoint.model)
+    tensors = released_names(record.sketch(), model)
     return Weights(path=checkpoint.path, model=record, step=checkpoint.progress.step, tensors=tensors)
 
 

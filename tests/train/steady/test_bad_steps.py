@@ -252,17 +252,15 @@ def test_the_first_layer_is_the_kernel_that_sees_pixels() -> None:
     assert first_layer_norm(module, torch.device("cpu")) == pytest.approx(kernel.numel() ** 0.5)
 
 
-def test_a_checkpoint_of_a_quiet_run_is_read_by_older_versions(run_file: Callable[..., Path], spoil: Spoil) -> None:
+def test_what_a_checkpoint_says_of_skipped_steps_is_checked(run_file: Callable[..., Path], spoil: Spoil) -> None:
     config = load_run(run_file(validation=None, steps=3, on_non_finite="skip"))
     train(config)
     path = list_checkpoints(Path(config.out) / "checkpoints")[-1]
-    assert json.loads((path / "state.json").read_text())["version"] == 1
     assert load_checkpoint(path).progress.watch == StepWatch()
     spoil(0)
     again = dataclasses.replace(config, out=config.out + "-2")
     train(again)
     state = list_checkpoints(Path(again.out) / "checkpoints")[-1] / "state.json"
-    assert json.loads(state.read_text())["version"] == 2
     data = json.loads(state.read_text())
     data["watch"] = {"skipped": 3}
     state.write_text(json.dumps(data))
