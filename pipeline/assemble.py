@@ -6,6 +6,7 @@ import numpy as np
 
 from headrace.pipeline.batch import Batch
 from headrace.pipeline.collate import Kind, collate
+from headrace.pipeline.decode.memory import hand_over
 from headrace.pipeline.mapping import Mapper
 from headrace.pipeline.prefetch import PendingBatch, WaitedFor
 
@@ -24,6 +25,7 @@ def assemble(
     Columns of the map function take the place of those of the index. Raises ValueError if they do not go together.
     """
     assert pending.views is not None
+    hand_over(pending.views)
     given = [
         made if made and (replaces or not made.damaged) else None
         for made in map(pending.made.get, range(len(pending.plan.valid)))

@@ -8,7 +8,7 @@ import resource
 import time
 from dataclasses import dataclass
 
-from headrace.pipeline.decode import describe_decoding
+from headrace.pipeline.decode import DECODERS, describe_decoding
 from headrace.pipeline.decode.cores import own_cores
 from headrace.pipeline.mixture import Mixture
 from headrace.pipeline.opening import open_stream
@@ -62,14 +62,14 @@ def measure(stream: Stream, *, seconds: float, batches: int = 0) -> Ceiling:
         first_batch_seconds=stats.first_batch_seconds,
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         cores=own_cores(),
-        decoder=decoder_name(stream.mixture),
+        decoder=decoder_name(stream.decoder),
         stats=stats,
     )
 
 
-def decoder_name(mixture: Mixture) -> str:
+def decoder_name(decoder: str) -> str:
     """Return what decodes and resizes, for people."""
-    return f"{mixture.decoder}: {describe_decoding()}" if mixture.decoder == "turbo" else mixture.decoder
+    return f"{decoder}: {describe_decoding(decoder)}" if decoder in DECODERS else decoder
 
 
 def measure_at(mixture: Mixture, batch: int, *, global_batch: int, seconds: float) -> Ceiling:

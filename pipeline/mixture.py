@@ -101,8 +101,12 @@ class Mixture:
     """How a picture becomes the delivered square."""
     views: tuple[View, ...] = ()
     """Views of every picture, decoded once: two crops, many small ones. Empty = one, of `image_size` and `augment`."""
-    decoder: str = "turbo"
-    """What decodes: `turbo` is libjpeg-turbo in threads, `none` delivers the bytes. Extensions may add others."""
+    decoder: str = "auto"
+    """What decodes: `turbo` is libjpeg-turbo in threads, `dali` NVIDIA DALI in batches, `none` delivers the bytes;
+    extensions may add others. `auto`: that of the state loaded, else `dali` on a CUDA device where it works, else
+    `turbo`."""
+    hw_decoder_load: float = 0.65
+    """For `dali` on a CUDA device: the share of a batch's JPEGs that the hardware decoder gets, 0 to 1."""
     resizer: Literal["auto", "fast", "pillow"] = "auto"
     """What resizes for `turbo`; they differ by one level. `auto`: that of the state loaded, else `fast` if it works."""
     jpeg_scaling: Literal["off", "on"] = "off"
@@ -125,7 +129,8 @@ class Mixture:
     max_pixels: int = 64 << 20
     """Larger images are refused from their header."""
     decode_threads: int = 0
-    """0 = as many as this process may use cores, divided by the ranks on its host (`LOCAL_WORLD_SIZE`)."""
+    """0 = as many as this process may use cores, divided by the ranks on its host (`LOCAL_WORLD_SIZE`).
+    With `dali` those of DALI's own pool."""
     io_threads: int = 8
     """Reads in flight."""
     prefetch_batches: int | None = None
@@ -169,6 +174,7 @@ class Mixture:
             not self.views or self.decoder != NO_DECODER,
             f"views: decoder {NO_DECODER} delivers bytes, of which there is one view; leave views out",
         )
+        _check(0 <= self.hw_decoder_load <= 1, f"hw_decoder_load must be 0..1, got {self.hw_decoder_load}")
         _check_index_dirs(self.sources)
         self._check_segments()
         _check(self.jpeg_scaling_margin >= 1, f"jpeg_scaling_margin must be at least 1, got {self.jpeg_scaling_margin}")
@@ -244,9 +250,9 @@ def _check_index_dirs(sources: tuple[Source, ...]) -> None:
 
 
 def _check_decoder(name: str) -> None:
-    from headrace.pipeline.decode import decoder_types  # the decoders know what a mixture is
+    from headrace.pipeline.decode import AUTO, decoder_types  # the decoders know what a mixture is
 
-    known = decoder_types()
+    known = [AUTO, *decoder_types()]
     _check(name in known, f"decoder: unknown {shown(name)}; known: {', '.join(known)}")
 
 

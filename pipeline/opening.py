@@ -16,6 +16,8 @@ from headrace.pipeline import copies
 from headrace.pipeline.advice import describe_weight_error, fitting_window, is_loud, warn_if_sorted
 from headrace.pipeline.catalog import NOTHING, OpenedSource
 from headrace.pipeline.collate import Kind, kind_of
+from headrace.pipeline.decode import chosen_decoder
+from headrace.pipeline.decode.memory import check_device
 from headrace.pipeline.indexes import Indexes
 from headrace.pipeline.mapping import MapFunction, Mapper
 from headrace.pipeline.mixture import Mixture
@@ -45,17 +47,22 @@ def open_stream(
     columns: Sequence[str] = (),
     map: MapFunction | None = None,
     once: bool = False,
+    device: str = "cpu",
 ) -> Stream:
     """Open a mixture, or the YAML file of one, as this rank's stream of batches.
 
     `columns` are columns of the index to deliver. `map(sample, rng)` is called for every sample, in the threads that
     decode; what it returns by name are columns of the batch too. With `once` every sample comes exactly once, in the
-    order of the index, and the last batch is padded (`valid` is False). Raises ValueError naming the number to change.
+    order of the index, and the last batch is padded (`valid` is False). On a CUDA `device` (`cuda`: the current one,
+    `cuda:N`) decoder `dali` delivers its images as uint8 tensors there, and `turbo` as arrays of pinned memory. Raises
+    ValueError naming the number to change.
     """
     if not isinstance(mixture, Mixture):
         mixture = load_config(Mixture, mixture)
     if isinstance(columns, str):
         raise ValueError(f"columns is a list of names, got the text {columns!r}")
+    device = check_device(device)
+    decoder = chosen_decoder(mixture, device)
     mapper = None if map is None else Mapper(map, mixture.seed)
     if mixture.quarantine:
         check_path(mixture.quarantine)
@@ -81,11 +88,13 @@ def open_stream(
                 global_batch=global_batch,
                 once=once,
                 ends=plan.timeline.drained_from if isinstance(plan, EndlessPlan) else (),
+                decoder=decoder,
             ),
             quarantine=f"{mixture.quarantine}.{rank}" if mixture.quarantine and world_size > 1 else mixture.quarantine,
             rank=rank,
             world_size=world_size,
             mapper=mapper,
+            device=device,
         )
     )
     log.info(

@@ -19,6 +19,7 @@ from headrace.pipeline.augment.views import planned_views, view_windows
 from headrace.pipeline.chunks import ChunkReader, Payload
 from headrace.pipeline.decode.decoder import Decoder, Images, Item, TellsAugment
 from headrace.pipeline.decode.gate import admit
+from headrace.pipeline.decode.memory import blacken
 from headrace.pipeline.errors import SampleError
 from headrace.pipeline.mapping import Mapper, Sample
 from headrace.pipeline.mixture import Mixture
@@ -65,6 +66,8 @@ class PictureMaker:
         reader: ChunkReader,
         decoder: Decoder,
         mapper: Mapper | None = None,
+        *,
+        colours: bool = True,
     ) -> None:
         self.decoder = decoder
         self._mapper = mapper
@@ -80,7 +83,8 @@ class PictureMaker:
         self.bytes_per_item = sum(3 * size * size for size in self._sizes) or max(s.mean_bytes for s in reader.sources)
         """Bytes of one row of a batch: its pixels, or without them its compressed image."""
         self._windows = view_windows(mixture)
-        self._colours = [(view, choose) for view, choose in enumerate(view_colours(mixture)) if choose is not None]
+        chosen = view_colours(mixture) if colours else ()  # else the device changes them
+        self._colours = [(view, choose) for view, choose in enumerate(chosen) if choose is not None]
         self._large = threading.Lock()
 
     def empty(self, plan: BatchPlan) -> tuple[Images, ...]:
@@ -88,7 +92,7 @@ class PictureMaker:
         views = self.decoder.empty(len(plan.valid), self._sizes)
         if not plan.valid.all():
             for view in views:
-                view[~plan.valid] = 0
+                blacken(view, ~plan.valid)
             if self._mapper is not None and not plan.valid.any():
                 self._learn_mapped(self._mapper)
         return views
@@ -119,7 +123,7 @@ class PictureMaker:
                     looked_again.discard(row)  # it has a second look of its own
                     continue
                 for view in views:
-                    view[row] = 0
+                    blacken(view, row)
             given.update(again)
             waiting = again
         return {

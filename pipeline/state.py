@@ -4,7 +4,7 @@ The world size, the threads and the memory are not part of it. `segments` holds 
 `history`.
 
 Version 2 added `decoder`, as another decoder gives other pixels. States of version 1 had one, `turbo`, and one view;
-they are continued.
+they are continued. Where the mixture leaves the choice (`decoder: auto`) a state is continued by the decoder it names.
 
 Version 3 added `resizer` and `jpeg_scaling`: until then Pillow resized, and nothing was scaled. Where the mixture
 leaves the choice (`resizer: auto`) a state is continued by the resizer that it names.
@@ -20,6 +20,8 @@ from typing import Any
 from headrace.config import canonical_json, config_to_dict
 from headrace.pipeline.augment.views import planned_views
 from headrace.pipeline.catalog import OpenedSource
+from headrace.pipeline.decode import AUTO, chosen_decoder
+from headrace.pipeline.decode.dali_pipeline import dali_fault
 from headrace.pipeline.decode.resize import fast_fault, resizer_of
 from headrace.pipeline.history import explain, past, segments_of
 from headrace.pipeline.mixture import Augment, Mixture
@@ -38,11 +40,14 @@ def identity_of(
     global_batch: int,
     once: bool,
     ends: Sequence[int | None] = (),
+    decoder: str = "",
 ) -> dict[str, Any]:
     """Return everything but the position; equal identities mean equal batches at equal positions.
 
+    `decoder` is what the mixture's means here, where it leaves it open: by default what it means on the CPU.
     `ends` are the positions from which the end of each source is given, where one has an end.
     """
+    decoder = decoder or chosen_decoder(mixture, "cpu")
     # One view is written as it was before there were more, so that its states continue.
     views = [[view.image_size, _augment(view.augment)] for view in planned_views(mixture)]
     pictures = canonical_json(views[0] if len(views) == 1 else views)
@@ -52,9 +57,9 @@ def identity_of(
         "seed": mixture.seed,
         "lanes": mixture.lanes,
         "global_batch": global_batch,
-        "decoder": mixture.decoder,
+        "decoder": decoder,
         "pictures": hashlib.blake2b(pictures.encode(), digest_size=8).hexdigest(),
-        "resizer": resizer_of(mixture) if mixture.decoder == RESIZED_BY_MIXTURE else "own",
+        "resizer": _resizer(mixture, decoder),
         "jpeg_scaling": f"margin {mixture.jpeg_scaling_margin:g}" if mixture.jpeg_scaling == "on" else "off",
         "segments": segments_of(mixture, sources, once=once, ends=ends),
     }
@@ -70,17 +75,25 @@ def _augment(augment: Augment) -> dict[str, Any]:
     return {name: value for name, value in config_to_dict(augment).items() if name not in augment.idle}
 
 
-def continuing(identity: dict[str, Any], state: Any, mixture: Mixture) -> dict[str, Any]:
-    """Return the identity with which `state` is continued: the resizer is the state's, where the mixture leaves it."""
-    theirs = _upgraded(state).get("resizer")
-    if mixture.resizer != "auto" or mixture.decoder != RESIZED_BY_MIXTURE or not _runs(theirs):
-        return identity
-    return {**identity, "resizer": theirs}
+def continuing(identity: dict[str, Any], state: Any, mixture: Mixture, *, device: str = "cpu") -> dict[str, Any]:
+    """Return the identity with which `state` is continued: decoder and resizer are its, where the mixture leaves them.
+
+    A state of a decoder or a resizer that does not work here is continued by no other: `check_state` refuses it.
+    """
+    state = _upgraded(state)
+    decoder, resizer = identity["decoder"], identity["resizer"]
+    theirs = state.get("decoder")
+    if mixture.decoder == AUTO and (theirs == "turbo" or (theirs == "dali" and not dali_fault(device))):
+        decoder, resizer = theirs, _resizer(mixture, theirs)
+    if mixture.resizer == "auto" and decoder == RESIZED_BY_MIXTURE and _runs(state.get("resizer")):
+        resizer = state["resizer"]
+    return {**identity, "decoder": decoder, "resizer": resizer}
 
 
-def with_resizer(mixture: Mixture, identity: dict[str, Any]) -> Mixture:
-    """Return the mixture with the resizer that the identity names, not left open."""
-    return mixture if identity["resizer"] == "own" else dataclasses.replace(mixture, resizer=identity["resizer"])
+def with_choices(mixture: Mixture, identity: dict[str, Any]) -> Mixture:
+    """Return the mixture with the decoder and the resizer that the identity names, not left open."""
+    resizer = mixture.resizer if identity["resizer"] == "own" else identity["resizer"]
+    return dataclasses.replace(mixture, decoder=identity["decoder"], resizer=resizer)
 
 
 def check_state(state: Any, identity: dict[str, Any]) -> int:
@@ -101,11 +114,19 @@ def check_state(state: Any, identity: dict[str, Any]) -> int:
     return position
 
 
+def _resizer(mixture: Mixture, decoder: str) -> str:
+    return resizer_of(mixture) if decoder == RESIZED_BY_MIXTURE else "own"
+
+
 def _runs(resizer: object) -> bool:
     return resizer == "pillow" or (resizer == "fast" and not fast_fault())
 
 
 def _cure(name: str, state: dict[str, Any]) -> str:
+    if name == "decoder" and state.get(name) == "dali" and dali_fault():
+        return f"; dali is {dali_fault()}"
+    if name == "decoder" and state.get(name) in ("turbo", "dali"):
+        return f"; set decoder: {state[name]}"
     if name != "resizer" or state.get(name) not in ("fast", "pillow"):
         return ""
     return f"; set resizer: {state[name]}" if _runs(state[name]) else "; pip install cykooz-resizer"

@@ -21,13 +21,14 @@ import numpy as np
 from headrace.pipeline import copies
 from headrace.pipeline import state as stream_state
 from headrace.pipeline.assemble import assemble
+from headrace.pipeline.augment.colour import ChooseColour, view_colours
 from headrace.pipeline.augment.views import planned_views
 from headrace.pipeline.batch import Batch
 from headrace.pipeline.catalog import OpenedSource
 from headrace.pipeline.chunks import ChunkReader
 from headrace.pipeline.clock import StageClock
 from headrace.pipeline.collate import Kind
-from headrace.pipeline.decode import decoder_types
+from headrace.pipeline.decode import make_decoder
 from headrace.pipeline.mapping import Mapper
 from headrace.pipeline.mixture import Mixture
 from headrace.pipeline.order.plan import StreamPlan
@@ -63,6 +64,8 @@ class OpenedMixture:
     rank: int
     world_size: int
     mapper: Mapper | None = None
+    device: str = "cpu"
+    """Where batches lie: `cpu` or `cuda:N`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +159,21 @@ class Stream:
         return batch
 
     @property
+    def decoder(self) -> str:
+        """What decodes: the mixture's `decoder`, or what `auto` is on this device or in the state loaded."""
+        return str(self._identity["decoder"])
+
+    @property
+    def device(self) -> str:
+        """Where the stream was opened for: `cpu` or `cuda:N`."""
+        return self._opened.device
+
+    @property
+    def colours_left(self) -> tuple[ChooseColour | None, ...]:
+        """For each view how whoever takes the batches to the device is to colour them; empty: they are finished."""
+        return view_colours(self.mixture) if self.device != "cpu" else ()
+
+    @property
     def position(self) -> int:
         """The global position of the next batch."""
         return self._delivered * self.global_batch
@@ -222,7 +240,7 @@ class Stream:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`, at any world size. Raises ValueError, naming the field, if that cannot be exact."""
-        identity = stream_state.continuing(self._opened.identity, state, self.mixture)
+        identity = stream_state.continuing(self._opened.identity, state, self.mixture, device=self._opened.device)
         position = stream_state.check_state(state, identity)
         self._begin_at(position // self.global_batch)
         self._identity = identity
@@ -313,7 +331,7 @@ class Stream:
 
     def _new_reading(self) -> Reading:
         mixture = self.mixture
-        decoder = decoder_types()[mixture.decoder](stream_state.with_resizer(mixture, self._identity))
+        decoder = make_decoder(stream_state.with_choices(mixture, self._identity), self._opened.device)
         # After the decoder, which may be one of others and raise: the files of the cache would stay open.
         cache = open_cache(mixture.cache_dir, mixture.cache_bytes) if mixture.cache_dir else None
         ranges = RangeReader(
@@ -326,7 +344,7 @@ class Stream:
             "reading from position %d: %d reads at once, decoder %s, resizer %s, %d calls at once, views: %s",
             self.position,
             mixture.io_threads,
-            mixture.decoder,
+            self._identity["decoder"],
             self._identity["resizer"],
             decoder.calls_at_once,
             ", ".join(f"{view.image_size} pixels" for view in planned_views(mixture)) or "none, the bytes",
@@ -334,7 +352,7 @@ class Stream:
         prefetcher = Prefetcher(
             self.plan,
             reader,
-            PictureMaker(mixture, self.plan, reader, decoder, self._opened.mapper),
+            PictureMaker(mixture, self.plan, reader, decoder, self._opened.mapper, colours=not self.colours_left),
             mixture=mixture,
             first=self._delivered,
         )

@@ -7,18 +7,17 @@ others of the call are delivered.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, runtime_checkable
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from headrace.pipeline.augment.views import ChooseWindow
 from headrace.pipeline.errors import SampleError
+from headrace.pipeline.mixture import Mixture
 from headrace.shards.images.header import ImageHeader
 
-Images: TypeAlias = NDArray[np.uint8]
-"""One view of a batch: uint8 [B, S, S, 3], RGB. The rest of the pipeline only indexes rows, sets them to 0 and hands
-the whole on, so a tensor of a device will do as well; a decoder that makes them widens this type."""
+Images: TypeAlias = Any
+"""One view of a batch: uint8 [B, S, S, 3], RGB. A numpy array; of `dali` on a CUDA device a torch tensor there.
+
+Typed as neither, since nearly every caller knows which it opened; `memory` tells them apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,7 @@ class Item:
 
 
 class Decoder(Protocol):
-    """Decodes the pictures of one stream; made by `DECODERS[name](mixture)`."""
+    """Decodes the pictures of one stream; made by `make_decoder`: `DECODERS[name](mixture)`, or its `for_device`."""
 
     items_per_call: int
     """Pictures in a call, fewer at the end of a batch: 1 where threads are the parallelism; more where a call is."""
@@ -58,9 +57,20 @@ class Decoder(Protocol):
         """Free what the decoder holds; no call is under way."""
 
 
+DecoderType = Callable[[Mixture], Decoder]
+
+
 @runtime_checkable
 class TellsAugment(Protocol):
     """What a decoder may have besides: it says how long its crops and resizes took, apart from decoding."""
 
     on_augment: Callable[[float], None]
     """Called with the seconds of one picture, in the thread that decodes; the stream sets it."""
+
+
+@runtime_checkable
+class MadeForDevice(Protocol):
+    """What a decoder's class may have besides: it can make batches for a CUDA device."""
+
+    def for_device(self, mixture: Mixture, device: str) -> Decoder:
+        """Return a decoder whose batches lie on `device` (`cuda:N`), or in pinned memory."""

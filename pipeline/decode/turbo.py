@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Self
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ from headrace.pipeline.augment.crop import Window
 from headrace.pipeline.augment.views import ChooseWindow
 from headrace.pipeline.decode.cores import own_cores
 from headrace.pipeline.decode.decoder import Images, Item
+from headrace.pipeline.decode.memory import host_memory, pinned_memory
 from headrace.pipeline.decode.region import Box, decode_region, decode_whole, largest_denominator, part_of, region_fault
 from headrace.pipeline.decode.resize import RESIZERS, Resize, Span, resizer_of
 from headrace.pipeline.decode.upright import stored_window, turned
@@ -43,6 +45,7 @@ class Turbo:
 
     def __init__(self, mixture: Mixture) -> None:
         self.items_per_call = 1
+        self.empty = host_memory
         self.on_augment: Callable[[float], None] = lambda _: None
         self.calls_at_once = mixture.decode_threads or own_cores()
         self._max_pixels = mixture.max_pixels
@@ -52,9 +55,13 @@ class Turbo:
         self._threads = threading.local()
         self._said: set[str] = set()
 
-    def empty(self, num_items: int, sizes: Sequence[int]) -> tuple[Images, ...]:
-        """Return memory for one batch."""
-        return tuple(np.empty((num_items, size, size, 3), np.uint8) for size in sizes)
+    @classmethod
+    def for_device(cls, mixture: Mixture, device: str) -> Self:
+        """Return a decoder that writes into pinned memory, unless the device is the CPU."""
+        decoder = cls(mixture)
+        if device != "cpu":
+            decoder.empty = pinned_memory
+        return decoder
 
     def decode(
         self, items: Sequence[Item], windows_per_view: Sequence[ChooseWindow], out: Sequence[Images]

@@ -64,7 +64,7 @@ ANNOTATORS = "curation/annotate/annotators/__init__.py"
 STEPS = "curation/select/steps/__init__.py"
 OBJECTIVES = "train/objectives/__init__.py"
 OPTIMIZERS = "train/optim/__init__.py"
-DECODERS = "pipeline/decode/__init__.py"
+DECODERS = "pipeline/decode/choice.py"
 UNITS = "shards/units.py"
 
 ROWS = (
@@ -174,10 +174,10 @@ print("again:", train(build_config(RunConfig, run)).step)
         edits=(
             (
                 DECODERS,
-                "from headrace.pipeline.decode.decoder import Decoder, Images, Item\n",
+                "from headrace.pipeline.decode.decoder import Decoder, DecoderType, MadeForDevice\n",
                 "from headrace.pipeline.decode.pillow import PillowDecoder\n",
             ),
-            (DECODERS, '{"turbo": Turbo', ', "pillow": PillowDecoder'),
+            (DECODERS, '{"turbo": Turbo, "dali": Dali', ', "pillow": PillowDecoder'),
         ),
         program=PICTURES
         + """

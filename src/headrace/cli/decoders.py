@@ -9,6 +9,22 @@ def decoders_command(json: JsonOption = False) -> None:
 
     Example: headrace decoders
     """
-    from headrace.pipeline.decode import decoder_types
+    from headrace.pipeline.decode import AUTO, auto, decoder_types
+    from headrace.pipeline.mixture import Mixture, Source
 
-    show_choices(decoder_types(), json=json)
+    show_choices({AUTO: auto, **decoder_types()}, json=json)
+    if not json:
+        device = cuda_device()
+        name, why = auto(Mixture(sources=(Source(name="any", url="any"),)), device or "cpu")
+        reason = f" ({why})" if why and device else ""
+        print(f"auto is {name} here: {device or 'no CUDA device'}{reason}")
+
+
+def cuda_device() -> str:
+    """Return the CUDA device that a stream here may be opened for; empty if there is none."""
+    from headrace.pipeline.decode.memory import check_device
+
+    try:
+        return check_device("cuda")
+    except ValueError:
+        return ""

@@ -133,6 +133,21 @@ def _stream_decoding() -> Iterator[Finding]:
     verdict: Verdict = "absent" if region_fault() else "ok"
     yield Finding("decoders", "stream's JPEG", verdict, describe_jpeg_decoder())
     yield Finding("decoders", "stream's resizer", "absent" if fast_fault() else "ok", describe_resizer())
+    yield _dali()
+
+
+def _dali() -> Finding:
+    from headrace.cli.decoders import cuda_device
+    from headrace.pipeline.decode import dali_fault, describe_decoding
+
+    device = cuda_device()
+    fault = dali_fault(device or "cpu")
+    where = f"; decoder auto is {'turbo' if fault else 'dali'} on {device}" if device else "; decoder auto is turbo"
+    if not fault:
+        return Finding("decoders", "stream's DALI", "ok", describe_decoding("dali") + where)
+    return Finding(
+        "decoders", "stream's DALI", "absent" if fault.startswith("not installed") else "warning", fault + where
+    )
 
 
 def _encoded(name: str) -> bytes:

@@ -23,7 +23,7 @@ from headrace.pipeline.decode.gate import admit
 from headrace.pipeline.order.plan import BatchPlan
 from headrace.pipeline.pictures import MadeRow, PictureMaker
 from headrace.pipeline.quarantine import DamagedSample
-from headrace.pipeline.state import with_resizer
+from headrace.pipeline.state import with_choices
 from headrace.shards.images.decode import decode_rgb
 from headrace.shards.ranges import RangeReader
 from headrace.trace.lookup import Opened
@@ -128,7 +128,7 @@ class Redrawer:
         return windows, _composed(pixels, windows, views)
 
     def _decoder(self) -> Decoder:
-        mixture = with_resizer(self._opened.history.mixture, self._opened.identity)
+        mixture = with_choices(self._opened.history.mixture, self._opened.identity)
         try:
             return decoder_types()[mixture.decoder](mixture)
         except (ImportError, OSError, ValueError, RuntimeError) as error:
