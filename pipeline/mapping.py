@@ -16,7 +16,7 @@ from headrace.pipeline.errors import SampleError
 from headrace.shards.permutation import make_key
 from headrace.text import one_line, shown
 
-MISSING_MAPPED = {**MISSING, "u": 0, "c": np.nan, "M": np.datetime64("NaT"), "m": np.timedelta64("NaT")}
+MISSING_MAPPED = {**MISSING, "u": 0, "c": np.nan, "M": np.datetime64("NaT", "s"), "m": np.timedelta64("NaT", "s")}
 """By the kind of a numpy dtype; what has another kind is delivered as a list."""
 
 PLAIN = (np.dtype(np.bool_), np.dtype(np.int64), np.dtype(np.float64))

@@ -54,3 +54,10 @@ def test_children_of_a_step_end_with_it(tmp_path: Path) -> None:
             return
         time.sleep(0.05)
     pytest.fail("the child still runs")
+
+
+def test_the_list_of_cuda_tests_names_files_that_are_there() -> None:
+    """What is run there is what may be skipped elsewhere."""
+    files = gpu_check.cuda_tests()
+    assert files
+    assert [file for file in files if "mark.cuda" not in (ROOT / file).read_text()] == []
