@@ -3,6 +3,7 @@
 from headrace.pipeline.augment.config import Augment, View
 from headrace.pipeline.batch import Batch
 from headrace.pipeline.errors import SampleError
+from headrace.pipeline.labels import Labels
 from headrace.pipeline.mapping import MapFunction, Sample
 from headrace.pipeline.mixture import Mixture, Segment, Source
 from headrace.pipeline.opening import open_stream
@@ -11,6 +12,7 @@ from headrace.pipeline.stream import Stream
 __all__ = [
     "Augment",
     "Batch",
+    "Labels",
     "MapFunction",
     "Mixture",
     "Sample",

@@ -4,6 +4,7 @@ Opening reads the manifest only. What is looked up is a copy of the rows that we
 else of the index.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,9 @@ from numpy.typing import NDArray
 
 from headrace import files
 from headrace.pipeline.collate import Kind, kind_of, value_of
+from headrace.pipeline.errors import SampleError
 from headrace.pipeline.indexes import Indexes
+from headrace.pipeline.labels import LABEL, LabelMap
 from headrace.pipeline.mixture import Source
 from headrace.pipeline.order.subset import Subset
 from headrace.shards.columns import plain_numbers
@@ -22,6 +25,8 @@ from headrace.shards.dataset import Dataset, ReadBytes, open_dataset
 from headrace.shards.foreign.unindexed import names_tars, open_tars
 
 IntArray = NDArray[np.int64]
+LABELS = kind_of(pa.int64())
+"""A column of labels, which are whole numbers."""
 NOTHING = kind_of(pa.null())
 """A column without a value."""
 
@@ -65,7 +70,15 @@ class OpenedSource:
         self._indexes = indexes
         self.dataset: Dataset = open_source(source, read)
         self.starts: IntArray = np.concatenate([[0], np.cumsum(self.dataset.shards.num_samples)])
-        self.dataset.require_columns(columns)
+        self.labels = (
+            None
+            if source.labels is None
+            else LabelMap(source.labels, source.name, classes=self.dataset.classes, read=read)
+        )
+        """How its labels become those of the mixture."""
+        self._columns = tuple(columns)
+        self._reads = tuple(dict.fromkeys(map(self._in_index, columns)))
+        self.dataset.require_columns(self._reads)
         size = int(self.starts[-1])
         if not size:
             raise ValueError(f"source {source.name!r}: {source.url} holds no samples")
@@ -73,7 +86,6 @@ class OpenedSource:
         """Which of them are used; None = all."""
         if not self.num_samples:
             raise ValueError(f"source {source.name!r}: fraction {source.fraction} of {size} samples is none; raise it")
-        self._columns = tuple(columns)
         self.lacks = frozenset(columns)
         """Columns that this source may be without, as another source has them: null here. Opening decides which."""
         self.kinds: dict[str, Kind] = {}
@@ -105,16 +117,18 @@ class OpenedSource:
 
     def rows(self, shard: int, numbers: IntArray, read: ReadBytes = files.read_bytes) -> ShardRows:
         """Return rows of a shard's index by number, from a cache or by `read`; safe from any thread."""
-        table, names = self._indexes.rows(self.dataset, shard, numbers, self._columns, read)
-        missing = [name for name in self._columns if name not in names]
+        table, names = self._indexes.rows(self.dataset, shard, numbers, self._reads, read)
+        missing = [name for name in self._columns if self._in_index(name) not in names]
         if not self.lacks.issuperset(missing):
             raise ValueError(self.no_column([name for name in missing if name not in self.lacks], shard, names))
         columns = {
-            name: pa.chunked_array([pa.nulls(table.num_rows)]) if name in missing else table.column(name)
+            name: pa.chunked_array([pa.nulls(table.num_rows)])
+            if name in missing
+            else table.column(self._in_index(name))
             for name in self._columns
         }
         kinds = {name: kind_of(column.type) for name, column in columns.items()}
-        self._refuse_other(kinds, shard)
+        self._refuse_other(self.delivered(kinds), shard)
         return ShardRows(
             url=self.dataset.tar_url(shard),
             key=table.column("key"),
@@ -131,6 +145,37 @@ class OpenedSource:
         first = self.first_shard
         return self.rows(first, np.arange(self.dataset.shards.num_samples[first], dtype=np.int64), read)
 
+    def delivered(self, kinds: dict[str, Kind]) -> dict[str, Kind]:
+        """Return how columns of these kinds are delivered, labels as those of the mixture.
+
+        Raises ValueError for a column that cannot be labels.
+        """
+        if self.labels is None or LABEL not in kinds or kinds[LABEL] == NOTHING:
+            return kinds
+        self.labels.check_type(kinds[LABEL].name)
+        return {**kinds, LABEL: LABELS}
+
+    def values(self, rows: ShardRows, row: int) -> dict[str, Any]:
+        """Return the columns of one row as `collate` takes them. Raises what `LabelMap.new` raises."""
+        values = rows.values(row)
+        if self.labels is not None and LABEL in values:
+            values[LABEL] = self.labels.new(values[LABEL], key=str(rows.key[row].as_py()), shard=rows.url)
+        return values
+
+    def check_labels(self, rows: ShardRows) -> None:
+        """Raise ValueError for a label among these rows that the map lacks, or if the source has not such a column."""
+        if self.labels is None or LABEL not in rows.columns:
+            return
+        if rows.kinds[LABEL] == NOTHING:
+            raise ValueError(self.no_column([LABEL], self.first_shard))
+        with contextlib.suppress(SampleError):
+            for row in range(len(rows.offset)) if self.subset is None else ():
+                self.values(rows, row)
+
+    def _in_index(self, column: str) -> str:
+        """Return what the index of this source calls a column that was asked for."""
+        return self.labels.column if self.labels is not None and column == LABEL else column
+
     def _refuse_other(self, kinds: dict[str, Kind], shard: int) -> None:
         """Raise ValueError for a column that is delivered otherwise than in the shards looked at when opening."""
         for name, expected in self.kinds.items():
@@ -145,7 +190,8 @@ class OpenedSource:
         """Return what to say of columns that the index of a shard, which has those of `held`, should have."""
         held = held or self.dataset.index(shard).column_names
         return (
-            f"source {self.config.name!r}: {self.dataset.index_url(shard)} has no column {', '.join(names)}; "
+            f"source {self.config.name!r}: {self.dataset.index_url(shard)} has no column "
+            f"{', '.join(map(self._in_index, names))}; "
             f"it has {', '.join(held)}{''.join(IN_THE_INDEX.get(name, '') for name in names)}"
         )
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 from headrace.patience import Patience
 from headrace.pipeline.augment.config import MAX_IMAGE_SIZE, Augment, View
+from headrace.pipeline.labels import Labels
 from headrace.pipeline.order.segments import MAX_POSITION
 from headrace.shards.cache import MIN_CACHE_BYTES
 from headrace.text import shown
@@ -22,7 +23,7 @@ MAX_VIEWS = 100
 NO_DECODER = "none"
 """The `decoder` that delivers bytes."""
 
-__all__ = ["Augment", "Mixture", "Segment", "Source", "View"]
+__all__ = ["Augment", "Labels", "Mixture", "Segment", "Source", "View"]
 
 
 def _check(good: bool, message: str) -> None:
@@ -48,6 +49,8 @@ class Source:
     """Where the index lies, if not in the dataset; for tars without one, where it is kept (~/.cache/headrace)."""
     index_fast: bool = False
     """Index tars that have no index by their headers only: no checksums, labels or captions."""
+    labels: Labels | None = None
+    """How its labels become those of the mixture; null = they are delivered as they are."""
     shuffle_window: int = 16384
     """Samples, for the whole job; a lane gets its part of it, at least one chunk."""
     chunk_samples: int = 64

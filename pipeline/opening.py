@@ -9,13 +9,11 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import pyarrow as pa
-
 from headrace.config import load_config
 from headrace.pipeline import copies
 from headrace.pipeline.advice import describe_weight_error, fitting_window, is_loud, warn_if_sorted
-from headrace.pipeline.catalog import NOTHING, OpenedSource
-from headrace.pipeline.collate import Kind, kind_of
+from headrace.pipeline.catalog import LABELS, NOTHING, OpenedSource
+from headrace.pipeline.collate import Kind
 from headrace.pipeline.decode import chosen_decoder
 from headrace.pipeline.decode.memory import check_device
 from headrace.pipeline.indexes import Indexes
@@ -32,8 +30,6 @@ from headrace.pipeline.stream import OpenedMixture, Stream
 from headrace.shards.dataset import ReadBytes
 from headrace.shards.index_cache import IndexCache, cache_folder
 from headrace.shards.ranges import RangeReader
-
-LABELS = kind_of(pa.int64())
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +105,9 @@ def open_stream(
     _log_sources(stream, once=once)
     if "label" in kinds and kinds["label"] == LABELS and not once:
         for source in sources:
-            warn_if_sorted(source, source.first_rows().columns["label"])
+            rows = source.first_rows()
+            if rows.kinds["label"] in (LABELS, NOTHING):  # what is remapped may be texts
+                warn_if_sorted(source, rows.columns["label"])
     return stream
 
 
@@ -222,7 +220,9 @@ def _column_kinds(sources: Sequence[OpenedSource], columns: Sequence[str], read:
     kinds: dict[str, Kind] = {}
     first: dict[str, str] = {}
     for source in sources if columns else ():
-        found = source.first_rows(read).kinds
+        rows = source.first_rows(read)
+        found = source.delivered(rows.kinds)
+        source.check_labels(rows)
         source.lacks = frozenset(name for name in columns if found[name] == NOTHING)
         for name, kind in found.items():
             if name in source.lacks:

@@ -131,7 +131,7 @@ class PictureMaker:
                 dataclasses.replace(payload, data=b"") if views else payload,
                 self._note(plan, row, payload, faults[row]),
                 payload.key,
-                *(finished.get(row) or (payload.rows.values(payload.row), {})),
+                *finished.get(row, ({}, {})),
             )
             for row, payload in given.items()
         }
@@ -139,11 +139,15 @@ class PictureMaker:
     def _finish(
         self, plan: BatchPlan, payloads: Mapping[int, Payload], views: Sequence[Images], out: dict[int, Columns]
     ) -> dict[int, SampleError]:
-        """Put the columns of rows that have their pixels into `out`; return what the map function refuses."""
+        """Put the columns of rows that have their pixels into `out`; return what labels or the map function refuse."""
         errors: dict[int, SampleError] = {}
         for row, payload in sorted(payloads.items()):
-            values = payload.rows.values(payload.row)
             mapped: Mapping[str, Any] = {}
+            try:
+                values = self._reader.sources[int(plan.placed.source[row])].values(payload.rows, payload.row)
+            except SampleError as error:
+                errors[row] = error
+                continue
             if self._mapper is not None:
                 begun = time.perf_counter()
                 source = self._names[int(plan.placed.source[row])]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from headrace.config import OneOf, apply_overrides, build_config, canonical_json, config_to_dict, read_mapping
-from headrace.pipeline import Mixture
+from headrace.pipeline import Labels, Mixture
 from headrace.pipeline.mixture import NO_DECODER
 from headrace.text import without_secrets
 from headrace.train.execution import Attention, Compile, Residual
@@ -61,6 +61,8 @@ class ValidationConfig:
     """URL of a dataset; read once in full or up to `samples`, centre-cropped, not augmented."""
     every: int
     """Steps between two validations; there is one before the first step and one after the last."""
+    labels: Labels | None = None
+    """How its labels become those of the mixture, as of a source; null = they are those already."""
     samples: int = 0
     """Samples that are read, the first of the pass; 0 = all."""
     center_fraction: float = 1.0

@@ -7,10 +7,13 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 
 from headrace.pipeline import Stream
-from headrace.pipeline.catalog import open_source
-from headrace.pipeline.collate import collate_column
+from headrace.pipeline.catalog import LABELS, open_source
+from headrace.pipeline.collate import Column, collate, collate_column
+from headrace.pipeline.errors import SampleError
+from headrace.pipeline.labels import LABEL, LabelMap, Labels
 from headrace.shards.dataset import Dataset, open_dataset
 from headrace.text import shown
 from headrace.train.config import RunConfig
@@ -27,9 +30,12 @@ def check_sources(objective: Objective, config: RunConfig) -> None:
     if not objective.missing:
         return
     for source in config.mixture.sources:
-        _check(f"source {source.name!r}", open_source(source), objective)
+        dataset = open_source(source)
+        _check(f"source {source.name!r}", dataset, objective, _remap(source.labels, source.name, dataset))
     if config.validation is not None:
-        _check("validation.dataset", open_dataset(config.validation.dataset), objective)
+        dataset = open_dataset(config.validation.dataset)
+        remap = _remap(config.validation.labels, "validation", dataset)
+        _check("validation.dataset", dataset, objective, remap)
 
 
 def check_length(stream: Stream, config: RunConfig) -> None:
@@ -43,12 +49,16 @@ def check_length(stream: Stream, config: RunConfig) -> None:
         )
 
 
-def _check(name: str, dataset: Dataset, objective: Objective) -> None:
+def _remap(labels: Labels | None, source: str, dataset: Dataset) -> LabelMap | None:
+    return None if labels is None else LabelMap(labels, source, classes=dataset.classes)
+
+
+def _check(name: str, dataset: Dataset, objective: Objective, remap: LabelMap | None) -> None:
     shards = [number for number, shard in enumerate(dataset.shards) if shard.num_samples]
     looked_at = _spread(shards)
     found, samples = 0, 0
     for number in looked_at:
-        found += _count(dataset, number, objective)
+        found += _count(dataset, number, objective, remap)
         samples += dataset.shards[number].num_samples
     log.info("%s: %d of %d samples in %d indexes are usable", name, found, samples, len(looked_at))
     if samples and not found:
@@ -59,18 +69,32 @@ def _check(name: str, dataset: Dataset, objective: Objective) -> None:
         )
 
 
-def _count(dataset: Dataset, shard: int, objective: Objective) -> int:
+def _count(dataset: Dataset, shard: int, objective: Objective, remap: LabelMap | None) -> int:
     """Return how many samples of one shard are usable."""
     table = dataset.index(shard)
-    absent = [name for name in objective.columns if name not in table.column_names]
+    held = {name: remap.column if remap is not None and name == LABEL else name for name in objective.columns}
+    absent = [name for name in held.values() if name not in table.column_names]
     if absent:
         raise ValueError(f"{dataset.index_url(shard)} has no column {absent[0]!r}; it has {table.column_names}")
-    columns = {name: collate_column(table.column(name)) for name in objective.columns}
+    columns = {name: collate_column(table.column(column)) for name, column in held.items()}
+    if remap is not None and LABEL in held:
+        columns[LABEL] = _remapped(remap, table, dataset.tar_url(shard))
     try:
         return int(np.count_nonzero(objective.usable(columns)))
     except RowError as error:
         key = table.column("key")[error.row].as_py()
         raise ValueError(f"{dataset.index_url(shard)}: sample {shown(key)}: {error}") from error
+
+
+def _remapped(remap: LabelMap, table: pa.Table, shard: str) -> Column:
+    """Return the labels of a shard as a stream delivers them; a sample that is damaged by its label has none."""
+    new: list[int | None] = []
+    for key, value in zip(table.column("key").to_pylist(), table.column(remap.column).to_pylist(), strict=True):
+        try:
+            new.append(remap.new(value, key=key, shard=shard))
+        except SampleError:
+            new.append(None)
+    return collate(new, LABELS)
 
 
 def _spread(shards: Sequence[int]) -> list[int]:

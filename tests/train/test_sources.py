@@ -1,5 +1,6 @@
 """A dataset with nothing to train on is refused before the first step; samples without it are left out and counted."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from headrace.config import config_to_dict
+from headrace.pipeline import Labels
 from headrace.shards.dataset import open_dataset
 from headrace.train import sources
 from headrace.train.config import RunConfig, load_run
@@ -163,3 +165,26 @@ def test_an_older_checkpoint_has_no_count_and_is_read(
     assert state.pop("missing") > 0
     path.write_text(json.dumps(state))
     assert train(config).finished
+
+
+def test_labels_are_remapped_for_the_check_the_steps_and_the_validation(
+    tmp_path: Path, write_dataset: Callable[..., str], run_over: Callable[..., RunConfig]
+) -> None:
+    """Labels 10, 11 and 12 of the dataset are the classes 2, 1 and 0 of the run; without a map they are refused."""
+    url = write_dataset(tmp_path / "d", samples=48, change=lambda n, columns: columns | {"label": 10 + n % 3})
+    validation = {"dataset": url, "every": 6}
+    with pytest.raises(ValueError, match=r"label|class"):
+        train(run_over(url, "label", out=str(tmp_path / "plain"), validation=validation))
+    new = {"10": 2, "11": 1, "12": 0}
+    run = run_over(url, "label", out=str(tmp_path / "run"), validation=validation | {"labels": {"map": new}})
+    source = dataclasses.replace(run.mixture.sources[0], labels=Labels(map=new))
+    run = dataclasses.replace(run, mixture=dataclasses.replace(run.mixture, sources=(source,)))
+    assert train(run).finished
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [line["missing_labels"] for line in lines if line["event"] == "train"] == [0] * 6
+    lacking = dataclasses.replace(source, labels=Labels(map={"10": 2, "11": 1}))
+    run = dataclasses.replace(
+        run, out=str(tmp_path / "lacking"), mixture=dataclasses.replace(run.mixture, sources=(lacking,))
+    )
+    with pytest.raises(ValueError, match="label '12' is not in the map of labels of source 'pictures'"):
+        train(run)

@@ -6,7 +6,7 @@ global positions of the training stream.
 
 import dataclasses
 
-from headrace.pipeline import Augment, Mixture, Source
+from headrace.pipeline import Augment, Labels, Mixture, Source
 
 PLAIN = Augment(crop="center", flip=False)
 
@@ -17,13 +17,13 @@ def plain_mixture(url: str, image_size: int, *, center_fraction: float = 1.0) ->
     return Mixture(image_size=image_size, lanes=1, sources=(Source(name="data", url=url),), augment=augment)
 
 
-def same_reading(mixture: Mixture, url: str, *, center_fraction: float = 1.0) -> Mixture:
+def same_reading(mixture: Mixture, url: str, *, center_fraction: float = 1.0, labels: Labels | None = None) -> Mixture:
     """Return the dataset at `url` alone, read with the lanes and limits of `mixture`.
 
     Without augmentation, unless the mixture has several views: a loss that compares views needs them as in training.
     They are functions of the position, so the number is comparable all the same.
     """
-    sources = (Source(name="data", url=url),)
+    sources = (Source(name="data", url=url, labels=labels),)
     if mixture.views:
         return dataclasses.replace(mixture, sources=sources, quarantine="")
     augment = dataclasses.replace(PLAIN, center_fraction=center_fraction)

@@ -34,7 +34,7 @@ def validation_values(objective: Objective, run: RunConfig, ranks: Ranks) -> dic
     sums: dict[str, Tensor] = {}
     terms, missing = 0, 0
     stream = open_stream(
-        same_reading(run.mixture, config.dataset, center_fraction=config.center_fraction),
+        same_reading(run.mixture, config.dataset, center_fraction=config.center_fraction, labels=config.labels),
         global_batch=run.global_batch,
         rank=ranks.rank,
         world_size=ranks.size,
