@@ -203,3 +203,25 @@ def test_it_ends_with_the_next_command(job: Job) -> None:
 
 def test_signatures_of_urls_are_not_shown() -> None:
     assert _one_line("http://host/1.jpg?x-amz-signature=0123") == "http://host/1.jpg?x-amz-signature=***"
+
+
+def test_an_imported_sample_is_told_its_input_and_its_place(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for number in range(3):
+        folder = tmp_path / "folder" / f"class{number}"
+        folder.mkdir(parents=True)
+        Image.new("RGB", (32, 24), (number * 80, 0, 0)).save(folder / f"{number}.png")
+    runner = CliRunner()
+    done = runner.invoke(app, ["import", str(tmp_path / "folder"), str(tmp_path / "data")])
+    assert done.exit_code == 0, done.output
+    answer = runner.invoke(app, ["why", str(tmp_path / "data"), "000000001", "--json"])
+    assert answer.exit_code == 0, (answer.output, answer.exception)
+    (sample,) = json.loads(answer.stdout)
+    assert (sample["kind"], sample["imported_from"], sample["label"]) == ("imported", "class1/1.png", 1)
+    assert (sample["shard"], sample["url"]) == ("00000", None)
+    assert "imported from 3 inputs (folder)" in sample["comes_from"]
+    shown = runner.invoke(app, ["why", str(tmp_path / "data"), sample["uid"]])
+    assert "class1/1.png" in shown.output
+    missing = runner.invoke(app, ["why", str(tmp_path / "data"), "nothing"])
+    assert "none of its 3 samples has the url, uid, key 'nothing'" in str(missing.exception)

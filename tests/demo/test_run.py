@@ -5,8 +5,11 @@ import secrets
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from headrace.pipeline import open_stream
 
 FETCH_KINDS = (
     "bad_url",
@@ -60,6 +63,45 @@ def test_the_demo_finds_what_was_planted(tmp_path: Path) -> None:
     assert sum(row["wrongly_dropped"] for row in data["rows"]) <= 0.1 * data["num_kept"]
     for name in ("report", "dataset", "checkpoint"):
         assert Path(data[name]).exists()
+    check_traces(out)
+
+
+def check_traces(out: Path) -> None:
+    """From a step of the demo's run to pictures, URLs and ledger rows in one command; from a URL back to its steps."""
+    page = out / "step.html"
+    traced = answer("trace", out / "pretrain", "--step", 7, "--out", page)
+    assert (traced["proof"], traced["pictures"], page.read_text().count("<img")) == ("proven", 32, 32)
+    curated = [sample for sample in traced["samples"] if sample["source"] == "curated"]
+    assert len(curated) == 26
+    urls = (out / "urls.csv").read_text()
+    for sample in curated:
+        assert sample["url"] in urls
+        assert sample["verdict"]["kept"]
+        assert {step["outcome"] for step in sample["verdict"]["steps"]} == {"passed"}
+    assert all(sample["imported_from"] for sample in traced["samples"] if sample["source"] == "labelled")
+    found = answer("audit", out / "pretrain", *(word for one in curated for word in ("--url", one["url"])))["rows"]
+    replayed: dict[str, list[tuple[int, int]]] = {}
+    with open_stream(out / "mixture.yaml", global_batch=32) as stream:
+        for step in range(1, 61):
+            batch = next(stream)
+            for key, source, position in zip(batch.key, batch.source.tolist(), batch.position.tolist(), strict=True):
+                if not source:
+                    replayed.setdefault(key, []).append((step, position))
+    for sample in curated:
+        steps = [(row["step"], row["position"]) for row in found if row["key"] == sample["key"]]
+        assert steps == replayed[sample["key"]]
+    (story,) = json.loads(headrace("why", out / "job", curated[0]["key"], "--json"))
+    assert (story["url"], story["kept"]) == (curated[0]["url"], True)
+
+
+def headrace(*arguments: object) -> str:
+    words = [*HEADRACE, *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=300, check=True).stdout
+
+
+def answer(*arguments: object) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(headrace(*arguments, "--json"))
+    return data
 
 
 def test_a_folder_that_is_not_an_earlier_demo_is_left_alone(tmp_path: Path) -> None:

@@ -178,11 +178,12 @@ def _cell(value: Value, is_number: bool) -> str:
     return f"<td{_number_class(is_number)}>{escape(value)}</td>"
 
 
-def gallery(pictures: Sequence[Picture]) -> Html:
-    """Pictures in a grid, each with a title and lines of text."""
+def gallery(pictures: Sequence[Picture], *, wide: bool = False) -> Html:
+    """Pictures in a grid, each with a title and lines of text; `wide` has room for several beside each other in one."""
     if not pictures:
         return Html('<p class="empty">None.</p>')
-    return Html(f'<div class="gallery">{"".join(_figure(picture) for picture in pictures)}</div>')
+    kind = "gallery wide" if wide else "gallery"
+    return Html(f'<div class="{kind}">{"".join(_figure(picture) for picture in pictures)}</div>')
 
 
 def _figure(picture: Picture) -> str:

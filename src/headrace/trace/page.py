@@ -31,7 +31,7 @@ def render(traced: TracedStep, *, name: str, global_batch: int, num_views: int) 
         note = "Left the original, with the window of each view; beside it each view as it was seen (at most four)."
         more = f" {rest:,} samples more are listed below." if rest else ""
         pictures = [_picture(sample, traced.pictures[sample.position]) for sample in shown]
-        result.section("Pictures", page.paragraph(note + more), page.gallery(pictures))
+        result.section("Pictures", page.paragraph(note + more), page.gallery(pictures, wide=True))
     replaced = [sample for sample in traced.samples if sample.instead_of is not None]
     if replaced:
         head = ["position", "planned", "what was wrong with it", "given instead"]
