@@ -23,6 +23,7 @@ from headrace.train.objectives.objective import ObjectiveConfig
 from headrace.train.optim import OPTIMIZERS, SCHEDULES, OptimizerConfig, ScheduleConfig
 from headrace.train.optim.adamw import AdamWConfig
 from headrace.train.optim.schedules import CosineConfig
+from headrace.train.profiling import ProfileConfig
 from headrace.train.steady.changes import periods, planned_changes, planned_mixture
 
 AnyObjective = Annotated[ObjectiveConfig, OneOf("kind", objective_configs)]
@@ -49,6 +50,7 @@ FREE_FIELDS = frozenset(
         "compile",
         "attention",
         "activation_checkpointing",
+        "profile",
     }
 )
 
@@ -166,6 +168,8 @@ class RunConfig:
     """Most steps skipped among the latest 1000; one more stops the run."""
     log_every: int = 10
     """Steps between two lines of metrics.jsonl."""
+    profile: ProfileConfig | None = None
+    """A trace of a few steps under OUT/profile, for torch's viewers; null = none."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto = CUDA if there is one."""
     timeout_seconds: float = 1800.0

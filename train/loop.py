@@ -6,6 +6,7 @@ So a killed run, started again, goes on as if nothing had happened. The loss is 
 """
 
 import contextlib
+import gc
 import logging
 import math
 import signal
@@ -24,12 +25,14 @@ from headrace.pipeline.seen import StepRecord
 from headrace.shards.permutation import make_key
 from headrace.text import shown
 from headrace.train.batches import micro_batches
+from headrace.train.collector import collect_young, collecting_at_boundaries
 from headrace.train.config import RunConfig
 from headrace.train.evaluate.validation import validation_values
 from headrace.train.objectives.objective import RowError
 from headrace.train.parallel.precision import autocast
 from headrace.train.parallel.ranks import Ranks, join_ranks
 from headrace.train.parallel.signals import Interrupted, watch_signals
+from headrace.train.profiling import profiling
 from headrace.train.runs.export import export_model
 from headrace.train.runs.folder import BadStepError, own_run, write_records
 from headrace.train.runs.initial import write_report
@@ -92,6 +95,12 @@ def train(config: RunConfig, *, on_metrics: Callable[[Metrics], None] = lambda _
         metrics = stack.enter_context(contextlib.closing(_open_metrics(config, state, ranks)))
         record = stack.enter_context(contextlib.closing(_open_record(config, state, ranks)))
         stack.enter_context(watch_signals(ranks.stop))
+        stack.enter_context(collecting_at_boundaries())
+        profiled = stack.enter_context(
+            profiling(
+                config.profile, Path(config.out) / "profile", step=state.step, rank=ranks.rank, device=ranks.device
+            )
+        )
         if ranks.is_first:
             _log_start(config, state, ranks)
 
@@ -111,6 +120,7 @@ def train(config: RunConfig, *, on_metrics: Callable[[Metrics], None] = lambda _
             write=write,
             plan=periods(config),
             saved_step=state.step,
+            profiled=profiled,
         )
         return run.to_its_end()
 
@@ -128,6 +138,8 @@ class _Run:
     plan: list[Period]
     saved_step: int
     """Steps done at the newest checkpoint."""
+    profiled: Callable[[], None]
+    """Called after each step."""
     meter: Meter = field(default_factory=Meter)
 
     def to_its_end(self) -> TrainResult:
@@ -154,6 +166,7 @@ class _Run:
         with self.meter.paused():
             self.record.flush(self.ranks.sum)  # a run that goes on from here must not lack the steps before
             save_state(self.config, self.state, self.ranks, stream=stream)
+            gc.collect()
         self.saved_step = self.state.step
 
     def _validate(self) -> None:
@@ -184,6 +197,8 @@ class _Run:
             raise type(error)(f"{error}; {self._keep_good_weights(before)}") from None
         if step.skipped is not None:
             self.write(record_skipped(config, step.skipped, batch, ranks, again=again is not None))
+        self.profiled()
+        collect_young(state.step)
         self.record.add(batch)
         self.meter.add(images=config.global_batch, waited=batch.waited_seconds)
         if state.step % config.log_every == 0 or state.step == config.total_steps:

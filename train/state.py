@@ -17,7 +17,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from headrace.pipeline import Stream, open_stream
+from headrace.pipeline import open_stream
+from headrace.torch import DeviceBatches
 from headrace.train.config import RunConfig
 from headrace.train.execution import Execution, choose_execution
 from headrace.train.objectives.build import build_objective
@@ -52,7 +53,8 @@ class TrainState:
     model: nn.Module
     """What forward is called on: the objective, or its wrapper that reduces gradients over ranks."""
     optimizer: torch.optim.Optimizer
-    stream: Stream
+    stream: DeviceBatches
+    """Batches on this rank's device, copied there while it computes."""
     step: int
     """Optimizer steps done."""
     missing: int
@@ -99,16 +101,17 @@ def open_state(config: RunConfig, ranks: Ranks) -> Iterator[TrainState]:
     initial = None
     if checkpoint is None and config.init_from is not None:
         initial = _start_from(config.init_from, config, objective)
-    stream = open_stream(
+    opened = open_stream(
         planned_mixture(config),
         global_batch=config.global_batch,
         rank=ranks.rank,
         world_size=ranks.size,
         columns=objective.columns,
     )
+    stream = DeviceBatches(opened, ranks.device)
     with contextlib.closing(stream):
         check_sources(objective, config)
-        check_length(stream, config)
+        check_length(opened, config)
         if checkpoint is not None:
             stream.load_state_dict(checkpoint.progress.stream)
         if stream.position != step * config.global_batch:

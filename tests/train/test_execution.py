@@ -1,5 +1,6 @@
 """How a step is computed changes nothing of it: compiled, computed again, in another kernel, it is the same step."""
 
+import dataclasses
 import logging
 import shutil
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from headrace.train.loop import train
 from headrace.train.models.stage import Stage
 from headrace.train.objectives.aim import Aim, AimConfig, at_capacity
 from headrace.train.objectives.build import build_objective
+from headrace.train.optim.adamw import AdamWConfig
 from headrace.train.runs.metrics import read_metrics
 
 # Dynamo looks at attributes of tensors that are no leaves, and is warned of it by torch.
@@ -217,3 +219,45 @@ def test_the_fast_step_is_the_plain_step_on_cuda(make_batch: Callable[..., Batch
     exact, plain, *fast = gradients
     bound = max(0.02, 2 * float((plain - exact).norm() / exact.norm()))
     assert all(float((one - exact).norm() / exact.norm()) < bound for one in fast)
+
+
+@pytest.mark.cuda
+def test_a_step_waits_for_the_device_once(make_batch: Callable[..., Batch]) -> None:
+    """Where its loss is read; CUDA raises an error for any other wait."""
+    torch._dynamo.reset()
+    config = AimConfig(kind="aim", model="tiny", patch=2, width=64, depth=2, heads=2, head_width=64, head_depth=2)
+    objective = build_objective(config, image_size=32, seed=1).cuda()
+    objective.run_as(choose_execution(torch.device("cuda"), bf16=True))
+    optimizer = AdamWConfig().build(objective)
+    batches = [make_batch(16, side=32, first=first) for first in range(0, 64, 16)]
+    batches = [dataclasses.replace(batch, images=torch.from_numpy(batch.images).cuda()) for batch in batches]
+    for number, batch in enumerate(batches):
+        torch.cuda.set_sync_debug_mode("error" if number > 1 else "default")
+        try:
+            with torch.autocast("cuda", torch.bfloat16):
+                loss, _ = objective(batch)
+            (loss / objective.num_terms(batch)).backward()
+            norm = nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
+            values = torch.stack([loss.detach(), norm])
+            optimizer.step()
+            optimizer.zero_grad()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert np.isfinite(values.tolist()).all()
+
+
+@pytest.mark.cuda
+def test_a_run_on_cuda_is_the_run_of_the_cpu(run_file: Callable[..., Path], tmp_path: Path) -> None:
+    """Up to the rounding of bf16; and it goes on from its checkpoint."""
+    torch._dynamo.reset()
+    path = run_file(steps=6)
+    cpu = load_run(path, ["objective.width=32"])
+    cuda = load_run(path, ["objective.width=32", f"out={tmp_path / 'cuda'}", "device=cuda"])
+    train(cpu)
+    train(cuda)
+    on_cuda = losses(cuda.out)
+    assert [loss for _, loss in on_cuda] == pytest.approx([loss for _, loss in losses(cpu.out)], rel=0.02)
+    shutil.rmtree(Path(cuda.out) / "checkpoints" / "00000006")
+    (Path(cuda.out) / "model.safetensors").unlink()
+    assert train(cuda).finished
+    assert [loss for _, loss in losses(cuda.out)] == pytest.approx([loss for _, loss in on_cuda], rel=1e-3)

@@ -22,7 +22,7 @@ from torch.nn import functional
 from headrace.pipeline import Batch
 from headrace.train.models.vit import Vit, VitConfig
 from headrace.train.objectives.objective import Columns, Objective, RowError
-from headrace.train.pixels import IMAGENET_MEAN, IMAGENET_STD, Normalise
+from headrace.train.pixels import IMAGENET_MEAN, IMAGENET_STD, Normalise, on_device
 
 # Width, depth, heads: table 2 of arXiv:2106.04560, as far as its MLPs are four times the width; tiny is AIM's here.
 SHAPES = {
@@ -133,9 +133,8 @@ class Supervised(Objective):
         labels = self._labels(batch.columns)
         counted = batch.valid & labels.known_B
         images_B3HH = self.normalise(batch.images)
-        device = images_B3HH.device
         row_N, class_N, counted_B = (
-            torch.from_numpy(array).to(device, non_blocking=True) for array in (labels.row_N, labels.class_N, counted)
+            on_device(array, images_B3HH.device) for array in (labels.row_N, labels.class_N, counted)
         )
         logits_BC = self.head(self.encoder(images_B3HH).mean(dim=1)).float()
         target_BC = torch.zeros_like(logits_BC)
