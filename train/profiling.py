@@ -50,7 +50,7 @@ def profiling(
         trace.export_chrome_trace(f"{name}.json.gz")
         log.info("steps %d to %d are in %s.json.gz", first, first + config.steps - 1, name)
         if config.memory and device.type == "cuda":
-            torch.cuda.memory._dump_snapshot(f"{name}.memory.pickle")
+            torch.cuda.memory._dump_snapshot(f"{name}.memory.pickle")  # type: ignore[no-untyped-call]
             torch.cuda.memory._record_memory_history(enabled=None)
 
     if config.memory and device.type == "cuda":
