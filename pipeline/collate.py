@@ -133,6 +133,8 @@ def _name_of(column: pa.DataType) -> str:
         return f"list of {_name_of(column.value_type)}"
     if pa.types.is_fixed_size_list(column):
         return f"list of {column.list_size} {_name_of(column.value_type)}"
+    if pa.types.is_map(column):
+        return f"map of {_name_of(column.key_type)} to {_name_of(column.item_type)}"
     if pa.types.is_struct(column):
         return f"struct of {', '.join(f'{field.name}: {_name_of(field.type)}' for field in column)}"
     return str(column)

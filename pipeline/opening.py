@@ -234,6 +234,10 @@ def _column_kinds(sources: Sequence[OpenedSource], columns: Sequence[str], read:
                 )
             first.setdefault(name, source.config.name)
     nowhere = [name for name in columns if name not in kinds]
+    if nowhere:  # or without a value in every first shard
+        held = {name for source in sources for name in source.dataset.index(source.first_shard, read=read).column_names}
+        kinds |= {name: NOTHING for name in nowhere if name in held}
+        nowhere = [name for name in nowhere if name not in held]
     if nowhere:
         raise ValueError(sources[0].no_column(nowhere, sources[0].first_shard))
     for source in sources:

@@ -118,16 +118,18 @@ def value_type(column: pa.DataType) -> pa.DataType:
     return column.value_type if pa.types.is_dictionary(column) else column
 
 
-def without_categories(column: pa.DataType) -> pa.DataType:
-    """Return a type with the values of each categorical in it, wherever it is nested, in the place of its numbers."""
+def with_own_values(column: pa.DataType) -> pa.DataType:
+    """Return a type whose values lie in it, wherever they are nested: no categoricals, no views of texts or bytes."""
     column = value_type(column)
+    if pa.types.is_string_view(column) or pa.types.is_binary_view(column):
+        return pa.string() if pa.types.is_string_view(column) else pa.binary()
     if pa.types.is_struct(column):
-        return pa.struct([field.with_type(without_categories(field.type)) for field in column])
+        return pa.struct([field.with_type(with_own_values(field.type)) for field in column])
     if pa.types.is_fixed_size_list(column):
-        return pa.list_(column.value_field.with_type(without_categories(column.value_type)), column.list_size)
+        return pa.list_(column.value_field.with_type(with_own_values(column.value_type)), column.list_size)
     if pa.types.is_list(column) or pa.types.is_large_list(column):
         make = pa.list_ if pa.types.is_list(column) else pa.large_list
-        return make(column.value_field.with_type(without_categories(column.value_type)))
+        return make(column.value_field.with_type(with_own_values(column.value_type)))
     return column
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from headrace.shards.columns import without_categories
+from headrace.shards.columns import with_own_values
 
 MAGIC = b"headrace index\x01\n"
 BLOCK_ROWS = 256
@@ -90,8 +90,8 @@ class IndexRows:
 
 def encode_rows(table: pa.Table, digest: str, index_columns: Sequence[str]) -> bytes:
     """Return the file of `table`, some columns of the index whose sha256 is `digest`."""
-    # The words of a categorical are no part of a record batch: a block could not be read by itself.
-    plain = pa.schema([field.with_type(without_categories(field.type)) for field in table.schema])
+    # The words of a categorical are no part of a record batch: a block could not be read by itself. Views have no take.
+    plain = pa.schema([field.with_type(with_own_values(field.type)) for field in table.schema])
     flat = (table if plain.equals(table.schema) else table.cast(plain)).replace_schema_metadata(None).combine_chunks()
     blocks = []
     for start in range(0, flat.num_rows, BLOCK_ROWS):

@@ -43,6 +43,11 @@ COLUMNS: dict[str, tuple[pa.DataType, list[Any]]] = {
     "took": (pa.duration("ms"), [datetime.timedelta(seconds=2), None, None]),
     "kind": (pa.dictionary(pa.int8(), pa.string()), ["cat", None, "dog"]),
     "class": (pa.dictionary(pa.int8(), pa.int64()), [7, None, 9]),
+    "view": (pa.string_view(), ["a", None, "b"]),
+    "hash": (pa.binary(3), [b"abc", None, b"def"]),
+    "pairs": (pa.map_(pa.string(), pa.int32()), [[("a", 1)], None, []]),
+    "hours": (pa.time64("us"), [datetime.time(1, 2, 3, 4), None, datetime.time(0)]),
+    "never": (pa.null(), [None, None, None]),
 }
 NAN = float("nan")
 ARRAYS: dict[str, tuple[Any, list[Any]]] = {

@@ -110,7 +110,7 @@ def test_a_few_rows_cost_a_few_kilobytes(tmp_path: Path, monkeypatch: pytest.Mon
     assert sum(read) < 40_000 < path.stat().st_size / 10
 
 
-def test_categoricals_come_back_as_their_values() -> None:
+def test_categoricals_and_views_come_back_as_their_values() -> None:
     words = pa.array(["cat", None, "dog", "cat"]).dictionary_encode()
     table = pa.table(
         {
@@ -118,6 +118,7 @@ def test_categoricals_come_back_as_their_values() -> None:
             "kind": words,
             "kinds": pa.ListArray.from_arrays([0, 1, 2, 4, 4], words),
             "record": pa.StructArray.from_arrays([words], ["kind"]),
+            "view": pa.array(["a", None, "c", "d"], pa.string_view()),
         }
     )
     back = rows_in_memory(encode_rows(table, DIGEST, table.column_names), DIGEST).take(np.array([3, 0]))
