@@ -108,8 +108,9 @@ class Mixture:
     """What decodes: `turbo` is libjpeg-turbo in threads, `dali` NVIDIA DALI in batches, `none` delivers the bytes;
     extensions may add others. `auto`: that of the state loaded, else `dali` on a CUDA device where it works, else
     `turbo`."""
-    hw_decoder_load: float = 0.65
-    """For `dali` on a CUDA device: the share of a batch's JPEGs that the hardware decoder gets, 0 to 1."""
+    hw_decoder_load: float = 1.0
+    """For `dali` on a CUDA device: the share of a batch's JPEGs that the hardware decoder gets, 0 to 1. In between, the
+    pixels of a sample depend on its place in the batch, by a level here and there."""
     resizer: Literal["auto", "fast", "pillow"] = "auto"
     """What resizes for `turbo`; they differ by one level. `auto`: that of the state loaded, else `fast` if it works."""
     jpeg_scaling: Literal["off", "on"] = "off"

@@ -60,7 +60,7 @@ def _items(files: list[bytes]) -> list[Item]:
 def _decoded(decoder: Turbo | Dali, items: list[Item]) -> tuple[list[NDArray[np.uint8]], list[str]]:
     views = decoder.empty(len(items), [view.image_size for view in planned_views(MIXTURE)])
     answers = decoder.decode(items, view_windows(MIXTURE), views)
-    on_host = [np.array(view.cpu() if hasattr(view, "cpu") else view) for view in views]
+    on_host = [view if isinstance(view, np.ndarray) else view.cpu().numpy() for view in views]
     return on_host, [str(answer or "") for answer in answers]
 
 
