@@ -1,11 +1,14 @@
 """Which part of the global batches this process reads, and frameworks that would read a batch too many."""
 
+import logging
 import math
 import os
 import sys
 from typing import Any
 
 from torch import distributed
+
+log = logging.getLogger(__name__)
 
 FETCHERS = ("lightning.pytorch.loops.fetchers", "pytorch_lightning.loops.fetchers")
 
@@ -18,7 +21,7 @@ def rank_and_world_size() -> tuple[int, int]:
 
 
 def refuse_other_place(rank: int, world_size: int) -> None:
-    """Raise ValueError where torch's process group came to be after the stream was opened, with other numbers."""
+    """Raise ValueError where torch's process group has other numbers than the stream; warn where there is none."""
     if distributed.is_available() and distributed.is_initialized():
         mine, size = distributed.get_rank(), distributed.get_world_size()
         if (rank, world_size) != (mine, size):
@@ -27,6 +30,13 @@ def refuse_other_place(rank: int, world_size: int) -> None:
                 "group: samples would be doubled or left out; use the loader only once the process group is there, "
                 "or pass rank and world_size"
             )
+    elif world_size > 1:
+        log.warning(
+            "this loader reads as rank %d of %d, as the environment says, but torch has no process group: "
+            "unless something else joins the ranks, each trains a model of its own on a part of the samples",
+            rank,
+            world_size,
+        )
 
 
 def refuse_fetcher() -> None:
