@@ -1,4 +1,7 @@
-"""accelerate over a mixture: accelerate launch train_accelerate.py MIXTURE OUT. Run again to continue."""
+"""accelerate over a mixture: accelerate launch train_accelerate.py MIXTURE OUT. Run again to continue.
+
+Without a GPU: torchrun --nproc_per_node=2, as accelerate launch starts several processes there by MPI only.
+"""
 
 import sys
 from pathlib import Path
@@ -10,7 +13,7 @@ from torch import nn
 from headrace.torch import StreamLoader
 
 mixture, out = sys.argv[1], Path(sys.argv[2])
-accelerator = Accelerator()
+accelerator = Accelerator(cpu=not torch.cuda.is_available())
 torch.manual_seed(0)
 model = nn.Sequential(nn.Conv2d(3, 16, 4, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

@@ -1,6 +1,7 @@
 """Batches on a device: those of the stream, none lost by an interrupt, the state of what was handed out."""
 
 import copy
+import dataclasses
 import gc
 import json
 import os
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ import pytest
 import torch
 
 from headrace.config import config_to_dict
-from headrace.pipeline import Batch, Mixture, Stream, open_stream
+from headrace.pipeline import Augment, Batch, Mixture, Stream, View, open_stream
+from headrace.pipeline.augment.colour import ChooseColour, view_colours
 from headrace.torch import DeviceBatches
 from headrace.torch import device_batches as module
 from headrace.torch.copy_ahead import CopyAhead
@@ -35,8 +37,8 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 class _EveryDevice(DeviceCopy):
-    def __init__(self, device: torch.device) -> None:
-        super().__init__(device)
+    def __init__(self, device: torch.device, colours: Sequence[ChooseColour | None] = ()) -> None:
+        super().__init__(device, colours)
         self.copies = True
 
 
@@ -258,8 +260,8 @@ from headrace.torch import DeviceBatches, device_batches
 from headrace.torch.device_copy import DeviceCopy
 
 class Every(DeviceCopy):
-    def __init__(self, device):
-        super().__init__(device)
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
         self.copies = True
 
 device_batches.DeviceCopy = Every
@@ -291,6 +293,32 @@ def test_a_fork_and_a_copy_are_refused(stream: Stream) -> None:
 def test_a_prefetch_of_nothing_is_refused(stream: Stream) -> None:
     with pytest.raises(ValueError, match="prefetch must be at least 1, got 0"):
         DeviceBatches(stream, "cpu", prefetch=0)
+
+
+def test_colours_that_the_stream_left_are_changed_on_the_device(
+    mixture: Mixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = Augment(colour_jitter=(0.4, 0.4, 0.2, 0.1), colour_jitter_probability=1.0, grayscale_probability=0.3)
+    coloured = dataclasses.replace(mixture, views=(View(), View(augment=changed)))
+    with open_stream(coloured, global_batch=8) as opened:
+        wanted = next(opened)
+    # As a stream that was opened for a GPU: the pictures come without their colours changed.
+    monkeypatch.setattr(Stream, "colours_left", property(lambda stream: view_colours(stream.mixture)))
+    monkeypatch.setattr(module, "DeviceCopy", _EveryDevice)
+    with open_stream(coloured, global_batch=8) as opened:
+        plain = next(opened)
+    with DeviceBatches(open_stream(coloured, global_batch=8), "cpu") as batches:
+        got = next(batches)
+    assert np.array_equal(np.asarray(got.images), wanted.images)
+    apart = np.abs(np.asarray(got.other_views[0]).astype(int) - np.asarray(wanted.other_views[0]))
+    assert apart.max() <= 2
+    assert np.abs(np.asarray(plain.other_views[0]).astype(int) - np.asarray(wanted.other_views[0])).mean() > 5
+
+
+def test_a_stream_for_another_device_is_refused(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Stream, "device", "cuda:1")
+    with pytest.raises(ValueError, match="opened for cuda:1, its batches are asked for on cpu"):
+        DeviceBatches(stream, "cpu")
 
 
 @pytest.mark.cuda

@@ -1,6 +1,7 @@
 """A loader for training scripts: batches of the stream in the form asked for, resumed in the middle of an epoch."""
 
 import copy
+import dataclasses
 import gc
 import json
 import math
@@ -60,6 +61,19 @@ def test_a_tuple_and_a_function_of_the_users(mixture: Mixture) -> None:
         shape, keys = next(iter(loader))
     assert shape == (8, 3, 16, 16)
     assert len(keys) == 8
+
+
+def test_a_map_adds_columns_and_bytes_come_undecoded(mixture: Mixture) -> None:
+    undecoded = dataclasses.replace(mixture, decoder="none", views=())
+
+    def length(sample: Any, _: object) -> dict[str, Any]:
+        return {"length": len(sample.columns["caption"])}
+
+    with StreamLoader(undecoded, batch_size=8, columns=["caption"], map=length) as loader:
+        batch = next(iter(loader))
+        assert batch["length"].tolist() == [len(caption) for caption in batch["caption"]]
+        assert "images" not in batch
+        assert all(data.startswith(b"\xff\xd8") for data in batch["data"])
 
 
 def test_an_epoch_ends_after_its_steps_and_the_next_goes_on(mixture: Mixture) -> None:

@@ -1,6 +1,6 @@
 """What a training loop gets of a batch: pictures ready for a model, and a dict, a tuple or what a function makes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ from headrace.torch.device_copy import as_tensor, with_views
 Triple = tuple[float, float, float]
 Form = Literal["dict", "tuple"]
 
-OWN_NAMES = ("images", "other_views", "position", "key", "valid")
+OWN_NAMES = ("images", "data", "other_views", "position", "key", "valid")
 """Entries of a dict besides the columns."""
 
 
@@ -30,14 +30,13 @@ class BatchForm:
         form: Form | Callable[[Batch], Any],
         says_valid: bool,
     ) -> None:
-        taken = [name for name in columns if name in OWN_NAMES]
-        if taken and form == "dict":
-            raise ValueError(f"columns {', '.join(taken)}: a batch has its own entries of that name; use collate")
+        if form == "dict":
+            _refuse_taken(columns)
         makers: dict[Any, Callable[[Batch], Any]] = {"dict": self._as_dict, "tuple": self._as_tuple}
         if not callable(form) and form not in makers:
             raise ValueError(f"form is 'dict' or 'tuple', got {form!r}")
         self._make = form if callable(form) else makers[form]
-        self._columns, self._says_valid = tuple(columns), says_valid
+        self._says_valid = says_valid
         self._normalise, self._memory_format = normalise, memory_format
         self._pin_memory = pin_memory and torch.cuda.is_available()
         self._constants: dict[torch.device, tuple[Tensor, ...]] = {}
@@ -62,15 +61,23 @@ class BatchForm:
         return self._constants[device]
 
     def _as_dict(self, batch: Batch) -> dict[str, Any]:
-        made: dict[str, Any] = {"images": batch.images}
+        _refuse_taken(batch.columns)  # those of a map are known now only
+        made: dict[str, Any] = {"data": batch.data} if batch.data else {"images": batch.images}
         if batch.other_views:
             made["other_views"] = list(batch.other_views)
-        made |= {name: _column(batch, batch.columns[name]) for name in self._columns}
+        made |= {name: _column(batch, values) for name, values in batch.columns.items()}
         made |= {"position": torch.from_numpy(batch.position), "key": batch.key}
         return made | ({"valid": _column(batch, batch.valid)} if self._says_valid else {})
 
     def _as_tuple(self, batch: Batch) -> tuple[Any, ...]:
-        return *batch.views, *(_column(batch, batch.columns[name]) for name in self._columns)
+        columns = (_column(batch, values) for values in batch.columns.values())
+        return *((batch.data,) if batch.data else batch.views), *columns
+
+
+def _refuse_taken(columns: Iterable[str]) -> None:
+    taken = [name for name in columns if name in OWN_NAMES]
+    if taken:
+        raise ValueError(f"columns {', '.join(taken)}: a batch has its own entries of that name; use collate")
 
 
 def _column(batch: Batch, values: Any) -> Any:

@@ -46,7 +46,9 @@ class DeviceBatches:
         self.stream = stream
         self.device = _with_index(torch.device(device))
         self._finish = finish
-        self._copy = DeviceCopy(self.device)
+        if stream.device != "cpu" and torch.device(stream.device) != self.device:
+            raise ValueError(f"the stream was opened for {stream.device}, its batches are asked for on {self.device}")
+        self._copy = DeviceCopy(self.device, stream.colours_left)
         self._prefetch = prefetch
         self._position: int | None = None  # of the next batch; None = where the stream stands: nothing was taken yet
         self._number = 0  # of the next batch, as `_ahead` counts

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, cast
 import torch
 
 from headrace.pipeline import Batch, Mixture, Stream, open_stream
+from headrace.pipeline.mapping import MapFunction
 from headrace.pipeline.stats import StreamStats
 from headrace.torch.batch_form import BatchForm, Form, Triple
 from headrace.torch.device_batches import Device, DeviceBatches
@@ -25,10 +26,11 @@ class StreamLoader:
     has no length; with `steps_per_epoch` each loop ends after so many steps, counted from position 0; with `once` it
     is one pass over every sample. There is no `set_epoch`: every epoch has its own order already.
 
-    A batch is a dict of `images` ([B, 3, S, S], uint8 or normalised float32), `other_views` where the mixture has
-    some, each of `columns` (numbers as tensors, all else as lists), `position` and `key`, in a finite pass `valid`
-    too; as a tuple it is the views and then the columns. `collate` makes something else of a `Batch` whose views are
-    ready for the model. Numbers of samples are `batch_size` a rank or `global_batch` over all ranks.
+    A batch is a dict of `images` ([B, 3, S, S], uint8 or normalised float32; with `decoder: none` `data`, the bytes),
+    `other_views` where the mixture has some, each of `columns` and of what `map` returns (numbers as tensors, all else
+    as lists), `position` and `key`, in a finite pass `valid` too; as a tuple it is the views and then the columns.
+    `collate` makes something else of a `Batch` whose views are ready for the model. `map` is that of `open_stream`.
+    Numbers of samples are `batch_size` a rank or `global_batch` over all ranks.
 
     The mixture is opened at the first use: by then the process group is there, which says the rank.
     """
@@ -40,6 +42,7 @@ class StreamLoader:
         batch_size: int | None = None,
         global_batch: int | None = None,
         columns: Sequence[str] = (),
+        map: MapFunction | None = None,
         once: bool = False,
         steps_per_epoch: int | None = None,
         device: Device = "cpu",
@@ -60,7 +63,7 @@ class StreamLoader:
         self.device, self.prefetch = device, prefetch
         self.sampler = self.batch_sampler = None  # looked for by frameworks that would put in theirs
         self.num_workers = 0
-        self._mixture = mixture
+        self._mixture, self._map = mixture, map
         self._batch_size, self._global_batch = batch_size, global_batch
         self._place = None if rank is None or world_size is None else (rank, world_size)
         self._form = BatchForm(
@@ -121,6 +124,14 @@ class StreamLoader:
         return self._batches.stream
 
     @property
+    def dataset(self) -> NoReturn:
+        """There is none; frameworks that look for one to skip batches in it are told what to do instead."""
+        raise AttributeError(
+            "a StreamLoader has no dataset, and nothing needs to be skipped: load its state "
+            "(with Hugging Face's Trainer set ignore_data_skip=True and keep the state in a callback)"
+        )
+
+    @property
     def batch_size(self) -> int:
         """Samples of one rank and batch."""
         return self._batch_size or self.stream.global_batch // self.stream.world_size
@@ -152,13 +163,16 @@ class StreamLoader:
         if self._opened is None:
             rank, world_size = self._place or rank_and_world_size()
             global_batch = self._global_batch or (self._batch_size or 0) * world_size
+            device = torch.device(self.device)
             stream = open_stream(
                 self._mixture,
                 global_batch=global_batch,
                 rank=rank,
                 world_size=world_size,
                 columns=self.columns,
+                map=self._map,
                 once=self.once,
+                device=str(device) if device.type == "cuda" else "cpu",
             )
             self._opened = DeviceBatches(stream, self.device, prefetch=self.prefetch, finish=self._form)
         return self._opened
