@@ -11,6 +11,7 @@ from typing import Literal
 
 from headrace.patience import Patience
 from headrace.pipeline.augment.config import MAX_IMAGE_SIZE, Augment, View
+from headrace.pipeline.augment.presets import preset_views, written_out
 from headrace.pipeline.labels import Labels
 from headrace.pipeline.order.segments import MAX_POSITION
 from headrace.shards.cache import MIN_CACHE_BYTES
@@ -100,6 +101,8 @@ class Mixture:
     """What changes in mid-run, by ascending position: weights, sources that begin or rest, lanes."""
     image_size: int = 224
     """Side of the delivered square, pixels."""
+    preset: Literal["", "aim", "moco_v3", "byol", "simclr", "swav", "clip", "simmim", "eval"] = ""
+    """Short for the `augment` and `views` of a paper; `augment` keys beside it change all its views."""
     augment: Augment = Augment()  # noqa: RUF009 (frozen)
     """How a picture becomes the delivered square."""
     views: tuple[View, ...] = ()
@@ -159,7 +162,11 @@ class Mixture:
     index_cache_bytes: int = 20 << 30
     """Most bytes in `index_cache`, some 45 a sample; what was not used for longest makes room."""
 
+    written_out = staticmethod(written_out)
+
     def __post_init__(self) -> None:
+        if self.preset:
+            self._write_out_preset()
         _check(0 < len(self.sources) <= MAX_SOURCES, f"sources must be 1..{MAX_SOURCES}, got {len(self.sources)}")
         names = [source.name for source in self.sources]
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -194,6 +201,23 @@ class Mixture:
         for name, least in _LEAST.items():
             value = getattr(self, name)
             _check(value is None or value >= least, f"{name} must be at least {least}, got {value}")
+
+    def _write_out_preset(self) -> None:
+        """Put the preset's values where a file's are put by `written_out`: there is one way to say them from here on.
+
+        A file's own keys are known there; here a value may be a default, so that both are refused.
+        """
+        views = preset_views(self.preset, image_size=self.image_size)
+        many = sum(view.count for view in views) > 1
+        _check(
+            self.augment == Augment() and not (many and self.views),
+            f"preset {self.preset} gives augment and views: take views=preset_views({self.preset!r}, flip=False) "
+            "to change its augments",
+        )
+        first = views[0].augment
+        assert first is not None
+        for name, value in {"preset": "", "augment": first, "views": views if many else self.views}.items():
+            object.__setattr__(self, name, value)
 
     def _beginnings(self) -> dict[str, int]:
         """Return the number of the segment in which each source begins; 0 = at once."""

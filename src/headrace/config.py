@@ -249,9 +249,10 @@ def _item_type(annotation: Any) -> Any:
 def build_config(cls: type[T], data: Mapping[str, Any]) -> T:
     """Turn plain data into a `cls`, a frozen dataclass. No coercion but int -> float and list -> tuple.
 
-    `cls.moved_keys`, where there is one, maps the path of a key of older files to its path today.
+    `cls.moved_keys`, where there is one, maps the path of a key of older files to its path today. The `written_out` of
+    a config within it, where there is one, turns what is short for other keys into those.
     """
-    data = _with_keys_moved(data, getattr(cls, "moved_keys", {}))
+    data = _written_out(cls, _with_keys_moved(data, getattr(cls, "moved_keys", {})))
     try:
         text = json.dumps({"root": data}, allow_nan=True)
         return typing.cast(T, _model(typing.cast(Hashable, cls)).model_validate_json(text).root)
@@ -271,6 +272,21 @@ def _with_keys_moved(data: Mapping[str, Any], moved: Mapping[str, str]) -> Mappi
         rest = {name: value for name, value in source.items() if name != old_key}
         data = {**data, old_part: rest, new_part: {**target, new_key: source[old_key]}}
     return data
+
+
+def _written_out(annotation: Any, data: Any) -> Any:
+    """Return `data` with what is short for other keys as those keys, in every config of it."""
+    choices = _dataclasses_in(annotation)
+    if not isinstance(data, dict) or len(choices) != 1:
+        return data
+    hints = typing.get_type_hints(choices[0], include_extras=True)
+    full = {}
+    for key, value in data.items():
+        try:
+            full[key] = _written_out(hints.get(key), value) if isinstance(value, dict) else value
+        except ValueError as error:
+            raise ValueError(f"{key}.{error}") from None
+    return choices[0].written_out(full) if hasattr(choices[0], "written_out") else full
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:

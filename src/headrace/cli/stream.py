@@ -143,6 +143,7 @@ def _tune(mixture: "Mixture", size: int, *, seconds: float, json: bool) -> None:
 
 
 def _sources(stream: "Stream") -> dict[str, Any]:
+    from headrace.config import config_to_dict
     from headrace.pipeline.augment.views import planned_views
 
     sources = {
@@ -154,11 +155,17 @@ def _sources(stream: "Stream") -> dict[str, Any]:
         }
         for source in stream.sources
     }
-    return {"sources": sources, "view_pixels": [view.image_size for view in planned_views(stream.mixture)]}
+    views = planned_views(stream.mixture)
+    return {
+        "sources": sources,
+        "view_pixels": [view.image_size for view in views],
+        "augments": [config_to_dict(view.augment) for view in views],
+    }
 
 
 def _show_sources(stream: "Stream") -> None:
     from headrace.pipeline.advice import SHOWN_SAMPLES, describe_weight_error
+    from headrace.pipeline.augment.describe import describe_views
     from headrace.pipeline.augment.views import planned_views
 
     weights = stream.weights
@@ -172,6 +179,8 @@ def _show_sources(stream: "Stream") -> None:
     views = planned_views(stream.mixture)
     if len(views) > 1:
         print(f"{len(views)} views of {', '.join(str(view.image_size) for view in views)} pixels")
+    for line in describe_views(stream.mixture):
+        print(line)
 
 
 def _deliver(stream: "Stream", batches: int, *, show_keys: bool) -> Delivery:
