@@ -23,6 +23,7 @@ from headrace.train.objectives.objective import ObjectiveConfig
 from headrace.train.optim import OPTIMIZERS, SCHEDULES, OptimizerConfig, ScheduleConfig
 from headrace.train.optim.adamw import AdamWConfig
 from headrace.train.optim.schedules import CosineConfig
+from headrace.train.parallel.strategy import ParallelConfig
 from headrace.train.profiling import ProfileConfig
 from headrace.train.steady.changes import periods, planned_changes, planned_mixture
 
@@ -51,6 +52,7 @@ FREE_FIELDS = frozenset(
         "attention",
         "activation_checkpointing",
         "profile",
+        "parallel",
     }
 )
 
@@ -172,6 +174,8 @@ class RunConfig:
     """A trace of a few steps under OUT/profile, for torch's viewers; null = none."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto = CUDA if there is one."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """How several processes share the model."""
     timeout_seconds: float = 1800.0
     """Of several processes, one that waits so long for the others stops the run; a save must take less."""
 

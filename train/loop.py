@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from headrace.pipeline import Batch
 from headrace.pipeline.seen import FILE as SEEN_FILE
@@ -29,9 +28,11 @@ from headrace.train.collector import collect_young, collecting_at_boundaries
 from headrace.train.config import RunConfig
 from headrace.train.evaluate.validation import validation_values
 from headrace.train.objectives.objective import RowError
+from headrace.train.parallel.layout import whole
 from headrace.train.parallel.precision import autocast
 from headrace.train.parallel.ranks import Ranks, join_ranks
 from headrace.train.parallel.signals import Interrupted, watch_signals
+from headrace.train.parallel.strategy import reducing
 from headrace.train.profiling import profiling
 from headrace.train.runs.export import export_model
 from headrace.train.runs.folder import BadStepError, own_run, write_records
@@ -298,14 +299,14 @@ def take_step(config: RunConfig, state: TrainState, batch: Batch, *, ranks: Rank
     total, report = torch.zeros((), device=ranks.device), {}
     parts = micro_batches(batch, config.images_per_micro_batch)
     for part in parts:
-        with _reducing(state.model, part is parts[-1]):
+        with reducing(state.model, last=part is parts[-1]):
             with autocast(config.precision, ranks.device):
                 loss, report = state.model(part)
-            # DistributedDataParallel averages gradients over ranks; times their number, that is the sum.
+            # Gradients are averaged over ranks; times their number, that is the sum.
             (loss * (ranks.size / terms)).backward()
         total += loss.detach()
     first = first_layer_norm(state.objective, ranks.device)
-    norm = torch.nn.utils.clip_grad_norm_(state.objective.parameters(), config.clip_grad_norm)
+    norm = whole(torch.nn.utils.clip_grad_norm_(state.objective.parameters(), config.clip_grad_norm))
 
     # The one place of a step that waits for the device: the verdict must be known before the weights move.
     own_loss, grad_norm, own_first = torch.stack([total / terms, norm, first]).tolist()
@@ -358,13 +359,6 @@ def _counts(config: RunConfig, state: TrainState, batch: Batch) -> list[float]:
         source = config.mixture.sources[int(batch.source[error.row])]
         where = f"source {source.name!r} ({source.url}), sample {shown(batch.key[error.row])}"
         raise ValueError(f"step {state.step}: {where}: {error}") from error
-
-
-def _reducing(model: torch.nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
-    """Return the context in which gradients are summed over ranks only in the last micro-batch."""
-    if isinstance(model, DistributedDataParallel) and not last:
-        return model.no_sync()
-    return contextlib.nullcontext()
 
 
 def _open_record(config: RunConfig, state: TrainState, ranks: Ranks) -> StepRecord:

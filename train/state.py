@@ -5,7 +5,6 @@ adapted, except for the free fields that change no result.
 """
 
 import contextlib
-import inspect
 import logging
 import time
 from collections.abc import Iterator
@@ -15,17 +14,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from headrace.pipeline import open_stream
 from headrace.torch import DeviceBatches
 from headrace.train.config import RunConfig
-from headrace.train.execution import Execution, choose_execution
-from headrace.train.objectives.build import build_objective
+from headrace.train.model import first_weights, place_model
 from headrace.train.objectives.objective import Objective
-from headrace.train.parallel.layout import Layout, replicated
-from headrace.train.parallel.precision import uses_bf16
+from headrace.train.parallel.layout import Layout
 from headrace.train.parallel.ranks import Ranks
+from headrace.train.parallel.strategy import is_spread, wrapped
 from headrace.train.runs.checkpoint import (
     Checkpoint,
     Progress,
@@ -36,7 +33,6 @@ from headrace.train.runs.checkpoint import (
     save_checkpoint,
     warn_of_other_arithmetic,
 )
-from headrace.train.runs.initial import initial_weights
 from headrace.train.sources import check_length, check_sources
 from headrace.train.steady.bad_steps import StepWatch
 from headrace.train.steady.changes import planned_mixture
@@ -74,16 +70,8 @@ class TrainState:
 @contextlib.contextmanager
 def open_state(config: RunConfig, ranks: Ranks) -> Iterator[TrainState]:
     """Build model, optimizer and stream, and bring them to the newest whole checkpoint if there is one."""
-    objective = build_objective(config.objective, image_size=config.mixture.image_size, seed=config.seed)
-    refuse_splitting(objective, config, world_size=ranks.size)
-    objective.to(ranks.device)
-    objective.ranks = ranks
-    execution = execution_of(config, ranks.device)
-    objective.run_as(execution)
+    objective, layout = place_model(config, ranks)
     optimizer = config.optimizer.build(objective)
-    if ranks.is_first:
-        log.info("execution: %s", execution)
-    layout = replicated(ranks)
 
     def resume(checkpoint: Checkpoint) -> None:
         refuse_other_config(checkpoint, config)
@@ -98,9 +86,7 @@ def open_state(config: RunConfig, ranks: Ranks) -> Iterator[TrainState]:
 
     checkpoint = newest_checkpoint(checkpoints_of(config), use=resume, ranks=ranks)
     step = 0 if checkpoint is None else checkpoint.progress.step
-    initial = None
-    if checkpoint is None and config.init_from is not None:
-        initial = _start_from(config.init_from, config, objective)
+    initial = first_weights(config, objective, ranks) if checkpoint is None else None
     opened = open_stream(
         planned_mixture(config),
         global_batch=config.global_batch,
@@ -120,7 +106,7 @@ def open_state(config: RunConfig, ranks: Ranks) -> Iterator[TrainState]:
             )
         yield TrainState(
             objective=objective,
-            model=_reducing(objective, ranks),
+            model=objective if is_spread(objective) else wrapped(objective, ranks),
             optimizer=optimizer,
             stream=stream,
             step=step,
@@ -131,45 +117,6 @@ def open_state(config: RunConfig, ranks: Ranks) -> Iterator[TrainState]:
             journal=open_journal(config, ranks),
             initial=initial,
         )
-
-
-def _start_from(path: str, config: RunConfig, objective: Objective) -> dict[str, Any]:
-    """Put the weights at `path` into the objective, and return what was taken; nothing of the file is kept."""
-    initial = initial_weights(objective, Path(path), config.init_rename)
-    initial.load_into(objective)
-    log.info("init_from %s", initial)
-    return initial.facts()
-
-
-def refuse_splitting(objective: Objective, config: RunConfig, *, world_size: int) -> None:
-    """Raise ValueError if the run would cut a batch whose loss is not the sum over its parts."""
-    spread = world_size > 1 and not objective.gathers
-    if not objective.splits and (spread or config.images_per_micro_batch is not None):
-        raise ValueError(
-            f"objective {config.objective.kind} needs the whole batch: one process, no images_per_micro_batch"
-        )
-
-
-def _reducing(objective: Objective, ranks: Ranks) -> nn.Module:
-    if ranks.size == 1:
-        return objective
-    # Buffers are constants here and need no exchange at every step; torch 2.15 renamed the argument that says so.
-    names = inspect.signature(DistributedDataParallel).parameters
-    name = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
-    options: dict[str, Any] = {name: False}
-    return DistributedDataParallel(objective, **options)
-
-
-def execution_of(config: RunConfig, device: torch.device) -> Execution:
-    """Return how this run computes on `device`. Raises ValueError for what it cannot do."""
-    return choose_execution(
-        device,
-        compile=config.compile,
-        attention=config.attention,
-        recompute=config.activation_checkpointing,
-        residual=config.residual,
-        bf16=uses_bf16(config.precision, device),
-    )
 
 
 def save_state(config: RunConfig, state: TrainState, ranks: Ranks, *, stream: dict[str, Any] | None = None) -> None:

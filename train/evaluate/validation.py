@@ -20,6 +20,7 @@ from headrace.train.evaluate.passes import same_reading
 from headrace.train.objectives.objective import Objective, RowError
 from headrace.train.parallel.precision import autocast
 from headrace.train.parallel.ranks import Ranks
+from headrace.train.parallel.strategy import drop_gathered, is_spread
 
 log = logging.getLogger(__name__)
 
@@ -44,15 +45,19 @@ def validation_values(objective: Objective, run: RunConfig, ranks: Ranks) -> dic
     began = time.perf_counter()
     objective.eval()
     with contextlib.closing(stream), torch.no_grad(), autocast(run.precision, ranks.device):
-        for batch in stream:
+        for number, batch in enumerate(stream, 1):
             for part in micro_batches(first_samples(batch, config.samples), run.images_per_micro_batch):
                 count, left_out = _counts(objective, part, config.dataset)
                 missing += left_out
-                if count:
-                    _add(sums, objective(part), count)
+                # Also where nothing counts: of a model that is spread each block needs every process.
+                result = objective(part) if count or is_spread(objective) else None
+                if count and result is not None:
+                    _add(sums, result, count)
                     terms += count
-            if config.samples and int(batch.position.min()) >= config.samples:
+            # On all ranks after the same batch.
+            if config.samples and number * run.global_batch >= config.samples:
                 break
+    drop_gathered(objective)
     objective.train()
     values = _means(sums, objective, url=config.dataset, counts=(terms, missing), ranks=ranks)
     if ranks.is_first:

@@ -69,3 +69,13 @@ def piece_of(tensor: Tensor) -> Piece:
     first = min(shape[0], rows * place[-1])
     assert local.shape[0] == min(rows, shape[0] - first), "rows lie as torch.chunk cuts them"
     return Piece(local, shape, first, is_part=True)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return all of a tensor that may be spread; called on all ranks."""
+    from torch.distributed.tensor import DTensor
+
+    if not isinstance(tensor, DTensor):
+        return tensor
+    full: Tensor = tensor.full_tensor()
+    return full

@@ -11,11 +11,11 @@ import torch
 from headrace.pipeline import open_stream
 from headrace.shards.dataset import open_dataset
 from headrace.train.config import RunConfig
+from headrace.train.model import refuse_splitting
 from headrace.train.objectives.build import build_objective
 from headrace.train.runs.folder import check_out
 from headrace.train.runs.initial import initial_weights
 from headrace.train.sources import check_length, check_sources
-from headrace.train.state import refuse_splitting
 from headrace.train.steady.changes import periods, planned_mixture
 
 

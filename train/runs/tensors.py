@@ -10,16 +10,16 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from headrace.train.parallel.layout import whole
+
 
 def host_tensors(tensors: Mapping[str, Tensor], *, keep: bool = True) -> dict[str, Tensor]:
     """Return copies in host memory that share no storage, as safetensors wants them; nothing where not `keep`."""
-    from torch.distributed.tensor import DTensor
-
     copies = {}
     for name, tensor in tensors.items():
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        full = whole(tensor)
         if keep:
-            copies[name] = whole.detach().to("cpu", copy=True).contiguous()
+            copies[name] = full.detach().to("cpu", copy=True).contiguous()
     return copies
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from headrace.train.config import RunConfig
+from headrace.train.parallel.layout import piece_of, whole
 
 Reason = Literal["non_finite", "spike"]
 
@@ -109,14 +110,12 @@ def first_layer_norm(module: nn.Module, device: torch.device) -> Tensor:
             break
     if first is None or first.grad is None:
         return torch.zeros((), device=device)
-    norm = torch.linalg.vector_norm(first.grad)
-    whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of one in parts on several ranks
-    return whole
+    return whole(torch.linalg.vector_norm(first.grad))
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """True if no value is NaN or infinite."""
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+    """True if no value that this process holds is NaN or infinite."""
+    return all(bool(torch.isfinite(piece_of(tensor).local).all()) for tensor in tensors)
 
 
 def watch_to_state(watch: StepWatch) -> dict[str, Any]:

@@ -1,0 +1,223 @@
+"""A model that is spread over processes computes what one process computes, and its checkpoints are anyone's."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from headrace.train.config import RunConfig, load_run
+from headrace.train.loop import train
+from headrace.train.objectives.build import build_objective
+from headrace.train.parallel.ranks import Ranks
+from headrace.train.parallel.strategy import ParallelConfig, blocks_of, without_weights
+from headrace.train.runs.metrics import read_metrics
+from headrace.train.runs.weights import read_weights
+
+# Each argument is a run: the run file and its overrides. Each meets on a port of its own.
+TRAIN = """
+import json, os, sys
+from headrace.train.config import load_run
+from headrace.train.loop import train
+
+for given in sys.argv[1:]:
+    path, *overrides = json.loads(given)
+    assert train(load_run(path, overrides)).finished
+    os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
+"""
+# The weights of a spread model at step 0 are those that one process draws, to the last bit; three classes on two
+# processes are two rows and one.
+FIRST = """
+import os, sys
+import torch
+from headrace.train.config import load_run
+from headrace.train.model import first_weights, place_model
+from headrace.train.objectives.build import build_objective
+from headrace.train.parallel.layout import piece_of, whole
+from headrace.train.parallel.ranks import join_ranks
+
+for path in sys.argv[1:]:
+    config = load_run(path, ["parallel.strategy=fsdp"])
+    with join_ranks("cpu") as ranks:
+        objective, layout = place_model(config, ranks)
+        first_weights(config, objective, ranks)
+        alone = build_objective(config.objective, image_size=config.mixture.image_size, seed=config.seed)
+        own = objective.state_dict()
+        assert own.keys() == alone.state_dict().keys()
+        for name, tensor in alone.state_dict().items():
+            assert torch.equal(whole(own[name]), tensor), name
+        for (name, tensor), (_, buffer) in zip(alone.named_buffers(), objective.named_buffers(), strict=True):
+            assert torch.equal(buffer, tensor), name
+        held = sum(piece_of(tensor).local.numel() for tensor in objective.parameters())
+        assert held < 0.6 * sum(tensor.numel() for tensor in alone.parameters()), held
+        assert (layout.shard, layout.num_shards) == (ranks.rank, 2)
+    os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
+"""
+SUPERVISED = {"kind": "supervised", "num_classes": 3, "patch": 4, "width": 16, "depth": 1, "heads": 2}
+
+
+def processes(number: int, program: str, *arguments: str) -> None:
+    """Run `program` so many times with the variables that torchrun would set."""
+    environment = {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(number)}
+    command = [sys.executable, "-W", "error::FutureWarning", "-c", program, *arguments]
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number)]
+    running = [
+        subprocess.Popen(command, env={**environment, **rank}, stderr=subprocess.PIPE, text=True) for rank in ranks
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in running]
+    assert [process.returncode for process in running] == [0] * number, errors
+
+
+def free_port() -> int:
+    """Return the first of ports that nothing takes by chance: below those that the system hands out."""
+    for port in range(20_000 + 5 * os.getpid() % 10_000, 32_000):
+        with socket.socket() as tried:
+            if tried.connect_ex(("127.0.0.1", port)) != 0:
+                return port
+    raise AssertionError("no free port")
+
+
+def told(path: Path, out: Path, *overrides: str) -> str:
+    return json.dumps([str(path), f"out={out}", *overrides])
+
+
+def without_newest(out: Path, name: str) -> Path:
+    """A copy of a run that stands at step 3 again."""
+    copy = out.parent / name
+    shutil.copytree(out, copy)
+    shutil.rmtree(copy / "checkpoints" / "00000006")
+    (copy / "model.safetensors").unlink()
+    return copy
+
+
+def assert_same_run(out: Path, reference: Path) -> None:
+    for one, other in zip(read_metrics(out / "metrics.jsonl"), read_metrics(reference / "metrics.jsonl"), strict=True):
+        assert (one["event"], one["step"]) == (other["event"], other["step"])
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert one.get("batch_digest") == other.get("batch_digest")
+        assert one.get("grad_norm", 0) == pytest.approx(other.get("grad_norm", 0), rel=1e-4)
+    weights, expected = load_file(out / "model.safetensors"), load_file(reference / "model.safetensors")
+    assert weights.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(weights[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+def test_two_processes_with_a_spread_model_are_one(run_file: Callable[..., Path], tmp_path: Path) -> None:
+    path = run_file(steps=3, images_per_micro_batch=3, validation={"dataset": other_set(run_file), "every": 3})
+    processes(2, TRAIN, told(path, tmp_path / "fsdp", "parallel.strategy=fsdp"))
+    assert train(load_run(path, [f"out={tmp_path / 'alone'}"])).finished
+    assert_same_run(tmp_path / "fsdp", tmp_path / "alone")
+
+
+def other_set(run_file: Callable[..., Path]) -> str:
+    validation = load_run(run_file("named")).validation
+    assert validation is not None
+    return validation.dataset
+
+
+@pytest.mark.full
+def test_fsdp_is_ddp_is_one_process_and_either_continues_the_other(
+    run_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = run_file(steps=6, images_per_micro_batch=3)
+    alone, ddp, fsdp = tmp_path / "alone", tmp_path / "ddp", tmp_path / "fsdp"
+    spread = "parallel.strategy=fsdp"
+    processes(2, TRAIN, told(path, ddp), told(path, fsdp, spread))
+    assert train(load_run(path, [f"out={alone}"])).finished
+    assert_same_run(ddp, alone)
+    assert_same_run(fsdp, alone)
+
+    ddp_then_fsdp, fsdp_then_ddp = without_newest(ddp, "df"), without_newest(fsdp, "fd")
+    fsdp_again, fsdp_then_one = without_newest(fsdp, "ff"), without_newest(fsdp, "f1")
+    processes(2, TRAIN, told(path, ddp_then_fsdp, spread), told(path, fsdp_then_ddp), told(path, fsdp_again, spread))
+    assert train(load_run(path, [f"out={fsdp_then_one}"])).finished
+    for out in (ddp_then_fsdp, fsdp_then_ddp, fsdp_then_one):
+        assert_same_run(out, alone)
+    losses = [[line["loss"] for line in read_metrics(out / "metrics.jsonl")] for out in (fsdp_again, fsdp)]
+    assert losses[0] == losses[1]
+
+    # Whoever reads a run reads one whose weights lie in parts.
+    parts = sorted(name.name for name in (fsdp / "checkpoints" / "00000006").iterdir())
+    assert parts[:2] == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    tensors = read_weights(fsdp / "checkpoints" / "00000006").tensors
+    for name, tensor in load_file(fsdp / "model.safetensors").items():
+        assert torch.equal(tensors[name], tensor)
+
+
+@pytest.mark.full
+def test_four_processes_two_replicas_and_other_world_sizes(run_file: Callable[..., Path], tmp_path: Path) -> None:
+    path = run_file(steps=6)
+    alone, four, hybrid = tmp_path / "alone", tmp_path / "four", tmp_path / "hybrid"
+    spread, twice = "parallel.strategy=fsdp", "parallel.replicas=2"
+    assert train(load_run(path, [f"out={alone}"])).finished
+    processes(4, TRAIN, told(path, four, spread), told(path, hybrid, spread, twice))
+    assert_same_run(four, alone)
+    assert_same_run(hybrid, alone)
+    assert len(list((four / "checkpoints" / "00000006").glob("model-*"))) == 4
+    assert len(list((hybrid / "checkpoints" / "00000006").glob("model-*"))) == 2
+
+    two, one = without_newest(four, "two"), without_newest(hybrid, "one")
+    processes(2, TRAIN, told(path, two, spread))
+    assert train(load_run(path, [f"out={one}"])).finished
+    more, ddp = without_newest(alone, "more"), without_newest(two, "ddp")
+    processes(4, TRAIN, told(path, more, spread, twice), told(path, ddp))
+    for out in (two, one, more, ddp):
+        assert_same_run(out, alone)
+
+
+def test_the_first_weights_of_a_spread_model_are_those_of_one_process(run_file: Callable[..., Path]) -> None:
+    supervised = run_file("supervised", objective=SUPERVISED)
+    processes(2, FIRST, str(run_file()), str(supervised))
+
+
+def test_modules_made_without_weights_have_their_buffers(run_file: Callable[..., Path]) -> None:
+    config = load_run(run_file())
+    with without_weights():
+        objective = built(config)
+    assert all(parameter.is_meta for parameter in objective.parameters())
+    for (name, buffer), (_, expected) in zip(objective.named_buffers(), built(config).named_buffers(), strict=True):
+        assert torch.equal(buffer, expected), name
+    assert not nn.Linear(2, 2).weight.is_meta
+    assert [type(block).__name__ for block in blocks_of(objective)] == ["Block", "Block", "HeadBlock"]
+
+
+def built(config: RunConfig) -> nn.Module:
+    return build_objective(config.objective, image_size=config.mixture.image_size, seed=config.seed)
+
+
+def test_shared_weights_stay_shared_without_memory() -> None:
+    with without_weights():
+        first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+        second.weight = first.weight
+    assert second.weight is first.weight
+
+
+def test_auto_spreads_what_would_fill_half_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 << 30))
+    cuda, cpu = (Ranks(rank=0, size=8, device=torch.device(kind)) for kind in ("cuda", "cpu"))
+    auto = ParallelConfig()
+    assert auto.choose(cuda, num_parameters=lambda: 1_617_478_220) == "ddp"
+    assert auto.choose(cuda, num_parameters=lambda: 3_130_230_348) == "fsdp"
+    assert auto.choose(cpu, num_parameters=lambda: 6_857_706_060) == "ddp"
+    one = Ranks(rank=0, size=1, device=torch.device("cpu"))
+    assert ParallelConfig(strategy="fsdp").choose(one, num_parameters=lambda: 1) == "alone"
+
+
+def test_replicas_must_divide_and_need_fsdp(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = Ranks(rank=0, size=16, device=torch.device("cpu"))
+    with pytest.raises(ValueError, match="which does not divide the 16 processes"):
+        ParallelConfig(strategy="fsdp", replicas=3).num_replicas(ranks)
+    with pytest.raises(ValueError, match="only strategy fsdp has"):
+        ParallelConfig(strategy="ddp", replicas=2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert ParallelConfig(replicas=0).num_replicas(ranks) == 2

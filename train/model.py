@@ -1,0 +1,103 @@
+"""The model of a run on the devices of its processes, before and after it has weights."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from headrace.train.config import RunConfig
+from headrace.train.execution import Execution, choose_execution
+from headrace.train.objectives.build import build_objective
+from headrace.train.objectives.objective import Objective
+from headrace.train.parallel.layout import Layout
+from headrace.train.parallel.precision import uses_bf16
+from headrace.train.parallel.ranks import Ranks
+from headrace.train.parallel.strategy import Strategy, hand_out, layout_of, spread, without_weights
+from headrace.train.runs.initial import initial_weights
+
+log = logging.getLogger(__name__)
+
+
+def place_model(config: RunConfig, ranks: Ranks) -> tuple[Objective, Layout]:
+    """Return the objective, placed and ready to compute, and which part of it this process holds.
+
+    A spread one has no weights yet: they come from a checkpoint or from `first_weights`.
+    """
+    strategy = chosen_strategy(config, ranks)
+    if strategy == "fsdp":
+        with without_weights():
+            objective = _built(config)
+    else:
+        objective = _built(config)
+    refuse_splitting(objective, config, world_size=ranks.size)
+    execution = execution_of(config, ranks.device)
+    objective.ranks = ranks
+    objective.run_as(execution)
+    if ranks.is_first:
+        log.info("execution: %s; strategy %s", execution, strategy)
+    if strategy != "fsdp":
+        objective.to(ranks.device)
+        return objective, layout_of(strategy, ranks)
+    bf16 = uses_bf16(config.precision, ranks.device)
+    return objective, spread(objective, ranks, replicas=config.parallel.num_replicas(ranks), bf16=bf16)
+
+
+def first_weights(config: RunConfig, objective: Objective, ranks: Ranks) -> dict[str, Any] | None:
+    """Give the objective the weights of step 0; return what was taken of `init_from`, None where it is not set.
+
+    Of a spread model rank 0 alone draws and reads them, and the others return None.
+    """
+    if chosen_strategy(config, ranks) != "fsdp":
+        return _start_from(config, objective)
+    source, initial = None, None
+    if ranks.is_first:
+        source = _built(config)
+        initial = _start_from(config, source)
+    hand_out(objective, None if source is None else source.state_dict(), ranks)
+    return initial
+
+
+def chosen_strategy(config: RunConfig, ranks: Ranks) -> Strategy:
+    """Return how these processes share the model."""
+
+    def num_parameters() -> int:
+        with without_weights():
+            return sum(parameter.numel() for parameter in _built(config).parameters())
+
+    return config.parallel.choose(ranks, num_parameters=num_parameters)
+
+
+def _built(config: RunConfig) -> Objective:
+    return build_objective(config.objective, image_size=config.mixture.image_size, seed=config.seed)
+
+
+def _start_from(config: RunConfig, objective: Objective) -> dict[str, Any] | None:
+    """Put the weights that `init_from` names into the objective; nothing of the file is kept."""
+    if config.init_from is None:
+        return None
+    initial = initial_weights(objective, Path(config.init_from), config.init_rename)
+    initial.load_into(objective)
+    log.info("init_from %s", initial)
+    return initial.facts()
+
+
+def refuse_splitting(objective: Objective, config: RunConfig, *, world_size: int) -> None:
+    """Raise ValueError if the run would cut a batch whose loss is not the sum over its parts."""
+    spreads = world_size > 1 and not objective.gathers
+    if not objective.splits and (spreads or config.images_per_micro_batch is not None):
+        raise ValueError(
+            f"objective {config.objective.kind} needs the whole batch: one process, no images_per_micro_batch"
+        )
+
+
+def execution_of(config: RunConfig, device: torch.device) -> Execution:
+    """Return how this run computes on `device`. Raises ValueError for what it cannot do."""
+    return choose_execution(
+        device,
+        compile=config.compile,
+        attention=config.attention,
+        recompute=config.activation_checkpointing,
+        residual=config.residual,
+        bf16=uses_bf16(config.precision, device),
+    )
