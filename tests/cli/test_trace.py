@@ -313,3 +313,36 @@ def test_tars_of_others_are_traced_to_shard_and_byte(
     assert "made with --fast and does not hold url" in fault("audit", tmp_path / "run", "--url", "https://a.example")
     audit = result("audit", tmp_path / "run", "--key", rows[0][1])
     assert [row["position"] for row in audit["rows"]] == [place for place, key, _ in rows if key == rows[0][1]]
+
+
+def test_every_view_is_shown_with_its_colours_and_bytes_without_pixels_have_a_picture_too(
+    mixture: Mixture, tmp_path: Path
+) -> None:
+    import dataclasses
+
+    from headrace.pipeline import Augment, View
+    from headrace.trace.history import open_history
+    from headrace.trace.lookup import open_sources
+    from headrace.trace.redraw import SIDE_PIXELS, open_redrawer
+
+    grey = Augment(crop="center", flip=False, grayscale_probability=1.0)
+    views = dataclasses.replace(mixture, views=(View(count=2), View(image_size=8, augment=grey)))
+    do_run(views, tmp_path / "run")
+    opened = open_sources(open_history(str(tmp_path / "run")))
+    with open_redrawer(opened) as redrawer:
+        (one,) = redrawer.redraw([5])
+    assert len(one.windows) == 3
+    with Image.open(io.BytesIO(one.picture)) as sheet:
+        last = np.asarray(sheet.convert("RGB").crop((sheet.width - SIDE_PIXELS + 4, 4, sheet.width - 4, 156)), np.int16)
+    assert np.abs(last[..., 0] - last[..., 1]).mean() < 4
+    bytes_only = dataclasses.replace(mixture, decoder="none")
+    traced = result("trace", _mixture_file(bytes_only, tmp_path), "--global-batch", 8, "--step", 1)
+    assert len(traced["samples"]) == BATCH
+    page = tmp_path / "bytes.html"
+    assert invoke("trace", tmp_path / "m.yaml", "--global-batch", 8, "--step", 1, "--out", page).exit_code == 0
+    assert page.read_text().count("<img") == BATCH
+
+
+def _mixture_file(mixture: Mixture, folder: Path) -> Path:
+    (folder / "m.yaml").write_text(yaml.safe_dump(config_to_dict(mixture)))
+    return folder / "m.yaml"

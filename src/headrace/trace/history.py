@@ -122,7 +122,7 @@ def _of_run(folder: Path, overrides: Sequence[str]) -> History:
     mixture = mixture_with(mixture, changes_at, global_batch=batch)
     skipped = skipped_steps(folder / "metrics.jsonl")
     states = _states(folder)
-    lines = read_record(folder / FILE)
+    lines = sorted(read_record(folder / FILE), key=lambda line: int(line["first_step"]))
     steps = [*(int(line["step"]) for line in lines), *(int(state["step"]) for state in states)]
     quarantines = [mixture.quarantine, *(_quarantine(state, base) for state in states)]
     return History(

@@ -5,7 +5,7 @@ and nothing is written.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 from headrace import files
 from headrace.pipeline.augment.views import PlannedView, planned_views
 from headrace.pipeline.catalog import OpenedSource
+from headrace.pipeline.decode import dali_fault
+from headrace.pipeline.decode.resize import fast_fault
 from headrace.pipeline.indexes import Indexes
+from headrace.pipeline.mixture import Mixture
 from headrace.pipeline.opening import endless_plan
 from headrace.pipeline.order.order import Placements
 from headrace.pipeline.order.plan import EndlessPlan
@@ -43,6 +46,8 @@ class Opened:
     identity: dict[str, Any]
     """Of the stream: what decides its pictures."""
     indexes: Indexes
+    note: str = ""
+    """How pictures made here may differ from those of the run; empty: they do not."""
 
     @property
     def views(self) -> tuple[PlannedView, ...]:
@@ -112,7 +117,7 @@ class Opened:
 
 def open_sources(history: History) -> Opened:
     """Open the datasets of a history and lay out its plan. Raises ValueError if they are not those of its steps."""
-    mixture = dataclasses.replace(history.mixture, memory_bytes=1 << 62, quarantine="")
+    mixture = dataclasses.replace(_decodable(history.mixture), memory_bytes=1 << 62, quarantine="")
     indexes = Indexes(None)
     sources = tuple(OpenedSource(source, (), indexes) for source in mixture.sources)
     plan = endless_plan(mixture, sources, global_batch=history.global_batch, rank=0, world_size=1)
@@ -128,4 +133,24 @@ def open_sources(history: History) -> Opened:
                 f"{history.name}: the mixture of run.yaml is not the one of the newest checkpoint, or a dataset was "
                 f"changed since: {error}"
             ) from error
-    return Opened(history, sources, plan, identity, indexes)
+    return Opened(history, sources, plan, identity, indexes, _differences(history, identity))
+
+
+def _decodable(mixture: Mixture) -> Mixture:
+    """Return the mixture with a decoder and a resizer that work here: which samples it has does not hang on them."""
+    if mixture.decoder == "dali" and dali_fault():
+        mixture = dataclasses.replace(mixture, decoder="turbo")
+    return dataclasses.replace(mixture, resizer="auto") if mixture.resizer == "fast" and fast_fault() else mixture
+
+
+def _differences(history: History, identity: Mapping[str, Any]) -> str:
+    wanted = {"decoder": history.mixture.decoder, "resizer": history.mixture.resizer}
+    wanted = {name: value for name, value in wanted.items() if value != "auto"} | {
+        name: str(value) for name, value in (history.state or {}).items() if name in PICTURES[1:]
+    }
+    other = [
+        f"{name} {value}, here {identity[name]}"
+        for name, value in wanted.items()
+        if identity[name] not in (value, "own") and value != "own"
+    ]
+    return f"the run had {'; '.join(other)}: the same windows, pixels that may differ by rounding" if other else ""

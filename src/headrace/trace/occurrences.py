@@ -87,7 +87,7 @@ def _given_instead(
 ) -> list[Replaced]:
     """Return the positions where one of the samples was given in the place of a damaged one."""
     asked = set(sample.tolist())
-    steps = sorted(step for step in replacements.told_of(keys, ()) if step <= last)
+    steps = sorted(step for step in replacements.steps_given(keys) if step <= last)
     told = (one for step in steps for one in replacements.of_step(step) or ())
     return [one for one in told if one.source == source and one.given in asked]
 

@@ -8,8 +8,9 @@ import contextlib
 import dataclasses
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from PIL import Image, ImageDraw
 from headrace.pipeline.augment.crop import Window
 from headrace.pipeline.augment.views import view_windows
 from headrace.pipeline.chunks import ChunkReader, Payload
-from headrace.pipeline.decode import Decoder, decoder_types
+from headrace.pipeline.decode import make_decoder
 from headrace.pipeline.decode.gate import admit
 from headrace.pipeline.order.plan import BatchPlan
 from headrace.pipeline.pictures import MadeRow, PictureMaker
@@ -37,6 +38,7 @@ PICTURES_AT_ONCE = 64
 SHOWN_VIEWS = 4
 SIDE_PIXELS = 160
 QUALITY = 80
+NOTHING: Mapping[int, int] = MappingProxyType({})
 FRAMES = ("#e6194b", "#4363d8", "#3cb44b", "#f58231")
 """A colour for the window of each view that is shown."""
 
@@ -61,26 +63,29 @@ class Redrawer:
 
     def __init__(self, opened: Opened, stack: contextlib.ExitStack) -> None:
         self._opened = opened
-        mixture = dataclasses.replace(opened.history.mixture, quarantine="")
-        self.note = ""
-        """How the pictures may differ from those of the run; empty: they do not."""
+        mixture = with_choices(dataclasses.replace(opened.history.mixture, quarantine=""), opened.identity)
         ranges = RangeReader(mixture.patience)
         self._reader = ChunkReader(opened.sources, ranges, io_threads=mixture.io_threads, verify_crc=mixture.verify_crc)
         stack.callback(self._reader.close)
-        decoder = self._decoder()
+        decoder = make_decoder(mixture, "cpu")
         stack.callback(decoder.close)
         self._maker = PictureMaker(mixture, opened.plan, self._reader, decoder)
         self._windows = view_windows(mixture)
         self._max_pixels = mixture.max_pixels
 
-    def redraw(self, positions: Sequence[int], *, pictures: bool = True) -> Iterator[Redrawn]:
-        """Yield what each of ascending `positions` of one step gave. Raises ReadError where data is out of reach."""
-        for start in range(0, len(positions), PICTURES_AT_ONCE):
-            yield from self._some(list(positions[start : start + PICTURES_AT_ONCE]), pictures=pictures)
+    def redraw(
+        self, positions: Sequence[int], given: Mapping[int, int] = NOTHING, *, pictures: bool = True
+    ) -> Iterator[Redrawn]:
+        """Yield what each of ascending `positions` of one step gave. Raises ReadError where data is out of reach.
 
-    def _some(self, positions: list[int], *, pictures: bool) -> Iterator[Redrawn]:
+        `given` says which sample stood in for the planned one, by position, where that is known.
+        """
+        for start in range(0, len(positions), PICTURES_AT_ONCE):
+            yield from self._some(list(positions[start : start + PICTURES_AT_ONCE]), given, pictures=pictures)
+
+    def _some(self, positions: list[int], given: Mapping[int, int], *, pictures: bool) -> Iterator[Redrawn]:
         plan = self._plan(positions)
-        own = self._read(plan)
+        own = self._read(plan, given)
         views = self._maker.empty(plan)
         made: dict[int, MadeRow] = {}
         size = max(1, self._maker.decoder.items_per_call)
@@ -92,8 +97,8 @@ class Redrawer:
             if not pictures:
                 yield Redrawn(position=position, key=made[row].key, damaged=damaged)
                 continue
-            given = own[row] if not damaged else self._replacement(plan, row, len(damaged))
-            windows, picture = self._picture(position, given, [np.asarray(view[row]) for view in views])
+            payload = own[row] if not damaged else self._replacement(plan, row, len(damaged))
+            windows, picture = self._picture(position, payload, [np.asarray(view[row]) for view in views])
             yield Redrawn(position=position, key=made[row].key, damaged=damaged, picture=picture, windows=windows)
 
     def _plan(self, positions: list[int]) -> BatchPlan:
@@ -101,11 +106,13 @@ class Redrawer:
         part = self._opened.plan.timeline.part_at(positions[0])
         return BatchPlan(position, np.ones(len(positions), np.bool_), self._opened.placed(position), part)
 
-    def _read(self, plan: BatchPlan) -> dict[int, Payload]:
+    def _read(self, plan: BatchPlan, given: Mapping[int, int]) -> dict[int, Payload]:
         result: dict[int, Payload] = {}
+        places = zip(plan.position.tolist(), plan.placed.sample.tolist(), strict=True)
+        sample = np.array([given.get(position, planned) for position, planned in places], np.int64)
         for source in np.unique(plan.placed.source).tolist():
             rows = np.flatnonzero(plan.placed.source == source)
-            samples = plan.placed.sample[rows]
+            samples = sample[rows]
             found = self._reader.read(source, np.unique(samples))
             result |= {row: found[sample] for row, sample in zip(rows.tolist(), samples.tolist(), strict=True)}
         return result
@@ -114,29 +121,18 @@ class Redrawer:
         sample = self._opened.plan.replacement(plan, row, steps)
         return self._reader.read(int(plan.placed.source[row]), np.array([sample], np.int64))[sample]
 
-    def _picture(self, position: int, given: Payload, views: list[Pixels]) -> tuple[tuple[Window, ...], bytes]:
+    def _picture(self, position: int, payload: Payload, views: list[Pixels]) -> tuple[tuple[Window, ...], bytes]:
         try:
-            if given.fault is not None:
-                raise given.fault
-            orientation = int(given.rows.orientation[given.row])
-            header = admit(given.data, orientation=orientation, max_pixels=self._max_pixels)
-            pixels = decode_rgb(given.data, max_pixels=self._max_pixels, header=header)
+            if payload.fault is not None:
+                raise payload.fault
+            orientation = int(payload.rows.orientation[payload.row])
+            header = admit(payload.data, orientation=orientation, max_pixels=self._max_pixels)
+            pixels = decode_rgb(payload.data, max_pixels=self._max_pixels, header=header)
         except ValueError as error:  # as many damaged ones in a row as stop a run
             log.info("position %d: no picture: %s", position, error)
             return (), b""
         windows = tuple(choose(position, *pixels.shape[:2]) for choose in self._windows)
         return windows, _composed(pixels, windows, views)
-
-    def _decoder(self) -> Decoder:
-        mixture = with_choices(self._opened.history.mixture, self._opened.identity)
-        try:
-            return decoder_types()[mixture.decoder](mixture)
-        except (ImportError, OSError, ValueError, RuntimeError) as error:
-            self.note = (
-                f"the run decoded by {mixture.decoder}, which does not work here ({error}): decoded by turbo, the same "
-                "windows, and pixels that differ by rounding"
-            )
-            return decoder_types()["turbo"](dataclasses.replace(mixture, decoder="turbo"))
 
 
 @contextlib.contextmanager

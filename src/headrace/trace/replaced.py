@@ -63,12 +63,16 @@ class Replacements:
     stories: Mapping[int, Sequence[Story]]
     """By position, in the order in which they were written."""
     _steps: dict[int, list[int]] = field(init=False)
+    _given: dict[str, set[int]] = field(init=False)
     _known: dict[int, tuple[Replaced, ...] | None] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._steps = {}
+        self._steps, self._given = {}, {}
         for position in sorted(self.stories):
-            self._steps.setdefault(self.opened.history.step_of(position), []).append(position)
+            step = self.opened.history.step_of(position)
+            self._steps.setdefault(step, []).append(position)
+            for story in self.stories[position]:
+                self._given.setdefault(story.replaced_by, set()).add(step)
 
     @property
     def steps(self) -> list[int]:
@@ -90,14 +94,9 @@ class Replacements:
             self._known[step] = self._settle(step)
         return self._known[step]
 
-    def told_of(self, keys: Iterable[str], positions: Iterable[int]) -> set[int]:
-        """Return the steps whose quarantine lines are about samples given by one of `keys`, or about `positions`."""
-        asked, places = set(keys), set(positions)
-        return {
-            self.opened.history.step_of(position)
-            for position, stories in self.stories.items()
-            if position in places or any(story.replaced_by in asked for story in stories)
-        }
+    def steps_given(self, keys: Iterable[str]) -> set[int]:
+        """Return the steps in which, by a quarantine file, a sample with one of `keys` stood in for another."""
+        return {step for key in keys for step in self._given.get(key, ())}
 
     def _settle(self, step: int) -> tuple[Replaced, ...] | None:
         told = self._of_this_run(self._steps.get(step, []))

@@ -94,11 +94,11 @@ def trace_step(
         if not told:  # nobody wrote down which were damaged: look
             found = redrawer.redraw(positions, pictures=False)
             given = {one.position: (len(one.damaged), one.damaged[0].message) for one in found if one.damaged}
-        for one in redrawer.redraw(positions[:pictures]):
+        instead = {place: opened.replacement(place, count)[1] for place, (count, _) in given.items()}
+        for one in redrawer.redraw(positions[:pictures], instead):
             redrawn[one.position] = one
             if one.damaged and opened.history.recorded(step) is None:
                 given.setdefault(one.position, (len(one.damaged), one.damaged[0].message))
-        note = redrawer.note
     rows, planned = _rows(opened, positions, given)
     origins = [origin_of(source.dataset, jobs) for source in opened.sources]
     samples = [
@@ -114,7 +114,7 @@ def trace_step(
         samples=samples,
         pictures={row["position"]: _picture_of(row, redrawn) for row in rows if _picture_of(row, redrawn)},
         origins={source.config.name: origin.text for source, origin in zip(opened.sources, origins, strict=True)},
-        note=note,
+        note=opened.note,
     )
 
 
