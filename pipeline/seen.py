@@ -7,16 +7,16 @@ killed: on resume lines behind the checkpoint are cut, as those steps are done a
 
 import contextlib
 import json
-import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.appended import AppendedFile
 from headrace.files import write_atomic
 from headrace.pipeline.batch import Batch
 from headrace.pipeline.catalog import OpenedSource
@@ -45,15 +45,15 @@ def digest_of(hashes: NDArray[np.uint64]) -> tuple[int, int]:
 class StepRecord:
     """Keeps a digest a step, and appends lines to `samples.jsonl`; ranks other than 0 give no path and hold no file."""
 
-    def __init__(self, path: Path | None, *, global_batch: int, step: int) -> None:
+    def __init__(self, path: Path | None, *, global_batch: int, step: int, patient: bool = False) -> None:
         self._global_batch = global_batch
         self._step = step
         self._sums: list[tuple[int, int, int]] = []
-        self._file: TextIO | None = None
+        self._file: AppendedFile | None = None
         if path is not None:
             lines = [line for line in read_record(path) if line["step"] <= step]
             write_atomic(str(path), "".join(json.dumps(line) + "\n" for line in lines).encode())
-            self._file = path.open("a", encoding="ascii")
+            self._file = AppendedFile(path, patient=patient)
 
     def add(self, batch: Batch) -> None:
         """Count the batch of one step."""
@@ -75,13 +75,12 @@ class StepRecord:
             line["replaced"] = sums[2::3]
         self._step, self._sums = line["step"], []
         if self._file is not None:
-            try:
-                self._file.write(json.dumps(line) + "\n")
-                self._file.flush()
-            except OSError as error:
-                with contextlib.suppress(OSError):
-                    self._file.close()
-                raise OSError(f"{self._file.name}: cannot be written: {os.strerror(error.errno or 0)}") from error
+            self._file.append(json.dumps(line) + "\n")
+
+    def retry(self) -> None:
+        """Write what a full disk kept from being written."""
+        if self._file is not None:
+            self._file.append("")
 
     def close(self) -> None:
         """Close the file."""

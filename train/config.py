@@ -31,6 +31,8 @@ AnyObjective = Annotated[ObjectiveConfig, OneOf("kind", objective_configs)]
 AnyOptimizer = Annotated[OptimizerConfig, OneOf("kind", lambda: OPTIMIZERS, default="adamw")]
 AnySchedule = Annotated[ScheduleConfig, OneOf("kind", lambda: SCHEDULES, default="cosine")]
 
+# Fields that hold a path where they hold no URL.
+PATH_FIELDS = frozenset({"out", "url", "dataset", "index_dir", "quarantine", "cache_dir", "index_cache", "init_from"})
 MAX_SPIKE_WINDOW = 10_000
 
 # A resumed run may have other values of these: they change no step but by rounding. A mixture is the stream's to judge.
@@ -89,6 +91,9 @@ class CheckpointConfig:
     """The newest that stay; older ones are removed."""
     keep_every: int = 0
     """Checkpoints of steps that this divides stay for good; 0 = none."""
+    on_full_disk: Literal["stop", "keep_training"] = "stop"
+    """What a save does that finds no room: end the run, or let it go on and try again at the next save. The last save
+    of a run ends it either way."""
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.keep < 1:
@@ -241,6 +246,24 @@ def _public(value: Any) -> Any:
     if isinstance(value, list):
         return [_public(part) for part in value]
     return without_secrets(value) if isinstance(value, str) else value
+
+
+def published_dict(config: RunConfig) -> dict[str, Any]:
+    """Return the config as it goes into a published file: as `public_dict`, and of local paths the last name only."""
+    data: dict[str, Any] = _without_paths(public_dict(config))
+    return data
+
+
+def _without_paths(value: Any, key: str = "") -> Any:
+    if isinstance(value, dict):
+        return {name: _without_paths(part, name) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(part, key) for part in value]
+    if not isinstance(value, str):
+        return value
+    path = value.removeprefix("file://").removeprefix("local://")
+    is_path = path != value or path.startswith(("/", "~", ".")) or (key in PATH_FIELDS and "://" not in path)
+    return Path(path).name if is_path and "/" in path else value
 
 
 def run_digest(config: RunConfig, step: int = 0) -> str:

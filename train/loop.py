@@ -35,7 +35,7 @@ from headrace.train.parallel.signals import Interrupted, watch_signals
 from headrace.train.parallel.strategy import reducing
 from headrace.train.profiling import profiling
 from headrace.train.runs.export import export_model
-from headrace.train.runs.folder import BadStepError, own_run, write_records
+from headrace.train.runs.folder import BadStepError, own_run, passing_full_disk, write_records
 from headrace.train.runs.initial import write_report
 from headrace.train.runs.metrics import Meter, Metrics, MetricsFile, batch_digest, memory_bytes
 from headrace.train.state import TrainState, open_state, save_state
@@ -150,9 +150,10 @@ class _Run:
             last = state.step == config.total_steps
             # Before the validation: a fault of that must not cost the steps that led to it.
             if last or stop or state.step % config.checkpoint.every == 0:
-                self._save()
+                self._save(must=last or stop)
             if stop and not last:
-                return self._result(stopped_by=self.ranks.stop.number or int(signal.SIGTERM))
+                numbers = self.ranks.gathered(str(self.ranks.stop.number), "the end")
+                return self._result(stopped_by=max(map(int, numbers)) or int(signal.SIGTERM))
             if config.validation is not None and (last or state.step % config.validation.every == 0):
                 self._validate()
             if last:
@@ -161,14 +162,18 @@ class _Run:
                 return self._result()
             stop = self._step()
 
-    def _save(self, stream: dict[str, Any] | None = None) -> None:
+    def _save(self, *, must: bool, stream: dict[str, Any] | None = None) -> None:
+        """Write a checkpoint, if this step has none; on a full disk let it be, unless it `must` be."""
         if self.state.step <= self.saved_step:
             return
         with self.meter.paused():
             self.record.flush(self.ranks.sum)  # a run that goes on from here must not lack the steps before
-            save_state(self.config, self.state, self.ranks, stream=stream)
+            with contextlib.nullcontext() if must else passing_full_disk(self.config):
+                save_state(self.config, self.state, self.ranks, stream=stream)
+                self.saved_step = self.state.step
+            self.record.retry()
+            self.metrics.retry()
             gc.collect()
-        self.saved_step = self.state.step
 
     def _validate(self) -> None:
         step, ranks = self.state.step, self.ranks
@@ -225,7 +230,7 @@ class _Run:
                 "they are not finite since a step before: remove the checkpoints from there on, and start again with a "
                 "lower optimizer.lr"
             )
-        self._save(stream)
+        self._save(must=True, stream=stream)
         return (
             f"the run is saved at step {step}: start it again with on_non_finite=skip or on_spike=skip to leave such "
             f"steps out, or with changes_at: {{{step}: {{optimizer.lr: ...}}}}"
@@ -363,12 +368,17 @@ def _counts(config: RunConfig, state: TrainState, batch: Batch) -> list[float]:
 
 def _open_record(config: RunConfig, state: TrainState, ranks: Ranks) -> StepRecord:
     path = Path(config.out) / SEEN_FILE if ranks.is_first else None
-    return StepRecord(path, global_batch=config.global_batch, step=state.step)
+    return StepRecord(path, global_batch=config.global_batch, step=state.step, patient=_is_patient(config))
 
 
 def _open_metrics(config: RunConfig, state: TrainState, ranks: Ranks) -> MetricsFile:
     if not ranks.is_first:
         return MetricsFile(None, step=-1)
     if state.step < config.total_steps:
-        write_records(config)
-    return MetricsFile(Path(config.out) / "metrics.jsonl", step=state.step if state.resumed else -1)
+        write_records(config, step=state.step, processes=ranks.size)
+    step = state.step if state.resumed else -1
+    return MetricsFile(Path(config.out) / "metrics.jsonl", step=step, patient=_is_patient(config))
+
+
+def _is_patient(config: RunConfig) -> bool:
+    return config.checkpoint.on_full_disk == "keep_training"

@@ -37,6 +37,7 @@ from headrace.train.sources import check_length, check_sources
 from headrace.train.steady.bad_steps import StepWatch
 from headrace.train.steady.changes import planned_mixture
 from headrace.train.steady.skipping import Journal, open_journal
+from headrace.train.steady.start import check_room, check_validation
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +97,7 @@ def open_state(config: RunConfig, ranks: Ranks) -> Iterator[TrainState]:
     )
     stream = DeviceBatches(opened, ranks.device)
     with contextlib.closing(stream):
+        check_validation(config)
         check_sources(objective, config)
         check_length(opened, config)
         if checkpoint is not None:
@@ -104,6 +106,8 @@ def open_state(config: RunConfig, ranks: Ranks) -> Iterator[TrainState]:
             raise ValueError(
                 f"{checkpoints_of(config)}: step {step} does not belong to position {stream.position} of the stream"
             )
+        if step < config.total_steps:
+            check_room(config, objective, ranks)
         yield TrainState(
             objective=objective,
             model=objective if is_spread(objective) else wrapped(objective, ranks),

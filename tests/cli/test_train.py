@@ -127,7 +127,7 @@ def test_a_changed_run_is_refused_in_one_line(run: Run, run_file: Path) -> None:
     assert (code, out.count("validation")) == (0, 0)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_and_ends_as_schedulers_read_it(run_file: Path, tmp_path: Path, number: signal.Signals) -> None:
     program = [sys.executable, "-c", "from headrace.cli.app import main; main()"]
     command = [*program, "train", str(run_file), "steps=100000", "log_every=1", "validation.every=100000"]

@@ -5,6 +5,7 @@ hosts' memories (gloo), also in a run on GPUs, so they never wait for a device.
 """
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import distributed
 
+from headrace.files import is_full_disk
 from headrace.train.parallel.signals import StopRequest
 
 TIMEOUT_SECONDS = 1800.0
@@ -127,11 +129,13 @@ class Ranks:
         except OSError as caught:
             error = caught
         # Rank 0 may write for minutes after a signal: nobody leaves it alone with that.
-        failed = self._from_first(error is not None, what, leaves=False)
+        failed = self._from_first(0 if error is None else error.errno or -1, what, leaves=False)
         if error is not None:
             raise error
         if failed:
-            raise OSError(f"rank {self.rank}: rank 0 could not write {what}")
+            theirs = OSError(f"rank {self.rank}: rank 0 could not write {what}")
+            theirs.errno = failed if failed > 0 else None
+            raise theirs
 
     @contextlib.contextmanager
     def all_write(self, what: str) -> Iterator[None]:
@@ -141,11 +145,14 @@ class Ranks:
             yield
         except OSError as caught:
             error = caught
-        failed = self._sum([error is not None], what, leaves=False)[0]
+        full = error is not None and is_full_disk(error)
+        failed, others = self._sum([error is not None, error is not None and not full], what, leaves=False)
+        if failed and error is None:
+            error = OSError(f"rank {self.rank}: {failed:.0f} of {self.size} ranks could not write their part of {what}")
         if error is not None:
+            # Whether it was the room that lacked must be the same for all, as a run may go on after that.
+            error.errno = None if others and (full or error.errno is None) else error.errno or errno.ENOSPC
             raise error
-        if failed:
-            raise OSError(f"rank {self.rank}: {failed:.0f} of {self.size} ranks could not write their part of {what}")
 
 
 ALONE = Ranks(rank=0, size=1, device=torch.device("cpu"))

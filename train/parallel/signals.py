@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""Slurm sends SIGUSR1 some time before the end where it is asked to (`--signal=USR1@300`)."""
+
 
 @dataclass(slots=True)
 class StopRequest:
@@ -47,7 +50,7 @@ class Interrupted(BaseException):
 
 @contextlib.contextmanager
 def watch_signals(request: StopRequest) -> Iterator[None]:
-    """Let SIGTERM and the first Ctrl-C fill in `request` for as long as the context lasts."""
+    """Let SIGTERM, SIGUSR1 and the first Ctrl-C fill in `request` for as long as the context lasts."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -60,7 +63,7 @@ def watch_signals(request: StopRequest) -> Iterator[None]:
             raise Interrupted
 
     previous: dict[int, Any] = {}
-    for number in (int(signal.SIGTERM), int(signal.SIGINT)):
+    for number in map(int, STOPPING):
         previous[number] = signal.signal(number, stop)
     try:
         yield

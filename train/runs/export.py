@@ -9,7 +9,7 @@ from pathlib import Path
 
 from headrace.config import canonical_json
 from headrace.files import atomic_file
-from headrace.train.config import RunConfig, public_dict
+from headrace.train.config import RunConfig, published_dict
 from headrace.train.objectives.objective import Objective, released_names
 from headrace.train.runs.tensors import host_tensors, num_bytes, save_tensors
 
@@ -30,7 +30,7 @@ def export_model(out: Path, config: RunConfig, objective: Objective, *, writes: 
         objective.export_beside(out, tensors)
         # One key only: safetensors writes several in no fixed order, and the same run must give the same file.
         with atomic_file(str(out / "model.safetensors")) as path:
-            save_tensors(path, tensors, {CONFIG_KEY: canonical_json(public_dict(config))})
+            save_tensors(path, tensors, {CONFIG_KEY: canonical_json(published_dict(config))})
     except OSError as error:
         raise OSError(
             f"the weights could not be exported to {out}: {error}; the last checkpoint is whole: make room and run "

@@ -13,11 +13,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
 
+from headrace.appended import AppendedFile
 from headrace.files import write_atomic
 from headrace.pipeline import Batch
 from headrace.shards.permutation import make_key
@@ -32,27 +33,24 @@ class MetricsFile:
     Without a path it holds nothing: ranks other than 0 use that.
     """
 
-    def __init__(self, path: Path | None, *, step: int) -> None:
+    def __init__(self, path: Path | None, *, step: int, patient: bool = False) -> None:
         self.lines: list[Metrics] = []
-        self._file: TextIO | None = None
+        self._file: AppendedFile | None = None
         if path is not None:
             self.lines = [line for line in read_metrics(path) if line["step"] <= step]
             write_atomic(str(path), "".join(map(_json_line, self.lines)).encode())
-            self._file = path.open("a", encoding="ascii")
+            self._file = AppendedFile(path, patient=patient)
 
     def write(self, line: Metrics) -> None:
         """Append one line, visible to readers at once."""
         if self._file is not None:
             self.lines.append(line)
-            try:
-                self._file.write(_json_line(line))
-                self._file.flush()
-            except OSError as error:
-                with contextlib.suppress(OSError):
-                    self._file.close()  # which tries to write once more, and would hide this error behind its own
-                raise OSError(
-                    f"{self._file.name}: cannot be written: {error.strerror}; make room and run the same command again"
-                ) from error
+            self._file.append(_json_line(line))
+
+    def retry(self) -> None:
+        """Write what a full disk kept from being written."""
+        if self._file is not None:
+            self._file.append("")
 
     def has(self, event: str, step: int) -> bool:
         """True if the line of this event and step is already there."""

@@ -24,6 +24,7 @@ from headrace.train.runs.optimizer_state import optimizer_tensors
 from headrace.train.runs.staging import streamed
 from headrace.train.runs.state_file import Progress, facts_from_dict, facts_to_dict, file_name, write_state
 from headrace.train.runs.tensor_file import Facts, Rows, ordered, write_tensor_file
+from headrace.train.runs.tensors import numbered
 
 log = logging.getLogger(__name__)
 
@@ -141,10 +142,11 @@ class Save:
             shutil.rmtree(self._temporary, ignore_errors=True)
         folder = self.final.parent
         free = shutil.disk_usage(folder if folder.exists() else "/").free
-        return OSError(
+        text = (
             f"the checkpoint {self.final} could not be written: {error}; {free:,} bytes are free there; "
             "make room and run the same command again"
         )
+        return numbered(OSError(text), error.errno)
 
 
 def put_away(path: Path) -> None:

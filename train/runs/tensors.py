@@ -3,6 +3,8 @@
 `host_tensors` is called on all ranks: a tensor that lies in parts on several of them is whole only after all took part.
 """
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,10 +29,18 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     """Write a safetensors file. Raises OSError naming it, also where safetensors has an error of its own."""
     try:
         save_file(dict(tensors), str(path), metadata=None if metadata is None else dict(metadata))
-    except SafetensorError as error:
-        raise OSError(f"{path}: cannot be written: {error}") from error
-    except OSError as error:
-        raise OSError(f"{path}: cannot be written: {error.strerror or error}") from error
+    except (SafetensorError, OSError) as error:
+        # The library has its own error, and the system's number only in its text.
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        code = int(number[1]) if number else getattr(error, "errno", None)
+        why = os.strerror(code) if code else str(error)
+        raise numbered(OSError(f"{path}: cannot be written: {why}"), code) from error
+
+
+def numbered(error: OSError, code: int | None) -> OSError:
+    """Return an error with a text of its own and the number of the system's error, which says if a disk is full."""
+    error.errno = code
+    return error
 
 
 def num_bytes(tensors: Mapping[str, Tensor]) -> int:

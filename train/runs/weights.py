@@ -24,6 +24,7 @@ from headrace.train.runs.checkpoint import Checkpoint, list_checkpoints, load_ch
 from headrace.train.runs.export import CONFIG_KEY
 from headrace.train.runs.loading import read_tensors
 from headrace.train.runs.released import is_released, released_config, trunk_only
+from headrace.train.steady.changes import planned_changes
 
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 
@@ -128,10 +129,15 @@ def _read_exported(path: Path) -> Weights:
         )
     try:
         config = json.loads(text)
-        step = int(config["steps"])
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        step = _last_step(config)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: its config cannot be read: {error!r}") from error
     return Weights(path=path, model=_record(config, path), step=step, tensors=tensors)
+
+
+def _last_step(config: Any) -> int:
+    changes = planned_changes(config.get("changes_at", {})).values()
+    return int([changed["steps"] for changed in ({"steps": config["steps"]}, *changes) if "steps" in changed][-1])
 
 
 def _released(path: Path, tensors: dict[str, Tensor]) -> Weights:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.files import is_full_disk
+from headrace.train.runs.tensors import numbered
 from headrace.train.steady.bad_steps import Skipped, skipped_from_dict, skipped_to_dict
 
 FILE = "skipped.jsonl"
@@ -38,7 +39,7 @@ def append_entry(path: Path, entry: Entry, samples: Sequence[Any]) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         hint = "; make room and run the same command again" if is_full_disk(error) else ""
-        raise OSError(error.errno, f"{path}: cannot be written: {error.strerror}{hint}") from error
+        raise numbered(OSError(f"{path}: cannot be written: {error.strerror}{hint}"), error.errno) from error
 
 
 def read_journal(text: str) -> dict[tuple[int, str], Skipped]:

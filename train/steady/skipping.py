@@ -8,7 +8,7 @@ from typing import NamedTuple
 from headrace.pipeline import Batch
 from headrace.train.config import RunConfig, run_digest
 from headrace.train.parallel.ranks import Ranks
-from headrace.train.runs.folder import BadStepError, NonFiniteError, SpikeError, write_bad_step
+from headrace.train.runs.folder import BadStepError, NonFiniteError, SpikeError, passing_full_disk, write_bad_step
 from headrace.train.runs.metrics import Metrics, batch_digest
 from headrace.train.steady.bad_steps import BUDGET_STEPS, Fault, Skipped, StepWatch, skipped_to_dict
 from headrace.train.steady.journal import FILE, Entry, append_entry, read_journal
@@ -96,5 +96,6 @@ def record_skipped(config: RunConfig, one: Skipped, batch: Batch, ranks: Ranks, 
         entry = Entry(skipped=one, config=run_digest(config, one.step - 1))
         with ranks.first_writes(f"the skipped step in {FILE}") as writes:
             if writes:
-                append_entry(Path(config.out) / FILE, entry, samples)
+                with passing_full_disk(config):
+                    append_entry(Path(config.out) / FILE, entry, samples)
     return {"event": "skipped", **skipped_to_dict(one), "samples": samples}

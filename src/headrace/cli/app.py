@@ -109,7 +109,7 @@ def _run() -> None:
         from headrace.files import is_full_disk
 
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-        if isinstance(error, OSError) and is_full_disk(error):
+        if isinstance(error, OSError) and is_full_disk(error) and "make room" not in str(error):
             notes += "; make room there, then run the same command again"
         elif isinstance(error, FileExistsError | NotADirectoryError) and error.errno:
             notes += "; a file is in the way of a folder: name another, or remove it"

@@ -1,0 +1,63 @@
+"""What is looked at before the first step: what would end the run hours later ends it now."""
+
+import logging
+import shutil
+from pathlib import Path
+
+from headrace.shards.dataset import open_dataset
+from headrace.train.config import RunConfig
+from headrace.train.objectives.objective import Objective
+from headrace.train.parallel.ranks import Ranks
+from headrace.train.runs.checkpoint import list_checkpoints
+from headrace.train.runs.tensors import num_bytes
+
+MOMENTS = 2
+"""Tensors of a parameter's size that AdamW keeps."""
+
+log = logging.getLogger(__name__)
+
+
+def check_validation(config: RunConfig) -> None:
+    """Raise ValueError if the validation set cannot be opened, or holds nothing."""
+    if config.validation is None:
+        return
+    url = config.validation.dataset
+    try:
+        size = open_dataset(url).num_samples
+    except (ValueError, OSError) as error:
+        raise ValueError(f"validation.dataset: {error}") from error
+    if not size:
+        raise ValueError(f"validation.dataset {url} has no samples")
+
+
+def bytes_of_checkpoint(objective: Objective) -> int:
+    """Return about how many bytes one checkpoint takes: weights and moments."""
+    trainable = sum(p.numel() * p.element_size() for p in objective.parameters() if p.requires_grad)
+    return num_bytes(objective.state_dict()) + MOMENTS * trainable
+
+
+def check_room(config: RunConfig, objective: Objective, ranks: Ranks) -> None:
+    """Raise OSError on all ranks if not even the next checkpoint fits the disk; warn if not all that are kept do."""
+    out = Path(config.out)
+    size, weights = bytes_of_checkpoint(objective), num_bytes(objective.state_dict())
+    with ranks.first_writes("the next checkpoint: its disk is too full") as writes:
+        if not writes:
+            return
+        free = shutil.disk_usage(next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())).free
+        there = len(list_checkpoints(out / "checkpoints"))
+        # The oldest goes when the newest is whole, so there is one more for a moment.
+        wanted = max(1, config.checkpoint.keep + 1 - there) * size + weights
+        if free < size and config.checkpoint.on_full_disk == "stop":
+            raise OSError(
+                f"{out}: a checkpoint takes {size:,} bytes, and {free:,} are free there; make room, choose another "
+                "`out`, or set checkpoint.on_full_disk=keep_training"
+            )
+        if free < wanted:
+            log.warning(
+                "%s: %d checkpoints and the exported weights will take %d bytes more, and %d are free; make room, or "
+                "lower checkpoint.keep",
+                out,
+                config.checkpoint.keep,
+                wanted,
+                free,
+            )
