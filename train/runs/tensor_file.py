@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from headrace.train.runs.tensors import numbered
+
 BLOCK_BYTES = 1 << 20
 # Of each block's sha256: 16 bytes tell damage as well as 32, in half of the room.
 DIGEST_BYTES = 16
@@ -81,7 +83,7 @@ def write_tensor_file(path: Path, rows: Mapping[str, Rows], body: Iterable[memor
                         rest = rest[file.write(rest) :]
             os.fsync(file.fileno())
     except OSError as error:
-        raise OSError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise numbered(OSError(f"{path}: cannot be written: {error.strerror or error}"), error.errno) from error
     return digester.facts()
 
 
