@@ -142,27 +142,32 @@ class PictureMaker:
         """Put the columns of rows that have their pixels into `out`; return what labels or the map function refuse."""
         errors: dict[int, SampleError] = {}
         for row, payload in sorted(payloads.items()):
-            mapped: Mapping[str, Any] = {}
+            source = int(plan.placed.source[row])
             try:
-                values = self._reader.sources[int(plan.placed.source[row])].values(payload.rows, payload.row)
+                values = self._reader.sources[source].values(payload.rows, payload.row)
+                mapped: Mapping[str, Any] = {}
+                if self._mapper is not None:
+                    sample = Sample(
+                        key=payload.key,
+                        position=int(plan.position[row]),
+                        source=self._names[source],
+                        columns=MappingProxyType(values),
+                        views=tuple(view[row] for view in views if isinstance(view, np.ndarray)),
+                        data=b"" if views else payload.data,
+                    )
+                    mapped = self._timed_map(self._mapper, sample, payload.where[0])
             except SampleError as error:
                 errors[row] = error
-                continue
-            if self._mapper is not None:
-                begun = time.perf_counter()
-                source = self._names[int(plan.placed.source[row])]
-                pixels = tuple(view[row] for view in views if isinstance(view, np.ndarray))
-                data = b"" if views else payload.data
-                sample = Sample(payload.key, int(plan.position[row]), source, MappingProxyType(values), pixels, data)
-                try:
-                    mapped = self._mapper(sample, payload.where[0])
-                except SampleError as error:
-                    errors[row] = error
-                    continue
-                finally:
-                    self._clock.tally("map").add(time.perf_counter() - begun)
-            out[row] = values, mapped
+            else:
+                out[row] = values, mapped
         return errors
+
+    def _timed_map(self, mapper: Mapper, sample: Sample, shard: str) -> Mapping[str, Any]:
+        begun = time.perf_counter()
+        try:
+            return mapper(sample, shard)
+        finally:
+            self._clock.tally("map").add(time.perf_counter() - begun)
 
     def _learn_mapped(self, mapper: Mapper) -> None:
         """Map the first sample that can be had, if none was, so that a batch of padding has the columns of the others.

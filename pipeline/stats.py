@@ -119,7 +119,7 @@ class StreamStats:
     waited_seconds: float = 0.0
     """Of `seconds`, how long the consumer waited in `next`."""
     waited_for: Mapping[str, float] = field(default_factory=dict)
-    """The same by what was missing: plan, read, decode, augment, map."""
+    """The same by what was missing: plan, read, decode, augment, and map where there is a function."""
     stages: Mapping[str, StageStats] = field(default_factory=dict)
     """Times of each stage, see `STAGES`."""
     queues: QueueDepths = QueueDepths()
@@ -167,7 +167,7 @@ def gather(given: Delivered, clock: StageClock, **facts: Any) -> StreamStats:
         waited_for={
             "plan": given.plan,
             "read": given.read,
-            **{stage: given.decode * share for stage, share in shares.items()},
+            **{stage: given.decode * share for stage, share in shares.items() if stages[stage].count or stage != "map"},
         },
         stages=stages,
         mean_whole_batches=given.whole_batches / later if later > 0 else 0.0,

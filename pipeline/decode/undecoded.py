@@ -27,7 +27,7 @@ class Undecoded:
         windows_per_view: Sequence[ChooseWindow],  # noqa: ARG002
         out: Sequence[Images],  # noqa: ARG002
     ) -> list[SampleError | None]:
-        """Look for the end of each image, of plain JPEGs too: their decoder, which would see it, is not ours."""
+        """Look for the end of each JPEG, which of plain ones the gate leaves to their decoder: that is not ours."""
         return [_fault_of(item) for item in items]
 
     def close(self) -> None:
@@ -35,6 +35,8 @@ class Undecoded:
 
 
 def _fault_of(item: Item) -> SampleError | None:
+    if item.header.format != "jpeg":
+        return None
     try:
         check_complete(item.data, item.header)
     except ValueError as error:

@@ -1,5 +1,6 @@
 """Parts of a batch hold every row of everything, all views too; a decoder of a package feeds a run two views."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from headrace.pipeline import Batch, Mixture, Source, View
 from headrace.train.batches import micro_batches
@@ -95,6 +97,18 @@ def test_parts_hold_every_row_of_every_view_once(images: int) -> None:
     assert [key for part in parts for key in part.key] == batch.key
     assert np.concatenate([part.position for part in parts]).tolist() == batch.position.tolist()
     assert np.concatenate([part.valid for part in parts]).tolist() == batch.valid.tolist()
+
+
+def test_parts_share_the_memory_of_arrays_and_of_tensors(make_batch: Callable[..., Batch]) -> None:
+    batch = make_batch(8)
+    tensors = dataclasses.replace(batch, images=torch.from_numpy(batch.images), columns={"x": torch.arange(8)})
+    for number, part in enumerate(tensors.split(3)):
+        assert part.images.data_ptr() == tensors.images[3 * number].data_ptr()
+        assert part.columns["x"].tolist() == list(range(8))[3 * number : 3 * number + 3]
+    for part in batch.split(5):
+        assert np.shares_memory(part.images, batch.images)
+        assert np.shares_memory(part.position, batch.position)
+        assert np.shares_memory(part.columns["label"], batch.columns["label"])
 
 
 def test_validation_sees_plain_pictures_unless_the_loss_compares_views() -> None:
