@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -33,6 +34,7 @@ def test_cells_without_time_are_unmeasured_in_lines_and_in_the_json(tmp_path: Pa
 def test_every_means_is_measured_on_and_off(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: object())
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _device: SimpleNamespace(total_memory=141e9))
     found = train_step.cells("0.6B", torch.device(kind))
     assert len({cell.name for cell in found}) == len(found)
     ours = next(cell for cell in found if cell.name == "ours")

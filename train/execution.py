@@ -11,12 +11,15 @@ from typing import Literal
 
 import torch
 from torch import nn
+from torch._dynamo import config as dynamo
 
 from headrace.train.models.stage import Recompute, ResidualStream, Stage
 
 Compile = Literal["auto", "off", "blocks"]
 Attention = Literal["auto", "sdpa", "flex"]
 Residual = Literal["auto", "fp32", "bf16"]
+
+MAX_GRAPHS = 64
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +29,7 @@ class Execution:
     """How the steps of one process are computed."""
 
     compiled: bool = False
-    """Each block is a compiled function, and the number of rows of AIM's head is the same at every step."""
+    """Each block is a compiled function."""
     flex: bool = False
     """Prefix attention through FlexAttention; else scaled_dot_product_attention with a dense boolean mask."""
     recompute: Recompute = "none"
@@ -43,13 +46,16 @@ class Execution:
 
     def apply(self, objective: nn.Module) -> None:
         """Let every stage and residual stream inside `objective` work so."""
+        if self.compiled:
+            # Training and validation, a smaller last part, several runs in one process: each is a graph of its own.
+            dynamo.recompile_limit = max(dynamo.recompile_limit, MAX_GRAPHS)
         for module in objective.modules():
             if isinstance(module, ResidualStream):
                 module.dtype = self.residual
             elif isinstance(module, Stage):
                 module.recompute = self.recompute
                 if self.compiled:
-                    module.compile(fullgraph=True, dynamic=False)
+                    module.compile(fullgraph=True, dynamic=None if module.varying_rows else False)
 
 
 PLAIN = Execution()

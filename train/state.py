@@ -94,6 +94,7 @@ def open_state(config: RunConfig, ranks: Ranks) -> Iterator[TrainState]:
         rank=ranks.rank,
         world_size=ranks.size,
         columns=objective.columns,
+        device=str(ranks.device),
     )
     stream = DeviceBatches(opened, ranks.device)
     with contextlib.closing(stream):

@@ -6,7 +6,7 @@ All stages of one class share one compiled graph, as their weights are inputs of
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +16,23 @@ Recompute = Literal["none", "selective", "full"]
 
 
 class Stage(nn.Module):
-    """A block whose backward may compute its activations again. A subclass gives `compute`."""
+    """A block whose backward may compute its activations again.
+
+    A subclass gives `compute`, and a `forward` of its own that returns `computed`: the compiler keeps graphs, and what
+    it learns of shapes, by the code of `forward`.
+    """
 
     recompute: Recompute = "none"
     """none = keep all; selective = keep products of matrices and attention; full = keep the input alone."""
+    varying_rows: ClassVar[bool] = False
+    """True if the first dimension of its input differs from step to step: one compiled graph serves every length."""
 
     def compute(self, x: Tensor, *inputs: Any) -> Tensor:
         """Return the output of this block."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, *inputs: Any) -> Tensor:
+    def computed(self, x: Tensor, *inputs: Any) -> Tensor:
+        """Return what `compute` does, with what backward needs kept as `recompute` says."""
         if self.recompute == "none" or not torch.is_grad_enabled():
             return self.compute(x, *inputs)
         # Inside the compiled function, so that the compiler sees what is kept and fuses what is computed again.

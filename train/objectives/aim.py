@@ -9,7 +9,6 @@ over 1..K-1 inclusive. Source: AIM, arXiv:2401.08541, sections 3 and 4.2.
 
 import dataclasses
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch._dynamo import maybe_mark_dynamic
 
 from headrace.pipeline import Batch
 from headrace.train.execution import Execution
@@ -31,8 +31,6 @@ from headrace.train.pixels import IMAGENET_MEAN, IMAGENET_STD, Normalise, on_dev
 
 TARGET_EPS = 1e-6
 HEAD_NORM_EPS = 1e-5
-# See `at_capacity`; matrix products on GPUs like their rows in multiples of a tile.
-HEAD_DEVIATIONS, HEAD_MULTIPLE = 3.3, 128
 FLEX_MIN_CHANNELS = 16
 
 log = logging.getLogger(__name__)
@@ -187,9 +185,8 @@ class Aim(Objective):
 
     def _head_rows(self, rows_N: NDArray[np.int64], images: int) -> tuple[NDArray[np.int64], int]:
         """Return the rows of tokens that the head sees, and how many in front of them count."""
-        if self.execution.compiled:
-            return at_capacity(rows_N, images, self.num_patches)
-        return padded(rows_N, images * self.num_patches)
+        pads = padded_with_others if self.execution.compiled else padded
+        return pads(rows_N, images * self.num_patches)
 
 
 class PixelHead(nn.Module):
@@ -221,6 +218,7 @@ class PixelHead(nn.Module):
         """Return predicted pixels [N, P] for tokens that stand at `place_N` in their images."""
         x_ND = self.residual(self.decoder_projection(tokens_ND) + self.positions_LD[place_N])
         for block in self.decoder_blocks:
+            maybe_mark_dynamic(x_ND, 0)
             x_ND = block(x_ND)
         out: Tensor = self.decoder_pred(self.decoder_norm(x_ND))
         return out
@@ -229,11 +227,16 @@ class PixelHead(nn.Module):
 class HeadBlock(Stage):
     """x + mlp(norm(x)), after x + norm(x) where `identity_residual` asks for the reference's training code."""
 
+    varying_rows = True
+
     def __init__(self, width: int, *, identity_residual: bool) -> None:
         super().__init__()
         self.norm_1 = nn.LayerNorm(width, eps=HEAD_NORM_EPS) if identity_residual else None
         self.norm_2 = nn.LayerNorm(width, eps=HEAD_NORM_EPS)
         self.mlp = Mlp(width)
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        return self.computed(x_ND)
 
     def compute(self, x_ND: Tensor) -> Tensor:
         if self.norm_1 is not None:
@@ -258,19 +261,15 @@ def padded(rows_N: NDArray[np.int64], num_tokens: int) -> tuple[NDArray[np.int64
     return np.pad(rows_N, (0, -len(rows_N) % step)), len(rows_N)
 
 
-def at_capacity(rows_N: NDArray[np.int64], images: int, num_patches: int) -> tuple[NDArray[np.int64], int]:
-    """Return the rows followed by others, distinct, up to a length that is the same for nearly every batch.
+def padded_with_others(rows_N: NDArray[np.int64], num_tokens: int) -> tuple[NDArray[np.int64], int]:
+    """Return the rows followed by others, distinct, up to one of the lengths of `padded`, and how many rows there were.
 
-    A compiled head wants one shape. A sample predicts 1..K-1 patches, all equally likely: K / 2 on average, with a
-    standard deviation of K / sqrt(12). So 3.3 deviations of a batch are passed once in 2,000 steps (0.56 of the tokens
-    of 256 images), and the head then sees every token.
+    Distinct, as `take_distinct_rows` wants them. A few lengths only, so that memory is used again; one compiled graph
+    serves them all.
     """
-    num_tokens = images * num_patches
-    spread = HEAD_DEVIATIONS * math.sqrt(images / 12)
-    capacity = min(num_tokens, math.ceil(num_patches * (images / 2 + spread) / HEAD_MULTIPLE) * HEAD_MULTIPLE)
-    length = capacity if len(rows_N) <= capacity else num_tokens
     others = np.ones(num_tokens, np.bool_)
     others[rows_N] = False
+    length = len(padded(rows_N, num_tokens)[0])
     return np.concatenate([rows_N, np.flatnonzero(others)[: length - len(rows_N)]]), len(rows_N)
 
 
