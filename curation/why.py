@@ -87,7 +87,9 @@ def explain(
     see `explain_dataset`. `nearest` reads all hashes of the job. Raises ValueError if there is no such row.
     """
     if not files.exists(files.join(job.url, "job.json")) and not files.exists(job.ledgers):
-        raise ValueError(f"{job.url} is no job (no job.json there); give the folder that the recipe names as `job`")
+        raise ValueError(
+            f"{job.url} is no job (no job.json there); give the folder that the recipe names as `job`, or a dataset"
+        )
     explained = explain_dataset(job, dataset=dataset, ledger=ledger)
     return [story_of(explained, row, nearest=nearest) for row in _find(explained.decision, query)]
 

@@ -346,3 +346,13 @@ def test_every_view_is_shown_with_its_colours_and_bytes_without_pixels_have_a_pi
 def _mixture_file(mixture: Mixture, folder: Path) -> Path:
     (folder / "m.yaml").write_text(yaml.safe_dump(config_to_dict(mixture)))
     return folder / "m.yaml"
+
+
+def test_counts_without_hosts_read_no_index(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from headrace.trace.lookup import Opened
+
+    counted = result("audit", run)["sources"]
+    monkeypatch.setattr(Opened, "column", lambda *_: pytest.fail("an index is read"))
+    audit = result("audit", run, "--top", 0)
+    assert audit["sources"] == counted
+    assert "hosts" not in audit

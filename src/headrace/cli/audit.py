@@ -45,7 +45,9 @@ def audit_command(
         str,
         typer.Option("--out", metavar="FILE", help="Write the rows to this .parquet or .csv, and not to the screen."),
     ] = "",
-    top: Annotated[int, typer.Option("--top", min=0, help="Hosts to name.")] = 20,
+    top: Annotated[
+        int, typer.Option("--top", min=0, help="Hosts to name; with 0, and no --out, no index is read.")
+    ] = 20,
     json: JsonOption = False,
 ) -> None:
     """Say what the steps of a run saw: by source, by host, by sample; or when it saw one sample. Computed, not logged.
@@ -126,11 +128,20 @@ def _say_occurrences(
     facts |= {"asked": asked.size, "not_found": missing, "rows_by_status": dict(sorted(counts.items()))}
     facts |= {"views": len(opened.views), "out": out} if out else {"views": len(opened.views), "rows": rows}
     facts["not_told"] = replacements.not_told(facts["upto"])
+    facts["jobs"] = _jobs(opened) if missing else []
     if json:
         say_json("audit", facts)
         return
     _show_rows(rows)
     _show_end(opened.history, facts)
+
+
+def _jobs(opened: "Opened") -> list[str]:
+    """Return the jobs that the sources were curated in, where they are there."""
+    from headrace.trace.origin import origin_of
+
+    found = [origin_of(source.dataset).explained for source in opened.sources]
+    return list(dict.fromkeys(without_secrets(one.decision.job.url) for one in found if one is not None))
 
 
 def _show_rows(rows: Sequence[dict[str, Any]]) -> None:
@@ -165,6 +176,8 @@ def _show_end(history: "History", facts: dict[str, Any]) -> None:
         print(f"not in any dataset of the run: {one_line(text)}")
     if len(missing) > SHOWN_SAMPLES:
         print(f"... and {len(missing) - SHOWN_SAMPLES:,} more that are in no dataset of the run")
+    if missing and facts["jobs"]:  # it may have been dropped, as a copy of one that was kept
+        say_next(["headrace", "why", facts["jobs"][0], missing[0]])
     if facts.get("out"):
         rows = ", ".join(f"{count:,} {status}" for status, count in facts["rows_by_status"].items()) or "none"
         print(printable(f"rows in {facts['out']}: {rows}"))
@@ -175,6 +188,8 @@ def _show_limits(history: "History", facts: dict[str, Any]) -> None:
     """Say what the answer does not cover."""
     if history.is_run and facts["upto"] > history.done:
         print(f"the run has done {history.done:,} steps: what is beyond is planned")
+    if history.is_run and not history.lines:
+        print("the run kept no record of its steps: which samples were replaced, only its quarantine file says")
     not_told = facts["not_told"]
     if not_told:
         shown = ", ".join(map(str, list(not_told)[:8])) + (", ..." if len(not_told) > 8 else "")
@@ -199,7 +214,7 @@ def _say_tally(
     def seen() -> "Iterator[pa.Table]":
         with show_progress("audit") as on_progress:
             for counted in count_samples(
-                opened, replacements, last=facts["upto"], texts=bool(out), on_progress=on_progress
+                opened, replacements, last=facts["upto"], texts=bool(out or top), on_progress=on_progress
             ):
                 tally.add(opened.sources[counted.source].config.name, counted)
                 yield counted.seen
@@ -211,7 +226,9 @@ def _say_tally(
             pass
     facts |= {"global_batch": opened.history.global_batch, "not_told": replacements.not_told(facts["upto"])}
     facts["sources"] = {name: dataclasses.asdict(source) for name, source in tally.sources.items()}
-    facts |= {"num_hosts": tally.num_hosts, "hosts": tally.hosts(top)} | ({"out": out} if out else {})
+    if out or top:
+        facts |= {"num_hosts": tally.num_hosts, "hosts": tally.hosts(top)}
+    facts |= {"out": out} if out else {}
     if json:
         say_json("audit", facts)
         return
@@ -232,9 +249,9 @@ def _show_tally(tally: "Tally", facts: dict[str, Any]) -> None:
                 f"{source.num_damaged:>10,}  {_often(source)}"
             )
         )
-    if facts["hosts"]:
+    if facts.get("hosts"):
         print(f"{'host':<40} {'samples':>14} {'times':>16}  ({tally.num_hosts:,} hosts)")
-    for row in facts["hosts"]:
+    for row in facts.get("hosts", ()):
         print(f"{one_line(row['host'] or '(no URL)'):<40} {row['samples']:>14,} {row['times']:>16,}")
 
 

@@ -79,8 +79,6 @@ def _in_shard(opened: Opened, source: int, shard: int, asked: Asked) -> list[Mat
     matches = []
     for kind, texts in asked.texts.items():
         column = table[kind]
-        if not pa.types.is_string(column.type):
-            continue  # a dataset of others may have a `url` that is none
         rows = np.flatnonzero(plain_numbers(pc.is_in(column, pa.array(texts, pa.string())).cast(pa.uint8())))
         found = column.take(pa.array(rows)).to_pylist()
         matches += [Match(kind, text, source, start + int(row)) for row, text in zip(rows.tolist(), found, strict=True)]

@@ -25,6 +25,7 @@ from headrace.pipeline.opening import endless_plan
 from headrace.pipeline.order.order import Placements
 from headrace.pipeline.order.plan import EndlessPlan
 from headrace.pipeline.state import check_state, continuing, identity_of
+from headrace.shards.dataset import FAST_COLUMNS
 from headrace.trace.history import History
 
 IntArray = NDArray[np.int64]
@@ -106,12 +107,8 @@ class Opened:
         return keys
 
     def column(self, source: int, shard: int, names: Sequence[str]) -> pa.Table:
-        """Return columns of a whole index, checked against the manifest; what the index lacks is null."""
-        dataset = self.sources[source].dataset
-        table, _ = dataset.index_part(shard, ("key", "offset", "size", *names))
-        for name in names:
-            if name not in table.column_names:
-                table = table.append_column(name, pa.nulls(table.num_rows, pa.string()))
+        """Return `key` and columns that every index has of a whole index, checked against the manifest."""
+        table, _ = self.sources[source].dataset.index_part(shard, (*FAST_COLUMNS, *names))
         return table.select(["key", *names])
 
 

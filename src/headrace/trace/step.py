@@ -132,18 +132,20 @@ def _rows(
     opened: Opened, positions: range, given: Mapping[int, tuple[int, str]]
 ) -> tuple[list[dict[str, Any]], dict[int, str]]:
     """Return the index row of the sample that each position gave, and the key of the one planned there."""
-    position = np.array(positions, np.int64)
-    placed = opened.placed(position)
-    sample = placed.sample.copy()
-    for place, (num_damaged, _) in given.items():
-        sample[place - positions.start] = opened.replacement(place, num_damaged)[1]
-    planned = dict(zip(positions, opened.keys(placed.source, placed.sample), strict=True))
+    placed = opened.placed(np.array(positions, np.int64))
+    columns = (*TEXTS, SOURCE_COLUMN)
     rows: list[dict[str, Any]] = [{} for _ in positions]
     for source in np.unique(placed.source).tolist():
         here = np.flatnonzero(placed.source == source)
-        for number, row in zip(here.tolist(), opened.rows(source, sample[here], (*TEXTS, SOURCE_COLUMN)), strict=True):
-            facts = {"position": positions[number], "number": source, "epoch": int(placed.epoch[number])}
-            rows[number] = row | facts
+        for number, row in zip(here.tolist(), opened.rows(source, placed.sample[here], columns), strict=True):
+            rows[number] = row
+    planned = {position: str(row["key"]) for position, row in zip(positions, rows, strict=True)}
+    for position, (num_damaged, _) in given.items():
+        source, sample = opened.replacement(position, num_damaged)
+        (rows[position - positions.start],) = opened.rows(source, np.array([sample], np.int64), columns)
+    for number, row in enumerate(rows):
+        epoch = int(placed.epoch[number])
+        row |= {"position": positions[number], "number": int(placed.source[number]), "epoch": epoch}
     return rows, planned
 
 

@@ -48,7 +48,7 @@ class Counted:
     times: IntArray
     """How often each sample that the run uses was seen."""
     seen: pa.Table
-    """SCHEMA: the samples that were seen."""
+    """SCHEMA: the samples that were seen, if texts were asked for."""
 
 
 @dataclass(slots=True)
@@ -111,8 +111,7 @@ def count_samples(
 ) -> Iterator[Counted]:
     """Yield how often the samples of each shard were seen in the steps up to `last`, in the order of the sources.
 
-    With `texts` the tables hold `key` and `uid` too; without, only the URL is read. The index of a shard of which
-    nothing was seen is not read.
+    With `texts` the tables tell of each sample that was seen, for which the index of its shard is read; else none is.
     """
     changes = _changes(replacements, last)
     jobs = [
@@ -160,24 +159,14 @@ def _count_shard(
 
 
 def _seen_table(opened: Opened, source: int, shard: int, rows: IntArray, times: IntArray, *, texts: bool) -> pa.Table:
-    if not rows.size:
+    if not rows.size or not texts:
         return SCHEMA.empty_table()
-    dataset = opened.sources[source].dataset
-    names = [name for name in (("uid", "url") if texts else ("url",)) if not dataset.missing_columns([name])]
-    table = opened.column(source, shard, names).take(pa.array(rows))
-    columns = {name: table[name] for name in table.column_names if pa.types.is_string(table[name].type)}
-    same = {"source": opened.sources[source].config.name, "shard": dataset.shards.name(shard)}
-    nulls = pa.nulls(len(rows), pa.string())
-    return pa.table(
-        {
-            item.name: pa.array(times)
-            if item.name == "times"
-            else pa.repeat(same[item.name], len(rows))
-            if item.name in same
-            else columns.get(item.name, nulls)
-            for item in SCHEMA
-        }
-    )
+    of = opened.sources[source]
+    table = opened.column(source, shard, ["uid", "url"]).take(pa.array(rows))
+    table = table.append_column("times", pa.array(times))
+    for name, text in (("source", of.config.name), ("shard", of.dataset.shards.name(shard))):
+        table = table.append_column(name, pa.repeat(text, len(rows)))
+    return table.select(SCHEMA.names)
 
 
 def _replaced(replacements: Replacements, last: int) -> Iterator[Replaced]:
