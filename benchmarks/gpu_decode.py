@@ -59,8 +59,7 @@ def main() -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         for what, keys, measure in _cells(files, arguments, Path(folder)):
-            left = begun + arguments.budget_seconds - time.monotonic()
-            if arguments.budget_seconds and left < arguments.seconds + BUILD_SECONDS:
+            if _is_over(arguments, begun):
                 rows.append({"what": what, **keys, "failed": "left out, no time"})
                 show(rows[-1])
                 continue
@@ -71,9 +70,19 @@ def main() -> None:
                 row = {"what": what, **keys, "failed": " ".join(str(error).split())[:300]}
             rows.append(row)
             show(row)
+    spoilt = (
+        []
+        if _is_over(arguments, begun)
+        else [faults(files, load) for load in (min(arguments.loads), max(arguments.loads))]
+    )
+    for found in spoilt:
+        print(
+            f"spoilt JPEGs answered as turbo does, hw_decoder_load {found['hw_decoder_load']}: {found['as_turbo']}",
+            flush=True,
+        )
     if arguments.json:
         facts = {"device": device, "cores": CORES, "seconds": arguments.seconds, "batch": arguments.batch}
-        Path(arguments.json).write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+        Path(arguments.json).write_text(json.dumps({**facts, "rows": rows, "spoilt": spoilt}, indent=1) + "\n")
 
 
 def _arguments() -> argparse.Namespace:
@@ -86,6 +95,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, nargs="*", default=THREADS, help="threads of DALI")
     parser.add_argument("--json", metavar="OUT", help="write all rows to this file")
     return parser.parse_args()
+
+
+def _is_over(arguments: argparse.Namespace, begun: float) -> bool:
+    left = begun + arguments.budget_seconds - time.monotonic()
+    return bool(arguments.budget_seconds) and left < arguments.seconds + BUILD_SECONDS
 
 
 def _device() -> str:
@@ -207,6 +221,14 @@ class DecoderCalls:
         if any(self.decoder.decode(items, self._windows, views)):
             raise ValueError("a photograph did not decode")
 
+    def answers(self) -> list[str]:
+        """Decode the first batch one picture a row; return what is said of each, empty for those that decode."""
+        from headrace.pipeline.decode.decoder import Item
+
+        items = [Item(*self._files[row], row, row) for row in range(self.batch)]
+        views = self.decoder.empty(self.batch, [SIDE])
+        return [str(answer or "") for answer in self.decoder.decode(items, self._windows, views)]
+
 
 def bare_dali(
     files: list[bytes], batch: int, seconds: float, *, hw_decoder_load: float, threads: int
@@ -220,6 +242,35 @@ def bare_dali(
         return run(DecoderCalls(decoder, mixture, files, batch), seconds, workers=decoder.calls_at_once)
     finally:
         decoder.close()
+
+
+def faults(files: list[bytes], load: float) -> Row:
+    """Spoil photographs in ways that only a decoder sees; count how many answers of `dali` are those of `turbo`."""
+    from headrace.pipeline.decode.dali import Dali
+    from headrace.pipeline.decode.turbo import Turbo
+
+    mixture = _mixture(hw_decoder_load=load, decode_threads=4)
+    rng = np.random.default_rng(0)
+    ours, theirs = Dali.for_device(mixture, "cuda:0"), Turbo(mixture)
+    found = {}
+    for kind in ("cut, with an end", "zeros to the end", "flipped bits", "bytes left out"):
+        spoilt = [_spoilt(data, kind, rng) for data in files[:48]]
+        answers = [DecoderCalls(decoder, mixture, spoilt, len(spoilt)).answers() for decoder in (ours, theirs)]
+        same = sum(one == two for one, two in zip(*answers, strict=True))
+        found[kind] = f"{same} of {len(spoilt)} ({sum(map(bool, answers[1]))} refused by turbo)"
+    ours.close()
+    return {"hw_decoder_load": load, "as_turbo": found}
+
+
+def _spoilt(data: bytes, kind: str, rng: np.random.Generator) -> bytes:
+    place = int(rng.integers(data.index(b"\xff\xda") + 20, len(data) - 80))
+    if kind == "cut, with an end":
+        return data[:place] + b"\xff\xd9"
+    if kind == "zeros to the end":
+        return data[:place] + bytes(len(data) - place - 2) + b"\xff\xd9"
+    if kind == "flipped bits":
+        return data[:place] + bytes(byte ^ 0x55 for byte in data[place : place + 30]) + data[place + 30 :]
+    return data[:place] + data[place + 50 :]
 
 
 def turbo_calls(files: list[bytes], batch: int) -> Call:

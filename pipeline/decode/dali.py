@@ -121,16 +121,16 @@ class Dali:
         except queue.Empty:
             pipeline = DaliPipeline(self._settings)
         try:
-            squares, tails = pipeline.run(feed)
+            fed = pipeline.run(feed)
         except RuntimeError as error:  # the pipeline is left to the collector: its next run may end the process
             self._say(error)
             return None
         rows, transposed = prepared.rows[numbers], prepared.transposed[numbers]
-        for view, pixels in zip(out, squares, strict=True):
+        for view, pixels in zip(out, fed.squares, strict=True):
             self._memory.write(view, rows, pixels, transposed)
         self._memory.finish()
         self._pipelines.put(pipeline)
-        return [numbers[place] for place in prepared.doubts(numbers, tails)]
+        return [numbers[place] for place in prepared.doubts(numbers, fed, repeats=self._settings.device != "cpu")]
 
     def _say(self, error: RuntimeError) -> None:
         """Say when the reason changes, not for every picture."""

@@ -1,8 +1,9 @@
 """From items to what DALI's pipeline is fed: boxes of the stored pictures, and the windows within them.
 
-What a reader would get wrong: DALI says nothing of a picture whose data end early, and leaves what is missing grey. So
-each box reaches down over two rows of blocks more, and its last pixels are looked at: where they are that grey, the
-picture is `turbo`'s to judge. A window outside its picture would stop the pipeline, and the next run the process.
+What a reader would get wrong: DALI says nothing of a picture whose data end early. libjpeg leaves what is missing grey;
+nvJPEG goes on decoding zeros, so that every block is like the one before. So each box reaches down over two rows of
+blocks more, and its end is looked at: where it is grey, or on a device repeats itself, the picture is `turbo`'s to
+judge. A window outside its picture would stop the pipeline, and the next run the process.
 """
 
 from collections.abc import Sequence
@@ -14,14 +15,16 @@ from numpy.typing import NDArray
 
 from headrace.pipeline.augment.crop import Window
 from headrace.pipeline.augment.views import ChooseWindow
-from headrace.pipeline.decode.dali_pipeline import TAIL_PIXELS, Feed
+from headrace.pipeline.decode.dali_pipeline import PATTERN_COLUMNS, PATTERN_ROWS, TAIL_PIXELS, Fed, Feed
 from headrace.pipeline.decode.decoder import Item
 from headrace.pipeline.decode.upright import FLIPPED, MIRRORED, TRANSPOSED, stored_window
 
-BLOCK_ROWS = 16
-"""Height of the tallest row of blocks that a plain JPEG is coded in; the least is TAIL_PIXELS."""
+BLOCK_PIXELS = 16
+"""Side of the largest blocks that a plain JPEG is coded in; the smallest are of TAIL_PIXELS."""
 ROWS_BELOW = 2
 """Libjpeg reads one row of blocks below the window, to smooth colours; if data end there, the row below has none."""
+REPEATS_WITHIN = 2
+"""Levels by which a block that repeats itself may differ, as colours are smoothed."""
 MISSING = 128
 """libjpeg's value of all three colours where there are no data."""
 
@@ -35,16 +38,18 @@ class PreparedItems:
     """[N] the row of each item in the batch."""
     transposed: NDArray[np.bool_]
     """[N] True: the axes of its squares are to be swapped, after the mirroring."""
-    tails: NDArray[np.int32]
-    """[N, 2]: so many of its tail's last rows and columns belong to the last block."""
+    last_blocks: NDArray[np.int32]
+    """[N, 3]: so many last rows and columns of the tail, and last rows of the pattern, are of the last blocks alone."""
 
-    def doubts(self, numbers: Sequence[int], tails: NDArray[np.uint8]) -> list[int]:
-        """Return the places in `numbers` whose tails, uint8 [N, 8, 8, 3], are what is left of missing data."""
-        is_missing = (tails == MISSING).all(axis=3)
-        across = np.arange(TAIL_PIXELS, 0, -1) <= self.tails[numbers, 1, None]
-        down = np.arange(TAIL_PIXELS, 0, -1) <= self.tails[numbers, 0, None]
-        looked_at = down[:, :, None] & across[:, None, :]
-        return np.flatnonzero((is_missing | ~looked_at).all(axis=(1, 2))).tolist()
+    def doubts(self, numbers: Sequence[int], fed: Fed, *, repeats: bool) -> list[int]:
+        """Return the places in `numbers` whose ends look as missing data do; with `repeats` also as those of nvJPEG."""
+        rows, columns, pattern_rows = self.last_blocks[numbers].T[:, :, None]
+        looked_at = (np.arange(TAIL_PIXELS, 0, -1) <= rows)[:, :, None]
+        looked_at = looked_at & (np.arange(TAIL_PIXELS, 0, -1) <= columns)[:, None, :]
+        is_missing = ((fed.tails == MISSING).all(axis=3) | ~looked_at).all(axis=(1, 2))
+        if repeats:
+            is_missing |= _repeat(fed.patterns, np.arange(PATTERN_ROWS, 0, -1) <= pattern_rows)
+        return np.flatnonzero(is_missing).tolist()
 
 
 class _Placed(NamedTuple):
@@ -52,7 +57,8 @@ class _Placed(NamedTuple):
 
     box: tuple[int, int, int, int]
     tail: tuple[int, int]
-    last_block: tuple[int, int]
+    pattern: tuple[int, int]
+    last_blocks: tuple[int, int, int]
     windows: list[tuple[int, int, int, int]]
     mirrored: list[tuple[bool, bool]]
     insides: list[tuple[int, int, int, int]]
@@ -70,13 +76,14 @@ def prepare(items: Sequence[Item], choose: Sequence[ChooseWindow], sides: Sequen
             [np.frombuffer(item.data, np.uint8) for item in items],
             boxes=np.array([one.box for one in placed], np.int32),
             tails=np.array([one.tail for one in placed], np.int32),
+            patterns=np.array([one.pattern for one in placed], np.int32),
             windows=np.array([one.windows for one in placed], np.int32).reshape(by_view).swapaxes(0, 1),
             mirrored=np.array([one.mirrored for one in placed], np.int32).reshape(by_view).swapaxes(0, 1),
             insides=np.array([one.insides for one in placed], np.int32).reshape(by_view).swapaxes(0, 1),
         ),
         rows=np.array([item.row for item in items], np.intp),
         transposed=np.array([item.header.orientation in TRANSPOSED for item in items], np.bool_),
-        tails=np.array([one.last_block for one in placed], np.int32),
+        last_blocks=np.array([one.last_blocks for one in placed], np.int32),
     )
 
 
@@ -90,21 +97,36 @@ def _place(item: Item, choose: Sequence[ChooseWindow], sides: Sequence[int]) -> 
     top, left = min(window.top for window in stored), min(window.left for window in stored)
     bottom = max(window.top + window.height for window in stored)
     right = max(window.left + window.width for window in stored)
-    bottom = (-(-bottom // BLOCK_ROWS) + ROWS_BELOW) * BLOCK_ROWS
-    last_block = (TAIL_PIXELS, TAIL_PIXELS)
+    bottom, right = (-(-bottom // BLOCK_PIXELS) + ROWS_BELOW) * BLOCK_PIXELS, -(-right // BLOCK_PIXELS) * BLOCK_PIXELS
+    last_blocks = (TAIL_PIXELS, TAIL_PIXELS, PATTERN_ROWS)
     if bottom >= header.height:  # no row below: then the end of the last one
         bottom, right = header.height, header.width
-        last_block = (_in_last_block(bottom), _in_last_block(right))
-    top, left = min(top, bottom - TAIL_PIXELS), min(left, max(0, right - TAIL_PIXELS))
-    right = max(right, left + TAIL_PIXELS)
+        pattern_rows = max(1, (bottom - 1) % BLOCK_PIXELS)
+        last_blocks = (_in_last_block(bottom), _in_last_block(right), pattern_rows)
+    right = min(max(right, PATTERN_COLUMNS), header.width)
+    whole_blocks = right // BLOCK_PIXELS * BLOCK_PIXELS
+    top, left = min(top, bottom - PATTERN_ROWS), min(left, whole_blocks - PATTERN_COLUMNS)
     return _Placed(
         (top, left, bottom - top, right - left),
         (bottom - top - TAIL_PIXELS, right - left - TAIL_PIXELS),
-        last_block,
+        (bottom - top - PATTERN_ROWS, whole_blocks - left - PATTERN_COLUMNS),
+        last_blocks,
         [(window.top - top, window.left - left, window.height, window.width) for window in stored],
         [_mirrored(window.flipped, header.orientation) for window in upright],
         [_inside(window, side, header.orientation) for window, side in zip(upright, sides, strict=True)],
     )
+
+
+def _repeat(patterns: NDArray[np.uint8], rows: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which patterns [N, 16, 32, 3] are one block twice, but for a change of brightness, in the rows looked at.
+
+    The first column of a block takes some colour of the one before.
+    """
+    blocks = patterns.reshape(len(patterns), PATTERN_ROWS, 2, BLOCK_PIXELS, 3)[:, :, :, 1:].astype(np.int16)
+    change = blocks[:, :, 1] - blocks[:, :, 0]
+    least = np.where(rows[:, :, None, None], change, 255).min(axis=(1, 2))
+    most = np.where(rows[:, :, None, None], change, -255).max(axis=(1, 2))
+    return np.asarray((most - least <= REPEATS_WITHIN).all(axis=1))
 
 
 def _in_last_block(length: int) -> int:

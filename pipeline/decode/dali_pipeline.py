@@ -19,7 +19,9 @@ from headrace.text import one_line
 Ints = NDArray[np.int32]
 
 TAIL_PIXELS = 8
-"""Side of the square at the end of each box that is given back: see `dali`."""
+"""Side of the square at the end of each box that is given back: see `dali_feed`."""
+PATTERN_ROWS, PATTERN_COLUMNS = 16, 32
+"""Of the part near the end of each box that is given back too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +58,8 @@ class Feed:
     """[B, 4]: top, left, height, width."""
     tails: Ints
     """[B, 2]: top and left, within the box."""
+    patterns: Ints
+    """[B, 2]: top and left, within the box."""
     windows: Ints
     """[V, B, 4]: top, left, height, width, within the box."""
     mirrored: Ints
@@ -70,7 +74,19 @@ class Feed:
         """Return some of it."""
         jpegs = [self.jpegs[row] for row in rows]
         by_view = (self.windows[:, rows], self.mirrored[:, rows], self.insides[:, rows])
-        return Feed(jpegs, self.boxes[rows], self.tails[rows], *by_view)
+        return Feed(jpegs, self.boxes[rows], self.tails[rows], self.patterns[rows], *by_view)
+
+
+@dataclass(frozen=True, slots=True)
+class Fed:
+    """What came of a run, valid until the next."""
+
+    squares: list[Any]
+    """For each view [B, S, S, 3], where the pipeline has them."""
+    tails: NDArray[np.uint8]
+    """[B, 8, 8, 3], on the host."""
+    patterns: NDArray[np.uint8]
+    """[B, 16, 32, 3], on the host."""
 
 
 class DaliPipeline:
@@ -81,16 +97,14 @@ class DaliPipeline:
         self._pipeline = _define(settings)
         self._pipeline.build()
 
-    def run(self, feed: Feed) -> tuple[list[Any], NDArray[np.uint8]]:
-        """Return the squares of each view, [B, S, S, 3] where the pipeline has them, and the tails on the host.
-
-        They are valid until the next run. Raises RuntimeError if one picture cannot be read; throw this away then.
-        """
+    def run(self, feed: Feed) -> Fed:
+        """Decode. Raises RuntimeError if one picture cannot be read; throw this away then."""
         inputs: dict[str, Any] = {
             "jpegs": list(feed.jpegs),
             "start": _own(feed.boxes[:, :2]),
             "shape": _own(feed.boxes[:, 2:]),
             "tail": _own(feed.tails),
+            "pattern": _own(feed.patterns),
         }
         for view, settings in enumerate(self._views):
             inputs[f"start{view}"] = _own(feed.windows[view, :, :2])
@@ -100,8 +114,9 @@ class DaliPipeline:
             if settings.fill is not None:
                 inputs[f"size{view}"] = feed.insides[view, :, 2:].astype(np.float32)
                 inputs[f"corner{view}"] = _own(-feed.insides[view, :, :2])
-        *views, tails = self._pipeline.run(**inputs)
-        return [view.as_tensor() for view in views], np.asarray(tails.as_cpu().as_tensor())
+        *squares, tails, patterns = self._pipeline.run(**inputs)
+        on_host = [np.asarray(part.as_cpu().as_tensor()) for part in (tails, patterns)]
+        return Fed([view.as_tensor() for view in squares], *on_host)
 
 
 @cache
@@ -116,13 +131,13 @@ def dali_fault(device: str = "cpu") -> str:
     jpeg = np.frombuffer(simplejpeg.encode_jpeg(np.full((32, 48, 3), 90, np.uint8)), np.uint8)
     whole = np.array([[0, 0, 32, 48]], np.int32)
     none = np.zeros((1, 1, 2), np.int32)
-    feed = Feed([jpeg], whole, none[0], whole[None], none, whole[None])
+    feed = Feed([jpeg], whole, none[0], none[0], whole[None], none, whole[None])
     views = (ViewSettings(side=16),)
     try:
-        _, tails = DaliPipeline(Settings(views=views, most_items=1, threads=1, device=device)).run(feed)
+        fed = DaliPipeline(Settings(views=views, most_items=1, threads=1, device=device)).run(feed)
     except RuntimeError as error:
         return f"does not work on {device}: {one_line(str(error))}"
-    worst = int(np.abs(tails.astype(int) - 90).max())
+    worst = int(np.abs(fed.patterns.astype(int) - 90).max())
     return f"does not work on {device}: a grey picture came out {worst} levels off" if worst > 2 else ""
 
 
@@ -177,7 +192,9 @@ def _define(settings: Settings) -> Any:
                 turned = fn.slice(turned, start=corner, shape=square, axis_names="HW", **padding)
             squares.append(turned)
         tail = fn.slice(box, start=numbers("tail", 1), shape=(TAIL_PIXELS, TAIL_PIXELS), axis_names="HW")
-        return (*squares, tail)
+        shape = (PATTERN_ROWS, PATTERN_COLUMNS)
+        pattern = fn.slice(box, start=numbers("pattern", 1), shape=shape, axis_names="HW")
+        return (*squares, tail, pattern)
 
     return define()
 

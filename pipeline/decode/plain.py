@@ -7,8 +7,8 @@ is, arithmetic coding and odd samplings are what hardware decoders refuse, or si
 import struct
 
 MAX_SEGMENTS = 1 << 12
-LEAST_SIDE = 16
-"""Smaller pictures are the CPU's: there is nothing to gain."""
+LEAST_SIDE = 48
+"""Smaller pictures are the CPU's: there is little to gain."""
 
 _HUFFMAN_SEQUENTIAL = (0xC0, 0xC1)
 _OTHER_FRAMES = frozenset(range(0xC2, 0xD0)) - {0xC4, 0xC8, 0xCC}

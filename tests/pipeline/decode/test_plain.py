@@ -11,7 +11,7 @@ from PIL import Image
 from headrace.pipeline.decode.plain import is_plain_jpeg
 
 
-def jpeg(mode: str = "RGB", size: tuple[int, int] = (48, 40), **options: object) -> bytes:
+def jpeg(mode: str = "RGB", size: tuple[int, int] = (60, 50), **options: object) -> bytes:
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
     sink = io.BytesIO()
     Image.fromarray(noise).convert(mode).save(sink, "JPEG", **options)
@@ -37,8 +37,8 @@ def test_grey_and_a_file_with_restarts_are_plain() -> None:
         jpeg("CMYK"),
         jpeg(keep_rgb=True),
         jpeg(subsampling=0).replace(b"\x03\x01\x11\x00", b"\x03\x01\x41\x00", 1),
-        jpeg(size=(15, 40)),
-        jpeg(size=(40, 15)),
+        jpeg(size=(47, 60)),
+        jpeg(size=(60, 47)),
         b"",
         b"\xff\xd8",
         b"\xff\xd8\xff\xd9",
