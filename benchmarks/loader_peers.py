@@ -88,14 +88,15 @@ def headrace_crop(keys: dict[str, Any], data: bytes, window: tuple[int, int, int
     """Decode one window by our decoder."""
     from headrace.pipeline import Mixture, Source
     from headrace.pipeline.augment.crop import Window
-    from headrace.pipeline.decode.decoder import Item
+    from headrace.pipeline.decode import Item, make_decoder
     from headrace.pipeline.decode.gate import admit
-    from headrace.pipeline.decode.turbo import Turbo
 
-    decoder = Turbo(Mixture(sources=(Source(name="photographs", url="none"),), **keys))
+    sources = (Source(name="photographs", url="none"),)
+    decoder = make_decoder(Mixture(**{"sources": sources, "image_size": SIDE, "decoder": "turbo", **keys}), "cpu")
     out = np.empty((1, SIDE, SIDE, 3), np.uint8)
     item = Item(data, admit(data, orientation=1, max_pixels=1 << 27), position=0, row=0)
     (error,) = decoder.decode([item], [lambda *_: Window(*window, False)], [out])
+    decoder.close()
     if error is not None:
         raise error
     return out[0]
@@ -261,9 +262,9 @@ def dali_crop(data: bytes, window: tuple[int, int, int, int]) -> NDArray[np.uint
     return np.asarray(pipeline.run()[0].at(0))
 
 
-def ours(**keys: Any) -> Contestant:
-    """Our stream with keys of the mixture."""
-    return Contestant(partial(headrace, keys), partial(headrace_crop, keys), workers=(CORES,))
+def ours(module: str = "headrace.pipeline", **keys: Any) -> Contestant:
+    """Our stream with keys of the mixture; `module` is what it needs."""
+    return Contestant(partial(headrace, keys), partial(headrace_crop, keys), module, workers=(CORES,))
 
 
 CONTESTANTS = {
@@ -272,6 +273,7 @@ CONTESTANTS = {
     "headrace, jpeg_scaling": ours(jpeg_scaling="on"),
     "headrace, whole JPEGs": ours(jpeg_regions=False),
     "headrace, whole JPEGs, Pillow": ours(jpeg_regions=False, resizer="pillow"),
+    "headrace, dali": ours("nvidia.dali", decoder="dali"),
     "DALI, CPU": Contestant(dali, dali_crop, "nvidia.dali"),
     "webdataset, torchvision": Contestant(
         partial(webdataset, False), partial(torch_crop, open_by_torchvision), "webdataset"
