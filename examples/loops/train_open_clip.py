@@ -25,13 +25,14 @@ loader = StreamLoader(
     columns=["caption"],
     device=device,
     normalise=(open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD),
-    collate=lambda batch: (batch.images, tokenise(batch.columns["caption"]).to(device)),
+    map=lambda sample, _: {"text": tokenise(sample.columns["caption"])[0]},  # in the threads that decode
+    form="tuple",
 )
 parts = {"model": model, "optimizer": optimizer, "loader": loader}
 if (out / "last.pt").exists():
     for name, state in torch.load(out / "last.pt", map_location=device).items():
         parts[name].load_state_dict(state)
-for step, (images, texts) in zip(range(loader.position // 16 + 1, 21), loader, strict=False):
+for step, (images, _, texts) in zip(range(loader.position // 16 + 1, 21), loader, strict=False):
     optimizer.zero_grad()
     loss_of(*model(images, texts)).backward()
     optimizer.step()

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ import torch
 from headrace.config import config_to_dict
 from headrace.pipeline import Augment, Batch, Mixture, Stream, View, open_stream
 from headrace.pipeline.augment.colour import ChooseColour, view_colours
-from headrace.torch import DeviceBatches
+from headrace.torch import DeviceBatches, StreamLoader
 from headrace.torch import device_batches as module
 from headrace.torch.copy_ahead import CopyAhead
 from headrace.torch.device_copy import DeviceCopy
@@ -231,6 +232,59 @@ def test_the_waits_are_the_consumers_not_the_threads(stream: Stream, monkeypatch
 
 
 @pytest.mark.usefixtures("way")
+class _Event:
+    """As much of a CUDA event as is asked of it; `at` is None until the device has come there."""
+
+    def __init__(self, at: float | None = None) -> None:
+        self.at = at
+
+    def query(self) -> bool:
+        return self.at is not None
+
+    def elapsed_time(self, later: "_Event") -> float:
+        assert self.at is not None
+        assert later.at is not None
+        return later.at - self.at
+
+
+def test_what_the_device_waited_for_a_copy_is_told_once_it_has_come_there() -> None:
+    copying = DeviceCopy(torch.device("cpu"))
+    early, late = (_Event(), _Event()), (_Event(5.0), _Event())
+    copying._awaited.extend([early, late])
+    assert copying.device_waited() == 0
+    early[0].at, early[1].at = 1000.0, 1250.0
+    assert copying.device_waited() == 0.25
+    late[1].at = 2.0  # the copy had ended before the device came to it
+    assert copying.device_waited() == 0
+
+
+def test_another_thread_that_closes_ends_the_wait_for_a_batch(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(_: Stream) -> Batch:
+        while not stopped.is_set():
+            time.sleep(0.001)
+        raise ValueError("the stream is closed")
+
+    stopped = threading.Event()
+    monkeypatch.setattr(Stream, "__next__", never)
+    monkeypatch.setattr(Stream, "pause", lambda _: stopped.set())
+    monkeypatch.setattr(module, "DeviceCopy", _EveryDevice)
+    batches = DeviceBatches(stream, "cpu")
+    said: list[str] = []
+
+    def wait() -> None:
+        try:
+            next(batches)
+        except ValueError as error:
+            said.append(str(error))
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    _until(lambda: batches._ahead is not None and batches._ahead.is_running)
+    batches.close()
+    waiting.join(20)
+    assert said == ["the stream is closed"]
+
+
 def test_close_ends_every_thread_and_the_stream(stream: Stream) -> None:
     before = set(threading.enumerate())
     batches = DeviceBatches(stream, "cpu")
@@ -343,6 +397,30 @@ def test_a_busy_gpu_never_sees_a_batch_that_is_not_there_yet(mixture: Mixture) -
             weights = weights @ weights / weights.norm()  # the consumer's CUDA stream lags behind the host
             found.append(torch.as_tensor(next(batches).images).long().sum())
     assert torch.stack(found).tolist() == sums
+
+
+@pytest.mark.cuda
+def test_a_gpu_that_waits_for_copies_says_so(mixture: Mixture) -> None:
+    large = dataclasses.replace(mixture, image_size=512, views=())
+    with DeviceBatches(open_stream(large, global_batch=256), "cuda") as batches:
+        for _ in range(6):
+            torch.as_tensor(next(batches).images).float().sum()
+        torch.cuda.synchronize()
+        next(batches)
+        stats = batches.stats()
+    assert stats.bound_by != "compute"
+    assert stats.stages["transfer"].count > 0
+
+
+@pytest.mark.cuda
+def test_a_loader_for_a_gpu_gives_what_one_for_the_cpu_gives(mixture: Mixture) -> None:
+    options: Any = {"batch_size": 8, "columns": ["label"], "normalise": ((0.5,) * 3, (0.25,) * 3), "form": "tuple"}
+    with StreamLoader(mixture, **options) as here, StreamLoader(mixture, device="cuda", **options) as there:
+        for wanted, got in zip(here, there, strict=False):
+            assert all(tensor.is_cuda for tensor in got)
+            assert all(torch.allclose(one.cpu(), other) for one, other in zip(got, wanted, strict=True))
+            if here.position == 80:
+                break
 
 
 def _until(holds: Callable[[], bool]) -> None:

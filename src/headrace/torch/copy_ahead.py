@@ -30,12 +30,13 @@ class CopiedBatch:
     copied: Any
     """The CUDA event of the end of its copy; None where the copy had ended when it was made."""
 
-    def waited_for(self, asked: float) -> Batch:
-        """Return the batch with how long, and for what, one has waited who gets it now."""
+    def waited_for(self, asked: float, more_seconds: float) -> Batch:
+        """Return the batch with how long, and for what, one has waited who gets it now, and `more_seconds` before."""
         what: WaitedFor = "none"
         if asked < self.times.whole:
             what = "read" if asked < self.times.read else "decode"
-        return dataclasses.replace(self.batch, waited_seconds=time.perf_counter() - asked, waited_for=what)
+        waited = time.perf_counter() - asked + more_seconds
+        return dataclasses.replace(self.batch, waited_seconds=waited, waited_for=what)
 
 
 class CopyAhead:
@@ -88,6 +89,8 @@ class CopyAhead:
                 return copied
             if error is not None:
                 raise error
+            if self._over and self.error is None:  # another thread closes: nothing comes any more
+                raise ValueError("the stream is closed")
             self._news.wait()
 
     def stop(self) -> None:
@@ -124,9 +127,11 @@ class CopyAhead:
         except BaseException as error:  # noqa: BLE001  a thread has no caller: whoever asks for the batch raises it
             self.error = error
         finally:
-            self._copy.finish()
-            self._over = True
-            self._news.ring()
+            try:
+                self._copy.finish()
+            finally:  # whatever a broken device raises there
+                self._over = True
+                self._news.ring()
 
     def _copy_next(self) -> None:
         batch, copied = self._copy.start(next(self._stream))

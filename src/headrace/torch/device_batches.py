@@ -103,7 +103,10 @@ class DeviceBatches:
                 self._ahead = None  # its thread has ended; whoever goes on begins with this batch anew
             raise
         self._copy.hand_out(copied.batch, copied.copied)
-        batch = self._finish(copied.waited_for(asked))
+        device_waited = self._copy.device_waited()
+        if device_waited:
+            self.stream.count_transfer(device_waited)
+        batch = self._finish(copied.waited_for(asked, device_waited))
         given = self.stream.hand_on(copied.times, asked, ready=ready)
         # Without a call, so that no signal handler runs in between: here the batch is handed out, or not at all.
         self.stream.given = given

@@ -32,6 +32,7 @@ class DeviceCopy:
         self._colours = colours
         self._side: Any = None
         self._flying: deque[tuple[Any, Batch]] = deque()
+        self._awaited: deque[tuple[Any, Any]] = deque()  # events: where the consumer stood, the end of the copy
 
     def start(self, batch: Batch) -> tuple[Batch, Any]:
         """Return the batch on the device, and the event of the end of its copy (None: it has ended)."""
@@ -39,10 +40,10 @@ class DeviceCopy:
             return self._recoloured(with_views(batch, [as_tensor(view).to(self._device) for view in batch.views])), None
         if self._side is None:
             torch.cuda.set_device(self._device)  # of this thread
-            self._side = _cuda().Stream(self._device)
+            self._side = _cuda().Stream(self._device, priority=-1)  # little work that much other work waits for
         with torch.cuda.stream(self._side):
             moved = self._recoloured(with_views(batch, [self._to_cuda(view) for view in batch.views]))
-            copied = _cuda().Event()
+            copied = _cuda().Event(enable_timing=True)
             copied.record(self._side)
         self._flying.append((copied, batch))
         while self._flying and self._flying[0][0].query():
@@ -59,9 +60,24 @@ class DeviceCopy:
         if copied is None:
             return
         consumer = torch.cuda.current_stream(self._device)
+        if not copied.query() and not (self._awaited and self._awaited[-1][1] is copied):
+            asked = _cuda().Event(enable_timing=True)
+            asked.record(consumer)
+            self._awaited.append((asked, copied))
         consumer.wait_event(copied)
         for view in batch.views:
             as_tensor(view).record_stream(consumer)
+
+    def device_waited(self) -> float:
+        """Return the seconds that the device stood still for copies: of those that it has come to since the last call.
+
+        The host does not wait there, so no clock of the host tells.
+        """
+        seconds = 0.0
+        while self._awaited and all(event.query() for event in self._awaited[0]):
+            asked, copied = self._awaited.popleft()
+            seconds += max(0.0, asked.elapsed_time(copied)) / 1000
+        return seconds
 
     def _recoloured(self, batch: Batch) -> Batch:
         if not any(self._colours):
