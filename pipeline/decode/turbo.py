@@ -45,7 +45,7 @@ class Turbo:
 
     def __init__(self, mixture: Mixture) -> None:
         self.items_per_call = 1
-        self.empty = host_memory
+        self._memory = host_memory
         self.on_augment: Callable[[float], None] = lambda _: None
         self.calls_at_once = mixture.decode_threads or own_cores()
         self._max_pixels = mixture.max_pixels
@@ -60,8 +60,12 @@ class Turbo:
         """Return a decoder that writes into pinned memory, unless the device is the CPU."""
         decoder = cls(mixture)
         if device != "cpu":
-            decoder.empty = pinned_memory
+            decoder._memory = pinned_memory
         return decoder
+
+    def empty(self, num_items: int, sizes: Sequence[int]) -> tuple[Images, ...]:
+        """Return memory for one batch."""
+        return self._memory(num_items, sizes)
 
     def decode(
         self, items: Sequence[Item], windows_per_view: Sequence[ChooseWindow], out: Sequence[Images]

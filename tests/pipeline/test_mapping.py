@@ -5,7 +5,7 @@ import itertools
 import json
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headrace.pipeline import Batch, Mixture, Sample, SampleError, Source, View, open_stream
+from headrace.pipeline.augment.views import ChooseWindow
+from headrace.pipeline.decode import DECODERS, Item
+from headrace.pipeline.decode.turbo import Turbo
 from headrace.pipeline.mapping import Mapper
 
 
@@ -334,3 +337,46 @@ def test_one_source_is_told_from_another(datasets: tuple[str, str]) -> None:
     )
     with open_stream(mixture, global_batch=4, map=lambda sample, _: {"from": sample.source}) as stream:
         assert next(stream).columns["from"] == ["only"] * 4
+
+
+def _names_only(sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
+    assert sample.views == ()
+    return {"label": sample.columns["label"] + 1, "draw": rng.random()}
+
+
+def test_pixels_that_are_tensors_are_not_shown(mixture: Mixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a decoder whose pictures lie on a device; the pixels come as without a function."""
+    torch = pytest.importorskip("torch")
+
+    class Tensors(Turbo):
+        def empty(self, num_items: int, sizes: Sequence[int]) -> Any:
+            return tuple(map(torch.from_numpy, super().empty(num_items, sizes)))
+
+        def decode(self, items: Sequence[Item], windows_per_view: Sequence[ChooseWindow], out: Any) -> Any:
+            return super().decode(items, windows_per_view, [view.numpy() for view in out])
+
+    monkeypatch.setitem(DECODERS, "tensors", Tensors)
+    other = dataclasses.replace(mixture, decoder="tensors")
+    with (
+        open_stream(other, global_batch=8, columns=["label"], map=_names_only, once=True) as stream,
+        open_stream(mixture, global_batch=8, columns=["label"], once=True) as plain,
+    ):
+        for batch, expected in zip(stream, plain, strict=True):
+            columns: dict[str, Any] = batch.columns
+            assert columns["label"][batch.valid].tolist() == [v + 1 for v in expected.columns["label"] if v >= 0]
+            assert isinstance(batch.images, torch.Tensor)
+            assert np.array_equal(np.asarray(batch.images), expected.images)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif("not __import__('torch').cuda.is_available()", reason="needs a CUDA device")
+def test_on_a_device_columns_are_mapped_as_on_the_cpu(mixture: Mixture) -> None:
+    other = dataclasses.replace(mixture, decoder="dali")
+    drawn = []
+    for one, device in ((mixture, "cpu"), (other, "cuda")):
+        function = (
+            _names_only if device == "cuda" else lambda s, r: {"label": s.columns["label"] + 1, "draw": r.random()}
+        )
+        with open_stream(one, global_batch=8, columns=["label"], map=function, device=device) as stream:
+            drawn.append([rows_of(next(stream)) for _ in range(4)])
+    assert drawn[0] == drawn[1]
