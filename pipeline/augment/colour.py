@@ -6,6 +6,7 @@ operations leave in place (a Gaussian is symmetric), so it commutes with all of 
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -20,6 +21,8 @@ from headrace.shards.permutation import make_key
 Jitter = Literal["brightness", "contrast", "saturation", "hue"]
 
 JITTERS: tuple[Jitter, ...] = ("brightness", "contrast", "saturation", "hue")
+MIDDLE = (1.0, 1.0, 1.0, 0.0)
+"""The factor, or turn, that changes nothing."""
 ORDERS = tuple(itertools.permutations(range(len(JITTERS))))
 UNTOUCHED = 256  # no uint8 value reaches this threshold
 DRAWS = 10
@@ -70,10 +73,24 @@ ChooseColour = Callable[[int], Colour]
 """Position -> what is done to the colours of one view."""
 
 
+@dataclass(frozen=True, slots=True)
+class ColourDraw:
+    """Draws the colours of one view; `colour_table.draw_table` those of many positions at once."""
+
+    key: int
+    augment: Augment
+    kernel: int
+    """Side of a blur's kernel."""
+
+    def __call__(self, position: int) -> Colour:
+        """Return the colours of one position."""
+        return choose_colour(self.augment, position_draws(self.key, position, DRAWS), self.kernel)
+
+
 def view_colours(mixture: Mixture) -> tuple[ChooseColour | None, ...]:
     """Return for each view the function that draws its colours; None where they are never changed."""
     return tuple(
-        _drawn_by(make_key(mixture.seed, "colour", number), view.augment, view.image_size)
+        ColourDraw(make_key(mixture.seed, "colour", number), view.augment, blur_kernel(view.augment, view.image_size))
         if view.augment.recolours
         else None
         for number, view in enumerate(planned_views(mixture))
@@ -84,6 +101,10 @@ def colours_of(
     choose: ChooseColour, position: NDArray[np.int64], valid: NDArray[np.bool_] | None = None
 ) -> Sequence[Colour]:
     """Return the colours of each row of a batch; rows that are not valid stay black."""
+    from headrace.pipeline.augment.colour_table import draw_table  # it knows what a colour is
+
+    if isinstance(choose, ColourDraw):
+        return draw_table(choose, position, valid)
     rows = zip(position.tolist(), itertools.repeat(True) if valid is None else valid.tolist(), strict=False)
     return [choose(at) if is_valid else PLAIN for at, is_valid in rows]
 
@@ -113,22 +134,17 @@ def blur_kernel(augment: Augment, side: int) -> int:
     return min(augment.blur_kernel or max(3, side // 20 * 2 + 1), 2 * side - 1)
 
 
-def _drawn_by(key: int, augment: Augment, side: int) -> ChooseColour:
-    kernel = blur_kernel(augment, side)
-
-    def choose(position: int) -> Colour:
-        return choose_colour(augment, position_draws(key, position, DRAWS), kernel)
-
-    return choose
+def taps_of(sigma: NDArray[np.float64], kernel: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how many taps of a kernel weigh more than a thousandth of a level; the time of a blur goes with them."""
+    return np.minimum(2 * np.ceil(5.3 * sigma).astype(np.int64) + 1, kernel)
 
 
 def _jitter(
     strengths: Sequence[float], moves: Sequence[float], order: Sequence[int]
 ) -> tuple[tuple[Jitter, float], ...]:
     """Return the operations that have a strength, in their order, each factor drawn evenly as torchvision does."""
-    middle = (1.0, 1.0, 1.0, 0.0)
     return tuple(
-        (JITTERS[which], middle[which] + (2 * moves[which] - 1) * strengths[which])
+        (JITTERS[which], MIDDLE[which] + (2 * moves[which] - 1) * strengths[which])
         for which in order
         if strengths[which]
     )

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.pipeline.augment.colour import Colour, Step, steps_of
+from headrace.pipeline.augment.colour import Colour, Step, steps_of, taps_of
 
 Pixels = NDArray[np.uint8]
 
@@ -74,13 +74,11 @@ def _grayscale(image: Pixels, _: Step) -> Pixels:
 
 
 def _blur(image: Pixels, step: Step) -> Pixels:
-    reach = step.kernel // 2
+    reach = int(taps_of(np.array(step.value), np.array(step.kernel))) // 2
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / step.value) ** 2)
-    weights /= weights.sum()
-    # What is left out weighs less than a thousandth of a level; the time goes with the number of taps.
-    heavy = weights[weights > 1e-6].astype(np.float32)
+    taps = (weights / weights.sum()).astype(np.float32)
     # Floats to floats: from bytes to bytes OpenCV takes weights of 8 bits, and is two levels off.
-    blurred = cv2.sepFilter2D(image.astype(np.float32), cv2.CV_32F, heavy, heavy, borderType=cv2.BORDER_REFLECT_101)
+    blurred = cv2.sepFilter2D(image.astype(np.float32), cv2.CV_32F, taps, taps, borderType=cv2.BORDER_REFLECT_101)
     rounded: Pixels = cv2.convertScaleAbs(blurred)
     return rounded
 
