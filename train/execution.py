@@ -55,7 +55,9 @@ class Execution:
             elif isinstance(module, Stage):
                 module.recompute = self.recompute
                 if self.compiled:
-                    module.compile(fullgraph=True, dynamic=None if module.varying_rows else False)
+                    # Forward alone: hooks that gather the weights of a spread model are no part of the graph.
+                    dynamic = None if module.varying_rows else False
+                    module.forward = torch.compile(module.forward, fullgraph=True, dynamic=dynamic)  # type: ignore[method-assign]
 
 
 PLAIN = Execution()

@@ -17,7 +17,6 @@ from headrace.pipeline import Batch
 from headrace.train.config import load_run
 from headrace.train.execution import Execution, choose_execution
 from headrace.train.loop import train
-from headrace.train.models.stage import Stage
 from headrace.train.objectives.aim import Aim, AimConfig, padded, padded_with_others, predicting_rows
 from headrace.train.objectives.build import build_objective
 from headrace.train.optim.adamw import AdamWConfig
@@ -42,7 +41,8 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> CompileCounterWithBackend:
     """Stages are traced and differentiated as when they are compiled, and run without a compiler of C++."""
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
-    monkeypatch.setattr(Stage, "compile", lambda self, **how: nn.Module.compile(self, backend=counter, **how))
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **how: compiled(function, backend=counter, **how))
     return counter
 
 

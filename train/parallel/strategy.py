@@ -121,7 +121,6 @@ def spread(objective: nn.Module, ranks: Ranks, *, replicas: int, bf16: bool) -> 
         param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
     buffers = {name: buffer.clone() for name, buffer in objective.named_buffers()}
-    _compile_inside_hooks(objective)
     for block in blocks_of(objective):
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(objective, mesh=mesh, mp_policy=policy)
@@ -146,14 +145,6 @@ def blocks_of(module: nn.Module) -> list[nn.Module]:
         else:
             found += blocks_of(child)
     return found
-
-
-def _compile_inside_hooks(module: nn.Module) -> None:
-    """Compile what lies between the hooks that gather and drop weights, not those hooks."""
-    for child in module.modules():
-        if child._compiled_call_impl is not None:
-            child._compiled_call_impl = None
-            child.forward = torch.compile(child.forward, fullgraph=True, dynamic=False)
 
 
 def hand_out(objective: nn.Module, weights: Mapping[str, Tensor] | None, ranks: Ranks) -> None:
