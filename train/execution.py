@@ -57,7 +57,7 @@ class Execution:
                 if self.compiled:
                     # Forward alone: hooks that gather the weights of a spread model are no part of the graph.
                     dynamic = None if module.varying_rows else False
-                    module.forward = torch.compile(module.forward, fullgraph=True, dynamic=dynamic)  # type: ignore[method-assign]
+                    module.forward = torch.compile(module.forward, fullgraph=True, dynamic=dynamic)
 
 
 PLAIN = Execution()
