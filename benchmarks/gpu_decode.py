@@ -29,7 +29,7 @@ import numpy as np
 
 LOADS, THREADS = (0.0, 0.1, 0.25, 0.5, 0.65, 0.9, 1.0), (2, 4, 8, 16)
 MADE, COPIES = 256, 4
-START_SECONDS, BUILD_SECONDS, LEAST_SECONDS, OTHER_CELLS = 25.0, 2.5, 0.5, 5
+START_SECONDS, BUILD_SECONDS, LEAST_SECONDS, OTHER_CELLS = 25.0, 2.5, 0.5, 7
 SIDE = 224
 CORES = len(os.sched_getaffinity(0))
 
@@ -147,6 +147,10 @@ def _cells(files: list[bytes], arguments: argparse.Namespace, folder: Path) -> I
     seconds, batch, most = arguments.seconds, arguments.batch, max(arguments.threads)
     none = {"hw_decoder_load": None, "threads": None}
     yield "torchvision, whole pictures", none, lambda: run(torchvision_calls(files, batch), seconds)
+    for load in sorted({min(arguments.loads), max(arguments.loads)}):
+        settings = {"hw_decoder_load": load, "threads": most}
+        calls = partial(nvimgcodec_calls, files, batch, **settings)
+        yield "nvImageCodec, the windows, not resized", settings, lambda calls=calls: run(calls(), seconds)  # type: ignore[misc]
     yield "bare turbo", {**none, "threads": CORES}, lambda: run(turbo_calls(files, batch), seconds, workers=1)
     write(files, folder)
     yield "stream, turbo", {**none, "threads": CORES}, partial(stream, folder, batch, seconds, decoder="turbo")
@@ -303,6 +307,40 @@ def torchvision_calls(files: list[bytes], batch: int) -> Call:
     def call(number: int) -> None:
         decode_jpeg([tensors[(number * batch + row) % len(tensors)] for row in range(batch)], device="cuda")
         torch.cuda.synchronize()
+
+    call.batch = batch  # type: ignore[attr-defined]
+    return call
+
+
+def nvimgcodec_calls(files: list[bytes], batch: int, *, hw_decoder_load: float, threads: int) -> Call:
+    """Return calls of nvImageCodec, which answers None for a picture that it cannot read: one decoder a thread."""
+    import torch
+    from nvidia import nvimgcodec
+
+    from headrace.pipeline.augment.views import view_windows
+    from headrace.shards.images.header import read_header
+
+    (choose,) = view_windows(_mixture())
+    sizes = [(header.height, header.width) for header in map(read_header, files)]
+    kinds, own = nvimgcodec.BackendKind, threading.local()
+    backends = [nvimgcodec.Backend(kind) for kind in (kinds.HYBRID_CPU_GPU, kinds.GPU_ONLY, kinds.CPU_ONLY)]
+    if hw_decoder_load:
+        backends.insert(0, nvimgcodec.Backend(kinds.HW_GPU_ONLY, load_hint=hw_decoder_load))
+
+    def stream_of(position: int) -> Any:
+        number = position % len(files)
+        top, left, height, width = choose(position, *sizes[number])[:4]
+        region = nvimgcodec.Region(top, left, top + height, left + width)
+        return nvimgcodec.CodeStream(files[number]).get_sub_code_stream(region=region)
+
+    def call(number: int) -> None:
+        if not hasattr(own, "decoder"):
+            own.decoder = nvimgcodec.Decoder(device_id=0, max_num_cpu_threads=threads, backends=backends)
+        params = nvimgcodec.DecodeParams(apply_exif_orientation=False)
+        found = own.decoder.decode([stream_of(number * batch + row) for row in range(batch)], params=params)
+        torch.cuda.synchronize()
+        if any(picture is None for picture in found):
+            raise ValueError("a photograph did not decode")
 
     call.batch = batch  # type: ignore[attr-defined]
     return call
