@@ -1,6 +1,7 @@
 """`turbo` in threads of its own beside a decoder that computes in batches, for the pictures that one leaves to it."""
 
 import dataclasses
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from headrace.pipeline.decode.memory import Memory, host_memory
 from headrace.pipeline.decode.turbo import Turbo
 from headrace.pipeline.errors import SampleError
 from headrace.pipeline.mixture import Mixture
+from headrace.pipeline.threads import wait_until_gone
 
 Answer = SampleError | None
 
@@ -34,7 +36,10 @@ class TurboPool:
     def __init__(self, mixture: Mixture, memory: Memory, *, threads: int) -> None:
         self._turbo = Turbo(mixture)
         self._memory = memory
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="headrace-turbo")
+        self._begun: list[threading.Thread] = []
+        self._pool = ThreadPoolExecutor(
+            threads, "headrace-turbo", initializer=lambda: self._begun.append(threading.current_thread())
+        )
 
     def decode(
         self, items: Sequence[Item], windows_per_view: Sequence[ChooseWindow], out: Sequence[Images]
@@ -65,3 +70,4 @@ class TurboPool:
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        wait_until_gone(self._begun)
