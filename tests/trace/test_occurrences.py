@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -161,6 +162,36 @@ def test_a_fault_that_went_by_leaves_its_line_and_replaces_nothing(
     mine = [row for row in rows if row["source"] == other[2]]
     assert [row["status"] for row in mine if row["position"] == other[1]] == ["seen"]
     assert read_replacements(opened).not_told(6) == {}
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_where_two_starts_tell_different_stories_the_digest_of_the_step_decides(
+    mixture: Mixture,
+    tmp_path: Path,
+    run: Callable[..., Rows],
+    damage: Callable[..., None],
+    datasets: dict[str, str],
+    last: bool,
+) -> None:
+    plan = Plan(mixture, {"large": [0, 5, 9], "small": []}, [(0, 6, 1)])
+    seen = {row[1]: row for row in done_by(tmp_path, plan, datasets, run, damage)}
+    quarantine = tmp_path / "quarantine.jsonl"
+    with open_first(quarantine) as line:
+        place = line["position"]
+    # At another start the replacement was out of order too, and the one behind it was given.
+    other = [{**line, "replaced_by": "00000000001"}, {**line, "key": seen[place][3], "replaced_by": "00000000001"}]
+    text, more = quarantine.read_text(), "".join(json.dumps(one) + "\n" for one in other)
+    quarantine.write_text(text + more if last else more + text)
+    rows, opened = audited(tmp_path, Asked({"key": [line["key"]]}))
+    (row,) = [row for row in rows if row["position"] == place]
+    assert (row["status"], row["other_key"]) == ("replaced", seen[place][3])
+    assert read_replacements(opened).not_told(6) == {}
+    # With none of the stories the step has its digest: nothing is claimed.
+    quarantine.write_text(more)
+    rows, opened = audited(tmp_path, Asked({"key": [line["key"]]}))
+    (row,) = [row for row in rows if row["position"] == place]
+    assert row["status"] == "not known"
+    assert row["step"] in read_replacements(opened).not_told(6)
 
 
 class open_first:

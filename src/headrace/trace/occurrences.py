@@ -97,8 +97,7 @@ def _status(step: int, replaced: Replaced | None, done: int, replacements: Repla
         return {"status": "replaced", "other_key": replaced.story.replaced_by}
     if replacements.opened.history.is_run and step > done:
         return {"status": "planned"}
-    recorded = replacements.opened.history.recorded(step)
-    if recorded is not None and recorded.replaced and replacements.of_step(step) is None:
+    if replacements.of_step(step) is None:
         return {"status": "not known"}
     return {"status": "skipped" if step in replacements.opened.history.skipped else "seen"}
 

@@ -64,7 +64,8 @@ def _curated(where: str, digest: str, jobs: Sequence[str]) -> Origin:
         if explained is not None:
             text = f"{where}: curated in {without_secrets(url)}, ledger {explained.decision.ledger.name}"
             return Origin(kind="curated", text=text, explained=explained)
-    text = f"{where}: curated, by the ledger {digest[:16]}, whose job is not there; name its folder with --job"
+    advice = "its job is not there: name it (headrace trace --job JOB, headrace why JOB KEY)"
+    text = f"{where}: curated, by the ledger {digest[:16]}; {advice}"
     return Origin(kind="curated", text=text)
 
 

@@ -107,6 +107,8 @@ class Replacements:
             return self._chosen({position: stories[0] for position, stories in told.items()})
         if recorded.replaced == 0:
             return ()
+        if len(told) < recorded.replaced:
+            return None  # the files lack lines
         return self._by_digest(step, told, recorded.replaced, recorded.digest)
 
     def _of_this_run(self, positions: Sequence[int]) -> dict[int, list[Story]]:
@@ -122,16 +124,19 @@ class Replacements:
                 result[position] = stories
         return result
 
-    def _chosen(self, stories: Mapping[int, Story]) -> tuple[Replaced, ...]:
+    def _chosen(self, stories: Mapping[int, Story]) -> tuple[Replaced, ...] | None:
+        """Return what stories tell; None where the sample that the order gives next is not the one they name."""
         positions = sorted(position for position, story in stories.items() if story.replaced_by)
         placed = self.opened.placed(np.array(positions, np.int64))
-        found = []
-        for number, position in enumerate(positions):
-            source, given = self.opened.replacement(position, stories[position].num_damaged)
-            planned = int(placed.sample[number])
-            one = Replaced(position=position, source=source, planned=planned, given=given, story=stories[position])
-            found.append(one)
-        return tuple(found)
+        given = [self.opened.replacement(place, stories[place].num_damaged)[1] for place in positions]
+        keys = self.opened.keys(placed.source, np.array(given, np.int64))
+        if keys != [stories[place].replaced_by for place in positions]:
+            return None
+        columns = zip(positions, placed.source.tolist(), placed.sample.tolist(), given, strict=True)
+        return tuple(
+            Replaced(position=place, source=source, planned=planned, given=instead, story=stories[place])
+            for place, source, planned, instead in columns
+        )
 
     def _by_digest(
         self, step: int, told: Mapping[int, Sequence[Story]], count: int, digest: str
