@@ -164,8 +164,13 @@ class _Run:
 
     def _save(self, *, must: bool, stream: dict[str, Any] | None = None) -> None:
         """Write a checkpoint, if this step has none; on a full disk let it be, unless it `must` be."""
-        if self.state.step <= self.saved_step:
-            return
+        if self.state.step > self.saved_step:
+            self._save_this_step(must=must, stream=stream)
+        if must and self.state.saver is not None:
+            with self.meter.paused():
+                self.state.saver.finish()
+
+    def _save_this_step(self, *, must: bool, stream: dict[str, Any] | None) -> None:
         with self.meter.paused():
             self.record.flush(self.ranks.sum)  # a run that goes on from here must not lack the steps before
             with contextlib.nullcontext() if must else passing_full_disk(self.config):
@@ -203,6 +208,9 @@ class _Run:
             raise type(error)(f"{error}; {self._keep_good_weights(before)}") from None
         if step.skipped is not None:
             self.write(record_skipped(config, step.skipped, batch, ranks, again=again is not None))
+        if state.saver is not None:
+            with passing_full_disk(config):
+                state.saver.poll()
         self.profiled()
         collect_young(state.step)
         self.record.add(batch)

@@ -5,6 +5,7 @@ adapted, except for the free fields that change no result.
 """
 
 import contextlib
+import copy
 import logging
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from headrace.train.objectives.objective import Objective
 from headrace.train.parallel.layout import Layout
 from headrace.train.parallel.ranks import Ranks
 from headrace.train.parallel.strategy import is_spread, wrapped
+from headrace.train.runs.background import BackgroundSaver
 from headrace.train.runs.checkpoint import (
     Checkpoint,
     Progress,
@@ -60,6 +62,8 @@ class TrainState:
     """True if a checkpoint was found."""
     layout: Layout
     """Which part of weights and moments this process holds."""
+    saver: BackgroundSaver | None = None
+    """Writes checkpoints while training goes on; None = a save ends before the next step."""
     watch: StepWatch = field(default_factory=StepWatch)
     """Steps that were skipped, and norms of the latest ones."""
     initial: dict[str, Any] | None = None
@@ -97,7 +101,7 @@ def open_state(config: RunConfig, ranks: Ranks) -> Iterator[TrainState]:
         device=str(ranks.device),
     )
     stream = DeviceBatches(opened, ranks.device)
-    with contextlib.closing(stream):
+    with contextlib.closing(stream), _saver(config, objective, optimizer, ranks=ranks, layout=layout) as saver:
         check_validation(config)
         check_sources(objective, config)
         check_length(opened, config)
@@ -118,26 +122,52 @@ def open_state(config: RunConfig, ranks: Ranks) -> Iterator[TrainState]:
             missing=0 if checkpoint is None else checkpoint.progress.missing,
             resumed=checkpoint is not None,
             layout=layout,
+            saver=saver,
             watch=StepWatch() if checkpoint is None else checkpoint.progress.watch,
             journal=open_journal(config, ranks),
             initial=initial,
         )
 
 
-def save_state(config: RunConfig, state: TrainState, ranks: Ranks, *, stream: dict[str, Any] | None = None) -> None:
-    """Write the checkpoint of this step and remove old ones; called on all ranks, and rank 0 writes.
+@contextlib.contextmanager
+def _saver(
+    config: RunConfig, objective: Objective, optimizer: torch.optim.Optimizer, *, ranks: Ranks, layout: Layout
+) -> Iterator[BackgroundSaver | None]:
+    """Yield who writes checkpoints beside the steps, where the run wants that."""
+    wanted = config.checkpoint.asynchronous
+    if not (ranks.device.type == "cuda" if wanted is None else wanted):
+        yield None
+        return
+    saver = BackgroundSaver(checkpoints_of(config), objective, optimizer, ranks=ranks, layout=layout)
+    with contextlib.closing(saver):
+        yield saver
 
-    `stream` is the state of the stream at this step, where the stream itself is ahead of it.
+
+def save_state(config: RunConfig, state: TrainState, ranks: Ranks, *, stream: dict[str, Any] | None = None) -> None:
+    """Write the checkpoint of this step and remove old ones; called on all ranks.
+
+    `stream` is the state of the stream at this step, where the stream itself is ahead of it. With a saver a thread
+    still writes when this returns.
     """
-    folder = checkpoints_of(config)
+    folder, step = checkpoints_of(config), state.step
     progress = Progress(
-        step=state.step, stream=stream or state.stream.state_dict(), missing=state.missing, watch=state.watch
+        step=step,
+        stream=copy.deepcopy(stream or state.stream.state_dict()),
+        missing=state.missing,
+        watch=copy.deepcopy(state.watch),
     )
+
+    def tidy() -> None:
+        remove_old(folder, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every, step=step)
+
+    if state.saver is not None:
+        state.saver.save(progress=progress, config=config, then=tidy)
+        return
     save_checkpoint(
         folder, state.objective, state.optimizer, progress=progress, config=config, ranks=ranks, layout=state.layout
     )
     if ranks.is_first:
-        remove_old(folder, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every, step=state.step)
+        tidy()
 
 
 def checkpoints_of(config: RunConfig) -> Path:

@@ -109,15 +109,24 @@ class Save:
             written[name] = write_tensor_file(self._temporary / name, rows, views)
         if written:
             text = json.dumps({name: facts_to_dict(facts) for name, facts in written.items()})
-            (self._temporary / f"part-{number:05d}.json").write_text(text, encoding="ascii")
+            half = self._temporary / f"part-{number:05d}.tmp"
+            half.write_text(text, encoding="ascii")
+            half.rename(self._part(number))
+
+    def _part(self, number: int) -> Path:
+        return self._temporary / f"part-{number:05d}.json"
+
+    def is_written(self) -> bool:
+        """True if every process has written its part."""
+        return all(self._part(number).exists() for number in range(self._layout.num_shards))
 
     def commit(self) -> None:
         """Add `state.json` and give the folder its name; on rank 0, when all have written their part."""
         files: dict[str, Facts] = {}
         for number in range(self._layout.num_shards):
-            path = self._temporary / f"part-{number:05d}.json"
-            files |= {name: facts_from_dict(data) for name, data in json.loads(path.read_text("ascii")).items()}
-            path.unlink()
+            part = json.loads(self._part(number).read_text("ascii"))
+            files |= {name: facts_from_dict(data) for name, data in part.items()}
+            self._part(number).unlink()
         write_state(self._temporary, self._progress, self._config, files)
         for path in (self._temporary / "state.json", self._temporary):
             _sync(path)
