@@ -39,26 +39,46 @@ class BatchForm:
         self._says_valid = says_valid
         self._normalise, self._memory_format = normalise, memory_format
         self._pin_memory = pin_memory and torch.cuda.is_available()
-        self._constants: dict[torch.device, tuple[Tensor, ...]] = {}
+        self._constants: dict[tuple[torch.device, int], tuple[Tensor, ...]] = {}
 
     def __call__(self, batch: Batch) -> Any:
         """Return the batch as it is given; called where the consumer's CUDA stream is the current one."""
+        if batch.data:
+            return self._make(batch)
         return self._make(with_views(batch, [self._pictures(as_tensor(view)) for view in batch.views]))
 
     def _pictures(self, view_BHWC: Tensor) -> Tensor:
         """Return [B, 3, S, S]: uint8, or float32 after (pixel / 255 - mean) / std."""
-        if self._normalise is not None:
-            mean_C, std_C = self._constants_on(view_BHWC.device)
-            view_BHWC = (view_BHWC.float() / 255.0 - mean_C) / std_C
         images_BCHW = view_BHWC.permute(0, 3, 1, 2).contiguous(memory_format=self._memory_format)
+        if self._normalise is not None:
+            images_BCHW = self._normalised(images_BCHW)
         return images_BCHW.pin_memory() if self._pin_memory and not images_BCHW.is_cuda else images_BCHW
 
-    def _constants_on(self, device: torch.device) -> tuple[Tensor, ...]:
+    def _normalised(self, images_BCHW: Tensor) -> Tensor:
+        # In rows of memory, each with its constants spread out: with three channels innermost PyTorch works through
+        # a picture three numbers at a time, and 64 of them took 2 ms each on one core instead of 0.4.
+        batch, channels, height, width = images_BCHW.shape
+        if self._memory_format == torch.channels_last:
+            floats = images_BCHW.permute(0, 2, 3, 1).reshape(batch, height, width * channels).float()
+        else:
+            floats = images_BCHW.float()
+        mean, std = self._constants_for(images_BCHW)
+        floats.div_(255.0).sub_(mean).div_(std)
+        if self._memory_format == torch.channels_last:
+            return floats.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+        return floats
+
+    def _constants_for(self, images_BCHW: Tensor) -> tuple[Tensor, ...]:
         # Once: making a tensor on a GPU waits for everything that was begun there.
-        if device not in self._constants:
+        width = images_BCHW.shape[3]
+        known = (images_BCHW.device, width)
+        if known not in self._constants:
             assert self._normalise is not None
-            self._constants[device] = tuple(torch.tensor(values, device=device) for values in self._normalise)
-        return self._constants[device]
+            self._constants[known] = tuple(
+                constant.repeat(width) if self._memory_format == torch.channels_last else constant[:, None, None]
+                for constant in (torch.tensor(values, device=images_BCHW.device) for values in self._normalise)
+            )
+        return self._constants[known]
 
     def _as_dict(self, batch: Batch) -> dict[str, Any]:
         _refuse_taken(batch.columns)  # those of a map are known now only
