@@ -11,6 +11,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,40 +33,52 @@ from headrace.train.parallel.precision import autocast, uses_bf16
 from headrace.train.pixels import IMAGENET_MEAN, IMAGENET_STD, Normalise
 
 Step = Callable[[Batch], None]
-NUM_PICTURES = 2000
-WARM_SECONDS, ALONE_STEPS, STREAM_SECONDS = 4.0, 4, 4.0
+NUM_PICTURES, COPIES = 150, 12
+WARM_SECONDS, ALONE_STEPS, STREAM_SECONDS = 3.0, 4, 2.0
 TEMPERATURE = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Fed:
+    """One row: what computes, and what decodes for it."""
+
+    name: str
+    batch: int
+    views: int
+    build: Callable[[torch.device, bool], Step]
+    decoder: str = "auto"
 
 
 def measure_data(device: torch.device, photos: str | None, *, until: float, batch: int) -> Iterator[dict[str, Any]]:
     """Yield what each model waited; the time that is left is shared among them."""
     tiny = device.type == "cpu"
+    aim = ("AIM-tiny", batch or 16, 1, aim_step) if tiny else ("AIM-0.6B", batch or 128, 1, aim_step)
+    vit = ("ViT-S, two views, stand-in loss", batch or (8 if tiny else 1024), 2, views_step)
+    runs = [Fed(*aim), Fed(*vit), *([] if tiny else [Fed(*aim, decoder="turbo")])]
     with tempfile.TemporaryDirectory() as folder:
         url = make_dataset(photos, Path(folder))
-        runs: list[tuple[str, int, tuple[View, ...], Callable[[torch.device, bool], Step]]] = [
-            ("AIM-tiny" if tiny else "AIM-0.6B", batch or (16 if tiny else 128), (), aim_step),
-            ("ViT-S, two views, stand-in loss", batch or (8 if tiny else 1024), (View(count=2),), views_step),
-        ]
-        for number, (name, images, views, build) in enumerate(runs):
+        for number, fed in enumerate(runs):
             left = (until - time.monotonic()) / (len(runs) - number)
+            head = {"model": fed.name, "batch": fed.batch}
             if left < 8:
-                yield {"model": name, "note": f"unmeasured: {left:.0f} s were left"}
+                yield head | {"decoder": fed.decoder, "note": f"unmeasured: {max(0.0, left):.0f} s were left"}
                 continue
             try:
-                yield {"model": name} | measure(build(device, tiny), url, device, images, views, seconds=left)
+                yield head | measure(fed, url, device, tiny=tiny, seconds=left)
             except (RuntimeError, ValueError, OSError) as error:
-                yield {"model": name, "note": f"failed: {type(error).__name__}: {str(error)[:200]}"}
+                yield head | {"decoder": fed.decoder, "note": f"failed: {type(error).__name__}: {str(error)[:200]}"}
             if device.type == "cuda":
                 torch.cuda.empty_cache()
 
 
-def measure(
-    step: Step, url: str, device: torch.device, images: int, views: tuple[View, ...], *, seconds: float
-) -> dict[str, Any]:
+def measure(fed: Fed, url: str, device: torch.device, *, tiny: bool, seconds: float) -> dict[str, Any]:
     """Return the times of steps on one batch, on the stream, and of the stream without steps."""
-    begun = time.perf_counter()
-    mixture = Mixture(image_size=224, lanes=1, sources=(Source(name="photographs", url=url),), views=views)
-    with DeviceBatches(open_stream(mixture, global_batch=images, device=str(device)), device) as batches:
+    begun, step = time.perf_counter(), fed.build(device, tiny)
+    views = (View(count=fed.views),) if fed.views > 1 else ()
+    mixture = Mixture(
+        image_size=224, lanes=1, sources=(Source(name="photographs", url=url),), views=views, decoder=fed.decoder
+    )
+    with DeviceBatches(open_stream(mixture, global_batch=fed.batch, device=str(device)), device) as batches:
         batch = next(batches)
         step(batch)
         alone = timed(lambda: step(batch), ALONE_STEPS)
@@ -80,21 +93,20 @@ def measure(
             step(batch)
             steps += 1
         wall = time.perf_counter() - started
-        bound, decoder = batches.stats().bound_by, batches.stream.decoder
+        bound = batches.stats().bound_by
         begun, count = time.perf_counter(), 0
-        while time.perf_counter() < begun + STREAM_SECONDS / 2:
+        while time.perf_counter() < begun + STREAM_SECONDS:
             next(batches)
-            count += images
+            count += fed.batch
         rate = count / (time.perf_counter() - begun)
     return {
-        "batch": images,
-        "images_per_second": round(images * steps / wall, 1),
+        "decoder": batches.stream.decoder,
+        "images_per_second": round(fed.batch * steps / wall, 1),
         "data_wait_percent": round(100 * waited / wall, 2),
         "step_ms": round(1e3 * wall / steps, 1),
         "step_ms_without_stream": round(1e3 * alone, 1),
         "stream_alone_images_per_second": round(rate, 1),
         "data_bound_by": bound,
-        "decoder": decoder,
         "cores": len(os.sched_getaffinity(0)),
     }
 
@@ -171,9 +183,10 @@ def make_dataset(photos: str | None, folder: Path) -> str:
     tar = photos or str(folder / "pictures.tar")
     if not photos:
         rng = np.random.default_rng(0)
+        made = [simplejpeg.encode_jpeg(picture(rng), quality=85) for _ in range(NUM_PICTURES)]
         with tarfile.open(tar, "w") as archive:
-            for number in range(NUM_PICTURES):
-                data = simplejpeg.encode_jpeg(picture(rng), quality=85)
+            for number in range(NUM_PICTURES * COPIES):
+                data = made[number % NUM_PICTURES]
                 member = tarfile.TarInfo(f"{number:05d}.jpg")
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))
