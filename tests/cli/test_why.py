@@ -1,6 +1,7 @@
 """`headrace why`: every row of a uid, each step's verdict, the place in the dataset, and what build made of it."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -225,3 +226,72 @@ def test_an_imported_sample_is_told_its_input_and_its_place(tmp_path: Path) -> N
     assert "class1/1.png" in shown.output
     missing = runner.invoke(app, ["why", str(tmp_path / "data"), "nothing"])
     assert "none of its 3 samples has the url, uid, key 'nothing'" in str(missing.exception)
+
+
+@pytest.fixture
+def built(job: Job) -> list[str]:
+    """The published dataset of the job, as build leaves it; its keys."""
+    import io
+
+    from PIL import Image
+
+    from headrace.curation.ledger import dataset_key
+    from headrace.shards.write import Sample, finish_dataset, write_shard
+
+    decision = latest_decision(job)
+    rows = [row for row in pq.read_table(decision.ledger.table).to_pylist() if row["kept"]]
+    samples = []
+    for row in sorted(rows, key=lambda row: int(row["out_index"])):
+        sink = io.BytesIO()
+        Image.new("RGB", (40, 30), (row["input_row"] * 40, 0, 0)).save(sink, "JPEG")
+        key = dataset_key(row["out_shard"], row["out_index"])
+        samples.append(Sample(key, sink.getvalue(), "jpg", {"uid": row["uid"], "url": row["url"]}))
+    assert {row["out_shard"] for row in rows} == {"00000"}
+    write_shard(job.dataset, "00000", samples)
+    finish_dataset(job.dataset, recipe_digest="test", facts={"ledger": decision.summary.digest})
+    return [sample.key for sample in samples]
+
+
+def trace(folder: Path, dataset: str, *arguments: str) -> dict[str, Any]:
+    mixture = folder / "mixture.yaml"
+    source = f"{{name: web, url: {dataset}, chunk_samples: 1, shuffle_window: 1}}"
+    mixture.write_text(f"lanes: 1\nimage_size: 16\nindex_cache: none\nsources: [{source}]\n")
+    words = ["trace", str(mixture), "--global-batch", "2", "--step", "1", *arguments, "--json"]
+    done = CliRunner().invoke(app, [*words, "--out", str(folder / "page.html")])
+    assert done.exit_code == 0, (done.output, done.exception)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_a_step_is_traced_to_the_rows_of_the_ledger_and_their_verdicts(
+    job: Job, built: list[str], tmp_path: Path
+) -> None:
+    traced = trace(tmp_path, job.dataset)
+    assert {sample["key"] for sample in traced["samples"]} == set(built)
+    for sample in traced["samples"]:
+        (row,) = rows_of(job, sample["key"])
+        verdict = sample["verdict"]
+        assert (verdict["uid"], verdict["input_row"], verdict["raw_key"]) == (row["uid"], row["input_row"], row["key"])
+        assert verdict["steps"] == row["steps"]
+        assert {step["outcome"] for step in verdict["steps"]} == {"passed"}
+    page = (tmp_path / "page.html").read_text()
+    assert "kept: size 300, top_fraction 0." in page
+    assert "of list.csv" in page
+
+
+def test_a_dataset_leads_to_its_job_and_one_that_was_copied_to_the_job_that_is_named(
+    job: Job, built: list[str], tmp_path: Path
+) -> None:
+    shown = CliRunner().invoke(app, ["why", job.dataset, built[0], "--json"])
+    assert json.loads(shown.stdout) == rows_of(job, built[0])
+    copied = str(tmp_path / "copied")
+    shutil.copytree(job.dataset, copied)
+    traced = trace(tmp_path, copied)
+    assert "its job is not there" in traced["origins"]["web"]
+    assert {sample["verdict"] for sample in traced["samples"]} == {None}
+    named = trace(tmp_path, copied, "--job", job.url)
+    assert all(sample["verdict"]["kept"] for sample in named["samples"])
+    Path(job.raw, "00000.parquet").unlink()
+    without = trace(tmp_path, copied, "--job", job.url)["samples"][0]["verdict"]
+    assert (without["kept"], without["steps"]) == (True, [])
+    assert "00000.parquet" in without["note"]
