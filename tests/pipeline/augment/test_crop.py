@@ -130,3 +130,11 @@ def test_every_kind_of_window_says_how_it_is_resized() -> None:
 def test_a_level_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match=r"pad_value must be 0..255, got 256"):
         Augment(crop="pad", pad_value=256)
+
+
+@pytest.mark.parametrize("key", [0, 5, 2**64 - 1, 2**100 + 3])
+@pytest.mark.parametrize("position", [0, 1, 77, 2**61])
+def test_draws_are_those_of_a_new_generator_whatever_was_drawn_before(key: int, position: int) -> None:
+    raw = np.random.Philox(key=key, counter=16 * position).random_raw(41)
+    position_draws(key + 1, position + 3, 5)
+    assert position_draws(key, position) == ((raw >> np.uint64(11)) * 2.0**-53).tolist()
