@@ -20,6 +20,7 @@ import torch
 from torch import distributed
 
 from headrace.files import is_full_disk
+from headrace.train.parallel.presence import Presence
 from headrace.train.parallel.signals import StopRequest
 
 TIMEOUT_SECONDS = 1800.0
@@ -53,6 +54,8 @@ class Ranks:
     """A wait for the other ranks that takes so long fails."""
     stop: StopRequest = field(default_factory=StopRequest, compare=False)
     """Filled in by a signal."""
+    presence: Presence | None = field(default=None, compare=False)
+    """Knows which rank does not come; None for a process alone."""
 
     @property
     def is_first(self) -> bool:
@@ -97,11 +100,20 @@ class Ranks:
 
     def _finish(self, work: Any, where: str, *, leaves: bool = True) -> None:
         """Wait for `work` in slices, so that a rank that does not come is spoken of, and a signal `leaves` the wait."""
+        if self.presence is not None:
+            self.presence.comes(where)
+        self._wait_for(work, where, leaves=leaves)
+        if self.presence is not None:
+            self.presence.leaves()
+
+    def _wait_for(self, work: Any, where: str, *, leaves: bool) -> None:
         began, warn_at = time.monotonic(), FIRST_WARNING_SECONDS
         while not self._is_done(work):
             waited = time.monotonic() - began
             me = f"rank {self.rank} of {self.size} has waited {waited:.0f} s for the others{where and ' in ' + where}"
             hint = "a rank that says nothing like this is the one that hangs"
+            if self.presence is not None and (names := self.presence.missing()):
+                hint += f": {names} did not come"
             if waited >= self.timeout_seconds:
                 raise RankError(f"{me}, timeout_seconds is {self.timeout_seconds:g}; {hint}")
             if leaves and self.stop and min(waited, time.monotonic() - self.stop.at) >= GRACE_SECONDS:
@@ -159,10 +171,25 @@ ALONE = Ranks(rank=0, size=1, device=torch.device("cpu"))
 """A process without others."""
 
 
-def lost_ranks(rank: int, size: int, error: Exception) -> RankError:
-    """Return what to raise for a library's error about other processes: one line, without its source file."""
+def lost_ranks(rank: int, size: int, error: Exception, missing: str = "") -> RankError:
+    """Return what to raise for a library's error about other processes: one line, without its source file.
+
+    `missing` are the ranks that did not come, where that is known.
+    """
     text = re.sub(r"^\[[^]]*\] ", "", str(error).split("\n")[0]).split(". ")[0] or type(error).__name__
-    return RankError(f"rank {rank} of {size} has lost the others: {text[:200]}; the rank that failed says why")
+    who = f"; {missing} did not come" if missing else ""
+    return RankError(f"rank {rank} of {size} has lost the others: {text[:200]}{who}; the rank that failed says why")
+
+
+def _presence(rank: int, size: int, timeout_seconds: float) -> Presence:
+    # Told before the first warning, so that it can name who is missing.
+    library = distributed.distributed_c10d
+    store = library.PrefixStore("headrace/presence", library._get_default_store())
+    tell_after = min(FIRST_WARNING_SECONDS / 2, timeout_seconds / 4)
+    kept_by_first = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    presence = Presence(rank, size, store, tell_after_seconds=tell_after, kept_by_first=kept_by_first)
+    presence.start()
+    return presence
 
 
 @contextlib.contextmanager
@@ -185,15 +212,19 @@ def join_ranks(device: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> Iter
     if size == 1:
         yield Ranks(rank=0, size=1, device=place)
         return
-    rank = int(os.environ.get("RANK", "0"))
+    rank, presence = int(os.environ.get("RANK", "0")), None
     try:
         # Gradients are reduced inside backward, where only the library's clock ends a wait: a little later than ours.
         limit = timedelta(seconds=timeout_seconds + 2 * SLICE_SECONDS)
         distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=limit)
-        yield Ranks(rank=rank, size=size, device=place, timeout_seconds=timeout_seconds)
+        presence = _presence(rank, size, timeout_seconds)
+        yield Ranks(rank=rank, size=size, device=place, timeout_seconds=timeout_seconds, presence=presence)
     except RuntimeError as error:
         if isinstance(error, distributed.DistError) or "gloo" in str(error):
-            raise lost_ranks(rank, size, error) from error
+            raise lost_ranks(rank, size, error, presence.missing() if presence is not None else "") from error
         raise
+    finally:
+        if presence is not None:
+            presence.close()
     # Not after an error: it would wait for the ranks that are lost. The end of the process closes what is open.
     distributed.destroy_process_group()

@@ -298,6 +298,7 @@ def test_a_rank_that_waits_for_a_lost_one_says_so_and_leaves(how: str) -> None:
     text, _ = two_processes(HANGING, how)
     assert "WARNING" in text
     assert "rank 0 of 2 has waited 1 s for the others in step 7; a rank that says nothing like this" in text
+    assert "is the one that hangs: rank 1 did not come" in text.splitlines()[-1]
     end = {"signal": "SIGTERM asked it to stop: it leaves without saving", "timeout": "timeout_seconds is 3;"}
     assert end[how] in text.splitlines()[-1]
 
