@@ -29,6 +29,7 @@ COMMANDS = {
     "why": "why",
     "stream": "stream",
     "train": "train",
+    "run-report": "run_report",
     "trace": "trace",
     "audit": "audit",
     "probe": "probe",

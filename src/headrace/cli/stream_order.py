@@ -83,12 +83,15 @@ def verify_steps(mixture: "Mixture", run: str, *, json: bool) -> None:
     from headrace.pipeline import open_stream
     from headrace.pipeline.order.plan import EndlessPlan
     from headrace.pipeline.seen import FILE, last_trained_step, prove, read_record, read_replaced
+    from headrace.trace.history import changes_of
+    from headrace.train.steady.changes import mixture_with
 
     path = Path(run) / FILE
     lines = read_record(path)
     if not lines:
         raise ValueError(f"{path}: no step is recorded there; is {run} the folder of a run that made a step?")
     batch = int(lines[0]["global_batch"])
+    mixture = mixture_with(mixture, changes_of(Path(run)), global_batch=batch)
     with open_stream(mixture, global_batch=batch) as stream:
         assert isinstance(stream.plan, EndlessPlan)
         proof = prove(

@@ -138,6 +138,15 @@ def _of_run(folder: Path, overrides: Sequence[str]) -> History:
     )
 
 
+def changes_of(folder: Path) -> dict[Any, Any]:
+    """Return what the run in `folder` planned to change on its way; nothing where no run file is."""
+    try:
+        data = yaml.safe_load((folder / RUN_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return dict(data.get("changes_at") or {}) if isinstance(data, dict) else {}
+
+
 def _build(data: Mapping[str, Any], overrides: Sequence[str], where: str) -> Mixture:
     try:
         return build_config(Mixture, apply_overrides(data, overrides, Mixture))

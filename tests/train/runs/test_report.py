@@ -1,0 +1,126 @@
+"""The page of runs shows what their metrics hold, and loses no spike."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headrace.train.config import load_run
+from headrace.train.loop import train
+from headrace.train.objectives.aim import Aim
+from headrace.train.runs.report import MAX_POINTS, read_runs, render, summaries, thinned
+
+
+def write_metrics(folder: Path, *, steps: int, spike: int = 0, bad: int = 0) -> str:
+    folder.mkdir()
+    lines = []
+    for step in range(1, steps + 1):
+        norm = 1.0 + 0.01 * math.sin(step)
+        line = {"event": "train", "step": step, "samples": 16 * step, "loss": 2 / step, "lr": 0.1, "grad_norm": norm}
+        line |= {"images_per_second": 100.0, "data_wait_percent": 1.0}
+        lines.append(line | ({"grad_norm": 50.0} if step == spike else {}) | ({"loss": None} if step == bad else {}))
+    lines.append({"event": "validation", "step": steps, "loss": 0.5})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "run.yaml").write_text("objective: {kind: aim}\n")
+    return str(folder)
+
+
+def test_a_run_with_a_skipped_step_and_a_change_is_shown(
+    run_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = Aim.forward
+
+    def spoiled(self: Aim, batch: Any) -> Any:
+        loss, report = forward(self, batch)
+        return (loss * float("nan") if self.training and int(batch.position[0]) == 64 else loss), report
+
+    monkeypatch.setattr(Aim, "forward", spoiled)
+    config = load_run(run_file(on_non_finite="skip", changes_at={6: {"optimizer.lr": 0.0005}}))
+    train(config)
+    runs = read_runs([config.out])
+    page = render(runs, title="A <run>").decode()
+    for text in ("A &lt;run&gt;", "Skipped steps", "not finite", "64..80", "Planned changes", "optimizer.lr", "0.0005"):
+        assert text in page
+    assert f"headrace trace {config.out} --step 5" in page
+    for section in ("Loss", "Validation loss", "Learning rate", "Gradient norm", "Images per second"):
+        assert f"<h2>{section}</h2>" in page
+    assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
+    (row,) = summaries(runs)
+    assert (row["steps"], row["skipped_steps"], row["changes"], row["objective"]) == (12, 1, 1, "aim")
+    assert row["best_validation_loss"] <= row["validation_loss"]
+    assert render(runs, title="A <run>").decode() == page
+
+
+def test_several_runs_share_their_charts_and_keep_their_names(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    folders = [
+        write_metrics(tmp_path / name, steps=80, spike=spike) for name, spike in (("a", 70), ("b", 0), ("x/a", 0))
+    ]
+    runs = read_runs(folders)
+    assert [run.name for run in runs] == [folders[0], "b", folders[2]]
+    page = render(runs, title="t").decode()
+    assert "Steps that stand out" in page
+    assert page.count(f"headrace trace {folders[0]} --step 70") == 1
+    assert "headrace trace b" not in page
+    assert page.count("<table") == 2
+
+
+def test_thinning_keeps_the_ends_of_each_stretch_and_the_gaps() -> None:
+    points = [(float(step), 1.0) for step in range(100_000)]
+    points[31_337] = (31_337.0, 99.0)
+    points[50_000] = (50_000.0, -5.0)
+    for step in range(70_000, 71_000):
+        points[step] = (float(step), math.nan)
+    kept = thinned(points)
+    assert len(kept) <= MAX_POINTS + 2
+    assert {(31_337.0, 99.0), (50_000.0, -5.0)} <= set(kept)
+    assert any(math.isnan(y) for _, y in kept)
+    assert [x for x, _ in kept] == sorted(x for x, _ in kept)
+    assert thinned(points[:10]) == points[:10]
+    assert thinned([(1.0, math.nan)]) == []
+
+
+def test_numbers_that_were_not_finite_are_gaps(tmp_path: Path) -> None:
+    (run,) = read_runs([write_metrics(tmp_path / "a", steps=9, bad=9)])
+    assert summaries([run])[0]["loss"] is None
+    assert b"nan" not in render([run], title="t").lower().replace(b"nancy", b"")
+
+
+@pytest.mark.parametrize("text", [None, "", "no json\n"])
+def test_a_folder_without_a_run_is_named(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "metrics.jsonl").write_text(text)
+    with pytest.raises(ValueError, match="no run, or one without a step"):
+        read_runs([str(tmp_path)])
+
+
+def test_the_command_writes_the_page_and_says_the_numbers(tmp_path: Path) -> None:
+    folder, page = write_metrics(tmp_path / "a", steps=9), tmp_path / "page.html"
+    program = "from headrace.cli.app import main; main()"
+
+    def command(*words: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-c", program, "run-report", *words],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    done = command(folder, "--out", str(page))
+    assert (done.returncode, done.stdout.splitlines()) == (
+        0,
+        ["a: 9 steps, loss 0.2222, best validation loss 0.5000", f"{page} is written"],
+    )
+    assert page.read_text().startswith("<!doctype html>")
+    told = json.loads(command(folder, "--out", str(page), "--json").stdout)
+    assert told["runs"][0]["steps"] == 9
+    done = command(str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"headrace: {tmp_path}: no run")

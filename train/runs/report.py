@@ -1,0 +1,211 @@
+"""Curves of one or several runs as one page that opens offline, from what `metrics.jsonl` holds."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from headrace.page.charts import line_chart
+from headrace.page.html import Html, Page, Value, facts, heading, paragraph, table
+from headrace.train.runs.metrics import Metrics, read_metrics
+from headrace.train.steady.bad_steps import z_score
+
+MAX_POINTS = 1000
+"""Points of one curve; of more, the lowest and the highest of each stretch, so that no spike is lost."""
+MAX_RUNS = 20
+MAX_ROWS = 200
+OUTLIER_WINDOW = 50
+OUTLIER_Z = 6.0
+
+CURVES = (
+    ("loss", "train", "loss", "Loss of each logged step's global batch."),
+    ("loss", "validation", "validation loss", "On images that are not trained on."),
+    ("lr", "train", "learning rate", ""),
+    ("grad_norm", "train", "gradient norm", "Before clipping."),
+    ("first_layer_grad_norm", "train", "gradient norm of the first layer", "Instabilities show here first."),
+    ("images_per_second", "train", "images per second", "Of all processes, without validation and saving."),
+    ("tflops", "train", "TFLOP/s", "Every position counts, as in published numbers."),
+    ("data_wait_percent", "train", "waiting for data, percent", "Mean over ranks since the line before."),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """What a run folder tells."""
+
+    name: str
+    """As it is shown: the folder's last name where that is enough."""
+    folder: str
+    objective: str
+    lines: list[Metrics]
+
+    def of(self, event: str) -> list[Metrics]:
+        """Return the lines of one kind."""
+        return [line for line in self.lines if line["event"] == event]
+
+
+def read_runs(folders: Sequence[str]) -> list[Run]:
+    """Return what the folders of runs tell. Raises ValueError naming one that holds no run."""
+    if len(folders) > MAX_RUNS:
+        raise ValueError(f"{len(folders)} runs are too many for one page, at most {MAX_RUNS}")
+    names = [Path(folder).resolve().name for folder in folders]
+    runs = []
+    for folder, name in zip(folders, names, strict=True):
+        lines = read_metrics(Path(folder) / "metrics.jsonl")
+        if not lines:
+            raise ValueError(f"{folder}: no run, or one without a step: metrics.jsonl is missing or empty")
+        shown = folder if names.count(name) > 1 else name
+        runs.append(Run(name=shown, folder=folder, objective=_objective(Path(folder)), lines=lines))
+    return runs
+
+
+def _objective(folder: Path) -> str:
+    try:
+        data = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
+        return str(data["objective"]["kind"])
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        return ""
+
+
+def summaries(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return one row of numbers for each run."""
+    return [_summary(run) for run in runs]
+
+
+def _summary(run: Run) -> dict[str, Any]:
+    steps, validations = run.of("train"), run.of("validation")
+    losses = [line["loss"] for line in validations if _is_number(line.get("loss"))]
+    return {
+        "run": run.name,
+        "objective": run.objective,
+        "steps": max((line["step"] for line in steps), default=0),
+        "samples": max((line.get("samples", 0) for line in steps), default=0),
+        "loss": steps[-1].get("loss") if steps else None,
+        "validation_loss": losses[-1] if losses else None,
+        "best_validation_loss": min(losses, default=None),
+        "images_per_second": _mean(steps, "images_per_second"),
+        "data_wait_percent": _mean(steps, "data_wait_percent"),
+        "skipped_steps": len(run.of("skipped")),
+        "changes": len(run.of("change")),
+    }
+
+
+def render(runs: Sequence[Run], *, title: str) -> bytes:
+    """Return the page."""
+    page = Page(title=title, subtitle=", ".join(run.name for run in runs))
+    rows = summaries(runs)
+    if len(runs) == 1:
+        page.section("Summary", facts([(name.replace("_", " "), value) for name, value in rows[0].items()]))
+    else:
+        head = [name.replace("_", " ") for name in rows[0]]
+        page.section("Summary", table(head, [list(row.values()) for row in rows]))
+    for name, event, label, text in CURVES:
+        series = [(run.name, thinned(_points(run.of(event), name))) for run in runs]
+        series = [(run, points) for run, points in series if points]
+        if series:
+            chart = line_chart(series, x_label="step", y_label=label)
+            page.section(label[:1].upper() + label[1:], chart, *([paragraph(text)] if text else []))
+    for section, columns, found in (
+        ("Skipped steps", "run, step, why, loss, gradient norm, positions, look at it", _skipped(runs)),
+        ("Planned changes", "run, from step, what, before, after", _changes(runs)),
+        ("Steps that stand out", "run, step, gradient norm, deviations, look at it", _outliers(runs)),
+    ):
+        if found:
+            page.section(section, _table(columns.split(", "), found))
+    return page.render()
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Value]]) -> Html:
+    more = f"{len(rows) - MAX_ROWS} more are not shown." if len(rows) > MAX_ROWS else ""
+    return Html(table(head, rows[:MAX_ROWS]) + (heading(more) if more else ""))
+
+
+def _points(lines: Sequence[Metrics], name: str) -> list[tuple[float, float]]:
+    """Return (step, value); a value that was not finite is a gap."""
+    return [
+        (float(line["step"]), float(line[name]) if _is_number(line[name]) else math.nan)
+        for line in lines
+        if name in line
+    ]
+
+
+def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return at most about MAX_POINTS points: of each stretch the lowest, the highest and a gap, in their order."""
+    if not any(math.isfinite(y) for _, y in points):
+        return []
+    if len(points) <= MAX_POINTS:
+        return list(points)
+    size = math.ceil(len(points) * 2 / MAX_POINTS)
+    kept: list[tuple[float, float]] = []
+    for start in range(0, len(points), size):
+        stretch = points[start : start + size]
+        finite = [point for point in stretch if math.isfinite(point[1])]
+        ends = {min(finite, key=lambda p: p[1]), max(finite, key=lambda p: p[1])} if finite else {stretch[0]}
+        kept.extend(sorted(ends))
+    return kept
+
+
+def _skipped(runs: Sequence[Run]) -> list[list[Value]]:
+    return [
+        [
+            run.name,
+            line["step"],
+            line.get("reason"),
+            _shown(line.get("loss")),
+            _shown(line.get("grad_norm")),
+            "..".join(map(str, line.get("positions", []))),
+            _trace(run, line["step"]),
+        ]
+        for run in runs
+        for line in run.of("skipped")
+    ]
+
+
+def _changes(runs: Sequence[Run]) -> list[list[Value]]:
+    return [
+        [run.name, line["step"], path, str(was), str(now)]
+        for run in runs
+        for line in run.of("change")
+        for path, (was, now) in line.get("changes", {}).items()
+    ]
+
+
+def _outliers(runs: Sequence[Run]) -> list[list[Value]]:
+    """Return the steps whose gradient norm is far above those of the lines before, the furthest first."""
+    found = [
+        (z, [run.name, line["step"], line["grad_norm"], round(z, 1), _trace(run, line["step"])])
+        for run in runs
+        for z, line in _far_above(run.of("train"))
+    ]
+    return [row for _, row in sorted(found, key=lambda pair: -pair[0])]
+
+
+def _far_above(lines: Sequence[Metrics]) -> Iterator[tuple[float, Metrics]]:
+    past: list[float] = []
+    for line in lines:
+        if not _is_number(line.get("grad_norm")):
+            continue
+        norm = float(line["grad_norm"])
+        if len(past) >= OUTLIER_WINDOW and (z := z_score(past[-OUTLIER_WINDOW:], norm)) > OUTLIER_Z:
+            yield z, line
+        past.append(norm)
+
+
+def _trace(run: Run, step: int) -> str:
+    return f"headrace trace {run.folder} --step {step}"
+
+
+def _mean(lines: Sequence[Metrics], name: str) -> float | None:
+    values = [line[name] for line in lines if _is_number(line.get(name))]
+    return round(math.fsum(values) / len(values), 2) if values else None
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _shown(value: Any) -> Value:
+    return value if _is_number(value) else "not finite"
