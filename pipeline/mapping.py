@@ -133,7 +133,7 @@ class Mapper:
 def _name_of(function: object) -> str:
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
     module = getattr(function, "__module__", None)
-    return f"{module}.{name}" if module and module != "__main__" else str(name)
+    return one_line(f"{module}.{name}" if module and module != "__main__" else str(name))
 
 
 def _checked(found: object) -> dict[str, Any]:

@@ -102,6 +102,8 @@ def open_stream(
         world_size,
         global_batch,
     )
+    if mapper is not None:
+        log.info("map %s is called for every sample", mapper.name)
     _log_sources(stream, once=once)
     if "label" in kinds and kinds["label"] == LABELS and not once:
         for source in sources:
