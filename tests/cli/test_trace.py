@@ -196,6 +196,12 @@ def test_without_a_quarantine_file_audit_says_what_is_not_known_and_trace_finds_
     assert {row["status"] for row in audit["rows"]} == {"not known"}
     assert str(step) in audit["not_told"]
     assert "not known: which" in invoke("audit", tmp_path / "run").output
+    counted = result("audit", tmp_path / "run", "--read")
+    assert (counted["not_told"], counted["sources"]["web"]["num_damaged"]) == ({}, len(audit["rows"]))
+    for key, of in (("00000000007", "other_key"), (line["replaced_by"], "key")):
+        read = result("audit", tmp_path / "run", "--key", key, "--read")
+        (row,) = [row for row in read["rows"] if row["position"] == line["position"]]
+        assert (row["status"], row[of]) == ("replaced" if of == "other_key" else "seen", line["replaced_by"])
     traced = result("trace", tmp_path / "run", "--step", step)
     assert traced["proof"] == "proven"
     assert [sample["instead_of"] for sample in traced["samples"] if sample["instead_of"]] == ["00000000007"]

@@ -48,6 +48,10 @@ def audit_command(
     top: Annotated[
         int, typer.Option("--top", min=0, help="Hosts to name; with 0, and no --out, no index is read.")
     ] = 20,
+    read: Annotated[
+        bool,
+        typer.Option("--read", help="Read steps again of which no quarantine file tells which samples were replaced."),
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Say what the steps of a run saw: by source, by host, by sample; or when it saw one sample. Computed, not logged.
@@ -60,6 +64,7 @@ def audit_command(
     from headrace.trace.history import open_history
     from headrace.trace.lookup import open_sources
     from headrace.trace.replaced import read_replacements
+    from headrace.trace.reread import read_steps_again
     from headrace.trace.tables import check_table_name
 
     if out:
@@ -69,6 +74,9 @@ def audit_command(
     last = _last(history, upto)
     opened = open_sources(history)
     replacements = read_replacements(opened)
+    if read:
+        with show_progress("audit") as on_progress:
+            read_steps_again(opened, replacements, list(replacements.not_told(last)), on_progress=on_progress)
     facts = {"target": target, "upto": last, "done": history.done if history.is_run else None}
     if asked.size:
         _say_occurrences(opened, replacements, asked, facts, out=out, json=json)
@@ -195,7 +203,7 @@ def _show_limits(history: "History", facts: dict[str, Any]) -> None:
         shown = ", ".join(map(str, list(not_told)[:8])) + (", ..." if len(not_told) > 8 else "")
         print(
             f"not known: which {sum(not_told.values()):,} samples were replaced in {len(not_told):,} steps ({shown}): "
-            "the run has no quarantine file that says it; `headrace trace` reads such a step again"
+            "the run has no quarantine file that says it; with --read these steps are read again"
         )
     elif history.is_run and history.done:
         say_next(["headrace", "trace", history.name, "--step", str(min(facts["upto"], history.done))])

@@ -9,6 +9,7 @@ import dataclasses
 import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -89,9 +90,10 @@ class Redrawer:
         views = self._maker.empty(plan)
         made: dict[int, MadeRow] = {}
         size = max(1, self._maker.decoder.items_per_call)
-        for start in range(0, len(positions), size):
-            rows = range(start, min(start + size, len(positions)))
-            made |= self._maker.fill(plan, {row: own[row] for row in rows}, views)
+        parts = [range(start, min(start + size, len(positions))) for start in range(0, len(positions), size)]
+        with ThreadPoolExecutor(self._maker.decoder.calls_at_once) as pool:
+            for some in pool.map(lambda rows: self._maker.fill(plan, {row: own[row] for row in rows}, views), parts):
+                made |= some
         for row, position in enumerate(positions):
             damaged = tuple(made[row].damaged)
             if not pictures:

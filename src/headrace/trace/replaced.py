@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from headrace import files
 from headrace.pipeline.seen import digest_of, row_hashes, text_of
+from headrace.trace.history import Recorded
 from headrace.trace.lookup import Opened
 
 log = logging.getLogger(__name__)
@@ -69,15 +70,24 @@ class Replacements:
     def __post_init__(self) -> None:
         self._steps, self._given = {}, {}
         for position in sorted(self.stories):
-            step = self.opened.history.step_of(position)
-            self._steps.setdefault(step, []).append(position)
             for story in self.stories[position]:
-                self._given.setdefault(story.replaced_by, set()).add(step)
+                self._note(self.opened.history.step_of(position), {position: story})
 
     @property
     def steps(self) -> list[int]:
-        """The steps with a line in a quarantine file."""
+        """The steps with a line in a quarantine file, or that were learnt of."""
         return list(self._steps)
+
+    def learn(self, step: int, stories: Mapping[int, Story]) -> bool:
+        """Take stories that no file tells for those of a step, if they are proven by its record; return whether."""
+        recorded = self.opened.history.recorded(step)
+        if recorded is None or len(stories) != recorded.replaced:
+            return False
+        self._known[step] = self._by_digest(step, {place: [one] for place, one in stories.items()}, recorded)
+        if self._known[step] is None:
+            return False
+        self._note(step, stories)
+        return True
 
     def not_told(self, last: int) -> dict[int, int]:
         """Return, of the steps up to `last` whose replaced samples cannot be named, how many there are in each."""
@@ -98,6 +108,12 @@ class Replacements:
         """Return the steps in which, by a quarantine file, a sample with one of `keys` stood in for another."""
         return {step for key in keys for step in self._given.get(key, ())}
 
+    def _note(self, step: int, stories: Mapping[int, Story]) -> None:
+        places = self._steps.setdefault(step, [])
+        places += [position for position in sorted(stories) if position not in places[-1:]]
+        for story in stories.values():
+            self._given.setdefault(story.replaced_by, set()).add(step)
+
     def _settle(self, step: int) -> tuple[Replaced, ...] | None:
         told = self._of_this_run(self._steps.get(step, []))
         recorded = self.opened.history.recorded(step)
@@ -109,7 +125,7 @@ class Replacements:
             return ()
         if len(told) < recorded.replaced:
             return None  # the files lack lines
-        return self._by_digest(step, told, recorded.replaced, recorded.digest)
+        return self._by_digest(step, told, recorded)
 
     def _of_this_run(self, positions: Sequence[int]) -> dict[int, list[Story]]:
         """Return the stories whose damaged sample is the one planned there, each once."""
@@ -139,17 +155,17 @@ class Replacements:
         )
 
     def _by_digest(
-        self, step: int, told: Mapping[int, Sequence[Story]], count: int, digest: str
+        self, step: int, told: Mapping[int, Sequence[Story]], recorded: Recorded
     ) -> tuple[Replaced, ...] | None:
         """Return the one choice of stories with which the step has its digest; None = no choice has, or too many."""
         position = np.array(self.opened.history.positions(step), np.int64)
         placed = self.opened.placed(position)
         keys = self.opened.keys(placed.source, placed.sample)
-        for choice in itertools.islice(_choices(told, count), MAX_CHOICES):
+        for choice in itertools.islice(_choices(told, recorded.replaced), MAX_CHOICES):
             given = list(keys)
             for place, story in choice.items():
                 given[place - int(position[0])] = story.replaced_by
-            if text_of(*digest_of(row_hashes(position, placed.source, given))) == digest:
+            if text_of(*digest_of(row_hashes(position, placed.source, given))) == recorded.digest:
                 return self._chosen(choice)
         return None
 
