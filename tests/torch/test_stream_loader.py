@@ -136,6 +136,27 @@ def test_the_rank_is_that_of_the_environment_unless_it_is_said(
         assert sorted(mine + positions_of(loader, 1)) == list(range(8))
 
 
+def test_a_state_continues_at_another_world_size_and_finite_passes_are_as_long_on_every_rank(mixture: Mixture) -> None:
+    with StreamLoader(mixture, global_batch=8) as loader:
+        positions_of(loader, 3)
+        state = loader.state_dict()
+    got, lengths = [], []
+    for rank in range(2):
+        place = {"rank": rank, "world_size": 2}
+        with StreamLoader(mixture, global_batch=8, **place) as loader:  # type: ignore[arg-type]
+            loader.load_state_dict(state)
+            got += positions_of(loader, 2)
+        with StreamLoader(mixture, global_batch=24, once=True, **place) as loader:  # type: ignore[arg-type]
+            lengths.append((len(loader), len(list(loader))))
+        with (
+            StreamLoader(mixture, batch_size=8, **place) as loader,  # type: ignore[arg-type]
+            pytest.raises(ValueError, match="global_batch was 8, this stream has 16"),
+        ):
+            loader.load_state_dict(state)
+    assert sorted(got) == list(range(24, 40))
+    assert lengths == [(3, 3), (3, 3)]
+
+
 def test_a_process_group_that_comes_later_with_another_rank_is_refused(
     mixture: Mixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
