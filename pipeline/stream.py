@@ -267,7 +267,7 @@ class Stream:
             retries=self.num_retries,
             bad_samples=self.bad_samples,
         )
-        return judge(stats, self.mixture)
+        return judge(stats, stream_state.with_choices(self.mixture, self._identity))
 
     def _report(self, given: Delivered) -> None:
         """Say once what the stream is bound by up to here."""

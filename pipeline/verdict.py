@@ -7,6 +7,7 @@ is the bound. The advice follows from what the threads did meanwhile; where none
 import dataclasses
 
 from headrace.pipeline.decode.cores import own_cores
+from headrace.pipeline.decode.dali import CALLS_AT_ONCE
 from headrace.pipeline.mixture import Mixture
 from headrace.pipeline.prefetch import LEAST_AHEAD
 from headrace.pipeline.stats import MADE_BY, StreamStats
@@ -62,12 +63,16 @@ def _advise_read(stats: StreamStats, mixture: Mixture) -> str:
 
 def _advise_decode(stats: StreamStats, mixture: Mixture, bound: str) -> str:
     cores = own_cores()
-    threads = mixture.decode_threads or cores
+    # Calls that may be under way: of dali few, each of many pictures.
+    threads = CALLS_AT_ONCE if mixture.decoder == "dali" else mixture.decode_threads or cores
     worked = sum(stats.stages[stage].seconds for stage in MADE_BY)
     used = worked / (threads * max(stats.seconds + stats.first_batch_seconds, 1e-9))
     batches = mixture.prefetch_batches or stats.queues.wanted_batches or LEAST_AHEAD
     if used < BUSY:
         return f"prefetch_batches: {2 * batches} (now {batches}; decoding threads are idle {1 - used:.0%} of the time)"
+    if mixture.decoder == "dali":
+        share = f"another hw_decoder_load (now {mixture.hw_decoder_load:g})"
+        return f"{share} or more decode_threads on a CUDA device, decoder: turbo on the CPU: DALI is always at work"
     if threads < cores:
         return f"decode_threads: {cores} (now {threads}, all at work)"
     if bound == "augment":

@@ -203,6 +203,16 @@ def test_advice_names_a_setting_and_its_value_now(mixture: Mixture, stats: Strea
     assert "\n" not in describe(judged)
 
 
+def test_a_decoder_of_large_calls_is_at_work_when_its_few_calls_are(mixture: Mixture) -> None:
+    busy = StageStats(count=90, seconds=19.0, p50_seconds=0.2, p99_seconds=0.3)
+    stats = _stats(waited_for={"decode": 5.0}, stages={"decode": busy})
+    dali = dataclasses.replace(mixture, decoder="dali", decode_threads=16)
+    assert judge(stats, dali).advice.startswith(
+        "another hw_decoder_load (now 1) or more decode_threads on a CUDA device"
+    )
+    assert judge(stats, dataclasses.replace(dali, decoder="turbo")).advice.startswith("prefetch_batches: 4")
+
+
 def test_secrets_of_urls_do_not_reach_the_statistics(mixture: Mixture) -> None:
     with open_stream(mixture, global_batch=8) as opened:
         opened._clock.note_read("https://user:pass@host/0.tar", 99.0)
