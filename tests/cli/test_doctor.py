@@ -45,6 +45,23 @@ def test_it_says_what_decodes_and_resizes_the_stream_and_so_does_the_version(run
     assert text.splitlines()[1] == f"decodes by {describe_decoding()}"
 
 
+def test_it_and_the_list_of_decoders_say_which_one_auto_is(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headrace.cli.decoders.cuda_device", lambda: "")
+    _, found = _findings(run)
+    dali = found["stream's DALI"]
+    assert dali["verdict"] == "ok"
+    assert dali["text"].startswith("DALI ")
+    assert dali["text"].endswith("decoder auto is turbo")
+    code, text = run("decoders")
+    assert code == 0
+    lines = text.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["auto", "turbo", "dali"]
+    assert lines[-1] == "auto is turbo here: no CUDA device"
+    monkeypatch.setattr("headrace.cli.decoders.cuda_device", lambda: "cuda:0")
+    monkeypatch.setattr("headrace.pipeline.decode.choice.dali_fault", lambda _device: "")
+    assert run("decoders")[1].splitlines()[-1] == "auto is dali here: cuda:0"
+
+
 def test_an_absent_extra_says_how_to_get_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     version = doctor._version
     monkeypatch.setattr(doctor, "_version", lambda name: None if name == "ray" else version(name))
