@@ -56,10 +56,10 @@ def test_it_and_the_list_of_decoders_say_which_one_auto_is(run: Run, monkeypatch
     assert code == 0
     lines = text.splitlines()
     assert [line.split()[0] for line in lines[:3]] == ["auto", "turbo", "dali"]
-    assert lines[-1] == "auto is turbo here: no CUDA device"
+    assert lines[0].endswith("Here it is turbo: no CUDA device.")
     monkeypatch.setattr("headrace.cli.decoders.cuda_device", lambda: "cuda:0")
     monkeypatch.setattr("headrace.pipeline.decode.choice.dali_fault", lambda _device: "")
-    assert run("decoders")[1].splitlines()[-1] == "auto is dali here: cuda:0"
+    assert run("decoders")[1].splitlines()[0].endswith("Here it is dali: cuda:0.")
 
 
 def test_an_absent_extra_says_how_to_get_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,20 @@
 import inspect
 import json as json_module
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from headrace.text import one_line
 
 
-def show_choices(choices: Mapping[str, object], *, json: bool) -> None:
-    """Print name and first line of the docstring of every choice; with `json` one list with an object a choice."""
-    texts = {name: one_line((inspect.getdoc(choice) or "").partition("\n")[0]) for name, choice in choices.items()}
+def show_choices(choices: Mapping[str, object], *, json: bool, notes: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Print name and first line of the docstring of every choice; with `json` one list with an object a choice.
+
+    `notes` stand behind that line, by name.
+    """
+    texts = {
+        name: one_line(f"{(inspect.getdoc(choice) or '').partition(chr(10))[0]} {notes.get(name, '')}").strip()
+        for name, choice in choices.items()
+    }
     if json:
         print(json_module.dumps([{"name": name, "text": text} for name, text in texts.items()], indent=1))
         return

@@ -12,12 +12,10 @@ def decoders_command(json: JsonOption = False) -> None:
     from headrace.pipeline.decode import AUTO, auto, decoder_types
     from headrace.pipeline.mixture import Mixture, Source
 
-    show_choices({AUTO: auto, **decoder_types()}, json=json)
-    if not json:
-        device = cuda_device()
-        name, why = auto(Mixture(sources=(Source(name="any", url="any"),)), device or "cpu")
-        reason = f" ({why})" if why and device else ""
-        print(f"auto is {name} here: {device or 'no CUDA device'}{reason}")
+    device = cuda_device()
+    name, why = auto(Mixture(sources=(Source(name="any", url="any"),)), device or "cpu")
+    here = f"Here it is {name}: {why if why and device else device or 'no CUDA device'}."
+    show_choices({AUTO: auto, **decoder_types()}, json=json, notes={AUTO: here})
 
 
 def cuda_device() -> str:
