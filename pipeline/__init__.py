@@ -1,6 +1,7 @@
 """Mixture -> order -> read -> decode -> augment -> batch. Stands on `headrace.shards`; no torch but for tensors."""
 
 from headrace.pipeline.augment.config import Augment, View
+from headrace.pipeline.augment.presets import preset_views
 from headrace.pipeline.batch import Batch
 from headrace.pipeline.errors import SampleError
 from headrace.pipeline.labels import Labels
@@ -22,4 +23,5 @@ __all__ = [
     "Stream",
     "View",
     "open_stream",
+    "preset_views",
 ]

@@ -50,13 +50,16 @@ def _brightness(image: Pixels, step: Step) -> Pixels:
 
 
 def _contrast(image: Pixels, step: Step) -> Pixels:
-    mean = np.float32(_grey(image).mean(dtype=np.float64))
-    return _by_table(image, _whole(LEVELS * np.float32(step.value) + mean * np.float32(1 - step.value)))
+    # Product and sum are rounded once, as torchvision's add with alpha does it.
+    mixed = (LEVELS * np.float32(step.value)).astype(np.float64)
+    mean = float(np.float32(_grey(image).mean(dtype=np.float64)))
+    return _by_table(image, _whole((mixed + mean * float(np.float32(1 - step.value))).astype(np.float32)))
 
 
 def _saturation(image: Pixels, step: Step) -> Pixels:
-    mixed = image * np.float32(step.value)
-    mixed += cv2.cvtColor(_grey(image), cv2.COLOR_GRAY2RGB) * np.float32(1 - step.value)
+    grey = cv2.cvtColor(_grey(image), cv2.COLOR_GRAY2RGB).astype(np.float32)
+    # Rounded once too, where the machine has such an instruction; else a level off in 1 % where sums are whole numbers.
+    mixed: NDArray[np.float32] = cv2.scaleAdd(grey, float(np.float32(1 - step.value)), image * np.float32(step.value))
     return _whole(mixed)
 
 

@@ -38,7 +38,9 @@ def _one_each(name: str, number: int) -> list[Colour]:
     rng = np.random.default_rng(1)
     if name in JITTERS:
         low, high = (-0.5, 0.5) if name == "hue" else (0.0, 2.0)
-        return [Colour(jitter=((name, float(factor)),)) for factor in rng.uniform(low, high, number)]  # type: ignore[arg-type]
+        drawn = rng.uniform(low, high, number)
+        drawn[::2] = drawn[::2].round(1)  # sums are whole numbers there, and fall to either side
+        return [Colour(jitter=((name, float(factor)),)) for factor in drawn]  # type: ignore[arg-type]
     if name == "blur":
         return [Colour(blur_sigma=float(sigma), blur_kernel=7) for sigma in rng.uniform(0.1, 2.0, number)]
     if name == "grayscale":
