@@ -1,6 +1,6 @@
 """Augmentations beside torchvision's v2 functional, on the same windows and parameters.
 
-    python benchmarks/augment.py --pictures /work/shared/data/imagenet-sample.tar
+    python benchmarks/augment.py --pictures imagenet-sample.tar
     python benchmarks/augment.py --device cuda
 
 On the CPU, for every preset: the mean difference in levels (of all, and of the colours alone), and the processor time
