@@ -11,7 +11,6 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torch._dynamo import config as dynamo
 
 from headrace.train.models.stage import Recompute, ResidualStream, Stage
 
@@ -47,6 +46,8 @@ class Execution:
     def apply(self, objective: nn.Module) -> None:
         """Let every stage and residual stream inside `objective` work so."""
         if self.compiled:
+            from torch._dynamo import config as dynamo  # 1.5 s of imports
+
             # Training and validation, a smaller last part, several runs in one process: each is a graph of its own.
             dynamo.recompile_limit = max(dynamo.recompile_limit, MAX_GRAPHS)
         for module in objective.modules():

@@ -41,6 +41,13 @@ class Stage(nn.Module):
         return out
 
 
+def mark_varying(x: Tensor) -> None:
+    """Tell the compiler, before a stage is called for the first time, that the number of rows of `x` will differ."""
+    from torch._dynamo import maybe_mark_dynamic  # 1.5 s of imports
+
+    maybe_mark_dynamic(x, 0)
+
+
 class ResidualStream(nn.Module):
     """Where the residual stream begins: what follows keeps the format that it is given here."""
 

@@ -10,15 +10,17 @@ arXiv:2401.08541, section 4, and the released inference code.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from headrace.train.models.encoder import Encoder
 from headrace.train.models.stage import ResidualStream, Stage
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 # 1e-6 as in the released inference code; the training code uses 1e-5, which moves outputs by 2e-5.
 NORM_EPS = 1e-6
@@ -76,7 +78,7 @@ class Vit(Encoder):
         """The sizes of this trunk."""
         return self.config
 
-    def forward(self, images_B3HH: Tensor, attend: Tensor | BlockMask | None = None) -> Tensor:
+    def forward(self, images_B3HH: Tensor, attend: "Tensor | BlockMask | None" = None) -> Tensor:
         """Return tokens [B, L, D] after the last norm.
 
         `attend` is [B, L, K], True where row may look at column, or the same as a block mask; None = everywhere.
@@ -158,10 +160,10 @@ class Block(Stage):
         self.norm_2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width)
 
-    def forward(self, x_BLD: Tensor, mask: Tensor | BlockMask | None) -> Tensor:
+    def forward(self, x_BLD: Tensor, mask: "Tensor | BlockMask | None") -> Tensor:
         return self.computed(x_BLD, mask)
 
-    def compute(self, x_BLD: Tensor, mask: Tensor | BlockMask | None) -> Tensor:
+    def compute(self, x_BLD: Tensor, mask: "Tensor | BlockMask | None") -> Tensor:
         x_BLD = x_BLD + self.attn(self.norm_1(x_BLD), mask)
         out: Tensor = x_BLD + self.mlp(self.norm_2(x_BLD))
         return out
@@ -176,20 +178,22 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.proj = nn.Linear(width, width, bias=False)
 
-    def forward(self, x_BLD: Tensor, mask: Tensor | BlockMask | None) -> Tensor:
+    def forward(self, x_BLD: Tensor, mask: "Tensor | BlockMask | None") -> Tensor:
         """Return the mixed tokens. `mask` is [B, 1, L, K], True where row may look at column, or a block mask."""
         batch, length, width = x_BLD.shape
         qkv = self.qkv(x_BLD).reshape(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         query, key, value = qkv.unbind(0)
-        if isinstance(mask, BlockMask):
-            mixed = _block_sparse(query, key, value, mask)
-        else:
+        if mask is None or isinstance(mask, Tensor):
             mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        else:
+            mixed = _block_sparse(query, key, value, mask)
         out: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, length, width))
         return out
 
 
-def _block_sparse(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask) -> Tensor:
+def _block_sparse(query: Tensor, key: Tensor, value: Tensor, mask: "BlockMask") -> Tensor:
+    from torch.nn.attention.flex_attention import flex_attention  # half a second of imports
+
     # Not compiled it is a slow loop over the whole matrix; on a CPU, where only tests come, that is well.
     attend = flex_attention if torch.compiler.is_compiling() or not query.is_cuda else _compiled_attention()
     out: Tensor = attend(query, key, value, block_mask=mask)
@@ -198,6 +202,8 @@ def _block_sparse(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask) ->
 
 @cache
 def _compiled_attention() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
     return torch.compile(flex_attention, dynamic=False)
 
 

@@ -12,22 +12,23 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch._dynamo import maybe_mark_dynamic
 
 from headrace.pipeline import Batch
 from headrace.train.execution import Execution
-from headrace.train.models.block_mask import prefix_block_mask
 from headrace.train.models.rows import take_distinct_rows
-from headrace.train.models.stage import ResidualStream, Stage
+from headrace.train.models.stage import ResidualStream, Stage, mark_varying
 from headrace.train.models.vit import Mlp, Vit, VitConfig, initialise, prefix_attention, sincos_positions
 from headrace.train.objectives.objective import Objective
 from headrace.train.objectives.prefixes import prefix_lengths
 from headrace.train.pixels import IMAGENET_MEAN, IMAGENET_STD, Normalise, on_device
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 TARGET_EPS = 1e-6
 HEAD_NORM_EPS = 1e-5
@@ -133,6 +134,7 @@ class Aim(Objective):
             log.warning("heads of %d channels are too narrow for flex: sdpa", shape.width // shape.heads)
             execution = dataclasses.replace(execution, flex=False)
         super().run_as(execution)
+        self.head.compiled = execution.compiled
 
     @property
     def trunk(self) -> Vit:
@@ -172,8 +174,7 @@ class Aim(Objective):
         prefix_B, device = self.prefixes(batch), images_B3HH.device
         rows, count = self._head_rows(predicting_rows(prefix_B, batch.valid, self.num_patches), prefix_B.size)
         rows_N = on_device(rows, device)
-        attends = prefix_block_mask if self.execution.flex else prefix_attention
-        tokens_BLD = self.encoder(images_B3HH, attends(on_device(prefix_B, device), self.num_patches))
+        tokens_BLD = self.encoder(images_B3HH, self._attends(on_device(prefix_B, device)))
         # The head has no attention, so running it on the outputs that count alone is exact, and halves its work.
         take = take_distinct_rows if self.execution.compiled else Tensor.__getitem__
         predicted_NP = self.head(take(tokens_BLD.flatten(0, 1), rows_N), rows_N % self.num_patches)
@@ -182,6 +183,13 @@ class Aim(Objective):
         target_NP = target_BLP.flatten(0, 1)[(rows_N + 1) % (prefix_B.size * self.num_patches)]
         loss_N = (predicted_NP.to(target_NP.dtype) - target_NP).square().mean(dim=1)
         return loss_N[:count].sum(), {}
+
+    def _attends(self, prefix_B: Tensor) -> "Tensor | BlockMask":
+        if self.execution.flex:
+            from headrace.train.models.block_mask import prefix_block_mask
+
+            return prefix_block_mask(prefix_B, self.num_patches)
+        return prefix_attention(prefix_B, self.num_patches)
 
     def _head_rows(self, rows_N: NDArray[np.int64], images: int) -> tuple[NDArray[np.int64], int]:
         """Return the rows of tokens that the head sees, and how many in front of them count."""
@@ -196,6 +204,8 @@ class PixelHead(nn.Module):
     """
 
     positions_LD: Tensor
+    compiled: bool = False
+    """True if its blocks are compiled."""
 
     def __init__(self, trunk: VitConfig, config: AimConfig) -> None:
         super().__init__()
@@ -218,7 +228,8 @@ class PixelHead(nn.Module):
         """Return predicted pixels [N, P] for tokens that stand at `place_N` in their images."""
         x_ND = self.residual(self.decoder_projection(tokens_ND) + self.positions_LD[place_N])
         for block in self.decoder_blocks:
-            maybe_mark_dynamic(x_ND, 0)
+            if self.compiled:
+                mark_varying(x_ND)
             x_ND = block(x_ND)
         out: Tensor = self.decoder_pred(self.decoder_norm(x_ND))
         return out
