@@ -126,6 +126,8 @@ class PictureMaker:
                     blacken(view, row)
             given.update(again)
             waiting = again
+        if self._mapper is not None and not finished and not self._plan.replaces:
+            self._learn_mapped(self._mapper)
         return {
             row: MadeRow(
                 dataclasses.replace(payload, data=b"") if views else payload,
@@ -170,9 +172,9 @@ class PictureMaker:
             self._clock.tally("map").add(time.perf_counter() - begun)
 
     def _learn_mapped(self, mapper: Mapper) -> None:
-        """Map the first sample that can be had, if none was, so that a batch of padding has the columns of the others.
+        """Map the first sample that can be had, if none was, so that a batch without one has the columns of the others.
 
-        In a finite pass the last batch of a rank may be nothing else, and the only one that it has.
+        In a finite pass a batch may be nothing but padding and damaged samples, and the only one that a rank has.
         """
         source = self._reader.sources[0]
         for ordinal in range(min(LOOKS, source.num_samples)):

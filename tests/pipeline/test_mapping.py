@@ -306,6 +306,22 @@ def test_a_batch_of_padding_has_the_columns_of_the_others(mixture: Mixture, frac
     assert all(shape == shapes[0] for shape in shapes)
 
 
+def test_a_batch_of_damaged_samples_has_the_columns_of_the_others(mixture: Mixture) -> None:
+    def refuse(sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
+        if sample.position < 8 and sample.key < "00004":
+            raise SampleError("early", "no")
+        return {"x": np.ones(3, np.float32), "draw": rng.random()}
+
+    one = dataclasses.replace(mixture, max_bad_fraction=1.0)
+    with open_stream(one, global_batch=4, map=refuse, once=True) as stream:
+        first, second = next(stream), next(stream)
+    columns: dict[str, Any] = first.columns
+    assert not first.valid.any()
+    assert second.valid.all()
+    assert (columns["x"].shape, columns["x"].dtype, columns["x"].any()) == ((4, 3), np.float32, False)
+    assert np.isnan(columns["draw"]).all()
+
+
 def test_a_map_that_is_no_function_is_refused(mixture: Mixture) -> None:
     with pytest.raises(ValueError, match=r"map is a function of \(sample, rng\), got 'tokens'"):
         open_stream(mixture, global_batch=8, map="tokens")  # type: ignore[arg-type]
