@@ -1,7 +1,7 @@
 """Which samples a URL, a uid or a key names: a walk over the indexes of a run's sources.
 
 The order has an inverse, a URL has none: each index is read once, checked against the manifest, and compared as a
-whole column. A key that names its own place, as those of curated and imported datasets do, is looked up there.
+whole column. A key that names its shard, as those of curated datasets do, is looked up there.
 """
 
 import itertools
@@ -13,14 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from headrace.curation.ledger import place_of_key
 from headrace.pipeline.catalog import OpenedSource
 from headrace.shards.columns import plain_numbers
 from headrace.shards.progress import OnProgress, Progress, no_progress
 from headrace.trace.lookup import Opened
 
 KINDS = ("url", "uid", "key")
-INDEX_DIGITS = 6
-"""Digits behind the shard's name in the keys that curation and import write."""
 AT_ONCE = 64
 """Indexes between two reports of progress."""
 
@@ -101,6 +100,6 @@ def _by_place(opened: Opened, source: int, asked: Asked) -> tuple[list[Match], A
 
 
 def _shard_of(source: OpenedSource, key: str) -> int | None:
-    """Return the shard that a key of the form SHARD + six digits names, if there is one."""
-    name, digits = key[:-INDEX_DIGITS], key[-INDEX_DIGITS:]
-    return source.dataset.shards.number_of(name) if name and digits.isascii() and digits.isdecimal() else None
+    """Return the shard that a key names, if there is one of that name."""
+    place = place_of_key(key)
+    return source.dataset.shards.number_of(place[0]) if place is not None else None

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from headrace.curation.report.sketch import hosts
 from headrace.pipeline.order.inverse import times_given
 from headrace.shards.progress import OnProgress, Progress, no_progress
 from headrace.trace.lookup import Opened
@@ -33,7 +33,6 @@ SCHEMA = pa.schema(
     ]
 )
 """One row a sample that was seen."""
-HOST = r"^[A-Za-z][A-Za-z0-9+.\-]*://(?:[^/?#]*@)?(?P<host>\[[^\]]*\]|[^/:?#]*)"
 AT_ONCE = 32
 """Shards between two reports of progress."""
 MERGE_ROWS = 1 << 20
@@ -88,7 +87,7 @@ class Tally:
             tally.by_times[int(often)] = tally.by_times.get(int(often), 0) + int(samples)
         if counted.seen.num_rows:
             ones = pa.array(np.ones(counted.seen.num_rows, np.int64))
-            table = pa.table({"host": hosts_of(counted.seen["url"]), "samples": ones, "times": counted.seen["times"]})
+            table = pa.table({"host": hosts(counted.seen["url"]), "samples": ones, "times": counted.seen["times"]})
             self._hosts = pa.concat_tables([self._hosts, _summed(table)])
             if self._hosts.num_rows > MERGE_ROWS:
                 self._hosts = _summed(self._hosts)
@@ -135,12 +134,6 @@ def new_tally(opened: Opened, replacements: Replacements, *, last: int) -> Tally
     for one in _replaced(replacements, last):
         tally.sources[opened.sources[one.source].config.name].num_damaged += 1
     return tally
-
-
-def hosts_of(urls: pa.ChunkedArray) -> pa.Array:
-    """Return the lower-case host of each URL; empty where there is none."""
-    found = pc.extract_regex(urls.combine_chunks(), HOST)
-    return pc.fill_null(pc.utf8_lower(pc.struct_field(found, "host")), "")
 
 
 def _count_shard(
