@@ -6,6 +6,7 @@ import gc
 import json
 import math
 import pickle
+import subprocess
 import sys
 import threading
 import types
@@ -239,6 +240,12 @@ def test_lightnings_fetcher_is_refused_where_it_would_drop_a_batch(
         module.Fetcher().begin(loader, [20])
     with StreamLoader(mixture, batch_size=8, steps_per_epoch=4) as loader:
         module.Fetcher().begin(loader, [math.inf])
+
+
+def test_without_pytorch_the_package_says_what_to_install() -> None:
+    program = "import sys; sys.modules['torch'] = None; import headrace.torch"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200, check=False)
+    assert "headrace.torch needs PyTorch; pip install 'headrace[train]'" in done.stderr
 
 
 def test_a_loader_that_is_forgotten_ends_its_threads(mixture: Mixture) -> None:
