@@ -69,7 +69,7 @@ def _locked(out: Path) -> Iterator[Path]:
     """Hold the lock of a run folder and yield its path. Raises ValueError if another process holds it."""
     path = out / ".lock"
     while True:
-        with path.open("w") as lock:
+        with path.open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:

@@ -13,6 +13,7 @@ from headrace.shards.dataset import open_dataset
 from headrace.train.config import RunConfig
 from headrace.train.model import refuse_splitting
 from headrace.train.objectives.build import build_objective
+from headrace.train.runs.cost import cost_lines
 from headrace.train.runs.folder import check_out
 from headrace.train.runs.initial import initial_weights
 from headrace.train.sources import check_length, check_sources
@@ -52,6 +53,4 @@ def plan_run(config: RunConfig) -> list[str]:
         size = open_dataset(config.validation.dataset).num_samples
         used = min(size, config.validation.samples or size)
         lines.append(f"validation: {used:,} of {size:,} samples, every {config.validation.every:,} steps")
-    every, keep = config.checkpoint.every, config.checkpoint.keep
-    lines.append(f"checkpoint: every {every:,} steps, {keep} kept, in {config.out}/checkpoints")
-    return lines
+    return lines + cost_lines(config, objective)
