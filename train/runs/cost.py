@@ -66,12 +66,10 @@ def _disk_line(config: RunConfig, objective: Objective) -> str:
     if size > free and config.checkpoint.on_full_disk == "stop":
         raise ValueError(f"a checkpoint takes {_gb(size)}, {_gb(free)} are free at {out}; choose another `out`")
     at_most = kept * size + weights
-    room = f"{_gb(free)} are free" + (
-        "" if at_most <= free else ": too few, lower checkpoint.keep or choose another out"
-    )
+    lack = "" if at_most <= free else ": too few, lower checkpoint.keep or choose another `out`"
     return (
-        f"checkpoint: every {every:,} steps, {config.checkpoint.keep} kept, in {config.out}/checkpoints; {_gb(size)} each, "
-        f"{_gb(at_most)} at most with the exported weights; {room}"
+        f"checkpoint: every {every:,} steps, {config.checkpoint.keep} kept, in {config.out}/checkpoints; {_gb(size)} "
+        f"each, {_gb(at_most)} at most with the exported weights; {_gb(free)} are free{lack}"
     )
 
 
