@@ -104,8 +104,8 @@ def without_weights() -> Iterator[None]:
 def spread(objective: nn.Module, ranks: Ranks, *, replicas: int, bf16: bool) -> Layout:
     """Spread a model made `without_weights` over the processes, block by block; its weights are then still undefined.
 
-    Weights are gathered in bf16 where the forward pass runs in it, and gradients summed in fp32. Raises ValueError for
-    a parameter that cannot be spread.
+    On a GPU weights are gathered in bf16 where the forward pass runs in it; gradients are summed in fp32. Raises
+    ValueError for a parameter that cannot be spread.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -116,10 +116,9 @@ def spread(objective: nn.Module, ranks: Ranks, *, replicas: int, bf16: bool) -> 
     shards = ranks.size // replicas
     shape, names = ((replicas, shards), ("replicate", "shard")) if replicas > 1 else ((shards,), ("shard",))
     mesh = init_device_mesh(ranks.device.type, shape, mesh_dim_names=names)
-    # Inputs are autocast's business: it also decides what stays in fp32.
-    policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
-    )
+    # Inputs are autocast's business. On a CPU it leaves norms alone, which there want weights in the format of inputs.
+    gathered = torch.bfloat16 if bf16 and ranks.device.type == "cuda" else None
+    policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
     buffers = {name: buffer.clone() for name, buffer in objective.named_buffers()}
     for block in blocks_of(objective):
         fully_shard(block, mesh=mesh, mp_policy=policy)

@@ -156,12 +156,15 @@ def _told(dtype: torch.dtype, shape: tuple[int, ...]) -> str:
 
 
 def _shares(targets: list[tuple[Source, Piece]], layout: Layout) -> list[int]:
-    """Return for each tensor the rank that reads it, of those that hold the same; they read as much as each other."""
-    loads, readers = dict.fromkeys(layout.replicas, 0), [0] * len(targets)
+    """Return for each tensor the rank that reads it, of those that hold the same.
+
+    Each reads as much as the others, and neighbours in the file, as small ones share a block.
+    """
     sizes = [piece.local.numel() * piece.local.element_size() for _, piece in targets]
-    for number in sorted(range(len(targets)), key=lambda number: (-sizes[number], number)):
-        readers[number] = min(loads, key=lambda rank: (loads[rank], rank))
-        loads[readers[number]] += sizes[number]
+    total, before, readers = max(1, sum(sizes)), 0, []
+    for size in sizes:
+        readers.append(layout.replicas[(before + size // 2) * len(layout.replicas) // (total + 1)])
+        before += size
     return readers
 
 

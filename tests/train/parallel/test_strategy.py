@@ -62,6 +62,29 @@ for path in sys.argv[1:]:
         assert (layout.shard, layout.num_shards) == (ranks.rank, 2)
     os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
 """
+# Rank 1 cannot write its part: both ranks end with one line, and nothing of the checkpoint is left.
+UNWRITTEN = """
+import errno, os, sys
+from headrace.train.config import load_run
+from headrace.train.loop import train
+from headrace.train.runs.saving import Save
+
+write = Save.write_part
+
+def failing(save, *given):
+    if os.environ["RANK"] == "1":
+        raise OSError(errno.EIO, "the disk is broken")
+    write(save, *given)
+
+Save.write_part = failing
+try:
+    train(load_run(sys.argv[1], sys.argv[2:]))
+except OSError as error:
+    assert "00000002 could not be written" in str(error) and "\\n" not in str(error), error
+    assert ("the disk is broken" in str(error)) == (os.environ["RANK"] == "1"), error
+    os._exit(0)
+sys.exit("this rank went on")
+"""
 SUPERVISED = {"kind": "supervised", "num_classes": 3, "patch": 4, "width": 16, "depth": 1, "heads": 2}
 
 
@@ -114,7 +137,9 @@ def assert_same_run(out: Path, reference: Path) -> None:
 
 def test_two_processes_with_a_spread_model_are_one(run_file: Callable[..., Path], tmp_path: Path) -> None:
     path = run_file(steps=3, images_per_micro_batch=3, validation={"dataset": other_set(run_file), "every": 3})
-    processes(2, TRAIN, told(path, tmp_path / "fsdp", "parallel.strategy=fsdp"))
+    beside = "checkpoint.asynchronous=true"
+    processes(2, TRAIN, told(path, tmp_path / "fsdp", "parallel.strategy=fsdp", beside))
+    assert [path.name for path in (tmp_path / "fsdp" / "checkpoints").iterdir()] == ["00000003"]
     assert train(load_run(path, [f"out={tmp_path / 'alone'}"])).finished
     assert_same_run(tmp_path / "fsdp", tmp_path / "alone")
 
@@ -143,8 +168,12 @@ def test_fsdp_is_ddp_is_one_process_and_either_continues_the_other(
     assert train(load_run(path, [f"out={fsdp_then_one}"])).finished
     for out in (ddp_then_fsdp, fsdp_then_ddp, fsdp_then_one):
         assert_same_run(out, alone)
-    losses = [[line["loss"] for line in read_metrics(out / "metrics.jsonl")] for out in (fsdp_again, fsdp)]
+    losses = [[line["loss"] for line in read_metrics(out / "metrics.jsonl")] for out in (fsdp_again, fsdp, alone)]
     assert losses[0] == losses[1]
+
+    low = tmp_path / "low"
+    processes(2, TRAIN, told(path, low, spread, "precision=bf16", "activation_checkpointing=selective"))
+    assert [line["loss"] for line in read_metrics(low / "metrics.jsonl")] == pytest.approx(losses[2], rel=1e-2)
 
     # Whoever reads a run reads one whose weights lie in parts.
     parts = sorted(name.name for name in (fsdp / "checkpoints" / "00000006").iterdir())
@@ -173,6 +202,16 @@ def test_four_processes_two_replicas_and_other_world_sizes(run_file: Callable[..
     processes(4, TRAIN, told(path, more, spread, twice), told(path, ddp))
     for out in (two, one, more, ddp):
         assert_same_run(out, alone)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("asynchronous", ["true", "false"])
+def test_a_part_that_one_process_cannot_write_ends_all(
+    run_file: Callable[..., Path], tmp_path: Path, asynchronous: str
+) -> None:
+    path = run_file(checkpoint={"every": 2})
+    processes(2, UNWRITTEN, str(path), "parallel.strategy=fsdp", f"checkpoint.asynchronous={asynchronous}")
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 
 def test_the_first_weights_of_a_spread_model_are_those_of_one_process(run_file: Callable[..., Path]) -> None:
