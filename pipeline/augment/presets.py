@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from headrace.config import config_to_dict
+from headrace.config import build_config, config_to_dict
 from headrace.pipeline.augment.config import Augment, View
 
 # MoCo v3, main_moco.py, as its ViTs are trained (crop_min 0.08; its ResNets have 0.2). Asymmetric as BYOL.
@@ -85,5 +85,14 @@ def written_out(mixture: Mapping[str, Any]) -> dict[str, Any]:
     if sum(view["count"] for view in views) > 1:
         if data.get("views"):
             raise ValueError(f"preset: {name} gives the views: leave `views` out, or the preset")
+        _refuse_once(views[0]["augment"])
         data["views"] = views
     return data
+
+
+def _refuse_once(augment: dict[str, Any]) -> None:
+    """Raise ValueError for a change that no view can take, before it is said of every view that nobody wrote."""
+    try:
+        build_config(Augment, augment)
+    except ValueError as error:
+        raise ValueError(f"augment: {str(error).removeprefix('top level: ')}") from None

@@ -123,6 +123,11 @@ def test_views_of_ones_own_may_stand_beside_a_preset_of_one() -> None:
         ({"preset": "swav", "views": [{"count": 2}]}, "preset: swav gives the views: leave `views` out, or the preset"),
         ({"preset": "aim", "augment": {"flop": 1}}, "unknown key 'augment.flop'; known keys here: crop"),
         ({"preset": "aim", "augment": 3}, "augment"),
+        (
+            {"preset": "swav", "augment": {"flop": 1}},
+            r"^augment: unknown key 'flop'; known keys here: crop, [a-z_, ]*$",
+        ),
+        ({"preset": "swav", "augment": {"blur_sigma": [2, 1]}}, r"^augment: blur_sigma must be a range [^;]*$"),
         ({"preset": 3}, "preset"),
     ],
 )
