@@ -2,12 +2,12 @@
 
 Plain JPEGs go through DALI, a part of a batch at once. Everything else, and every picture that DALI refuses, is
 decoded by `turbo` in the same call, so the samples that are delivered are those of `turbo`. A corrupt picture costs
-itself only: DALI stops the whole run at it, so the CPU judges every picture of that run, and the good ones run again in
-a new pipeline.
+itself only: DALI stops the whole run at it, so the CPU judges every picture of that run, and the good ones run again.
 """
 
 import logging
 import queue
+import re
 from collections.abc import Sequence
 from typing import Self
 
@@ -15,13 +15,12 @@ from headrace.pipeline.augment.views import ChooseWindow, PlannedView, planned_v
 from headrace.pipeline.decode.beside import TurboPool
 from headrace.pipeline.decode.cores import own_cores
 from headrace.pipeline.decode.dali_feed import PreparedItems, prepare
-from headrace.pipeline.decode.dali_pipeline import DaliPipeline, Settings, ViewSettings, dali_fault
+from headrace.pipeline.decode.dali_pipeline import DaliPipeline, Refusal, Settings, ViewSettings, dali_fault, refusal_of
 from headrace.pipeline.decode.decoder import Images, Item
 from headrace.pipeline.decode.memory import DeviceMemory, HostMemory, Memory
 from headrace.pipeline.decode.plain import is_plain_jpeg
 from headrace.pipeline.errors import SampleError
 from headrace.pipeline.mixture import Mixture
-from headrace.text import one_line
 
 ITEMS_PER_CALL = 256
 CALLS_AT_ONCE = 2
@@ -30,7 +29,10 @@ MOST_PIXELS = 16 << 20
 """Larger pictures are the CPU's, which decodes the part that is needed."""
 MOST_RUN_PIXELS = 96 << 20
 """Of the whole pictures of one run: DALI keeps the memory of its largest run, three bytes a pixel and more."""
+MOST_BROKEN = 16
+"""So many errors in a row that are no picture's are the device's: halving a run down to one picture takes 9."""
 END = b"\xff\xd9"
+MAX_REASONS = 16
 
 Answer = SampleError | None
 
@@ -57,7 +59,7 @@ class Dali:
         )
         self._pipelines: queue.SimpleQueue[DaliPipeline] = queue.SimpleQueue()
         self._turbo = TurboPool(mixture, self._memory, threads=threads)
-        self._said = ""
+        self._said: set[str] = set()
 
     @classmethod
     def for_device(cls, mixture: Mixture, device: str) -> Self:
@@ -92,29 +94,41 @@ class Dali:
         """Decode what fits into one run."""
         prepared = prepare(items, choose, [view.side for view in self._settings.views])
         answers: list[Answer] = [None] * len(items)
-        doubted = self._run(prepared, range(len(items)), out)
-        if doubted is None:
+        found = self._run(prepared, range(len(items)), out)
+        if isinstance(found, Refusal):
             answers = self._turbo.decode(items, choose, out)
             good = [number for number, answer in enumerate(answers) if answer is None]
-            doubted = self._halves(prepared, good, out)
-            if len(doubted) == len(good) > 1:
-                raise RuntimeError(f"decoder dali decodes nothing on {self._settings.device} any more: {self._said}")
-        for number, answer in zip(doubted, self._turbo.decode([items[n] for n in doubted], choose, out), strict=True):
+            found = self._sift(prepared, good, out)
+        for number, answer in zip(found, self._turbo.decode([items[n] for n in found], choose, out), strict=True):
             answers[number] = answer
         return answers
 
-    def _halves(self, prepared: PreparedItems, numbers: Sequence[int], out: Sequence[Images]) -> list[int]:
-        """Run what the CPU decodes, in parts until no part is refused; return those that the CPU must decode."""
-        doubted = self._run(prepared, numbers, out) if numbers else []
-        if doubted is not None:
-            return doubted
-        if len(numbers) == 1:
-            return list(numbers)
-        middle = len(numbers) // 2
-        return self._halves(prepared, numbers[:middle], out) + self._halves(prepared, numbers[middle:], out)
+    def _sift(self, prepared: PreparedItems, good: list[int], out: Sequence[Images]) -> list[int]:
+        """Run what the CPU decodes without those that DALI refuses; return what the CPU must decode.
 
-    def _run(self, prepared: PreparedItems, numbers: Sequence[int], out: Sequence[Images]) -> list[int] | None:
-        """Decode some items into their rows; return those whose end is in doubt, or None if DALI refused the run."""
+        Raises RuntimeError if DALI decodes nothing any more.
+        """
+        doubted, refused, waiting, num_broken = list[int](), list[int](), [good] if good else [], 0
+        while waiting:
+            part = waiting.pop()
+            found = self._run(prepared, part, out)
+            if not isinstance(found, Refusal):
+                doubted += found
+                num_broken = 0
+                continue
+            num_broken += not found.is_pictures
+            place = 0 if len(part) == 1 else found.place
+            if place is not None:
+                refused.append(part[place])
+                waiting += [rest] if (rest := part[:place] + part[place + 1 :]) else []
+            else:
+                waiting += [part[len(part) // 2 :], part[: len(part) // 2]]
+            if num_broken > MOST_BROKEN or len(refused) == len(good) > 1:
+                raise RuntimeError(f"decoder dali decodes nothing on {self._settings.device} any more: {found.text}")
+        return doubted + refused
+
+    def _run(self, prepared: PreparedItems, numbers: Sequence[int], out: Sequence[Images]) -> list[int] | Refusal:
+        """Decode some items into their rows; return those whose end is in doubt, or why DALI refused them all."""
         feed = prepared.feed.at(numbers) if len(numbers) < len(prepared.feed) else prepared.feed
         try:
             pipeline = self._pipelines.get_nowait()
@@ -122,9 +136,14 @@ class Dali:
             pipeline = DaliPipeline(self._settings)
         try:
             fed = pipeline.run(feed)
-        except RuntimeError as error:  # the pipeline is left to the collector: its next run may end the process
-            self._say(error)
-            return None
+        except RuntimeError as error:
+            refusal = refusal_of(error, len(numbers))
+            self._say(refusal)
+            # Behind a picture that cannot be decoded it goes on as before (1,500 times in a row); behind another error
+            # its next run may end the process. Building one takes 1.7 s on a CUDA device.
+            if refusal.is_pictures:
+                self._pipelines.put(pipeline)
+            return refusal
         rows, transposed = prepared.rows[numbers], prepared.transposed[numbers]
         for view, pixels in zip(out, fed.squares, strict=True):
             self._memory.write(view, rows, pixels, transposed)
@@ -132,12 +151,12 @@ class Dali:
         self._pipelines.put(pipeline)
         return [numbers[place] for place in prepared.doubts(numbers, fed, repeats=self._settings.device != "cpu")]
 
-    def _say(self, error: RuntimeError) -> None:
-        """Say when the reason changes, not for every picture."""
-        text = one_line(str(error))
-        if text != self._said:
-            self._said = text
-            log.info("DALI refused a run of pictures, so they are judged one by one: %s", text)
+    def _say(self, refusal: Refusal) -> None:
+        """Say each reason once, whichever picture it names."""
+        reason = re.sub(r"#\d+", "#", refusal.text)
+        if reason not in self._said and len(self._said) < MAX_REASONS:
+            self._said.add(reason)
+            log.info("DALI refused a run of pictures, so they are judged one by one: %s", refusal.text)
 
 
 def _settings_of(view: PlannedView) -> ViewSettings:

@@ -2,9 +2,10 @@
 
 The device is one word in it (`mixed` or `cpu`). Each picture is decoded once, the box that holds its windows; each view
 is a slice of that, resized (the filter widened when shrinking), mirrored, and padded. DALI stops the whole run at one
-picture that it cannot read, and after some errors the next run ends the process: a pipeline that raised is thrown away.
+picture that it cannot read, and after errors of another kind the next run may end the process.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +21,8 @@ Ints = NDArray[np.int32]
 
 TAIL_PIXELS = 8
 """Side of the square at the end of each box that is given back: see `dali_feed`."""
+_REFUSED = re.compile(r"Failed to decode sample #(\d+)|nvImageCodec failure")
+
 PATTERN_ROWS, PATTERN_COLUMNS = 16, 32
 """Of the part near the end of each box that is given back too."""
 
@@ -98,7 +101,7 @@ class DaliPipeline:
         self._pipeline.build()
 
     def run(self, feed: Feed) -> Fed:
-        """Decode. Raises RuntimeError if one picture cannot be read; throw this away then."""
+        """Decode. Raises RuntimeError: `refusal_of` tells if a picture cannot be decoded, or this is broken."""
         inputs: dict[str, Any] = {
             "jpegs": list(feed.jpegs),
             "start": _own(feed.boxes[:, :2]),
@@ -117,6 +120,25 @@ class DaliPipeline:
         *squares, tails, patterns = self._pipeline.run(**inputs)
         on_host = [np.asarray(part.as_cpu().as_tensor()) for part in (tails, patterns)]
         return Fed([view.as_tensor() for view in squares], *on_host)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why DALI stopped a run."""
+
+    text: str
+    place: int | None
+    """Which picture of the run it names, if it names one."""
+    is_pictures: bool
+    """True if a picture cannot be decoded, and nothing else is wrong."""
+
+
+def refusal_of(error: RuntimeError, num_items: int) -> Refusal:
+    """Return what DALI's error says of a run of so many pictures."""
+    text = one_line(str(error).partition("encountered:\n")[2].partition("Current pipeline")[0] or str(error))
+    named = _REFUSED.search(text)
+    place = int(named[1]) if named is not None and named[1] is not None else num_items
+    return Refusal(text, place if place < num_items else None, named is not None)
 
 
 @cache
