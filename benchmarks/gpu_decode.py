@@ -29,7 +29,8 @@ import numpy as np
 
 LOADS, THREADS = (0.0, 0.1, 0.25, 0.5, 0.65, 0.9, 1.0), (2, 4, 8, 16)
 MADE, COPIES = 256, 4
-START_SECONDS, BUILD_SECONDS, LEAST_SECONDS, OTHER_CELLS = 25.0, 2.5, 0.5, 7
+START_SECONDS, BUILD_SECONDS, LEAST_SECONDS, OTHER_CELLS = 40.0, 2.5, 0.5, 7
+LEAST_STREAM_SECONDS = 2.0
 SIDE = 224
 CORES = len(os.sched_getaffinity(0))
 
@@ -51,11 +52,15 @@ def main() -> None:
         f"{len(files)} photographs, {sum(map(len, files)) // len(files)} bytes each; {device}, {CORES} cores",
         flush=True,
     )
-    print("| what | hw_decoder_load | threads | images/s | cores busy |\n| --- | --- | --- | --- | --- |", flush=True)
     if arguments.budget_seconds:
         num_dali = len(arguments.loads) * len(arguments.threads)
         spare = arguments.budget_seconds - START_SECONDS - BUILD_SECONDS * num_dali
         arguments.seconds = max(LEAST_SECONDS, spare / (num_dali + OTHER_CELLS))
+    spoilt = [faults(files, load) for load in sorted({min(arguments.loads), max(arguments.loads)})]
+    for found in spoilt:
+        load, answers = found["hw_decoder_load"], found["as_turbo"]
+        print(f"spoilt JPEGs answered as turbo does, hw_decoder_load {load}: {answers}", flush=True)
+    print("| what | hw_decoder_load | threads | images/s | cores busy |\n| --- | --- | --- | --- | --- |", flush=True)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         for what, keys, measure in _cells(files, arguments, Path(folder)):
@@ -70,16 +75,6 @@ def main() -> None:
                 row = {"what": what, **keys, "failed": " ".join(str(error).split())[:300]}
             rows.append(row)
             show(row)
-    spoilt = (
-        []
-        if _is_over(arguments, begun)
-        else [faults(files, load) for load in (min(arguments.loads), max(arguments.loads))]
-    )
-    for found in spoilt:
-        print(
-            f"spoilt JPEGs answered as turbo does, hw_decoder_load {found['hw_decoder_load']}: {found['as_turbo']}",
-            flush=True,
-        )
     if arguments.json:
         facts = {"device": device, "cores": CORES, "seconds": arguments.seconds, "batch": arguments.batch}
         Path(arguments.json).write_text(json.dumps({**facts, "rows": rows, "spoilt": spoilt}, indent=1) + "\n")
@@ -153,13 +148,14 @@ def _cells(files: list[bytes], arguments: argparse.Namespace, folder: Path) -> I
         yield "nvImageCodec, the windows, not resized", settings, lambda calls=calls: run(calls(), seconds)  # type: ignore[misc]
     yield "bare turbo", {**none, "threads": CORES}, lambda: run(turbo_calls(files, batch), seconds, workers=1)
     write(files, folder)
-    yield "stream, turbo", {**none, "threads": CORES}, partial(stream, folder, batch, seconds, decoder="turbo")
+    long = max(seconds, LEAST_STREAM_SECONDS)
+    yield "stream, turbo", {**none, "threads": CORES}, partial(stream, folder, batch, long, decoder="turbo")
     for load in sorted({min(arguments.loads), max(arguments.loads)}):
         keys = {"decoder": "dali", "hw_decoder_load": load, "decode_threads": most}
         settings = {"hw_decoder_load": load, "threads": most}
-        yield "stream, dali", settings, partial(stream, folder, batch, seconds, **keys)
-    for load in arguments.loads:
-        for threads in arguments.threads:
+        yield "stream, dali", settings, partial(stream, folder, batch, long, **keys)
+    for threads in sorted(arguments.threads, reverse=True):
+        for load in sorted(arguments.loads, key=lambda load: abs(load - 0.6), reverse=True):
             settings = {"hw_decoder_load": load, "threads": threads}
             yield "bare dali", settings, partial(bare_dali, files, batch, seconds, **settings)
 
@@ -365,7 +361,7 @@ def stream(folder: Path, batch: int, seconds: float, **keys: Any) -> tuple[float
     source = Source(name="photographs", url=str(folder), chunk_samples=32, shuffle_window=512)
     mixture = Mixture(sources=(source,), lanes=4, image_size=SIDE, index_cache="none", **keys)
     with open_stream(mixture, global_batch=batch, device="cuda") as opened:
-        for _ in range(8):
+        for _ in range(24):  # the first 16 batches read less than whole chunks
             next(opened)
         images, begun, cpu = 0, time.perf_counter(), _cpu_seconds()
         while (took := time.perf_counter() - begun) < seconds:
