@@ -16,7 +16,6 @@ from headrace.pipeline.augment.config import Augment, Interpolation
 TRIES = 10
 DRAWS = 1 + 4 * TRIES
 MASK_64 = 2**64 - 1
-EARLY_DRAWS = 5  # the flip's and those of the first try, which nearly always fits
 BLOCKS_PER_POSITION = 16  # Philox gives 4 numbers a block; 16 leaves room for later parameters
 
 
@@ -53,16 +52,6 @@ def choose_window(augment: Augment, draws: list[float], height: int, width: int)
     return window._replace(flipped=flipped, interpolation=augment.interpolation)
 
 
-def early_window(augment: Augment, draws: list[float], height: int, width: int) -> Window | None:
-    """Return `choose_window` of a picture from its first `EARLY_DRAWS` draws; None where that takes more."""
-    if augment.crop != "random":
-        return choose_window(augment, draws, height, width)
-    window = _try_window(augment, draws[1:5], height, width)
-    if window is None:
-        return None
-    return window._replace(flipped=augment.flip and draws[0] < 0.5, interpolation=augment.interpolation)
-
-
 def position_draws(key: int, position: int, number: int = DRAWS) -> list[float]:
     """Return the numbers in [0, 1) that belong to a position under `key`, which is made of seed and view."""
     raw = _of_this_thread().at(key, position * BLOCKS_PER_POSITION).random_raw(number)
@@ -93,10 +82,15 @@ def _of_this_thread() -> _Generator:
 
 def _random_window(augment: Augment, draws: list[float], height: int, width: int) -> Window:
     """Torchvision's RandomResizedCrop: ten tries of area and log-uniform ratio, then the largest centre window."""
+    low, high = math.log(augment.ratio[0]), math.log(augment.ratio[1])
+    smallest, largest = augment.scale
     for first in range(1, DRAWS, 4):
-        window = _try_window(augment, draws[first : first + 4], height, width)
-        if window is not None:
-            return window
+        area, shape, down, across = draws[first : first + 4]
+        pixels = height * width * (smallest + area * (largest - smallest))
+        ratio = math.exp(low + shape * (high - low))
+        w, h = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return Window(int(down * (height - h + 1)), int(across * (width - w + 1)), h, w, False)
     if width / height < augment.ratio[0]:
         h, w = min(height, round(width / augment.ratio[0])), width
     elif width / height > augment.ratio[1]:
@@ -105,16 +99,3 @@ def _random_window(augment: Augment, draws: list[float], height: int, width: int
         h, w = height, width
     h, w = max(1, h), max(1, w)
     return Window((height - h) // 2, (width - w) // 2, h, w, False)
-
-
-def _try_window(augment: Augment, draws: list[float], height: int, width: int) -> Window | None:
-    """Return the window of one try, of four draws; None if it is larger than the picture."""
-    area, shape, down, across = draws
-    low, high = math.log(augment.ratio[0]), math.log(augment.ratio[1])
-    smallest, largest = augment.scale
-    pixels = height * width * (smallest + area * (largest - smallest))
-    ratio = math.exp(low + shape * (high - low))
-    w, h = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
-    if not (0 < w <= width and 0 < h <= height):
-        return None
-    return Window(int(down * (height - h + 1)), int(across * (width - w + 1)), h, w, False)

@@ -6,12 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from headrace.config import build_config, config_to_dict
 from headrace.pipeline import Augment, Batch, Mixture, Source, Stream, View, open_stream
-from headrace.pipeline.augment.views import PlannedView, planned_views, view_windows, windows_of
+from headrace.pipeline.augment.views import PlannedView, planned_views, view_windows
 
 MULTI_CROP = (View(count=2), View(count=3, image_size=8, augment=Augment(scale=(0.05, 0.3))))
 
@@ -138,21 +136,3 @@ def test_views_are_written_and_read_as_yaml_says() -> None:
 def test_views_that_cannot_be_are_refused(views: list[object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_config(Mixture, {"sources": [{"name": "a", "url": "b"}], "views": views})
-
-
-augments = st.builds(
-    Augment,
-    crop=st.sampled_from(["random", "center", "pad"]),
-    ratio=st.sampled_from([(3 / 4, 4 / 3), (3.0, 4.0)]),  # tall pictures take several tries of the second, or all ten
-    flip=st.booleans(),
-)
-
-
-@given(augment=augments, seed=st.integers(0, 9), sizes=st.lists(st.tuples(*[st.integers(1, 3000)] * 2), max_size=20))
-def test_windows_of_many_pictures_are_those_of_each(augment: Augment, seed: int, sizes: list[tuple[int, int]]) -> None:
-    mixture = Mixture(seed=seed, sources=(Source(name="a", url="b"),), augment=augment)
-    (choose,) = view_windows(mixture)
-    positions = [number * 10**14 for number in range(len(sizes))]
-    expected = [choose(at, height, width) for at, (width, height) in zip(positions, sizes, strict=True)]
-    assert windows_of(choose, positions, sizes) == expected
-    assert windows_of(lambda *where: choose(*where), positions, sizes) == expected
