@@ -36,7 +36,7 @@ from headrace.pipeline.pictures import PictureMaker
 from headrace.pipeline.prefetch import PendingBatch, Prefetcher
 from headrace.pipeline.quarantine import DamageCount, DamageReport, Quarantine, log_new_reasons
 from headrace.pipeline.stats import BatchTimes, Delivered, QueueDepths, StreamStats, gather
-from headrace.pipeline.threads import close_at_exit
+from headrace.pipeline.threads import close_at_exit, hand_over_sooner
 from headrace.pipeline.verdict import describe, judge
 from headrace.shards.cache import open_cache
 from headrace.shards.ranges import RangeReader
@@ -324,6 +324,7 @@ class Stream:
         close_at_exit().add(self)
         # Our threads are the parallelism; OpenCV's own pool would only fight them.
         cv2.setNumThreads(1)
+        hand_over_sooner()
         reading = self._new_reading()
         self._reading = reading
         reading.prefetcher.start()

@@ -140,3 +140,18 @@ def test_a_daemon_pool_runs_cancels_and_leaves_behind() -> None:
     hold.set()
     assert all(future.result(10) for future in stuck)
     assert pool.close(10)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.005, 0.0005), (0.002, 0.002)])
+def test_a_stream_that_reads_makes_threads_give_way_sooner_unless_the_user_chose(
+    mixture: Mixture, before: float, after: float
+) -> None:
+    found = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(before)
+        with open_stream(mixture, global_batch=8) as stream:
+            assert sys.getswitchinterval() == pytest.approx(before)  # it was opened, and reads nothing yet
+            next(stream)
+            assert sys.getswitchinterval() == pytest.approx(after)
+    finally:
+        sys.setswitchinterval(found)
