@@ -50,6 +50,7 @@ STEPS = (
         ("benchmarks/train_step.py", "--device", "cuda", "--budget-seconds", "{seconds}", "--json", "{json}"),
         0.3,
     ),
+    Step("copies", ("benchmarks/device_batches.py", "--budget-seconds", "{seconds}", "--json", "{json}"), 0.05),
     Step("data", ("benchmarks/train_step.py", "--data", "--budget-seconds", "{seconds}", "--json", "{json}"), 0.2),
 )
 

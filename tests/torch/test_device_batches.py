@@ -421,7 +421,8 @@ def test_a_gpu_that_waits_for_copies_says_so(mixture: Mixture) -> None:
 @pytest.mark.cuda
 def test_a_loader_for_a_gpu_gives_what_one_for_the_cpu_gives(mixture: Mixture) -> None:
     options: Any = {"batch_size": 8, "columns": ["label"], "normalise": ((0.5,) * 3, (0.25,) * 3), "form": "tuple"}
-    with StreamLoader(mixture, **options) as here, StreamLoader(mixture, device="cuda", **options) as there:
+    turbo = dataclasses.replace(mixture, decoder="turbo")  # auto would be another decoder there
+    with StreamLoader(turbo, **options) as here, StreamLoader(turbo, device="cuda", **options) as there:
         for wanted, got in zip(here, there, strict=False):
             assert all(tensor.is_cuda for tensor in got)
             assert all(torch.allclose(one.cpu(), other) for one, other in zip(got, wanted, strict=True))
