@@ -84,15 +84,16 @@ def test_squares_of_a_device_are_those_of_turbo(hw_decoder_load: float) -> None:
 @pytest.mark.parametrize("hw_decoder_load", [0.0, 1.0])
 def test_a_corrupt_picture_costs_itself_on_a_device(hw_decoder_load: float) -> None:
     good = [encode(smooth(n), quality=92) for n in range(16)]
-    spoilt = [good[3][:-500], encode(smooth(20), "PNG")[:4000], good[5][: len(good[5]) // 2]]
+    spoilt = [good[3][:-500], good[5][: len(good[5]) // 2]]
     decoder = Dali.for_device(dataclasses.replace(MIXTURE, hw_decoder_load=hw_decoder_load), "cuda:0")
     alone, _ = _decoded(decoder, _items(good))
     _, theirs_said = _decoded(Turbo(MIXTURE), _items(good + spoilt))
     for _ in range(3):
         ours, said = _decoded(decoder, _items(good + spoilt))
         assert said == theirs_said
-        for one, two in zip(ours, alone, strict=True):
-            assert (one[:16] == two).all()
+        for view, (one, two) in enumerate(zip(ours, alone, strict=True)):
+            unlike = {row: int(np.abs(one[row].astype(int) - two[row]).max()) for row in range(16)}
+            assert not any(unlike.values()), f"view {view}, levels by row: {unlike}"
     decoder.close()
 
 
