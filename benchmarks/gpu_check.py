@@ -33,7 +33,8 @@ class Step:
 
     name: str
     arguments: tuple[str, ...]
-    """`{seconds}` becomes what the step has, `{json}` the file for its numbers, `{tests}` the files of CUDA tests."""
+    """`{seconds}` becomes what the step has, `{json}` the file for its numbers, `{photos}` the photographs if some are
+    given, `{tests}` the files of CUDA tests."""
     share: float
     needs: str = ""
     """A module without which the step is left out."""
@@ -42,16 +43,14 @@ class Step:
 # A warning of a newer library than those of constraints.txt is no fault of this machine.
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", "-m", "cuda", "{tests}")
 
+TIMED = ("--budget-seconds", "{seconds}", "--json", "{json}")
 STEPS = (
-    Step("tests", PYTEST, 0.22),
-    Step("decode", ("benchmarks/gpu_decode.py", "--budget-seconds", "{seconds}", "--json", "{json}"), 0.28),
-    Step(
-        "train",
-        ("benchmarks/train_step.py", "--device", "cuda", "--budget-seconds", "{seconds}", "--json", "{json}"),
-        0.3,
-    ),
-    Step("copies", ("benchmarks/device_batches.py", "--budget-seconds", "{seconds}", "--json", "{json}"), 0.05),
-    Step("data", ("benchmarks/train_step.py", "--data", "--budget-seconds", "{seconds}", "--json", "{json}"), 0.2),
+    Step("tests", PYTEST, 0.18),
+    Step("decode", ("benchmarks/gpu_decode.py", "{photos}", *TIMED), 0.22),
+    Step("colours", ("benchmarks/augment.py", "--device", "cuda"), 0.04),
+    Step("copies", ("benchmarks/device_batches.py", *TIMED), 0.04),
+    Step("train", ("benchmarks/train_step.py", "--device", "cuda", *TIMED), 0.34),
+    Step("data", ("benchmarks/train_step.py", "--data", "{photos}", *TIMED), 0.18),
 )
 
 
@@ -99,11 +98,10 @@ def run(step: Step, seconds: float, out: Path, photos: str | None) -> Result:
     given = {
         "{seconds}": [str(int(0.9 * seconds))],
         "{json}": [str(out / f"{step.name}.json")],
+        "{photos}": ["--photos", photos] if photos else [],
         "{tests}": cuda_tests(),
     }
     command = [sys.executable, *itertools.chain.from_iterable(given.get(one, [one]) for one in step.arguments)]
-    if photos and "benchmarks" in command[1]:
-        command += ["--photos", photos]
     shown = " ".join(["python", *command[1:]])
     if step.needs and util.find_spec(step.needs) is None:
         return Result(step.name, f"left out: {step.needs} is not installed", 0.0, shown)
