@@ -5,6 +5,7 @@ The map is part of the stream's identity, by its content: the file that it came 
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -63,9 +64,10 @@ class LabelMap:
         self._unmapped = labels.unmapped
         try:
             given = read_map(labels.file, read) if labels.file else labels.map
+            self._map = _by_number(given, classes) if labels.column == LABEL else dict(given)
         except ValueError as error:
-            raise ValueError(f"source {source!r}: labels.file {without_secrets(labels.file)}: {error}") from error
-        self._map = _by_number(given, classes) if labels.column == LABEL else dict(given)
+            where = f"file {without_secrets(labels.file)}" if labels.file else "map"
+            raise ValueError(f"source {source!r}: labels.{where}: {error}") from error
         self._is_map = bool(labels.map or labels.file)
         content = canonical_json([labels.column, self._map, labels.unmapped if self._is_map else ""])
         self.digest = hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
@@ -169,7 +171,7 @@ def _from_lines(text: str, delimiter: str) -> dict[str, Any]:
 
 
 def _pairs(text: str, delimiter: str) -> Iterator[tuple[int, tuple[str, str]]]:
-    reader = csv.reader(text.splitlines(), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         for row in reader:
             if not row:
@@ -193,10 +195,18 @@ def _check_new(where: str, new: Any) -> None:
 
 
 def _by_number(given: Mapping[str, int], classes: Sequence[str]) -> dict[str, int]:
-    """Return a map of numbers, whose old labels may also stand as the names of the dataset's classes."""
-    numbers = {name: str(number) for number, name in enumerate(classes)}
-    by_name = {numbers[old]: new for old, new in given.items() if old in numbers}
-    return by_name | {old: new for old, new in given.items() if old not in numbers or _is_whole(old)}
+    """Return a map of numbers, whose old labels may also stand as the names of the dataset's classes.
+
+    A whole number is always the number: the folders 0 to 10 are the classes 0, 1, 10, 2, ... of a dataset. Raises
+    ValueError for a label that is given twice, by number and by name.
+    """
+    numbers = {name: str(number) for number, name in enumerate(classes) if not _is_whole(name)}
+    result = dict[str, int]()
+    for old, new in given.items():
+        number = numbers.get(old, old)
+        if result.setdefault(number, new) != new:
+            raise ValueError(f"label {number} is given twice, by number and by name: {result[number]} and {new}")
+    return result
 
 
 def _some(known: Mapping[str, int]) -> str:

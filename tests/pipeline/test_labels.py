@@ -19,7 +19,7 @@ from PIL import Image
 from headrace.config import build_config, load_config, parse_yaml
 from headrace.pipeline import Labels, Mixture, Source, open_stream
 from headrace.pipeline import labels as labels_module
-from headrace.pipeline.labels import read_map
+from headrace.pipeline.labels import LabelMap, read_map
 from headrace.shards.write import Sample, finish_dataset, write_shard
 
 CLASSES = ["ant", "bee", "cow"]
@@ -116,6 +116,22 @@ def test_any_map_comes_back_from_every_kind_of_file(
         csv.writer(file).writerows([("old", "new"), *new.items()])
     assert read_map(str(folder / "m.json")) == read_map(str(folder / "m.csv")) == new
     assert read_map(str(folder / "m.yaml")) == new
+
+
+def test_a_whole_number_is_the_number_and_no_class_of_that_name() -> None:
+    folders = sorted(map(str, range(12)))  # as folders are numbered: 0, 1, 10, 11, 2, ...
+    by_number = LabelMap(Labels(map={"10": 5}, unmapped="missing"), "s", classes=folders)
+    assert [by_number.new(old, key="k", shard="a.tar") for old in range(12)] == [None] * 10 + [5, None]
+    by_name = LabelMap(Labels(map={"bee": 5, "0": 4}), "s", classes=CLASSES)
+    assert [by_name.new(old, key="k", shard="a.tar") for old in (0, 1)] == [4, 5]
+    with pytest.raises(ValueError, match=r"source 's': labels\.map: label 1 is given twice, by number and by name"):
+        LabelMap(Labels(map={"bee": 5, "1": 4}), "s", classes=CLASSES)
+
+
+def test_only_an_end_of_line_ends_a_line_of_a_table(tmp_path: Path) -> None:
+    for end in ("\n", "\r\n"):
+        (tmp_path / "m.csv").write_text(f'a\u2028b,1{end}"c{end}d",2{end}e\x0bf,3{end}', newline="")
+        assert read_map(str(tmp_path / "m.csv")) == {"a\u2028b": 1, f"c{end}d": 2, "e\x0bf": 3}
 
 
 @pytest.mark.parametrize(
