@@ -1,10 +1,12 @@
 """Promises of text that comes from data and is shown to a person."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.text import MAX_SHOWN, one_line, printable, shown, without_secrets
+from headrace.text import MAX_LINE, MAX_SHOWN, cut_line, one_line, printable, shown, without_secrets
 
 
 @given(st.text())
@@ -32,8 +34,18 @@ def test_a_long_value_is_cut_in_the_middle(text: str) -> None:
         ("http://h/a?x=1&sig=ab%2B12&se=2030", "http://h/a?x=1&sig=***&se=2030"),
         ("http://h/a?access_token=t1&page=2", "http://h/a?access_token=***&page=2"),
         ("http://h/a?size=3&tokens=5", "http://h/a?size=3&tokens=5"),
+        ("git+ssh://a.b:secret@host: x://c:hidden@d", "git+ssh://a.b:***@host: x://c:***@d"),
         ("mail me@host: ratio 3:4@5", "mail me@host: ratio 3:4@5"),
     ],
 )
 def test_what_gives_access_in_a_url_is_not_shown(text: str, shown_as: str) -> None:
     assert without_secrets(text) == shown_as
+
+
+@pytest.mark.parametrize("text", ["https://h/" + "x" * 1_000_000, "https://h/?" + "a" * 1_000_000, "://a:" * 200_000])
+def test_a_url_of_a_million_letters_is_looked_through_at_once(text: str) -> None:
+    begun = time.process_time()
+    without_secrets(text)
+    # Quadratic it took 20 minutes; linear it takes some milliseconds.
+    assert time.process_time() - begun < 20
+    assert len(cut_line(text)) == MAX_LINE

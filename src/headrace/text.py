@@ -8,9 +8,12 @@ import re
 
 MAX_SHOWN = 200
 """Letters of one quoted value; a message is read by people."""
+MAX_LINE = 500
+"""Letters of one text of the web in a listing."""
 
 
-_USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^/?#\s@:]*):[^/?#\s@]*@")
+# Both patterns are linear: a URL of the web may have a million letters. So the scheme is not part of the first.
+_USERINFO = re.compile(r"((?<=[A-Za-z0-9+.-])://[^/?#\s@:]*):[^/?#\s@]*@")
 # Names in the query of a URL whose value gives access: signatures of object stores, tokens, keys.
 _SECRET = re.compile(
     r"([?&;](?:x-amz-[a-z-]+|x-goog-[a-z-]+|[a-z_-]*(?:signature|token|secret|password|passwd|credential|apikey)|"
@@ -21,12 +24,17 @@ _SECRET = re.compile(
 
 def without_secrets(text: str) -> str:
     """Return `text` with `***` for what gives access in the URLs it quotes: passwords, signatures, tokens."""
-    return _SECRET.sub(r"\1***", _USERINFO.sub(r"\1\2:***@", text))
+    return _SECRET.sub(r"\1***", _USERINFO.sub(r"\1:***@", text))
 
 
 def one_line(text: str) -> str:
     """Return `text` on one line, without secrets and control characters: tabs and line ends become spaces."""
     return printable(without_secrets(" ".join(text.split())))
+
+
+def cut_line(text: str) -> str:
+    """Return `text` as `one_line` does, and at most `MAX_LINE` letters of it: a URL of the web may have a million."""
+    return one_line(text)[:MAX_LINE]
 
 
 def printable(text: str) -> str:

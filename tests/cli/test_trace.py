@@ -235,12 +235,16 @@ def test_many_urls_are_answered_by_a_table(run: Path, tmp_path: Path) -> None:
     assert ".parquet or .csv" in fault("audit", run, "--urls", asked, "--out", tmp_path / "hits.txt")
     asked.write_text("\n")
     assert "no line in it" in fault("audit", run, "--urls", asked)
+    asked.write_bytes(b"\xff\xd8")
+    assert f"--urls {asked}: not a text in UTF-8" in fault("audit", run, "--urls", asked)
 
 
 def test_counts_are_those_of_the_run(mixture: Mixture, tmp_path: Path) -> None:
     rows = do_run(mixture, tmp_path / "run")
     audit = result("audit", tmp_path / "run", "--out", tmp_path / "seen.parquet", "--top", 1)
     table = pq.read_table(tmp_path / "seen.parquet")
+    assert not any(secret in url for url in table["url"].to_pylist() for secret in ("word", "abc"))
+    assert all(url.endswith(f"/{int(key[-6:])}.jpg?X-Amz-Signature=***") for key, url in _pairs(table, "key", "url"))
     assert dict(zip(table["key"].to_pylist(), table["times"].to_pylist(), strict=True)) == {
         key: sum(one == key for _, one, _ in rows) for key in {key for _, key, _ in rows}
     }
@@ -251,6 +255,24 @@ def test_counts_are_those_of_the_run(mixture: Mixture, tmp_path: Path) -> None:
     assert "host0.example" in shown
     assert result("audit", tmp_path / "run", "--upto", STEPS + 1)["done"] == STEPS
     assert "what is beyond is planned" in invoke("audit", tmp_path / "run", "--upto", STEPS + 1).output
+
+
+def _pairs(table: Any, one: str, other: str) -> list[tuple[str, str]]:
+    return list(zip(table[one].to_pylist(), table[other].to_pylist(), strict=True))
+
+
+def test_a_picture_whose_bytes_rotted_since_is_left_out_and_counted(
+    mixture: Mixture, dataset: str, tmp_path: Path
+) -> None:
+    rows = do_run(mixture, tmp_path / "run")
+    spoil(dataset, int(rows[0][1][-6:]))
+    page = tmp_path / "page.html"
+    done = invoke("trace", tmp_path / "run", "--step", 1, "--out", page)
+    lost = sum(key == rows[0][1] for _, key, _ in rows[:BATCH])
+    assert page.read_text().count("<img") == BATCH - lost
+    for text in (done.output, page.read_text()):
+        assert f"{lost} cannot be made again: what lies there now is not what the run read" in text
+    assert "proves that these are the samples" in done.output
 
 
 def test_a_run_that_moved_with_its_relative_paths_is_found(
@@ -285,12 +307,18 @@ def test_what_is_no_run_is_one_line_that_says_so(run: Path, tmp_path: Path) -> N
     assert "run.yaml is missing" in fault("trace", tmp_path, "--step", 1)
     assert "is not there" in fault("trace", tmp_path / "none", "--step", 1)
     assert "give the folder that it names as `out`" in fault("trace", run / "run.yaml", "--step", 1)
+    assert "its positions are over 9223372036854775807" in fault("trace", run, "--step", 10**20)
+    assert "its positions are over" in fault("trace", run, "--position", 10**30)
+    assert "its positions are over" in fault("audit", run, "--upto", 10**20)
     assert "leave --global-batch out" in fault("trace", run, "--global-batch", 8, "--step", 1)
     (run / FILE).unlink()
     shutil.rmtree(run / "checkpoints")
     assert "has done no step yet" in fault("audit", run)
     (run / "run.yaml").write_text("mixture: [")
     assert "is not what a run writes" in fault("audit", run)
+    (run / "run.yaml").write_bytes(b"\xff" * 100_000)
+    assert "is not what a run writes: UnicodeDecodeError: 'utf-8'" in fault("audit", run)
+    assert len(fault("audit", run)) < 1000
 
 
 def test_skipped_steps_are_told(run: Path) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from headrace.cli.progress import show_progress
 from headrace.cli.result import JsonOption, say_json, say_next
-from headrace.text import one_line, printable, without_secrets
+from headrace.text import cut_line, one_line, printable, without_secrets
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -91,7 +91,11 @@ def _texts(**given: Sequence[str]) -> dict[str, list[str]]:
 def _lines(file: str) -> list[str]:
     if not file:
         return []
-    lines = [line.strip() for line in Path(file).read_text(encoding="utf-8-sig").splitlines()]
+    try:
+        text = Path(file).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--urls {file}: not a text in UTF-8: {error}") from error
+    lines = [line.strip() for line in text.split("\n")]
     found = [line for line in lines if line]
     if not found:
         raise ValueError(f"--urls {file}: no line in it; expected a URL on each")
@@ -104,6 +108,7 @@ def _last(history: "History", upto: int | None) -> int:
     last = history.done if upto is None else upto
     if not last:
         raise ValueError(f"{history.name}: the run has done no step yet; give --upto to see what it will do")
+    history.positions(last)  # refuses what is behind the last position there can be
     return last
 
 
@@ -161,7 +166,7 @@ def _show_rows(rows: Sequence[dict[str, Any]]) -> None:
             print(f"... and {len(by_sample) - SHOWN_SAMPLES:,} samples more: give --out FILE.parquet, or --json")
             return
         source, shard, key = name
-        print(one_line(f"source {source}, shard {shard}, key {key}: {found[0]['url'] or 'no URL'}"))
+        print(cut_line(f"source {source}, shard {shard}, key {key}: {found[0]['url'] or 'no URL'}"))
         by_status: dict[str, list[int]] = {}
         for row in found:
             by_status.setdefault(row["status"], []).append(row["step"])
@@ -181,7 +186,7 @@ def _steps(steps: Sequence[int | None]) -> str:
 def _show_end(history: "History", facts: dict[str, Any]) -> None:
     missing = facts["not_found"]
     for text in missing[:SHOWN_SAMPLES]:
-        print(f"not in any dataset of the run: {one_line(text)}")
+        print(f"not in any dataset of the run: {cut_line(text)}")
     if len(missing) > SHOWN_SAMPLES:
         print(f"... and {len(missing) - SHOWN_SAMPLES:,} more that are in no dataset of the run")
     if missing and facts["jobs"]:  # it may have been dropped, as a copy of one that was kept
@@ -215,7 +220,7 @@ def _say_tally(
     import dataclasses
 
     from headrace.trace.tables import write_tables
-    from headrace.trace.tally import SCHEMA, count_samples, new_tally
+    from headrace.trace.tally import SCHEMA, count_samples, new_tally, without_secret_urls
 
     tally = new_tally(opened, replacements, last=facts["upto"])
 
@@ -225,7 +230,7 @@ def _say_tally(
                 opened, replacements, last=facts["upto"], texts=bool(out or top), on_progress=on_progress
             ):
                 tally.add(opened.sources[counted.source].config.name, counted)
-                yield counted.seen
+                yield without_secret_urls(counted.seen) if out else counted.seen
 
     if out:
         write_tables(out, SCHEMA, seen())
@@ -260,7 +265,7 @@ def _show_tally(tally: "Tally", facts: dict[str, Any]) -> None:
     if facts.get("hosts"):
         print(f"{'host':<40} {'samples':>14} {'times':>16}  ({tally.num_hosts:,} hosts)")
     for row in facts.get("hosts", ()):
-        print(f"{one_line(row['host'] or '(no URL)'):<40} {row['samples']:>14,} {row['times']:>16,}")
+        print(f"{one_line(row['host'] or '(no host)'):<40} {row['samples']:>14,} {row['times']:>16,}")
 
 
 def _often(source: "SourceTally") -> str:

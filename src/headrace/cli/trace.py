@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from headrace.cli.result import JsonOption, say_json, say_next
-from headrace.text import one_line, printable
+from headrace.text import cut_line, one_line, printable
 
 if TYPE_CHECKING:
     from headrace.trace.history import History
@@ -55,8 +55,9 @@ def trace_command(
     if bool(step) == (position is not None):
         raise ValueError("give --step N or --position P, one of them")
     history = open_history(target, global_batch=global_batch, overrides=overrides or ())
+    positions = history.positions(step if position is None else history.step_of(position))
+    positions = positions if position is None else range(position, position + 1)
     opened = open_sources(history)
-    positions = history.positions(step) if position is None else range(position, position + 1)
     shown = pictures if out or not json else 0
     traced = trace_step(opened, read_replacements(opened), positions, pictures=shown, jobs=job or ())
     place = out or ("" if json else _default_name(traced))
@@ -84,7 +85,7 @@ def _show(history: "History", traced: "TracedStep", place: str) -> None:
         print(f"the run skipped this step ({one_line(traced.skipped)}): the weights did not move")
     for sample in traced.samples[:SHOWN_SAMPLES]:
         instead = f" (instead of {sample.instead_of}: {sample.damage})" if sample.instead_of is not None else ""
-        print(one_line(f"{sample.position} {sample.source} {sample.key}{instead}: {sample.url or 'no URL'}"))
+        print(cut_line(f"{sample.position} {sample.source} {sample.key}{instead}: {sample.url or 'no URL'}"))
     if len(traced.samples) > SHOWN_SAMPLES:
         print(f"... and {len(traced.samples) - SHOWN_SAMPLES:,} more")
     if traced.note:

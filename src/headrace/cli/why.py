@@ -5,15 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from headrace.cli.result import say_next
-from headrace.text import one_line
+from headrace.text import cut_line, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from headrace.curation.why import RowStory
 
-MAX_LETTERS = 500
-"""Of one text of the web."""
 COLOURS = {"passed": "green", "dropped": "red", "not reached": "dim"}
 
 
@@ -137,7 +135,7 @@ def _facts(story: "RowStory") -> list[tuple[str, str]]:
 
 
 def _one_line(text: str | None) -> str:
-    return "none" if text is None else one_line(text)[:MAX_LETTERS]
+    return "none" if text is None else cut_line(text)
 
 
 def _number(value: object) -> str:

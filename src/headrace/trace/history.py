@@ -19,13 +19,14 @@ import yaml
 from headrace.config import apply_overrides, build_config, read_mapping
 from headrace.pipeline.mixture import Mixture
 from headrace.pipeline.seen import FILE, last_trained_step, read_record, skipped_steps
-from headrace.text import shown
+from headrace.text import one_line, shown
 from headrace.train.steady.changes import mixture_with
 
 log = logging.getLogger(__name__)
 
 RUN_FILE = "run.yaml"
 MAX_STATE_BYTES = 16 << 20
+MAX_POSITION = (1 << 63) - 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +64,9 @@ class History:
         return position // self.global_batch + 1
 
     def positions(self, step: int) -> range:
-        """Return the positions of a step."""
+        """Return the positions of a step. Raises ValueError if it lies behind the last position there can be."""
+        if step * self.global_batch > MAX_POSITION:
+            raise ValueError(f"step {step}: its positions are over {MAX_POSITION}, the last that a stream counts")
         return range((step - 1) * self.global_batch, step * self.global_batch)
 
     def recorded(self, step: int) -> Recorded | None:
@@ -116,7 +119,7 @@ def _of_run(folder: Path, overrides: Sequence[str]) -> History:
         mixture_data, batch, out = data["mixture"], int(data["global_batch"]), str(data["out"])
         changes_at = dict(data.get("changes_at") or {})
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{place} is not what a run writes: {error!r}") from error
+        raise ValueError(f"{place} is not what a run writes: {type(error).__name__}: {one_line(str(error))}") from error
     base = _started_in(folder, out)
     mixture = _rebased(_build(mixture_data, overrides, str(place)), base)
     mixture = mixture_with(mixture, changes_at, global_batch=batch)

@@ -1,7 +1,7 @@
 """The opened sources of a history: its plan, and rows of indexes by the number of a sample.
 
-Opened for reading about, not for reading from: the memory of shuffle windows plays no part, nothing is kept on disk,
-and nothing is written.
+Opened for reading about, not for reading from: the memory of shuffle windows plays no part, and nothing is kept on
+disk. Only tars of others that have no index, or were changed since, get one, as in a stream.
 """
 
 import dataclasses

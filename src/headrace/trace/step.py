@@ -74,7 +74,7 @@ class TracedStep:
     origins: dict[str, str]
     """Of each source, for people."""
     note: str
-    """How pictures may differ from what the run saw."""
+    """How pictures may differ from what the run saw, and how many cannot be made again; empty: there is nothing."""
 
 
 def trace_step(
@@ -106,15 +106,16 @@ def trace_step(
         for row in rows
     ]
     samples = _with_verdicts(opened, samples, origins, shown=set(redrawn))
+    found_pictures = {row["position"]: picture for row in rows if (picture := _picture_of(row, redrawn))}
     return TracedStep(
         step=step,
         positions=(positions.start, positions.stop),
         proof=_proof(opened, step, rows, told=told) if whole else _unproven(opened, step, whole=False),
         skipped=opened.history.skipped.get(step),
         samples=samples,
-        pictures={row["position"]: _picture_of(row, redrawn) for row in rows if _picture_of(row, redrawn)},
+        pictures=found_pictures,
         origins={source.config.name: origin.text for source, origin in zip(opened.sources, origins, strict=True)},
-        note=opened.note,
+        note="; ".join(filter(None, [opened.note, _without_picture(len(redrawn) - len(found_pictures))])),
     )
 
 
@@ -180,6 +181,10 @@ def _picture_of(row: Mapping[str, Any], redrawn: Mapping[int, Redrawn]) -> bytes
     """Return the picture of a row; none if now another sample comes than in the run: data rotted, or was mended."""
     one = redrawn.get(row["position"])
     return one.picture if one is not None and one.key == row["key"] else b""
+
+
+def _without_picture(num_samples: int) -> str:
+    return f"{num_samples:,} cannot be made again: what lies there now is not what the run read" if num_samples else ""
 
 
 def _text(value: Any) -> str | None:

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from headrace.curation.report.sketch import hosts
 from headrace.pipeline.order.inverse import times_given
 from headrace.shards.progress import OnProgress, Progress, no_progress
+from headrace.text import without_secrets
 from headrace.trace.lookup import Opened
 from headrace.trace.replaced import Replaced, Replacements
 
@@ -75,7 +77,7 @@ class Tally:
 
     @property
     def num_hosts(self) -> int:
-        """Distinct hosts; samples without a URL count as one."""
+        """Distinct hosts; samples without one count as one."""
         return int(_summed(self._hosts).num_rows)
 
     def add(self, name: str, counted: Counted) -> None:
@@ -93,7 +95,7 @@ class Tally:
                 self._hosts = _summed(self._hosts)
 
     def hosts(self, most: int) -> list[dict[str, str | int]]:
-        """Return the hosts that were seen most often: `host` (empty = no URL), `samples` (distinct), `times`."""
+        """Return the hosts that were seen most often: `host` (empty = none), `samples` (distinct), `times`."""
         table = _summed(self._hosts).sort_by([("times", "descending"), ("host", "ascending")])
         rows: list[dict[str, str | int]] = table.slice(0, most).to_pylist()
         return rows
@@ -134,6 +136,14 @@ def new_tally(opened: Opened, replacements: Replacements, *, last: int) -> Tally
     for one in _replaced(replacements, last):
         tally.sources[opened.sources[one.source].config.name].num_damaged += 1
     return tally
+
+
+def without_secret_urls(seen: pa.Table) -> pa.Table:
+    """Return a table of SCHEMA whose URLs may be shown to others."""
+    urls = seen["url"].combine_chunks()
+    doubtful = pc.fill_null(pc.match_substring_regex(urls, "[@?&;]"), False)
+    shown = pa.array(map(without_secrets, urls.filter(doubtful).to_pylist()), pa.string())
+    return seen.set_column(SCHEMA.get_field_index("url"), "url", pc.replace_with_mask(urls, doubtful, shown))
 
 
 def _count_shard(
