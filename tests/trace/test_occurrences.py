@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from headrace.pipeline import Mixture, Segment, Source
 from headrace.trace.find import Asked, find_samples
 from headrace.trace.history import open_history
-from headrace.trace.lookup import open_sources
+from headrace.trace.lookup import Opened, open_sources
 from headrace.trace.occurrences import occurrence_tables
 from headrace.trace.replaced import read_replacements
 from headrace.trace.tally import count_samples, new_tally
@@ -192,6 +192,32 @@ def test_where_two_starts_tell_different_stories_the_digest_of_the_step_decides(
     (row,) = [row for row in rows if row["position"] == place]
     assert row["status"] == "not known"
     assert row["step"] in read_replacements(opened).not_told(6)
+
+
+def test_the_stories_of_many_steps_are_looked_up_together(
+    mixture: Mixture,
+    tmp_path: Path,
+    run: Callable[..., Rows],
+    damage: Callable[..., None],
+    datasets: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = Plan(mixture, {"large": [*range(0, 40, 5)], "small": [3]}, [(0, 8, 1)])
+    done_by(tmp_path, plan, datasets, run, damage)
+    opened = open_sources(open_history(str(tmp_path / "run")))
+    one_by_one, together = read_replacements(opened), read_replacements(opened)
+    expected = [one_by_one.of_step(step) for step in range(1, 9)]
+    assert sum(map(bool, expected)) > 3
+    looked, keys = [], Opened.keys
+
+    def counted(self: Opened, *of: Any) -> list[str]:
+        looked.append(1)
+        return keys(self, *of)
+
+    monkeypatch.setattr(Opened, "keys", counted)
+    assert together.not_told(8) == {}
+    assert [together.of_step(step) for step in range(1, 9)] == expected
+    assert len(looked) == 2  # what is planned, and what is given instead
 
 
 class open_first:

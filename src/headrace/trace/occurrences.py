@@ -79,6 +79,7 @@ def _rows(opened: Opened, matches: Sequence[Match], replacements: Replacements, 
 def _told(replacements: Replacements, positions: Sequence[int], global_batch: int) -> dict[int, Replaced]:
     """Return what replaced the samples of those positions that are known to have been damaged."""
     steps = {position // global_batch + 1 for position in positions}.intersection(replacements.steps)
+    replacements.look_up(steps)
     return {one.position: one for step in steps for one in replacements.of_step(step) or ()}
 
 
@@ -88,6 +89,7 @@ def _given_instead(
     """Return the positions where one of the samples was given in the place of a damaged one."""
     asked = set(sample.tolist())
     steps = sorted(step for step in replacements.steps_given(keys) if step <= last)
+    replacements.look_up(steps)
     told = (one for step in steps for one in replacements.of_step(step) or ())
     return [one for one in told if one.source == source and one.given in asked]
 

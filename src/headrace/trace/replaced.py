@@ -27,6 +27,8 @@ IntArray = NDArray[np.int64]
 
 MAX_CHOICES = 4096
 """Combinations of one step's stories that are compared with its digest."""
+LOOKED_UP_AT_ONCE = 1 << 16
+"""Stories whose keys are looked up together: each index is read once for them, not once a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,10 @@ class Replacements:
     _steps: dict[int, list[int]] = field(init=False)
     _given: dict[str, set[int]] = field(init=False)
     _known: dict[int, tuple[Replaced, ...] | None] = field(init=False, default_factory=dict)
+    _planned: dict[int, tuple[int, int, str]] = field(init=False, default_factory=dict)
+    """By position: source, number and key of the sample that is planned there."""
+    _next: dict[tuple[int, int], tuple[int, str]] = field(init=False, default_factory=dict)
+    """By position and damaged samples there: number and key of the sample that is given then."""
 
     def __post_init__(self) -> None:
         self._steps, self._given = {}, {}
@@ -91,12 +97,28 @@ class Replacements:
 
     def not_told(self, last: int) -> dict[int, int]:
         """Return, of the steps up to `last` whose replaced samples cannot be named, how many there are in each."""
-        found: dict[int, int] = {}
-        for line in self.opened.history.lines:
-            for step, count in enumerate(line.get("replaced") or (), line["first_step"]):
-                if count and step <= last and self.of_step(step) is None:
-                    found[step] = int(count)
-        return found
+        counts = {
+            step: int(count)
+            for line in self.opened.history.lines
+            for step, count in enumerate(line.get("replaced") or (), line["first_step"])
+            if count and step <= last
+        }
+        self.look_up(counts)
+        return {step: count for step, count in counts.items() if self.of_step(step) is None}
+
+    def look_up(self, steps: Iterable[int]) -> None:
+        """Look up at once what `of_step` will need of steps: for many, that reads each index once, not once a step."""
+        told = [
+            (position, story)
+            for step in steps
+            if step not in self._known
+            for position in self._steps.get(step, ())
+            for story in self.stories.get(position, ())
+        ]
+        for first in range(0, len(told), LOOKED_UP_AT_ONCE):
+            some = told[first : first + LOOKED_UP_AT_ONCE]
+            self._look_up_planned(position for position, _ in some)
+            self._look_up_next((position, story.num_damaged) for position, story in some if story.replaced_by)
 
     def of_step(self, step: int) -> tuple[Replaced, ...] | None:
         """Return the replaced samples of a step; None where what is written down does not say which."""
@@ -129,12 +151,10 @@ class Replacements:
 
     def _of_this_run(self, positions: Sequence[int]) -> dict[int, list[Story]]:
         """Return the stories whose damaged sample is the one planned there, each once."""
-        if not positions:
-            return {}
-        placed = self.opened.placed(np.array(positions, np.int64))
-        keys = self.opened.keys(placed.source, placed.sample)
+        self._look_up_planned(positions)
         result: dict[int, list[Story]] = {}
-        for position, key in zip(positions, keys, strict=True):
+        for position in positions:
+            key = self._planned[position][2]
             stories = [story for story in dict.fromkeys(self.stories[position]) if story.key == key]
             if stories:
                 result[position] = stories
@@ -143,16 +163,32 @@ class Replacements:
     def _chosen(self, stories: Mapping[int, Story]) -> tuple[Replaced, ...] | None:
         """Return what stories tell; None where the sample that the order gives next is not the one they name."""
         positions = sorted(position for position, story in stories.items() if story.replaced_by)
-        placed = self.opened.placed(np.array(positions, np.int64))
-        given = [self.opened.replacement(place, stories[place].num_damaged)[1] for place in positions]
-        keys = self.opened.keys(placed.source, np.array(given, np.int64))
-        if keys != [stories[place].replaced_by for place in positions]:
+        places = [(position, stories[position].num_damaged) for position in positions]
+        self._look_up_planned(positions)
+        self._look_up_next(places)
+        if any(self._next[place][1] != stories[place[0]].replaced_by for place in places):
             return None
-        columns = zip(positions, placed.source.tolist(), placed.sample.tolist(), given, strict=True)
-        return tuple(
-            Replaced(position=place, source=source, planned=planned, given=instead, story=stories[place])
-            for place, source, planned, instead in columns
-        )
+        result = []
+        for place in places:
+            source, planned, _ = self._planned[place[0]]
+            given, story = self._next[place][0], stories[place[0]]
+            result.append(Replaced(position=place[0], source=source, planned=planned, given=given, story=story))
+        return tuple(result)
+
+    def _look_up_planned(self, positions: Iterable[int]) -> None:
+        missing = sorted(set(positions) - self._planned.keys())
+        if missing:
+            placed = self.opened.placed(np.array(missing, np.int64))
+            keys = self.opened.keys(placed.source, placed.sample)
+            found = zip(placed.source.tolist(), placed.sample.tolist(), keys, strict=True)
+            self._planned.update(zip(missing, found, strict=True))
+
+    def _look_up_next(self, places: Iterable[tuple[int, int]]) -> None:
+        missing = sorted(set(places) - self._next.keys())
+        if missing:
+            source, sample = np.array([self.opened.replacement(*place) for place in missing], np.int64).T
+            found = zip(sample.tolist(), self.opened.keys(source, sample), strict=True)
+            self._next.update(zip(missing, found, strict=True))
 
     def _by_digest(
         self, step: int, told: Mapping[int, Sequence[Story]], recorded: Recorded

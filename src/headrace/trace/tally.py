@@ -173,8 +173,10 @@ def _seen_table(opened: Opened, source: int, shard: int, rows: IntArray, times: 
 
 
 def _replaced(replacements: Replacements, last: int) -> Iterator[Replaced]:
-    for step in replacements.steps:
-        yield from (replacements.of_step(step) or ()) if step <= last else ()
+    steps = [step for step in replacements.steps if step <= last]
+    replacements.look_up(steps)
+    for step in steps:
+        yield from replacements.of_step(step) or ()
 
 
 def _changes(replacements: Replacements, last: int) -> list[tuple[IntArray, IntArray]]:
