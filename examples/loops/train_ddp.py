@@ -10,6 +10,7 @@ from torch import distributed, nn
 from headrace.torch import StreamLoader
 
 mixture, out = sys.argv[1], Path(sys.argv[2])
+out.mkdir(parents=True, exist_ok=True)
 cuda, local_rank = torch.cuda.is_available(), int(os.environ["LOCAL_RANK"])
 distributed.init_process_group("nccl" if cuda else "gloo")
 device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")

@@ -10,6 +10,7 @@ import torch
 from headrace.torch import StreamLoader
 
 mixture, out = sys.argv[1], Path(sys.argv[2])
+out.mkdir(parents=True, exist_ok=True)
 device = "cuda" if torch.cuda.is_available() else "cpu"
 torch.manual_seed(0)
 tokenise = open_clip.SimpleTokenizer(context_length=16)

@@ -237,7 +237,6 @@ def test_the_waits_are_the_consumers_not_the_threads(stream: Stream, monkeypatch
     assert stats.bound_by != "compute"
 
 
-@pytest.mark.usefixtures("way")
 class _Event:
     """As much of a CUDA event as is asked of it; `at` is None until the device has come there."""
 

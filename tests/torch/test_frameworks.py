@@ -98,8 +98,6 @@ def test_a_killed_run_continues_with_the_samples_and_weights_of_one_without_a_st
     tmp_path: Path,
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    for folder in (whole, parts):
-        folder.mkdir()
     done = run(launcher, tmp_path / "whole-log", 0, LOOPS / script, mixture_file, whole)
     assert done.returncode == 0, done.stderr[-4000:]
     ranks = read_log(tmp_path / "whole-log")
@@ -208,7 +206,6 @@ def test_a_trainer_that_would_skip_batches_is_told_what_to_set(mixture_file: Pat
     text = (LOOPS / "train_hf_trainer.py").read_text()
     assert "ignore_data_skip=True" in text
     script.write_text(text.replace("ignore_data_skip=True", "ignore_data_skip=False"))
-    (tmp_path / "out").mkdir()
     run((), tmp_path / "log", 8, script, mixture_file, tmp_path / "out")
     done = run((), tmp_path / "log", 0, script, mixture_file, tmp_path / "out")
     assert done.returncode == 1

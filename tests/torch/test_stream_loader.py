@@ -113,7 +113,7 @@ def test_a_finite_pass_has_a_length_and_begins_again_also_from_a_state_of_its_en
 
 def test_an_endless_loader_has_no_length_and_is_true(mixture: Mixture) -> None:
     with StreamLoader(mixture, batch_size=8) as loader:
-        with pytest.raises(TypeError, match="an endless StreamLoader has no length; pass steps_per_epoch"):
+        with pytest.raises(TypeError, match="an endless StreamLoader has no length: pass steps_per_epoch"):
             len(loader)
         assert loader
         assert positions_of(loader, 3) + positions_of(loader, 2) == list(range(40))
@@ -183,6 +183,14 @@ def test_a_process_group_that_comes_later_with_another_rank_is_refused(
         ({"batch_size": 4, "steps_per_epoch": 0}, "steps_per_epoch must be at least 1, got 0"),
         ({"batch_size": 4, "steps_per_epoch": 3, "once": True}, "a finite pass has its own length"),
         ({"batch_size": 4, "rank": 0}, "rank and world_size belong together"),
+        ({"batch_size": 4, "prefetch": 0}, "prefetch must be at least 1, got 0"),
+        (
+            {"batch_size": 4, "normalise": (0.5, 0.5)},
+            r"normalise is \(mean, std\), three numbers each.* got \(0.5, 0.5\)",
+        ),
+        ({"batch_size": 4, "normalise": ((0.5,) * 3, (0.5,))}, "normalise is .mean, std., three numbers each"),
+        ({"batch_size": 4, "normalise": ((0.5,) * 3, (0.5, 0.0, 0.5))}, "normalise is .mean, std.*, std over 0, got"),
+        ({"batch_size": 4, "normalise": ((0.5,) * 3,) * 3}, "normalise is .mean, std., three numbers each"),
         ({"batch_size": 4, "form": "list"}, "form is 'dict' or 'tuple', got 'list'"),
         ({"batch_size": 4, "columns": ["key"]}, "columns key: a batch has its own entries of that name"),
     ],
@@ -198,6 +206,14 @@ class _Wrapped(IterableDataset[Any]):
 
     def __iter__(self) -> Any:
         return iter(self.loader)
+
+
+def test_a_dataloader_around_an_endless_loader_is_refused(mixture: Mixture) -> None:
+    with (
+        StreamLoader(mixture, batch_size=8) as loader,
+        pytest.raises(TypeError, match="if a DataLoader asks, use this loader instead of it, not inside one"),
+    ):
+        next(iter(DataLoader(loader)))  # type: ignore[arg-type]
 
 
 def test_dataloader_workers_are_refused(mixture: Mixture) -> None:
@@ -225,7 +241,7 @@ def test_lightnings_fetcher_is_refused_where_it_would_drop_a_batch(
     mixture: Mixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module: Any = types.ModuleType("lightning.pytorch.loops.fetchers")
-    exec(  # as far as a frame shows it; tests/torch/test_lightning.py has the real one
+    exec(  # as far as a frame shows it; test_frameworks.py has the real one
         "class Fetcher:\n"
         "    prefetch_batches = 1\n"
         "    def begin(self, loader, limits):\n"

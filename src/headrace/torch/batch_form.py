@@ -32,6 +32,8 @@ class BatchForm:
     ) -> None:
         if form == "dict":
             _refuse_taken(columns)
+        if normalise is not None:
+            _check_constants(normalise)
         makers: dict[Any, Callable[[Batch], Any]] = {"dict": self._as_dict, "tuple": self._as_tuple}
         if not callable(form) and form not in makers:
             raise ValueError(f"form is 'dict' or 'tuple', got {form!r}")
@@ -92,6 +94,12 @@ class BatchForm:
     def _as_tuple(self, batch: Batch) -> tuple[Any, ...]:
         columns = (_column(batch, values) for values in batch.columns.values())
         return *((batch.data,) if batch.data else batch.views), *columns
+
+
+def _check_constants(normalise: tuple[Triple, Triple]) -> None:
+    numbers = np.asarray(normalise, np.float64) if len(set(map(np.shape, normalise))) == 1 else np.empty(0)
+    if numbers.shape != (2, 3) or not np.isfinite(numbers).all() or (numbers[1] <= 0).any():
+        raise ValueError(f"normalise is (mean, std), three numbers each, std over 0, got {normalise!r}")
 
 
 def _refuse_taken(columns: Iterable[str]) -> None:

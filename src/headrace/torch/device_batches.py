@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import torch
 
 from headrace.pipeline import Batch, Stream, copies
+from headrace.pipeline.decode.memory import check_device
 from headrace.pipeline.stats import StreamStats
 from headrace.pipeline.threads import close_at_exit
 from headrace.torch.copy_ahead import CopyAhead
@@ -196,6 +197,4 @@ def _with_index(device: torch.device) -> torch.device:
     """Return a CUDA device by its number, as threads of others have no current one. Raises ValueError for none."""
     if device.type != "cuda":
         return device
-    if not torch.cuda.is_available():
-        raise ValueError(f"device is {device}, but this machine has no usable CUDA device; use cpu")
-    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+    return torch.device(check_device(str(device)))

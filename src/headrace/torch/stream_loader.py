@@ -55,7 +55,13 @@ class StreamLoader:
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        _check(batch_size=batch_size, global_batch=global_batch, steps_per_epoch=steps_per_epoch, once=once)
+        _check(
+            once=once,
+            batch_size=batch_size,
+            global_batch=global_batch,
+            steps_per_epoch=steps_per_epoch,
+            prefetch=prefetch,
+        )
         if (rank is None) != (world_size is None):
             raise ValueError("rank and world_size belong together: pass both or none")
         self.columns = tuple(columns)
@@ -100,7 +106,10 @@ class StreamLoader:
             return self.steps_per_epoch
         num_batches = self.stream.plan.num_batches
         if num_batches is None:
-            raise TypeError("an endless StreamLoader has no length; pass steps_per_epoch")
+            raise TypeError(
+                "an endless StreamLoader has no length: pass steps_per_epoch; if a DataLoader asks, use this loader "
+                "instead of it, not inside one"
+            )
         return num_batches
 
     def __iter__(self) -> Iterator[Any]:
@@ -178,13 +187,12 @@ class StreamLoader:
         return self._opened
 
 
-def _check(*, batch_size: int | None, global_batch: int | None, steps_per_epoch: int | None, once: bool) -> None:
+def _check(*, once: bool, **sizes: int | None) -> None:
     """Raise ValueError for sizes that are missing, doubled or less than one."""
-    if (batch_size is None) == (global_batch is None):
+    if (sizes["batch_size"] is None) == (sizes["global_batch"] is None):
         raise ValueError("pass one of batch_size (samples of one rank) and global_batch (of all ranks)")
-    sizes = {"batch_size": batch_size, "global_batch": global_batch, "steps_per_epoch": steps_per_epoch}
     for name, value in sizes.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    if once and steps_per_epoch is not None:
+    if once and sizes["steps_per_epoch"] is not None:
         raise ValueError("a finite pass has its own length: leave out once or steps_per_epoch")
