@@ -141,6 +141,8 @@ def main() -> None:
     parser.add_argument("--device", default="")
     parser.add_argument("--batch", type=int, default=BATCH)
     arguments = parser.parse_args()
+    if not arguments.device and not arguments.pictures:
+        parser.error("give --pictures, --device or both")
     if arguments.device:
         on_device(torch.device(arguments.device), arguments.batch)
     if arguments.pictures:

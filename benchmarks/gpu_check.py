@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,6 @@ class Step:
     """`{seconds}` becomes what the step has, `{json}` the file for its numbers, `{photos}` the photographs if some are
     given, `{tests}` the files of CUDA tests."""
     share: float
-    needs: str = ""
-    """A module without which the step is left out."""
 
 
 # A warning of a newer library than those of constraints.txt is no fault of this machine.
@@ -60,7 +58,7 @@ class Result:
 
     name: str
     status: str
-    """`passed`, `failed (exit N)`, `out of time` or `left out: why`."""
+    """`passed`, `failed (exit N)` or `out of time`."""
     seconds: float
     command: str
     last_line: str = ""
@@ -103,8 +101,6 @@ def run(step: Step, seconds: float, out: Path, photos: str | None) -> Result:
     }
     command = [sys.executable, *itertools.chain.from_iterable(given.get(one, [one]) for one in step.arguments)]
     shown = " ".join(["python", *command[1:]])
-    if step.needs and util.find_spec(step.needs) is None:
-        return Result(step.name, f"left out: {step.needs} is not installed", 0.0, shown)
     paths = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
     begun, log = time.perf_counter(), out / f"{step.name}.log"
@@ -179,7 +175,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", default="gpu-check")
     parser.add_argument("--minutes", type=float, default=8.5)
     parser.add_argument("--only", help="names of steps, by comma: " + ", ".join(step.name for step in STEPS))
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    known = [step.name for step in STEPS]
+    if unknown := [name for name in filter(None, (arguments.only or "").split(",")) if name not in known]:
+        parser.error(f"--only: unknown {', '.join(unknown)}; known: {', '.join(known)}")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -50,8 +50,9 @@ def open_stream(
     `columns` are columns of the index to deliver. `map(sample, rng)` is called for every sample, in the threads that
     decode; what it returns by name are columns of the batch too. With `once` every sample comes exactly once, in the
     order of the index, and the last batch is padded (`valid` is False). On a CUDA `device` (`cuda`: the current one,
-    `cuda:N`) decoder `dali` delivers its images as uint8 tensors there, and `turbo` as arrays of pinned memory. Raises
-    ValueError naming the number to change.
+    `cuda:N`) decoder `dali` delivers its images as uint8 tensors there, and `turbo` as arrays of pinned memory; their
+    colours are not changed yet (`headrace.torch.DeviceBatches` does it, by `Stream.colours_left`). Raises ValueError
+    naming the number to change.
     """
     if not isinstance(mixture, Mixture):
         mixture = load_config(Mixture, mixture)

@@ -28,10 +28,6 @@ from headrace.pipeline.order.plan import BatchPlan, StreamPlan
 from headrace.pipeline.quarantine import DamagedSample
 from headrace.text import without_secrets
 
-# A 16-bit PNG of 64 Mi pixels takes 1.4 GB while it is decoded. Pictures over this are decoded one at a time, whatever
-# the number of threads, so that memory is bounded by one of them and a few hundred MB a thread.
-LARGE_PIXELS = 16 << 20
-
 LOOKS = 64
 """Samples that are tried for the columns of a map function."""
 
@@ -216,8 +212,7 @@ class PictureMaker:
                 errors[row] = error
         if not items:
             return errors
-        is_large = any(item.header.height * item.header.width > LARGE_PIXELS for item in items)
-        with self._large if is_large else nullcontext():
+        with self._large if any(item.is_large for item in items) else nullcontext():
             answers = self.decoder.decode(items, self._windows, out)
         if len(answers) != len(items):
             name = type(self.decoder).__name__

@@ -28,6 +28,16 @@ def test_without_a_cuda_device_nothing_is_run_and_nothing_claimed(tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
+def test_a_step_that_does_not_exist_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a device too: a misspelt name must not look like a run."""
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--only", "tests,trian"])
+    with pytest.raises(SystemExit):
+        gpu_check.main()
+    assert "--only: unknown trian; known: tests, decode" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("program", "status"),
     [

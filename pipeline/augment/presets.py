@@ -61,7 +61,7 @@ def preset_views(name: str, *, image_size: int = 224, **changes: Any) -> tuple[V
     return tuple(
         dataclasses.replace(
             view,
-            image_size=round(view.image_size * image_size / _SWAV_SIDE),
+            image_size=view.image_size and max(1, round(view.image_size * image_size / _SWAV_SIDE)),
             augment=dataclasses.replace(view.augment or Augment(), **changes),
         )
         for view in PRESETS[name]

@@ -4,6 +4,7 @@ import dataclasses
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +28,7 @@ class Begun:
     out: Sequence[Images]
     squares: tuple[Images, ...]
     """For each view the squares of `items`, on the host."""
-    answers: list[Future[list[Answer]]]
+    answers: list[Future[Answer]]
 
 
 class TurboPool:
@@ -36,6 +37,7 @@ class TurboPool:
     def __init__(self, mixture: Mixture, memory: Memory, *, threads: int) -> None:
         self._turbo = Turbo(mixture)
         self._memory = memory
+        self._large = threading.Lock()
         self._begun: list[threading.Thread] = []
         self._pool = ThreadPoolExecutor(
             threads, "headrace-turbo", initializer=lambda: self._begun.append(threading.current_thread())
@@ -51,14 +53,14 @@ class TurboPool:
         """Begin to decode items; `finish` must follow."""
         squares = host_memory(len(items), [view.shape[1] for view in out])
         answers = [
-            self._pool.submit(self._turbo.decode, [dataclasses.replace(item, row=place)], windows_per_view, squares)
+            self._pool.submit(self._one, dataclasses.replace(item, row=place), windows_per_view, squares)
             for place, item in enumerate(items)
         ]
         return Begun(items, out, squares, answers)
 
     def finish(self, begun: Begun) -> list[Answer]:
         """Wait for items, and write those that were decoded into their rows."""
-        answers = [future.result()[0] for future in begun.answers]
+        answers = [future.result() for future in begun.answers]
         good = [place for place, answer in enumerate(answers) if answer is None]
         if good:
             rows = np.array([begun.items[place].row for place in good], np.intp)
@@ -66,6 +68,10 @@ class TurboPool:
                 self._memory.write(view, rows, squares[good])
             self._memory.finish()
         return answers
+
+    def _one(self, item: Item, windows_per_view: Sequence[ChooseWindow], squares: Sequence[Images]) -> Answer:
+        with self._large if item.is_large else nullcontext():
+            return self._turbo.decode([item], windows_per_view, squares)[0]
 
     def close(self) -> None:
         """End the threads."""

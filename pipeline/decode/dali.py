@@ -25,12 +25,11 @@ from headrace.pipeline.mixture import Mixture
 ITEMS_PER_CALL = 256
 CALLS_AT_ONCE = 2
 """One decodes while the windows of the other are chosen and its bytes handed over."""
-MOST_PIXELS = 16 << 20
-"""Larger pictures are the CPU's, which decodes the part that is needed."""
 MOST_RUN_PIXELS = 96 << 20
 """Of the whole pictures of one run: DALI keeps the memory of its largest run, three bytes a pixel and more."""
 MOST_BROKEN = 16
-"""So many errors in a row that are no picture's are the device's: halving a run down to one picture takes 9."""
+"""So many errors in a row that are no picture's are the device's: halving a run down to one picture takes 9.
+So are more refusals than this, if they are of all pictures."""
 END = b"\xff\xd9"
 MAX_REASONS = 16
 
@@ -123,7 +122,8 @@ class Dali:
                 waiting += [rest] if (rest := part[:place] + part[place + 1 :]) else []
             else:
                 waiting += [part[len(part) // 2 :], part[: len(part) // 2]]
-            if num_broken > MOST_BROKEN or len(refused) == len(good) > 1:
+            all_refused = len(refused) == len(good) > (1 if num_broken else MOST_BROKEN)
+            if num_broken > MOST_BROKEN or all_refused:
                 raise RuntimeError(f"decoder dali decodes nothing on {self._settings.device} any more: {found.text}")
         return doubted + refused
 
@@ -166,13 +166,9 @@ def _settings_of(view: PlannedView) -> ViewSettings:
 
 
 def _is_for_dali(item: Item) -> bool:
-    header = item.header
-    return (
-        header.format == "jpeg"
-        and header.height * header.width <= MOST_PIXELS
-        and item.data.endswith(END)
-        and is_plain_jpeg(item.data)
-    )
+    # Of a large picture the CPU decodes the part that is needed.
+    is_jpeg = item.header.format == "jpeg" and item.data.endswith(END)
+    return is_jpeg and not item.is_large and is_plain_jpeg(item.data)
 
 
 def _runs(items: Sequence[Item]) -> list[slice]:

@@ -1,9 +1,9 @@
 """From items to what DALI's pipeline is fed: boxes of the stored pictures, and the windows within them.
 
-What a reader would get wrong: DALI says nothing of a picture whose data end early. libjpeg leaves what is missing grey;
-nvJPEG goes on decoding zeros, so that every block is like the one before. So each box reaches down over two rows of
-blocks more, and its end is looked at: where it is grey, or on a device repeats itself, the picture is `turbo`'s to
-judge. A window outside its picture would stop the pipeline, and the next run the process.
+DALI says nothing of a picture whose data end early. libjpeg leaves what is missing grey; nvJPEG goes on decoding zeros,
+so that every block is like the one before. So each box reaches down over two rows of blocks more, and its end is looked
+at: where it is grey, or on a device repeats itself, the picture is `turbo`'s to judge. A window outside its picture
+would stop the pipeline, and the next run the process.
 """
 
 from collections.abc import Sequence

@@ -14,6 +14,10 @@ from headrace.pipeline.errors import SampleError
 from headrace.pipeline.mixture import Mixture
 from headrace.shards.images.header import ImageHeader
 
+# A 16-bit PNG of 64 Mi pixels takes 1.4 GB while it is decoded. Pictures over this are decoded one at a time, whatever
+# the number of threads, so that memory is bounded by one of them and a few hundred MB a thread.
+LARGE_PIXELS = 16 << 20
+
 Images: TypeAlias = Any
 """One view of a batch: uint8 [B, S, S, 3], RGB. A numpy array; of `dali` on a CUDA device a torch tensor there.
 
@@ -31,6 +35,11 @@ class Item:
     """What its windows are asked with."""
     row: int
     """Its row in every array of `out`."""
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it is decoded while no other large one is."""
+        return self.header.height * self.header.width > LARGE_PIXELS
 
 
 class Decoder(Protocol):

@@ -1,9 +1,8 @@
 """The memory of batches: numpy arrays on the host, pinned or not, or torch tensors on a CUDA device.
 
 A view of a batch is one or the other, and the pipeline only sets rows of it. The one file of the pipeline's decoding
-that knows torch. What a reader would get wrong: torch hands memory that a consumer dropped to the next who asks, while
-the consumer's kernels may still read it. So device memory belongs to a stream of ours, and `hand_over` names the
-consumer's.
+that knows torch. Torch hands memory that a consumer dropped to the next who asks, while the consumer's kernels may
+still read it. So device memory belongs to a stream of ours, and `hand_over` names the consumer's.
 """
 
 from collections.abc import Sequence

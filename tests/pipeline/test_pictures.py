@@ -16,7 +16,7 @@ from headrace.pipeline import Mixture, open_stream, pictures
 from headrace.pipeline.augment.views import ChooseWindow
 from headrace.pipeline.catalog import ShardRows
 from headrace.pipeline.chunks import ChunkReader, Payload
-from headrace.pipeline.decode import DECODERS, Images, Item
+from headrace.pipeline.decode import DECODERS, Images, Item, decoder
 from headrace.pipeline.decode.turbo import Turbo
 from headrace.pipeline.errors import SampleError
 from headrace.shards.write import Sample, finish_dataset, write_shard
@@ -46,7 +46,7 @@ def test_large_pictures_are_decoded_one_at_a_time(
     mixture: Mixture, monkeypatch: pytest.MonkeyPatch, large_pixels: int, at_once: list[int]
 ) -> None:
     monkeypatch.setitem(DECODERS, "watched", Watched)
-    monkeypatch.setattr(pictures, "LARGE_PIXELS", large_pixels)
+    monkeypatch.setattr(decoder, "LARGE_PIXELS", large_pixels)
     Watched.most = 0
     with open_stream(dataclasses.replace(mixture, decoder="watched", decode_threads=4), global_batch=8) as stream:
         for _ in range(3):

@@ -86,6 +86,7 @@ def test_keys_of_the_file_change_every_view_of_the_preset() -> None:
     (aim,) = planned_views(of_preset("aim", augment={"scale": [0.08, 1.0]}))
     assert aim.augment == Augment(interpolation="bicubic")  # also back to the default of the key
     assert [view.image_size for view in planned_views(of_preset("swav", image_size=112))] == [112] * 2 + [48] * 6
+    assert [view.image_size for view in preset_views("swav", image_size=1)] == [0, 1]  # 0 is be the mixture's
 
 
 def test_overrides_and_runs_take_presets(tmp_path: Path) -> None:
@@ -129,6 +130,7 @@ def test_views_of_ones_own_may_stand_beside_a_preset_of_one() -> None:
         ),
         ({"preset": "swav", "augment": {"blur_sigma": [2, 1]}}, r"^augment: blur_sigma must be a range [^;]*$"),
         ({"preset": 3}, "preset"),
+        ({"preset": "swav", "image_size": -5}, "image_size must be 1..4096, got -5"),
     ],
 )
 def test_presets_that_cannot_be_are_refused(given: dict[str, Any], message: str) -> None:

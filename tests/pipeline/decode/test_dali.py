@@ -6,6 +6,8 @@ On the CPU here: the pipeline is that of a CUDA device but for one word.
 import dataclasses
 import io
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -169,6 +171,31 @@ def test_formats_that_are_not_plain_jpegs_are_those_of_turbo(
     assert (ours == theirs).all()
 
 
+@pytest.mark.parametrize(("large_pixels", "at_once"), [(130 * 90 - 1, [1]), (130 * 90, [2])])
+def test_large_pictures_are_decoded_one_at_a_time_beside_dali(
+    dali: Callable[..., Dali], monkeypatch: pytest.MonkeyPatch, large_pixels: int, at_once: list[int]
+) -> None:
+    lock, inside, most = threading.Lock(), 0, 0
+    genuine = Turbo.decode
+
+    def watched(self: Turbo, *arguments: Any) -> Any:
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        time.sleep(0.02)
+        answers = genuine(self, *arguments)
+        with lock:
+            inside -= 1
+        return answers
+
+    monkeypatch.setattr(Turbo, "decode", watched)
+    monkeypatch.setattr("headrace.pipeline.decode.decoder.LARGE_PIXELS", large_pixels)
+    _, answers = decoded(dali(), items_of([encode(smooth(n), "PNG") for n in range(6)]))
+    assert not any(answers)
+    assert most in at_once
+
+
 def test_grey_jpegs_and_every_sampling_go_through_dali(dali: Callable[..., Dali]) -> None:
     files = [encode(smooth(n), subsampling=n) for n in range(3)] + [encode(smooth(3), mode="L")]
     (theirs,), _ = decoded(Turbo(MIXTURE), items_of(files))
@@ -288,6 +315,22 @@ def test_pictures_that_only_dali_refuses_are_delivered_by_turbo(
     (record,) = caplog.records
     told = "Failed to decode sample #4 :" if "#" in said else "something else"
     assert record.getMessage() == f"DALI refused a run of pictures, so they are judged one by one: {told}"
+
+
+def test_two_pictures_that_dali_refuses_are_no_broken_device(
+    dali: Callable[..., Dali], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_self: DaliPipeline, feed: Feed) -> Any:
+        raise RuntimeError(f"encountered:\nFailed to decode sample #{len(feed) - 1} : \nCurrent pipeline")
+
+    decoder, items = dali(), items_of([encode(smooth(n)) for n in range(17)])
+    (theirs,), _ = decoded(Turbo(MIXTURE), items)
+    monkeypatch.setattr(DaliPipeline, "run", refuse)
+    (ours,), answers = decoded(decoder, items[:2])
+    assert not any(answers)
+    assert (ours == theirs[:2]).all()
+    with pytest.raises(RuntimeError, match="decoder dali decodes nothing on cpu any more: Failed to decode sample #0"):
+        decoded(decoder, items)
 
 
 def test_flat_pictures_in_a_refused_run_are_no_broken_device(dali: Callable[..., Dali]) -> None:
