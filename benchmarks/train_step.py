@@ -34,8 +34,8 @@ from headrace.train.objectives import aim
 from headrace.train.objectives.build import build_objective
 from headrace.train.optim.adamw import AdamWConfig
 from headrace.train.parallel.precision import autocast, uses_bf16
+from headrace.train.peak import peak_flops
 
-PEAK_TFLOPS = {"H100": 989.5, "H200": 989.5}
 BATCHES = {"tiny": 64, "0.6B": 128, "1B": 96}
 SIDES = {"tiny": (32, 4)}
 # Distinct batches that the steps go round: prefixes must differ, as in a run.
@@ -279,11 +279,8 @@ def typical_seconds(step: Callable[[], None], until: float, device: torch.device
 
 def mfu(tflops: float, device: torch.device) -> float | None:
     """Return percent of the device's dense bf16 peak; None where that is not known."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    peak = next((value for key, value in PEAK_TFLOPS.items() if key in name), None)
-    return None if peak is None else 100 * tflops / peak
+    peak = peak_flops(device)
+    return None if peak is None else 100 * tflops * 1e12 / peak
 
 
 def reset_peak(device: torch.device) -> None:

@@ -55,6 +55,7 @@ FREE_FIELDS = frozenset(
         "activation_checkpointing",
         "profile",
         "parallel",
+        "tensorboard",
     }
 )
 
@@ -177,6 +178,8 @@ class RunConfig:
     """Most steps skipped among the latest 1000; one more stops the run."""
     log_every: int = 10
     """Steps between two lines of metrics.jsonl."""
+    tensorboard: bool = False
+    """An event file for TensorBoard beside metrics.jsonl, with the same numbers."""
     profile: ProfileConfig | None = None
     """A trace of a few steps under OUT/profile, for torch's viewers; null = none."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

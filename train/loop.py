@@ -37,7 +37,8 @@ from headrace.train.profiling import profiling
 from headrace.train.runs.export import export_model
 from headrace.train.runs.folder import BadStepError, own_run, passing_full_disk, write_records
 from headrace.train.runs.initial import write_report
-from headrace.train.runs.metrics import Meter, Metrics, MetricsFile, batch_digest, memory_bytes
+from headrace.train.runs.meter import Meter
+from headrace.train.runs.metrics import Metrics, MetricsFile
 from headrace.train.state import TrainState, open_state, save_state
 from headrace.train.steady.bad_steps import Norms, Skipped, all_finite, first_layer_norm
 from headrace.train.steady.changes import Period, period_at, periods
@@ -216,11 +217,10 @@ class _Run:
         self.record.add(batch)
         self.meter.add(images=config.global_batch, waited=batch.waited_seconds)
         if state.step % config.log_every == 0 or state.step == config.total_steps:
-            line = _train_line(config, state, step) | self.meter.read(state.objective.train_flops_per_image, ranks)
+            line = _train_line(config, state, step) | self.meter.read(state.objective, batch, ranks)
             line["data_bound_by"] = state.stream.stats().bound_by or None
-            line["memory_bytes"] = memory_bytes(ranks.device)
             self.record.flush(ranks.sum)
-            self.write(line | {"batch_digest": int(ranks.sum([batch_digest(batch)])[0])})
+            self.write(line)
         return step.stop
 
     def _tell_changes(self, period: Period) -> None:
@@ -385,7 +385,8 @@ def _open_metrics(config: RunConfig, state: TrainState, ranks: Ranks) -> Metrics
     if state.step < config.total_steps:
         write_records(config, step=state.step, processes=ranks.size)
     step = state.step if state.resumed else -1
-    return MetricsFile(Path(config.out) / "metrics.jsonl", step=step, patient=_is_patient(config))
+    path = Path(config.out) / "metrics.jsonl"
+    return MetricsFile(path, step=step, patient=_is_patient(config), tensorboard=config.tensorboard)
 
 
 def _is_patient(config: RunConfig) -> bool:

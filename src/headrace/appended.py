@@ -1,4 +1,4 @@
-"""A file that lines are appended to, whole or not at all.
+"""A file that lines, or records, are appended to, whole or not at all.
 
 A disk that fills up in the middle of a line leaves no half of it. A patient file keeps what it could not write, and
 writes it before the next line.
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class AppendedFile:
-    """Appends text to a file that exists, visible to readers at once."""
+    """Appends to a file that exists, visible to readers at once."""
 
     def __init__(self, path: Path, *, patient: bool = False) -> None:
         self.path, self.patient = path, patient
@@ -25,9 +25,9 @@ class AppendedFile:
         self._waiting = b""
         self._told = False
 
-    def append(self, text: str) -> None:
+    def append(self, text: str | bytes) -> None:
         """Write `text` behind what is there. Raises OSError naming the file; a patient one waits for a full disk."""
-        self._waiting += text.encode()
+        self._waiting += text.encode() if isinstance(text, str) else text
         try:
             self._write()
         except OSError as error:

@@ -316,8 +316,16 @@ def test_the_run_folder_says_what_it_was(run_file: Callable[..., Path]) -> None:
         "data_wait_percent",
         "memory_bytes",
         "tflops",
+        "needed_tflops",
+        "unix_seconds",
+        "step_seconds",
+        "step_seconds_worst",
+        "data_wait_seconds_worst",
+        "memory_allocated_bytes",
+        "memory_allocated_bytes_worst",
     ):
         assert isinstance(line[name], int | float)
+    assert line["memory_allocated_bytes_worst_rank"] == line["step_seconds_worst_rank"] == 0
     assert line["data_bound_by"] is None  # one step says nothing
     line = [line for line in read_metrics(out / "metrics.jsonl") if line["event"] == "train"][-1]
     assert line["data_bound_by"] in ("compute", "plan", "read", "decode", "augment")

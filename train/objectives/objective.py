@@ -64,6 +64,10 @@ class Objective(nn.Module):
         """Floating-point operations of forward and backward for one image."""
         raise NotImplementedError
 
+    def needed_flops(self, batch: Batch) -> float:
+        """Return the operations that the loss of `batch` needs: fewer where forward leaves out what nobody reads."""
+        return self.train_flops_per_image * len(batch.position)
+
     def usable(self, columns: Columns) -> NDArray[np.bool_]:
         """Return which samples have what the loss needs of `columns`. Raises RowError for what can never be right.
 

@@ -72,6 +72,12 @@ class Ranks:
             self._finish(distributed.all_reduce(total, async_op=True), where, leaves=leaves)
         return [float(value) for value in total]
 
+    def each(self, values: Sequence[float], where: str = "") -> list[list[float]]:
+        """Return the values of each rank on every rank, by one reduction."""
+        row = [0.0] * len(values)
+        flat = self.sum([*row * self.rank, *values, *row * (self.size - self.rank - 1)], where)
+        return [flat[start : start + len(row)] for start in range(0, len(flat), len(row))]
+
     def from_first(self, value: int, where: str = "") -> int:
         """Return rank 0's value on every rank. Raises RankError if a rank does not come `where` they share it."""
         return self._from_first(value, where, leaves=True)

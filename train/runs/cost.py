@@ -2,49 +2,62 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from headrace.train.config import RunConfig
 from headrace.train.objectives.objective import Objective
+from headrace.train.peak import PEAK_FLOPS as PEAKS
 from headrace.train.runs.tensors import num_bytes
 from headrace.train.steady.start import MOMENTS, bytes_of_checkpoint
 
-PEAK_FLOPS = 989.5e12
-"""Dense bf16 of an H100 SXM or an H200, from the data sheet."""
+PEAK_FLOPS = PEAKS["H100"]
 STATED_MFU = 0.4
 SHARED_BY = 8
 
 
+class PlanError(ValueError):
+    """A run that cannot be started here; `lines` say what it would take all the same."""
+
+    def __init__(self, message: str, lines: Sequence[str]) -> None:
+        super().__init__(message)
+        self.lines = list(lines)
+
+
 def cost_lines(config: RunConfig, objective: Objective) -> list[str]:
-    """Return what a run takes, one fact a line. Raises ValueError, naming the number to change, for what cannot fit.
+    """Return what a run takes, one fact a line. Raises PlanError, naming the number to change, for what cannot fit.
 
     `objective` may be on the meta device.
     """
     days = objective.train_flops_per_image * config.total_steps * config.global_batch / PEAK_FLOPS / STATED_MFU / 86400
-    return [
-        _memory_line(config, objective),
-        _disk_line(config, objective),
-        f"time: {days:,.3g} GPU-days of an H100 at {STATED_MFU:.0%} MFU ({PEAK_FLOPS / 1e12:g} TFLOP/s in bf16)",
-    ]
+    memory, no_memory = _memory_line(config, objective)
+    disk, no_disk = _disk_line(config, objective)
+    time = f"time: {days:,.3g} GPU-days of an H100 at {STATED_MFU:.0%} MFU ({PEAK_FLOPS / 1e12:g} TFLOP/s in bf16)"
+    if no_memory or no_disk:
+        raise PlanError(no_memory or no_disk, [memory, disk, time])
+    return [memory, disk, time]
 
 
-def _memory_line(config: RunConfig, objective: Objective) -> str:
+def _memory_line(config: RunConfig, objective: Objective) -> tuple[str, str]:
+    """Return what is said of memory, and why it is too little, if it is."""
     weights = num_bytes(objective.state_dict())
     trained = sum(p.numel() * p.element_size() for p in objective.parameters() if p.requires_grad)
     static = weights + (1 + MOMENTS) * trained
     limit, whose = _memory_here(config)
+    refusal = ""
     if static > limit and config.parallel.strategy != "fsdp":
-        raise ValueError(
+        refusal = (
             f"weights, gradients and moments take {_gb(static)} a process, {whose} has {_gb(limit)}; take a smaller "
             "objective, or several GPUs with parallel.strategy=fsdp"
         )
-    return (
+    line = (
         f"memory: weights {_gb(weights)}, gradients {_gb(trained)}, moments {_gb(MOMENTS * trained)}, together "
         f"{_gb(static)} a process (fsdp over {SHARED_BY}: {_gb(static / SHARED_BY)}); activations come on top, "
         "images_per_micro_batch and activation_checkpointing lower them"
     )
+    return line, refusal
 
 
 def _memory_here(config: RunConfig) -> tuple[float, str]:
@@ -56,21 +69,24 @@ def _memory_here(config: RunConfig) -> tuple[float, str]:
     return float("inf"), ""
 
 
-def _disk_line(config: RunConfig, objective: Objective) -> str:
+def _disk_line(config: RunConfig, objective: Objective) -> tuple[str, str]:
+    """Return what is said of the disk, and why it is too full, if it is."""
     size, weights, every = bytes_of_checkpoint(objective), num_bytes(objective.state_dict()), config.checkpoint.every
     kept = config.checkpoint.keep + 1  # the oldest goes when the newest is whole
     if config.checkpoint.keep_every:
         kept += config.total_steps // config.checkpoint.keep_every
     out = Path(config.out).absolute()
     free = shutil.disk_usage(next(path for path in (out, *out.parents) if path.exists())).free
+    refusal = ""
     if size > free and config.checkpoint.on_full_disk == "stop":
-        raise ValueError(f"a checkpoint takes {_gb(size)}, {_gb(free)} are free at {out}; choose another `out`")
+        refusal = f"a checkpoint takes {_gb(size)}, {_gb(free)} are free at {out}; choose another `out`"
     at_most = kept * size + weights
     lack = "" if at_most <= free else ": too few, lower checkpoint.keep or choose another `out`"
-    return (
+    line = (
         f"checkpoint: every {every:,} steps, {config.checkpoint.keep} kept, in {config.out}/checkpoints; {_gb(size)} "
         f"each, {_gb(at_most)} at most with the exported weights; {_gb(free)} are free{lack}"
     )
+    return line, refusal
 
 
 def _gb(size: float) -> str:

@@ -13,7 +13,8 @@ from headrace.shards.dataset import open_dataset
 from headrace.train.config import RunConfig
 from headrace.train.model import refuse_splitting
 from headrace.train.objectives.build import build_objective
-from headrace.train.runs.cost import cost_lines
+from headrace.train.objectives.objective import Objective
+from headrace.train.runs.cost import PlanError, cost_lines
 from headrace.train.runs.folder import check_out
 from headrace.train.runs.initial import initial_weights
 from headrace.train.sources import check_length, check_sources
@@ -21,12 +22,30 @@ from headrace.train.steady.changes import periods, planned_mixture
 
 
 def plan_run(config: RunConfig) -> list[str]:
-    """Return what `train` would do, one fact a line. Raises ValueError for what cannot run."""
+    """Return what `train` would do, one fact a line.
+
+    Raises ValueError for what cannot run; PlanError, which has the lines, where only the data or the room is missing.
+    """
     check_out(config)
     with torch.device("meta"):
         objective = build_objective(config.objective, image_size=config.mixture.image_size, seed=config.seed)
     refuse_splitting(objective, config, world_size=1)
-    check_sources(objective, config)
+    lines, missing = _model_lines(config, objective), []
+    try:
+        lines += _data_lines(config, objective)
+    except (ValueError, FileNotFoundError) as error:
+        missing.append(str(error) + "".join(f" ({note})" for note in getattr(error, "__notes__", ())))
+    try:
+        lines += cost_lines(config, objective)
+    except PlanError as error:
+        missing.append(str(error))
+        lines += error.lines
+    if missing:
+        raise PlanError("; ".join(missing), lines)
+    return lines
+
+
+def _model_lines(config: RunConfig, objective: Objective) -> list[str]:
     parts = {name: sum(p.numel() for p in part.parameters()) for name, part in objective.named_children()}
     images = config.total_steps * config.global_batch
     flops = objective.train_flops_per_image
@@ -42,7 +61,14 @@ def plan_run(config: RunConfig) -> list[str]:
     for period in periods(config)[1:]:
         told = ", ".join(f"{path} {was} -> {now}" for path, (was, now) in period.changes.items())
         lines.append(f"at step {period.first_step:,}: {told}")
-    # Opening reads manifests only, and refuses what the run would refuse: lanes, memory, a missing dataset.
+    return lines
+
+
+def _data_lines(config: RunConfig, objective: Objective) -> list[str]:
+    """Return what the data give. Raises ValueError for what the run would refuse: lanes, memory, a missing dataset."""
+    lines, images = [], config.total_steps * config.global_batch
+    check_sources(objective, config)
+    # Opening reads manifests only.
     with open_stream(planned_mixture(config), global_batch=config.global_batch, columns=objective.columns) as stream:
         check_length(stream, config)
         given = stream.plan.given(images)
@@ -53,4 +79,4 @@ def plan_run(config: RunConfig) -> list[str]:
         size = open_dataset(config.validation.dataset).num_samples
         used = min(size, config.validation.samples or size)
         lines.append(f"validation: {used:,} of {size:,} samples, every {config.validation.every:,} steps")
-    return lines + cost_lines(config, objective)
+    return lines

@@ -1,6 +1,7 @@
 """Curves of one or several runs as one page that opens offline, from what `metrics.jsonl` holds."""
 
 import math
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,12 @@ CURVES = (
     ("first_layer_grad_norm", "train", "gradient norm of the first layer", "Instabilities show here first."),
     ("images_per_second", "train", "images per second", "Of all processes, without validation and saving."),
     ("tflops", "train", "TFLOP/s", "Every position counts, as in published numbers."),
+    ("mfu_percent", "train", "MFU, percent", "Operations that the loss needs, over the bf16 peak of all devices."),
+    ("step_seconds", "train", "seconds a step", "Mean over ranks since the line before."),
     ("data_wait_percent", "train", "waiting for data, percent", "Mean over ranks since the line before."),
+    ("data_wait_seconds_worst", "train", "waiting for data, seconds, worst rank", "Since the line before."),
+    ("memory_allocated_bytes_worst", "train", "memory in tensors, bytes, worst rank", "The peak so far."),
+    ("memory_reserved_bytes_worst", "train", "memory reserved, bytes, worst rank", "The peak so far; CUDA only."),
 )
 
 
@@ -87,6 +93,7 @@ def _summary(run: Run) -> dict[str, Any]:
         "validation_loss": losses[-1] if losses else None,
         "best_validation_loss": min(losses, default=None),
         "images_per_second": _mean(steps, "images_per_second"),
+        "mfu_percent": _mean(steps, "mfu_percent"),
         "data_wait_percent": _mean(steps, "data_wait_percent"),
         "skipped_steps": len(run.of("skipped")),
         "changes": len(run.of("change")),
@@ -195,7 +202,7 @@ def _far_above(lines: Sequence[Metrics]) -> Iterator[tuple[float, Metrics]]:
 
 
 def _trace(run: Run, step: int) -> str:
-    return f"headrace trace {run.folder} --step {step}"
+    return f"headrace trace {shlex.quote(run.folder)} --step {step}"
 
 
 def _mean(lines: Sequence[Metrics], name: str) -> float | None:

@@ -9,7 +9,8 @@ from headrace.pipeline import Batch
 from headrace.train.config import RunConfig, run_digest
 from headrace.train.parallel.ranks import Ranks
 from headrace.train.runs.folder import BadStepError, NonFiniteError, SpikeError, passing_full_disk, write_bad_step
-from headrace.train.runs.metrics import Metrics, batch_digest
+from headrace.train.runs.meter import batch_digest
+from headrace.train.runs.metrics import Metrics
 from headrace.train.steady.bad_steps import BUDGET_STEPS, Fault, Skipped, StepWatch, skipped_to_dict
 from headrace.train.steady.journal import FILE, Entry, append_entry, read_journal
 

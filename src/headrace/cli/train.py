@@ -48,11 +48,17 @@ def train_command(
     from headrace.train.config import load_run
     from headrace.train.loop import train
     from headrace.train.parallel.ranks import RankError
+    from headrace.train.runs.cost import PlanError
     from headrace.train.runs.plan import plan_run
 
     config = load_run(run, overrides or ())
     if dry_run:
-        say_plan("train", plan_run(config), json=json)
+        try:
+            say_plan("train", plan_run(config), json=json)
+        except PlanError as error:
+            if not json:
+                say_plan("train", error.lines, json=False)
+            raise
         return
     try:
         with _progress(config.total_steps, json=json) as on_metrics:
@@ -132,7 +138,8 @@ def _progress(steps: int, *, json: bool) -> Iterator[Callable[[dict[str, Any]], 
                 typer.echo(f"step {line['step']}: validation loss {line['loss']:.4f}", err=json)
                 return
             rate, wait = line["images_per_second"], line["data_wait_percent"]
-            text = f"loss {line['loss']:.4f}, {rate:.0f} images/s, {wait:.0f}% waiting"
+            mfu = "" if line["mfu_percent"] is None else f", {line['mfu_percent']:.0f}% MFU"
+            text = f"loss {line['loss']:.4f}, {rate:.0f} images/s{mfu}, {wait:.0f}% waiting"
             if line["data_bound_by"] not in (None, "compute"):
                 text += f" ({line['data_bound_by']})"
             progress.update(task, completed=line["step"], description=text)

@@ -1,8 +1,11 @@
 """The page of runs shows what their metrics hold, and loses no spike."""
 
+import html
 import json
 import math
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from headrace.trace.history import open_history
 from headrace.train.config import load_run
 from headrace.train.loop import train
 from headrace.train.objectives.aim import Aim
@@ -48,8 +52,13 @@ def test_a_run_with_a_skipped_step_and_a_change_is_shown(
     for text in ("A &lt;run&gt;", "Skipped steps", "not finite", "64..80", "Planned changes", "optimizer.lr", "0.0005"):
         assert text in page
     assert f"headrace trace {config.out} --step 5" in page
-    for section in ("Loss", "Validation loss", "Learning rate", "Gradient norm", "Images per second"):
+    assert open_history(config.out).positions(5) == range(64, 80)  # trace counts steps as the page does
+    for section in (
+        "Loss", "Validation loss", "Learning rate", "Gradient norm", "Images per second", "Seconds a step",
+        "Waiting for data, seconds, worst rank", "Memory in tensors, bytes, worst rank",
+    ):  # fmt: skip
         assert f"<h2>{section}</h2>" in page
+    assert "<h2>MFU, percent</h2>" not in page  # a CPU has no peak
     assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
     (row,) = summaries(runs)
     assert (row["steps"], row["skipped_steps"], row["changes"], row["objective"]) == (12, 1, 1, "aim")
@@ -69,6 +78,13 @@ def test_several_runs_share_their_charts_and_keep_their_names(tmp_path: Path) ->
     assert page.count(f"headrace trace {folders[0]} --step 70") == 1
     assert "headrace trace b" not in page
     assert page.count("<table") == 2
+
+
+def test_the_command_of_a_step_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
+    folder = write_metrics(tmp_path / "my run's", steps=80, spike=70)
+    page = html.unescape(render(read_runs([folder]), title="t").decode())
+    (command,) = re.findall(r"headrace trace .* --step 70", page)
+    assert shlex.split(command) == ["headrace", "trace", folder, "--step", "70"]
 
 
 def test_thinning_keeps_the_ends_of_each_stretch_and_the_gaps() -> None:
