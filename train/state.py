@@ -87,7 +87,8 @@ def open_state(config: RunConfig, ranks: Ranks) -> Iterator[TrainState]:
         if ranks.is_first:
             warn_of_other_arithmetic(checkpoint)
             seconds, path = time.perf_counter() - began, checkpoint.path
-            log.info("resumed from %s: %d steps are done; rank 0 read %d bytes in %.1f s", path, step, size, seconds)
+            log.info("resumed from %s: %d steps are done", path, step)
+            log.info("rank 0 read %d bytes of it in %.1f s", size, seconds)
 
     checkpoint = newest_checkpoint(checkpoints_of(config), use=resume, ranks=ranks)
     step = 0 if checkpoint is None else checkpoint.progress.step
