@@ -118,6 +118,14 @@ def test_a_mistake_is_one_line_and_exit_code_one(run: Run, run_file: Path, overr
         assert "\n" not in error
 
 
+def test_a_plan_without_its_data_says_what_is_missing_and_what_is_known(run: Run, run_file: Path) -> None:
+    code, error = run("train", str(run_file), "mixture.sources.0.url=/nowhere/at/all", "--dry-run")
+    assert code == 1
+    assert error.startswith("headrace: /nowhere/at/all is not a dataset")
+    for known in ("parameters: 5,624", "FLOPs per image: ", "steps: 3 of 8 images", "memory: weights", "GPU-days"):
+        assert known in error
+
+
 def test_a_changed_run_is_refused_in_one_line(run: Run, run_file: Path) -> None:
     assert run("train", str(run_file))[0] == 0
     code, error = run("train", str(run_file), "optimizer.lr=0.1")

@@ -56,8 +56,7 @@ def train_command(
         try:
             say_plan("train", plan_run(config), json=json)
         except PlanError as error:
-            if not json:
-                say_plan("train", error.lines, json=False)
+            error.add_note(f"known without it: {'; '.join(error.lines)}")  # a refusal is one line
             raise
         return
     try:
