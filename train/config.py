@@ -95,8 +95,8 @@ class CheckpointConfig:
     on_full_disk: Literal["stop", "keep_training"] = "stop"
     """What a save does that finds no room: end the run, or let it go on and try again at the next save. The last save
     of a run ends it either way."""
-    asynchronous: bool | None = None
-    """True = a copy in host memory is written while training goes on; null = true on CUDA, false on a CPU."""
+    asynchronous: bool = False
+    """A copy in host memory is written while training goes on."""
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.keep < 1:

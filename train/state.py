@@ -135,8 +135,7 @@ def _saver(
     config: RunConfig, objective: Objective, optimizer: torch.optim.Optimizer, *, ranks: Ranks, layout: Layout
 ) -> Iterator[BackgroundSaver | None]:
     """Yield who writes checkpoints beside the steps, where the run wants that."""
-    wanted = config.checkpoint.asynchronous
-    if not (ranks.device.type == "cuda" if wanted is None else wanted):
+    if not config.checkpoint.asynchronous:
         yield None
         return
     saver = BackgroundSaver(checkpoints_of(config), objective, optimizer, ranks=ranks, layout=layout)

@@ -424,7 +424,8 @@ def test_a_loader_for_a_gpu_gives_what_one_for_the_cpu_gives(mixture: Mixture) -
     with StreamLoader(turbo, **options) as here, StreamLoader(turbo, device="cuda", **options) as there:
         for wanted, got in zip(here, there, strict=False):
             assert all(tensor.is_cuda for tensor in got)
-            assert all(torch.allclose(one.cpu(), other) for one, other in zip(got, wanted, strict=True))
+            for one, other in zip(got, wanted, strict=True):  # floats near 0 are differences of larger ones
+                torch.testing.assert_close(one.cpu(), other, rtol=1e-5, atol=1e-6)
             if here.position == 80:
                 break
 

@@ -44,8 +44,6 @@ class BackgroundSaver:
         self._closing, self._given_up = threading.Event(), threading.Event()
         self._save: Save | None = None
         self._job: Future[None] | None = None
-        # The copy on a GPU runs beside forward and backward; weights and moments move only when it is done.
-        self._hook = optimizer.register_step_pre_hook(lambda *_: self._arena.wait_on_device())
 
     def save(self, *, progress: Progress, config: RunConfig, then: Callable[[], None] = lambda: None) -> None:
         """Begin to write a checkpoint; rank 0's thread calls `then` when it stands.
@@ -58,12 +56,9 @@ class BackgroundSaver:
         save.begin()
         contents = contents_of(self._module, self._optimizer, self._layout)
         tensors = {f"{kind}/{name}": piece.local for kind, part in contents.items() for name, piece in part.items()}
-        parameters = {f"model/{name}" for name, _ in self._module.named_parameters()}
-        buffers = frozenset(name for name in tensors if name.startswith("model/")) - parameters
-        places = self._arena.fill(tensors, changing=buffers)
+        places = self._arena.fill(tensors)
 
         def write() -> None:
-            self._arena.wait()
             save.write_part(contents, lambda name, _: self._arena.views([places[name]]))
             if self._ranks.is_first and self._has_all_parts(save):
                 save.commit()
@@ -115,7 +110,6 @@ class BackgroundSaver:
 
     def close(self) -> None:
         """End the thread; what it writes is finished first, also where the run ends by a fault."""
-        self._hook.remove()
         self._closing.set()
         self._thread.shutdown(wait=True)
         if self._save is not None and self._job is not None and (error := self._job.exception()) is not None:

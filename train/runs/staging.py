@@ -1,8 +1,7 @@
 """Bytes of tensors in host memory, on their way to a file.
 
 A synchronous save takes one tensor at a time. An asynchronous one copies all into an arena that is kept for the next
-save, so that training goes on while a thread writes it. On a GPU the arena is pinned, and filled on a side stream
-during the next forward and backward; only the optimizer's step waits for the end of it.
+save, so that training goes on while a thread writes it. On a GPU the arena is pinned, for the full rate of the bus.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,8 +36,6 @@ class Arena:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._chunks: list[Tensor] = []
-        self._stream: torch.cuda.Stream | None = None
-        self._copied: torch.cuda.Event | None = None
 
     def reserve(self, num_bytes: int) -> None:
         """Have room for so many bytes."""
@@ -46,31 +43,17 @@ class Arena:
         while len(self._chunks) * CHUNK_BYTES < num_bytes:
             self._chunks.append(torch.empty(CHUNK_BYTES, dtype=torch.uint8, pin_memory=pinned))
 
-    def fill(self, tensors: Mapping[str, Tensor], *, changing: frozenset[str]) -> dict[str, tuple[int, int]]:
-        """Copy the tensors, in their order, and return where the bytes of each begin and end.
-
-        On a GPU this returns before they are copied: `wait_on_device` before weights move, and `wait` before reading.
-        Tensors that are `changing` in a forward pass are copied before what is launched next.
-        """
+    def fill(self, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
+        """Copy the tensors, in their order, and return where the bytes of each begin and end."""
         places, end = {}, 0
         for name, tensor in tensors.items():
             begin, end = end, end + tensor.numel() * tensor.element_size()
             places[name] = (begin, end)
         self.reserve(end)
-        if self._device.type != "cuda":
-            for name, tensor in tensors.items():
-                self._copy(tensor, places[name][0])
-            return places
-        self._stream = self._stream or torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        current = torch.cuda.current_stream(self._device)
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            for name in (name for name in tensors if name in changing):
-                self._copy(tensors[name], places[name][0])
-            current.wait_event(self._stream.record_event())
-            for name in (name for name in tensors if name not in changing):
-                self._copy(tensors[name], places[name][0])
-            self._copied = self._stream.record_event()
+        for name, tensor in tensors.items():
+            self._copy(tensor, places[name][0])
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
         return places
 
     def _copy(self, tensor: Tensor, begin: int) -> None:
@@ -80,16 +63,6 @@ class Arena:
             size = min(CHUNK_BYTES - inside, len(source) - done)
             self._chunks[number][inside : inside + size].copy_(source[done : done + size], non_blocking=True)
             done += size
-
-    def wait_on_device(self) -> None:
-        """Let what is launched next wait until everything is copied."""
-        if self._copied is not None:
-            torch.cuda.current_stream(self._device).wait_event(self._copied)
-
-    def wait(self) -> None:
-        """Return when everything is copied."""
-        if self._copied is not None:
-            self._copied.synchronize()
 
     def views(self, places: Sequence[tuple[int, int]]) -> Iterator[memoryview]:
         """Yield the bytes of `places`, one after the other."""

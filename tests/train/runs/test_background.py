@@ -226,19 +226,16 @@ def test_an_arena_gives_back_the_bytes_across_its_chunks(monkeypatch: pytest.Mon
     }
     arena = Arena(torch.device("cpu"))
     for _ in range(2):
-        places = arena.fill(tensors, changing=frozenset())
-        arena.wait()
+        places = arena.fill(tensors)
         for name, tensor in tensors.items():
             assert b"".join(arena.views([places[name]])) == flat_bytes(tensor).numpy().tobytes()
 
 
 @pytest.mark.cuda
-def test_an_arena_is_filled_beside_what_is_launched_next_and_before_weights_move(
-    tmp_path: Path, config: RunConfig
-) -> None:
+def test_what_is_saved_on_a_gpu_are_the_weights_before_they_move(tmp_path: Path, config: RunConfig) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(*(nn.Linear(4096, 4096) for _ in range(8))).cuda()
-    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1, fused=True)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, fused=True)
     for _ in range(2):
         module(torch.randn(64, 4096, device="cuda")).square().sum().backward()
         optimizer.step()
@@ -251,7 +248,8 @@ def test_an_arena_is_filled_beside_what_is_launched_next_and_before_weights_move
         newest = newest_checkpoint(tmp_path)
         assert newest is not None
         found = read_tensors(newest, "model")
-        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+        assert all(torch.isfinite(tensor).all() for tensor in expected.values())
+        assert [name for name, tensor in expected.items() if not torch.equal(found[name], tensor)] == []
     saver.close()
 
 
