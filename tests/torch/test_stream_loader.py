@@ -111,6 +111,19 @@ def test_a_finite_pass_has_a_length_and_begins_again_also_from_a_state_of_its_en
         assert len(positions(loader)) == 72
 
 
+def test_a_finite_pass_that_was_broken_off_begins_again_unless_a_state_was_loaded(mixture: Mixture) -> None:
+    """As a DataLoader: Lightning looks at two batches of a validation loader before it validates with all of them."""
+    with StreamLoader(mixture, global_batch=8, once=True) as loader:
+        assert positions_of(loader, 2) == list(range(16))
+        state = loader.state_dict()
+        assert positions(loader) == list(range(64))
+        assert positions_of(loader, 3) == list(range(24))
+        for _ in range(2):
+            loader.load_state_dict(state)
+            assert positions(loader) == list(range(16, 64))
+            assert positions(loader) == list(range(64))
+
+
 def test_an_endless_loader_has_no_length_and_is_true(mixture: Mixture) -> None:
     with StreamLoader(mixture, batch_size=8) as loader:
         with pytest.raises(TypeError, match="an endless StreamLoader has no length: pass steps_per_epoch"):

@@ -23,8 +23,9 @@ class StreamLoader:
     """Batches of one rank for a PyTorch training loop, Lightning, accelerate or Hugging Face's Trainer.
 
     `for batch in loader` goes on where the last loop stopped. Without `once` and `steps_per_epoch` it never ends and
-    has no length; with `steps_per_epoch` each loop ends after so many steps, counted from position 0; with `once` it
-    is one pass over every sample. There is no `set_epoch`: every epoch has its own order already.
+    has no length; with `steps_per_epoch` each loop ends after so many steps, counted from position 0. With `once` each
+    loop is one pass over every sample, as a DataLoader's; after `load_state_dict` it is the rest of one. There is no
+    `set_epoch`: every epoch has its own order already.
 
     A batch is a dict of `images` ([B, 3, S, S], uint8 or normalised float32; with `decoder: none` `data`, the bytes),
     `other_views` where the mixture has some, each of `columns` and of what `map` returns (numbers as tensors, all else
@@ -81,6 +82,7 @@ class StreamLoader:
             says_valid=once,
         )
         self._opened: DeviceBatches | None = None
+        self._continues = True  # a finite pass, from a state that was loaded
 
     def __enter__(self) -> "StreamLoader":
         return self
@@ -121,9 +123,10 @@ class StreamLoader:
             refuse_fetcher()
             return cast(Iterator[Any], batches)
         step = batches.position // stream.global_batch
-        if self.once and step >= len(self):
+        if self.once and (step >= len(self) or not self._continues):
             batches.load_state_dict(stream.state_at(0))
             step = 0
+        self._continues = False
         # In C, so that no signal handler runs between the batch and whoever asked for it.
         return islice(batches, len(self) - step % len(self))
 
@@ -161,6 +164,7 @@ class StreamLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`, at any world size. Raises ValueError, naming the field, if that cannot be exact."""
         self._batches.load_state_dict(state)
+        self._continues = True
 
     def close(self) -> None:
         """End every thread."""
