@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from headrace.curation.ledger import place_of_key
 from headrace.pipeline.catalog import OpenedSource
 from headrace.shards.columns import plain_numbers
+from headrace.shards.manifest import FOREIGN_LAYOUT
 from headrace.shards.progress import OnProgress, Progress, no_progress
 from headrace.trace.lookup import Opened
 
@@ -100,6 +101,8 @@ def _by_place(opened: Opened, source: int, asked: Asked) -> tuple[list[Match], A
 
 
 def _shard_of(source: OpenedSource, key: str) -> int | None:
-    """Return the shard that a key names, if there is one of that name."""
+    """Return the shard that a key names, if there is one of that name; in tars of others keys promise nothing."""
+    if source.dataset.layout == FOREIGN_LAYOUT:
+        return None
     place = place_of_key(key)
     return source.dataset.shards.number_of(place[0]) if place is not None else None
