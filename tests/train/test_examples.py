@@ -116,6 +116,7 @@ def start(env: dict[str, str]) -> "subprocess.Popen[bytes]":
 def test_a_slurm_job_that_runs_out_of_time_saves_and_is_queued_again(tmp_path: Path, slurm: dict[str, str]) -> None:
     job = start(slurm)
     while not (tmp_path / "pid").exists():
+        assert job.poll() is None
         time.sleep(0.02)
     job.send_signal(signal.SIGUSR1)
     assert job.wait(30) == 0

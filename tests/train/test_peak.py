@@ -29,3 +29,8 @@ def test_a_device_that_no_table_knows_has_no_peak(name: str) -> None:
 
 def test_a_cpu_has_no_peak() -> None:
     assert peak_flops(torch.device("cpu")) is None
+
+
+def test_a_gpu_is_asked_for_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"NVIDIA H200 {device.index}")
+    assert peak_flops(torch.device("cuda", 1)) == 989.5e12

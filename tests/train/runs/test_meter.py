@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pytest
+import torch
 
 from headrace.pipeline import Batch
 from headrace.train.objectives.aim import Aim, AimConfig
@@ -83,6 +84,12 @@ def test_mfu_is_null_where_the_peak_of_a_device_is_unknown(
     assert line["memory_reserved_bytes_worst"] is None
     assert line["memory_allocated_bytes"] == line["memory_bytes"] > 0
     assert [line[f"{name}_worst_rank"] for name in BY_RANK] == [0, 0, 0, None]
+
+
+def test_memory_of_a_gpu_is_what_tensors_take_and_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 10 + device.index)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 20 + device.index)
+    assert meter.peak_memory(torch.device("cuda", 1)) == (11.0, 21.0)
 
 
 def test_an_objective_that_says_nothing_needs_all_of_its_operations(
