@@ -310,6 +310,7 @@ def test_what_is_no_run_is_one_line_that_says_so(run: Path, tmp_path: Path) -> N
     assert "its positions are over 9223372036854775807" in fault("trace", run, "--step", 10**20)
     assert "its positions are over" in fault("trace", run, "--position", 10**30)
     assert "its positions are over" in fault("audit", run, "--upto", 10**20)
+    assert "--url is empty" in fault("audit", run, "--url", "")
     assert "leave --global-batch out" in fault("trace", run, "--global-batch", 8, "--step", 1)
     (run / FILE).unlink()
     shutil.rmtree(run / "checkpoints")

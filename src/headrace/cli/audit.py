@@ -85,6 +85,9 @@ def audit_command(
 
 
 def _texts(**given: Sequence[str]) -> dict[str, list[str]]:
+    for kind, texts in given.items():
+        if "" in texts:
+            raise ValueError(f"--{kind} is empty: give the {kind} of a sample")
     return {kind: list(dict.fromkeys(texts)) for kind, texts in given.items() if texts}
 
 

@@ -17,12 +17,12 @@ from headrace.curation.job import Job
 from headrace.curation.ledger import rows_of_keys
 from headrace.curation.why import story_of
 from headrace.shards.dataset import Dataset
+from headrace.shards.imports.run import JOB_NAME
 from headrace.shards.manifest import FOREIGN_LAYOUT
 from headrace.text import without_secrets
 
 log = logging.getLogger(__name__)
 
-IMPORT_NAME = "import.json"
 ROW_FACTS = ("uid", "input_file", "input_row", "raw_shard", "key", "caption_of")
 
 
@@ -46,7 +46,7 @@ def origin_of(dataset: Dataset, jobs: Sequence[str] = ()) -> Origin:
     digest = built_from(dataset.url)
     if digest is not None:
         return _curated(where, digest, [*_parents(dataset.url), *jobs])
-    imported = _read_json(files.join(dataset.url, IMPORT_NAME))
+    imported = _read_json(files.join(dataset.url, JOB_NAME))
     if imported is not None:
         kind, count = imported.get("kind", "images"), imported.get("num_inputs", "?")
         text = f"{where}: imported from {count} inputs ({kind}); no ledger tells of them"

@@ -84,16 +84,14 @@ class Replacements:
         """The steps with a line in a quarantine file, or that were learnt of."""
         return list(self._steps)
 
-    def learn(self, step: int, stories: Mapping[int, Story]) -> bool:
-        """Take stories that no file tells for those of a step, if they are proven by its record; return whether."""
+    def learn(self, step: int, stories: Mapping[int, Story]) -> None:
+        """Take stories that no file tells for those of a step, if they are proven by its record."""
         recorded = self.opened.history.recorded(step)
         if recorded is None or len(stories) != recorded.replaced:
-            return False
+            return
         self._known[step] = self._by_digest(step, {place: [one] for place, one in stories.items()}, recorded)
-        if self._known[step] is None:
-            return False
-        self._note(step, stories)
-        return True
+        if self._known[step] is not None:
+            self._note(step, stories)
 
     def not_told(self, last: int) -> dict[int, int]:
         """Return, of the steps up to `last` whose replaced samples cannot be named, how many there are in each."""

@@ -11,20 +11,17 @@ from headrace.trace.replaced import Replacements, Story
 
 def read_steps_again(
     opened: Opened, replacements: Replacements, steps: Sequence[int], *, on_progress: OnProgress = no_progress
-) -> list[int]:
-    """Decode every sample of some steps, and tell `replacements` what was replaced; return the steps it is proven for.
+) -> None:
+    """Decode every sample of some steps, and tell `replacements` what was replaced.
 
-    Proven means that the step's record has this digest: else data rotted, or was mended, since. Raises ReadError where
-    data is out of reach.
+    It counts if the step's record has this digest: else data rotted, or was mended, since. Raises ReadError where data
+    is out of reach.
     """
-    proven = []
     with open_redrawer(opened) as redrawer:
         for number, step in enumerate(steps):
             found = redrawer.redraw(opened.history.positions(step), pictures=False)
-            if replacements.learn(step, {one.position: _story(one) for one in found if one.damaged}):
-                proven.append(step)
+            replacements.learn(step, {one.position: _story(one) for one in found if one.damaged})
             on_progress(Progress(done=number + 1, total=len(steps), noun="steps"))
-    return proven
 
 
 def _story(one: Redrawn) -> Story:
