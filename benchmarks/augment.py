@@ -21,7 +21,8 @@ import torch
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from headrace.pipeline import Mixture, Source
-from headrace.pipeline.augment.colour import ChooseColour, Colour, colours_of, view_colours
+from headrace.pipeline.augment.colour import Colour, ColourDraw, view_colours
+from headrace.pipeline.augment.colour_table import draw_table
 from headrace.pipeline.augment.crop import Window
 from headrace.pipeline.augment.picture import recolour_picture
 from headrace.pipeline.augment.pixels import recolour
@@ -110,7 +111,7 @@ def on_device(device: torch.device, batch: int) -> None:
     chosen = [choose for choose in view_colours(Mixture(sources=SOURCES, preset="moco_v3")) if choose is not None]
     for number, choose in enumerate(chosen):
         begun = time.perf_counter()
-        colours = colours_of(choose, np.arange(batch))
+        colours = draw_table(choose, np.arange(batch))
         drawn = (time.perf_counter() - begun) * 1e3
         took = _wall(device, lambda colours=colours: recolour(images, colours))  # type: ignore[misc]
         print(f"view {number}: {batch / took:,.0f} images/s ({took * 1e3:.1f} ms for {batch}, drawn in {drawn:.1f} ms)")
@@ -118,7 +119,7 @@ def on_device(device: torch.device, batch: int) -> None:
     print(f"torchvision, picture by picture, view 0: {64 / took:,.0f} images/s")
 
 
-def _one_by_one(images: torch.Tensor, choose: ChooseColour) -> torch.Tensor:
+def _one_by_one(images: torch.Tensor, choose: ColourDraw) -> torch.Tensor:
     return torch.stack([colours_by_torchvision(image, choose(at)) for at, image in enumerate(images)])
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from headrace.pipeline import copies
 from headrace.pipeline import state as stream_state
 from headrace.pipeline.assemble import assemble
-from headrace.pipeline.augment.colour import ChooseColour, view_colours
+from headrace.pipeline.augment.colour import ColourDraw, view_colours
 from headrace.pipeline.augment.views import planned_views
 from headrace.pipeline.batch import Batch
 from headrace.pipeline.catalog import OpenedSource
@@ -169,7 +169,7 @@ class Stream:
         return self._opened.device
 
     @property
-    def colours_left(self) -> tuple[ChooseColour | None, ...]:
+    def colours_left(self) -> tuple[ColourDraw | None, ...]:
         """For each view how whoever takes the batches to the device is to colour them; empty: they are finished."""
         return view_colours(self.mixture) if self.device != "cpu" else ()
 

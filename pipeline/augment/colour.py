@@ -5,7 +5,7 @@ operations leave in place (a Gaussian is symmetric), so it commutes with all of 
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -69,10 +69,6 @@ def steps_of(colour: Colour) -> list[Step]:
     return steps
 
 
-ChooseColour = Callable[[int], Colour]
-"""Position -> what is done to the colours of one view."""
-
-
 @dataclass(frozen=True, slots=True)
 class ColourDraw:
     """Draws the colours of one view; `colour_table.draw_table` those of many positions at once."""
@@ -87,7 +83,7 @@ class ColourDraw:
         return choose_colour(self.augment, position_draws(self.key, position, DRAWS), self.kernel)
 
 
-def view_colours(mixture: Mixture) -> tuple[ChooseColour | None, ...]:
+def view_colours(mixture: Mixture) -> tuple[ColourDraw | None, ...]:
     """Return for each view the function that draws its colours; None where they are never changed."""
     return tuple(
         ColourDraw(make_key(mixture.seed, "colour", number), view.augment, blur_kernel(view.augment, view.image_size))
@@ -95,18 +91,6 @@ def view_colours(mixture: Mixture) -> tuple[ChooseColour | None, ...]:
         else None
         for number, view in enumerate(planned_views(mixture))
     )
-
-
-def colours_of(
-    choose: ChooseColour, position: NDArray[np.int64], valid: NDArray[np.bool_] | None = None
-) -> Sequence[Colour]:
-    """Return the colours of each row of a batch; rows that are not valid stay black."""
-    from headrace.pipeline.augment.colour_table import draw_table  # it knows what a colour is
-
-    if isinstance(choose, ColourDraw):
-        return draw_table(choose, position, valid)
-    rows = zip(position.tolist(), itertools.repeat(True) if valid is None else valid.tolist(), strict=False)
-    return [choose(at) if is_valid else PLAIN for at, is_valid in rows]
 
 
 def choose_colour(augment: Augment, draws: Sequence[float], kernel: int) -> Colour:

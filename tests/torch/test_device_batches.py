@@ -21,7 +21,7 @@ import torch
 
 from headrace.config import config_to_dict
 from headrace.pipeline import Augment, Batch, Mixture, Stream, View, open_stream
-from headrace.pipeline.augment.colour import ChooseColour, view_colours
+from headrace.pipeline.augment.colour import ColourDraw, view_colours
 from headrace.torch import DeviceBatches, StreamLoader
 from headrace.torch import device_batches as module
 from headrace.torch.copy_ahead import CopyAhead
@@ -38,7 +38,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 class _EveryDevice(DeviceCopy):
-    def __init__(self, device: torch.device, colours: Sequence[ChooseColour | None] = ()) -> None:
+    def __init__(self, device: torch.device, colours: Sequence[ColourDraw | None] = ()) -> None:
         super().__init__(device, colours)
         self.copies = True
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from headrace.pipeline import Batch
-from headrace.pipeline.augment.colour import ChooseColour, colours_of
+from headrace.pipeline.augment.colour import ColourDraw
+from headrace.pipeline.augment.colour_table import draw_table
 from headrace.pipeline.augment.pixels import recolour
 
 
@@ -25,7 +26,7 @@ class DeviceCopy:
     `colours` are those of each view that the stream left to the device; empty: the pictures are finished.
     """
 
-    def __init__(self, device: torch.device, colours: Sequence[ChooseColour | None] = ()) -> None:
+    def __init__(self, device: torch.device, colours: Sequence[ColourDraw | None] = ()) -> None:
         self.copies = device.type != "cpu"
         """False where a batch is only seen as tensors."""
         self._device = device
@@ -83,7 +84,7 @@ class DeviceCopy:
         if not any(self._colours):
             return batch
         views = [
-            recolour(as_tensor(view), colours_of(choose, batch.position, batch.valid)) if choose else view
+            recolour(as_tensor(view), draw_table(choose, batch.position, batch.valid)) if choose else view
             for view, choose in zip(batch.views, self._colours, strict=True)
         ]
         return with_views(batch, views)

@@ -15,9 +15,9 @@ from headrace.pipeline.augment.colour import (
     Colour,
     blur_kernel,
     choose_colour,
-    colours_of,
     view_colours,
 )
+from headrace.pipeline.augment.colour_table import draw_table
 from headrace.pipeline.augment.crop import position_draws
 from headrace.pipeline.augment.picture import recolour_picture
 from headrace.shards.permutation import make_key
@@ -103,9 +103,9 @@ def test_the_kernel_is_a_tenth_of_the_side(side: int, kernel: int) -> None:
 def test_rows_that_are_not_valid_stay_plain() -> None:
     (choose,) = view_colours(of_views(COLOURED))
     assert choose is not None
-    colours = colours_of(choose, np.array([4, 5, 6]), np.array([True, False, True]))
+    colours = draw_table(choose, np.array([4, 5, 6]), np.array([True, False, True]))
     assert list(colours) == [choose(4), PLAIN, choose(6)]
-    assert list(colours_of(choose, np.array([4, 5]))) == [choose(4), choose(5)]
+    assert list(draw_table(choose, np.array([4, 5]))) == [choose(4), choose(5)]
 
 
 def batches(mixture: Mixture, **options: Any) -> list[Batch]:

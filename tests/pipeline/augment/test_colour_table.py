@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.pipeline.augment.colour import PLAIN, Colour, ColourDraw, colours_of, steps_of
-from headrace.pipeline.augment.colour_table import ColourTable
+from headrace.pipeline.augment.colour import PLAIN, Colour, ColourDraw, steps_of
+from headrace.pipeline.augment.colour_table import ColourTable, draw_table
 from headrace.pipeline.augment.config import Augment
 from headrace.pipeline.augment.presets import preset_views
 
@@ -26,8 +26,7 @@ def test_the_table_of_many_positions_says_what_each_draw_says(
 ) -> None:
     draw = ColourDraw(key=9, augment=augment, kernel=23)
     valid = np.array([is_valid for _, is_valid in positions], np.bool_)
-    table = colours_of(draw, np.array([position for position, _ in positions], np.int64), valid)
-    assert isinstance(table, ColourTable)
+    table = draw_table(draw, np.array([position for position, _ in positions], np.int64), valid)
     assert list(table) == [draw(position) if is_valid else PLAIN for position, is_valid in positions]
     assert list(ColourTable.of(list(table))) == list(table)
     assert list(table[1:3]) == list(table)[1:3]
@@ -35,8 +34,7 @@ def test_the_table_of_many_positions_says_what_each_draw_says(
 
 @given(positions=st.lists(st.integers(0, 10**9), max_size=12))
 def test_every_row_takes_its_steps_in_their_order(positions: list[int]) -> None:
-    table = colours_of(ColourDraw(key=9, augment=AUGMENTS[1], kernel=23), np.array(positions, np.int64))
-    assert isinstance(table, ColourTable)
+    table = draw_table(ColourDraw(key=9, augment=AUGMENTS[1], kernel=23), np.array(positions, np.int64))
     taken: list[list[tuple[str, float]]] = [[] for _ in positions]
     for group in table.groups():
         assert len(group.rows) == len(group.values) > 0
