@@ -117,6 +117,8 @@ def photographs(tar: str | None) -> list[bytes]:
             file = archive.extractfile(member) if member.name.lower().endswith((".jpg", ".jpeg")) else None
             if file is not None:
                 files.append(file.read())
+    if not files:
+        raise SystemExit(f"{tar}: no member is called .jpg or .jpeg; give a tar of photographs")
     return files
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import gpu_check  # noqa: E402
+import gpu_decode  # noqa: E402
 
 sys.path.pop(0)
 
@@ -52,6 +54,14 @@ def test_a_step_that_fails_or_hangs_is_called_so(tmp_path: Path, program: str, s
     result = gpu_check.run(gpu_check.Step("one", ("-c", program), 1.0), 5.0, tmp_path, None)
     assert result.status == status
     assert time.monotonic() - begun < 30
+
+
+def test_a_tar_without_photographs_is_refused_by_its_name(tmp_path: Path) -> None:
+    """PHOTOS=TAR reaches `gpu_decode`, which would divide by their number."""
+    with tarfile.open(tmp_path / "notes.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("notes.txt"))
+    with pytest.raises(SystemExit, match=r"notes\.tar: no member is called \.jpg or \.jpeg"):
+        gpu_decode.photographs(str(tmp_path / "notes.tar"))
 
 
 def test_children_of_a_step_end_with_it(tmp_path: Path) -> None:
