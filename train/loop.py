@@ -206,7 +206,7 @@ class _Run:
             else:
                 step = take_step(period.config, state, batch, ranks=ranks, stopping=bool(ranks.stop))
         except BadStepError as error:
-            raise type(error)(f"{error}; {self._keep_good_weights(before)}") from None
+            raise type(error)(f"{error}; {self._keep_good_weights(before, error.cure)}") from None
         if step.skipped is not None:
             self.write(record_skipped(config, step.skipped, batch, ranks, again=again is not None))
         if state.saver is not None:
@@ -230,7 +230,7 @@ class _Run:
             log.info("from step %d on: %s", period.first_step, told)
             self.write({"event": "change", "step": period.first_step, "changes": period.changes})
 
-    def _keep_good_weights(self, stream: dict[str, Any]) -> str:
+    def _keep_good_weights(self, stream: dict[str, Any], cure: str) -> str:
         """Save the weights before a bad step, if they are good, and say how the run can go on."""
         step, finite = self.state.step, all_finite(self.state.objective.parameters())
         if self.ranks.sum([not finite], "the check of the weights")[0]:
@@ -240,8 +240,8 @@ class _Run:
             )
         self._save(must=True, stream=stream)
         return (
-            f"the run is saved at step {step}: start it again with on_non_finite=skip or on_spike=skip to leave such "
-            f"steps out, or with changes_at: {{{step}: {{optimizer.lr: ...}}}}"
+            f"the run is saved at step {step}: start it again with {cure} to leave such steps out, or with "
+            f"changes_at: {{{step}: {{optimizer.lr: ...}}}}"
         )
 
     def _result(self, stopped_by: int = 0) -> TrainResult:

@@ -31,6 +31,11 @@ log = logging.getLogger(__name__)
 class BadStepError(ValueError):
     """A step would have spoiled the weights; raised on all ranks before they moved."""
 
+    def __init__(self, text: str, *, cure: str = "") -> None:
+        super().__init__(text)
+        self.cure = cure
+        """The setting with which the run would pass over such a step."""
+
 
 class NonFiniteError(BadStepError):
     """Loss or gradient was not finite."""

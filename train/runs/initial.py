@@ -152,7 +152,9 @@ def _read_pickle(path: Path) -> tuple[bool, dict[str, Tensor]]:
         with warnings.catch_warnings(action="ignore"):  # of old protocols, which are read all the same
             data = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        why = str(error).split("\n")[0][:200]
+        # torch speaks of switching the protection off first; the reason is said behind this.
+        reason = re.split(r"WeightsUnpickler error:\s*|trusted source\.\s*", str(error))[-1]
+        why = reason.split("\n")[0][:200]
         raise ValueError(f"{path}: not a file of tensors alone, and nothing else in it is run: {why}") from error
     for key in ("model", "state_dict"):
         data = data[key] if isinstance(data, dict) and isinstance(data.get(key), dict) else data

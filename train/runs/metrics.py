@@ -17,6 +17,8 @@ from headrace.train.runs.event_file import EventFile
 
 Metrics = dict[str, Any]
 
+MAX_STEP = 1 << 63
+
 
 class MetricsFile:
     """Appends lines; opened at the step the run continues from.
@@ -69,12 +71,16 @@ def _json_line(line: Metrics) -> str:
 
 
 def read_metrics(path: Path) -> list[Metrics]:
-    """Return the lines of a metrics file; a line that a killed process left unfinished is not one."""
+    """Return the lines of a metrics file; what a killed process or a bad disk left of a line is not one."""
     lines = []
     with contextlib.suppress(FileNotFoundError):
-        for text in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError, RecursionError):
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, RecursionError):
                 line = json.loads(text)
-                if isinstance(line, dict) and isinstance(line.get("step"), int) and "event" in line:
+                if isinstance(line, dict) and _is_step(line.get("step")) and isinstance(line.get("event"), str):
                     lines.append(line)
     return lines
+
+
+def _is_step(value: Any) -> bool:
+    return type(value) is int and 0 <= value < MAX_STEP

@@ -11,13 +11,15 @@ import yaml
 
 from headrace.page.charts import line_chart
 from headrace.page.html import Html, Page, Value, facts, heading, paragraph, table
-from headrace.train.runs.metrics import Metrics, read_metrics
+from headrace.train.runs.metrics import MAX_STEP, Metrics, read_metrics
 from headrace.train.steady.bad_steps import z_score
 
 MAX_POINTS = 1000
 """Points of one curve; of more, the lowest and the highest of each stretch, so that no spike is lost."""
 MAX_RUNS = 20
 MAX_ROWS = 200
+MAX_SHOWN = 1e300
+"""Larger ones are not finite either: the span of a curve must be."""
 OUTLIER_WINDOW = 50
 OUTLIER_Z = 6.0
 
@@ -88,8 +90,8 @@ def _summary(run: Run) -> dict[str, Any]:
         "run": run.name,
         "objective": run.objective,
         "steps": max((line["step"] for line in steps), default=0),
-        "samples": max((line.get("samples", 0) for line in steps), default=0),
-        "loss": steps[-1].get("loss") if steps else None,
+        "samples": max((line["samples"] for line in steps if _is_number(line.get("samples"))), default=0),
+        "loss": steps[-1]["loss"] if steps and _is_number(steps[-1].get("loss")) else None,
         "validation_loss": losses[-1] if losses else None,
         "best_validation_loss": min(losses, default=None),
         "images_per_second": _mean(steps, "images_per_second"),
@@ -160,10 +162,10 @@ def _skipped(runs: Sequence[Run]) -> list[list[Value]]:
         [
             run.name,
             line["step"],
-            line.get("reason"),
+            str(line.get("reason")),
             _shown(line.get("loss")),
             _shown(line.get("grad_norm")),
-            "..".join(map(str, line.get("positions", []))),
+            _positions(line.get("positions")),
             _trace(run, line["step"]),
         ]
         for run in runs
@@ -176,8 +178,19 @@ def _changes(runs: Sequence[Run]) -> list[list[Value]]:
         [run.name, line["step"], path, str(was), str(now)]
         for run in runs
         for line in run.of("change")
-        for path, (was, now) in line.get("changes", {}).items()
+        for path, was, now in _changes_in(line.get("changes"))
     ]
+
+
+def _positions(value: Any) -> str:
+    return "..".join(map(str, value)) if isinstance(value, list) else ""
+
+
+def _changes_in(value: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield (path, before, after) of a line's changes; what is none, in a file that others wrote, is passed over."""
+    for path, pair in value.items() if isinstance(value, dict) else ():
+        if isinstance(pair, list) and len(pair) == 2:
+            yield path, *pair
 
 
 def _outliers(runs: Sequence[Run]) -> list[list[Value]]:
@@ -207,11 +220,11 @@ def _trace(run: Run, step: int) -> str:
 
 def _mean(lines: Sequence[Metrics], name: str) -> float | None:
     values = [line[name] for line in lines if _is_number(line.get(name))]
-    return round(math.fsum(values) / len(values), 2) if values else None
+    return round(math.fsum(value / len(values) for value in values), 2) if values else None
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return (type(value) is float and abs(value) <= MAX_SHOWN) or (type(value) is int and abs(value) < MAX_STEP)
 
 
 def _shown(value: Any) -> Value:

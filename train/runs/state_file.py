@@ -92,7 +92,10 @@ def write_state(folder: Path, progress: Progress, config: RunConfig, files: Mapp
 
 
 def read_state(folder: Path) -> Checkpoint:
-    """Read `state.json`, and look whether its files are there. Raises DamagedError naming what is wrong."""
+    """Read `state.json`, and look whether its files are there.
+
+    Raises DamagedError naming what is wrong, and another ValueError for a checkpoint of a newer headrace.
+    """
     path = folder / NAME
     state = _read_checked(path)
     try:
@@ -137,7 +140,14 @@ def _read_checked(path: Path) -> dict[str, Any]:
         state = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DamagedError(f"{path}: damaged checkpoint: {error}") from error
-    if not isinstance(state, dict) or state.get("version") not in range(1, VERSION + 1):
+    version = state.get("version") if isinstance(state, dict) else None
+    if type(version) is int and version > VERSION:
+        # Not damage: going on from an older checkpoint would do again, and replace, what a newer headrace did.
+        raise ValueError(
+            f"{path}: a checkpoint of version {version}, and this headrace reads 1 to {VERSION}: install the headrace "
+            "that wrote it, or take the checkpoint away to go on from the one before"
+        )
+    if not isinstance(state, dict) or version not in range(1, VERSION + 1):
         raise DamagedError(f"{path}: not a checkpoint of version 1 to {VERSION}")
     if state["version"] > 1:
         wanted["watch"] = dict

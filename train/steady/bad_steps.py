@@ -130,7 +130,7 @@ def watch_from_state(state: Any) -> StepWatch:
             skipped=[skipped_from_dict(one) for one in state["skipped"]],
             recent=[Norms(float(total), float(first)) for total, first in state["recent"]],
         )
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, OverflowError) as error:
         raise ValueError(f"what it says of skipped steps cannot be read: {error!r}") from error
 
 

@@ -46,7 +46,7 @@ def read_journal(text: str) -> dict[tuple[int, str], Skipped]:
     """Return the skipped steps of a journal by step and config; a line that a kill left unfinished is not one."""
     found = {}
     for line in text.splitlines():
-        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
             data = json.loads(line)
             one = skipped_from_dict(data)
             found[one.step, str(data["config"])] = one

@@ -67,8 +67,10 @@ def stop_or_skip(
     if policy == "stop" or spent:
         kind: type[BadStepError] = NonFiniteError if non_finite else SpikeError
         why = f"; max_skipped_steps={config.max_skipped_steps} of the latest {BUDGET_STEPS} are spent" if spent else ""
+        setting = "max_skipped_steps=N, N a larger number," if spent else f"on_{fault.reason}=skip"
         raise kind(
-            f"step {step}: {fault.text}{why}; the weights were not changed; the samples of this step are in {path}"
+            f"step {step}: {fault.text}{why}; the weights were not changed; the samples of this step are in {path}",
+            cure=setting,
         )
     if ranks.is_first:
         log.warning("step %d: %s; it is skipped; its samples are in %s", step, fault.text, path)

@@ -17,6 +17,7 @@ from torch import nn
 from headrace.train.config import RunConfig, load_run
 from headrace.train.runs.checkpoint import (
     FILES,
+    DamagedError,
     Progress,
     list_checkpoints,
     load_checkpoint,
@@ -146,12 +147,20 @@ def test_a_pickle_in_a_checkpoint_is_never_run(saved: Path, tmp_path: Path, name
     assert target.exists()
 
 
-@pytest.mark.parametrize("change", [{"step": "15"}, {"stream": []}, {"config": None}, {"version": 4}, {"files": {}}])
+@pytest.mark.parametrize("change", [{"step": "15"}, {"stream": []}, {"config": None}, {"version": 0}, {"files": {}}])
 def test_a_state_of_another_shape_is_refused(saved: Path, change: dict[str, object]) -> None:
     path = saved / "00000015" / "state.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(ValueError, match=r"state\.json|damaged checkpoint"):
         load_checkpoint(path.parent)
+
+
+def test_a_checkpoint_of_a_newer_headrace_is_not_passed_over(saved: Path) -> None:
+    path = saved / "00000015" / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 99}))
+    with pytest.raises(ValueError, match=r"state\.json: a checkpoint of version 99, .*reads 1 to 3") as caught:
+        newest_checkpoint(saved)
+    assert not isinstance(caught.value, DamagedError)
 
 
 def test_another_config_is_refused_by_the_name_of_its_field(saved: Path, run_file: Callable[..., Path]) -> None:

@@ -108,6 +108,35 @@ def test_numbers_that_were_not_finite_are_gaps(tmp_path: Path) -> None:
     assert b"nan" not in render([run], title="t").lower().replace(b"nancy", b"")
 
 
+HOSTILE = (
+    '{"event": "train", "step": 1, "samples": "x", "loss": 1e308, "grad_norm": 1e308}',
+    '{"event": "train", "step": 2, "loss": -1e308, "images_per_second": 1e308}',
+    '{"event": "train", "step": 3, "loss": "<script>", "images_per_second": 1e308}',
+    '{"event": "train", "step": 4',
+    '{"event": "skipped", "step": 3, "reason": "<script>", "positions": 5}',
+    '{"event": "skipped", "step": 3, "reason": {"a": 1}, "positions": ["<script>"]}',
+    '{"event": "change", "step": 3, "changes": {"<script>": 1, "b": [1, "<script>"]}}',
+    '{"event": ["train"], "step": 3}',
+    '{"event": "train", "step": -1}',
+    '{"event": "train", "step": 1' + "0" * 400 + "}",
+    '{"event": "train", "step": 1' + "0" * 5000 + "}",
+    "[]",
+)
+
+
+def test_lines_that_others_wrote_neither_end_the_page_nor_run_in_it(tmp_path: Path) -> None:
+    folder = tmp_path / "<script>alert(1)"
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_bytes("\n".join(HOSTILE).encode() + b'\n\xff\xfe{"event"\n')
+    runs = read_runs([str(folder), str(folder)])
+    page = render(runs, title="<script>").decode()
+    assert page.count("<script") == 1  # the page's own
+    assert "&lt;script&gt;" in page
+    (row, _) = summaries(runs)
+    assert (row["steps"], row["loss"], row["samples"], row["skipped_steps"]) == (3, None, 0, 2)
+    assert render(runs[:1], title="t")
+
+
 @pytest.mark.parametrize("text", [None, "", "no json\n"])
 def test_a_folder_without_a_run_is_named(tmp_path: Path, text: str | None) -> None:
     if text is not None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from headrace.train.steady.bad_steps import (
     watch_to_state,
     z_score,
 )
+from headrace.train.steady.journal import read_journal
 
 KEPT = ("event", "step", "loss", "lr", "grad_norm", "batch_digest", "positions", "skipped_steps")
 Spoil = Callable[..., None]
@@ -145,7 +147,9 @@ def test_the_journal_holds_for_the_same_config_alone(run_file: Callable[..., Pat
 def test_the_budget_ends_a_run_that_skips_too_much(run_file: Callable[..., Path], spoil: Spoil) -> None:
     config = load_run(run_file(validation=None, on_non_finite="skip", max_skipped_steps=2))
     spoil(2, 4, 6)
-    with pytest.raises(NonFiniteError, match=r"step 6: .*max_skipped_steps=2 of the latest 1000 are spent.*at step 6"):
+    with pytest.raises(
+        NonFiniteError, match=r"step 6: .*max_skipped_steps=2 of the latest 1000 are spent.*at step 6.*with max_skip"
+    ):
         train(config)
     with pytest.raises(NonFiniteError, match="step 6"):
         train(config)
@@ -262,10 +266,12 @@ def test_what_a_checkpoint_says_of_skipped_steps_is_checked(run_file: Callable[.
     train(again)
     state = list_checkpoints(Path(again.out) / "checkpoints")[-1] / "state.json"
     data = json.loads(state.read_text())
-    data["watch"] = {"skipped": 3}
-    state.write_text(json.dumps(data))
-    with pytest.raises(ValueError, match=r"damaged checkpoint: what it says of skipped steps"):
-        load_checkpoint(state.parent)
+    endless = {**data["watch"]["skipped"][0], "step": math.inf}
+    for watch in ({"skipped": 3}, {"skipped": [endless], "recent": []}):
+        state.write_text(json.dumps(data | {"watch": watch}))
+        with pytest.raises(ValueError, match=r"damaged checkpoint: what it says of skipped steps"):
+            load_checkpoint(state.parent)
+    assert read_journal(json.dumps(endless | {"config": ""})) == {}
 
 
 def test_bad_steps_are_value_errors() -> None:
