@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,7 +70,8 @@ def stop_or_skip(
         why = f"; max_skipped_steps={config.max_skipped_steps} of the latest {BUDGET_STEPS} are spent" if spent else ""
         setting = "max_skipped_steps=N, N a larger number," if spent else f"on_{fault.reason}=skip"
         raise kind(
-            f"step {step}: {fault.text}{why}; the weights were not changed; the samples of this step are in {path}",
+            f"step {step}: {fault.text}{why}; the weights were not changed; the samples of this step are in {path}, "
+            f"its pictures: headrace trace {shlex.quote(config.out)} --step {step + 1}",  # which counts from 1
             cure=setting,
         )
     if ranks.is_first:

@@ -66,7 +66,9 @@ def test_a_stop_saves_the_weights_before_the_bad_step(run_file: Callable[..., Pa
     train(whole)
     config = load_run(path)
     spoil(5)
-    with pytest.raises(NonFiniteError, match=r"step 5: loss nan.*saved at step 5.*on_non_finite=skip.*changes_at: \{5"):
+    with pytest.raises(
+        NonFiniteError, match=r"step 5: loss nan.*--step 6;.*saved at step 5.*on_non_finite=skip.*changes_at: \{5"
+    ):
         train(config)
     assert [path.name for path in list_checkpoints(Path(config.out) / "checkpoints")] == ["00000005"]
     spoil()
