@@ -28,7 +28,7 @@ def test_the_core_runs_without_the_extras(tmp_path: Path) -> None:
             "-e",
             str(ROOT),
         ],
-        [str(python), str(Path(__file__).with_name("core_program.py")), str(tmp_path)],
+        [str(python), "-P", str(Path(__file__).with_name("core_program.py")), str(tmp_path)],
     ):
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"

@@ -28,6 +28,7 @@ from headrace.train.collector import collect_young, collecting_at_boundaries
 from headrace.train.config import RunConfig
 from headrace.train.evaluate.validation import validation_values
 from headrace.train.objectives.objective import RowError
+from headrace.train.optim import set_groups
 from headrace.train.parallel.layout import whole
 from headrace.train.parallel.precision import autocast
 from headrace.train.parallel.ranks import Ranks, join_ranks
@@ -305,7 +306,7 @@ def take_step(config: RunConfig, state: TrainState, batch: Batch, *, ranks: Rank
     torch.manual_seed(make_key(config.seed, "step", state.step, ranks.rank))
     state.objective.before_step(state.step, config.steps)
     lr = config.schedule.rate(state.step, steps=config.steps, peak=config.optimizer.lr)
-    config.optimizer.set_groups(state.optimizer, lr=lr)
+    set_groups(config.optimizer, state.optimizer, lr=lr)
 
     terms, missing = ranks.sum(_counts(config, state, batch), f"step {state.step}")
     terms = max(terms, 1.0)  # a step of nothing but rows without captions has a loss of 0

@@ -1,6 +1,6 @@
 """Optimisers and schedules: the value of `kind` in a run file -> the config that is meant."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -26,9 +26,23 @@ class OptimizerConfig(Protocol):
         """Return the optimizer over the trainable parameters of `module`, without state."""
         ...
 
+
+@runtime_checkable
+class SetsGroups(Protocol):
+    """What the config of an optimizer may have besides: a run can then plan changes of more than its learning rate."""
+
     def set_groups(self, optimizer: torch.optim.Optimizer, *, lr: float) -> None:
         """Give the groups of an optimizer that `build` made this config's numbers, and `lr` as learning rate."""
         ...
+
+
+def set_groups(config: OptimizerConfig, optimizer: torch.optim.Optimizer, *, lr: float) -> None:
+    """Give the groups of an optimizer the numbers of its config as they are at this step."""
+    if isinstance(config, SetsGroups):
+        config.set_groups(optimizer, lr=lr)
+        return
+    for group in optimizer.param_groups:
+        group["lr"] = lr
 
 
 class ScheduleConfig(Protocol):

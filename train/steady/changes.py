@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from headrace.config import build_config, config_to_dict
 from headrace.pipeline import Mixture
 from headrace.pipeline.mixture import Segment
+from headrace.train.optim import SetsGroups
 
 if TYPE_CHECKING:
     from headrace.train.config import RunConfig
@@ -133,6 +134,10 @@ def _check_keys(changes: Changes) -> None:
 
 
 def _changed(config: "RunConfig", changes: Changes) -> "RunConfig":
+    if not isinstance(config.optimizer, SetsGroups):
+        fixed = [path for path in changes if path.startswith("optimizer.") and path != "optimizer.lr"]
+        if fixed:
+            raise ValueError(f"{fixed[0]} cannot change on the way: {config.optimizer.kind} has no set_groups")
     data = config_to_dict(config)
     if changes.get("schedule.kind", data["schedule"]["kind"]) != data["schedule"]["kind"]:
         data["schedule"] = {}  # another schedule has other fields

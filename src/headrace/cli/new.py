@@ -11,7 +11,11 @@ FILES = {
     "mixture": {"aim": "mixture.yaml"},
     "run": {
         "aim": "aim-cifar10.yaml",
+        "aim-laptop": "aim-laptop.yaml",
         "aim-0.6B": "aim-0.6B.yaml",
+        "aim-1B": "aim-1B.yaml",
+        "aim-3B": "aim-3B.yaml",
+        "aim-7B": "aim-7B.yaml",
         "clip": "clip-tiny.yaml",
         "clip-filter": "clip-filter.yaml",
         "supervised": "supervised-tiny.yaml",
