@@ -6,7 +6,7 @@ divides its lanes.
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from headrace.config import load_config
@@ -94,24 +94,35 @@ def open_stream(
             device=device,
         )
     )
+    _log_opened(stream, mapper, once=once)
+    if not once:
+        _warn_if_sorted(sources, kinds)
+    return stream
+
+
+def _log_opened(stream: Stream, mapper: Mapper | None, *, once: bool) -> None:
     log.info(
         "opened %s of %d sources, %d samples: rank %d of %d, batches of %d",
-        "a finite pass" if once else f"a mixture in {mixture.lanes} lanes",
-        len(sources),
-        sum(source.num_samples for source in sources),
-        rank,
-        world_size,
-        global_batch,
+        "a finite pass" if once else f"a mixture in {stream.mixture.lanes} lanes",
+        len(stream.sources),
+        sum(source.num_samples for source in stream.sources),
+        stream.rank,
+        stream.world_size,
+        stream.global_batch,
     )
     if mapper is not None:
         log.info("map %s is called for every sample", mapper.name)
     _log_sources(stream, once=once)
-    if "label" in kinds and kinds["label"] == LABELS and not once:
-        for source in sources:
-            rows = source.first_rows()
-            if rows.kinds["label"] in (LABELS, NOTHING):  # what is remapped may be texts
-                warn_if_sorted(source, rows.columns["label"])
-    return stream
+
+
+def _warn_if_sorted(sources: Sequence[OpenedSource], kinds: Mapping[str, Kind]) -> None:
+    """Say which sources come class by class, where labels were asked for."""
+    if kinds.get("label") != LABELS:
+        return
+    for source in sources:
+        rows = source.first_rows()
+        if rows.kinds["label"] in (LABELS, NOTHING):  # what is remapped may be texts
+            warn_if_sorted(source, rows.columns["label"])
 
 
 def _index_cache(mixture: Mixture) -> IndexCache | None:

@@ -96,7 +96,7 @@ class CheckpointConfig:
     """What a save does that finds no room: end the run, or let it go on and try again at the next save. The last save
     of a run ends it either way."""
     asynchronous: bool = False
-    """A copy in host memory is written while training goes on."""
+    """A copy in host memory is written while training goes on. On CUDA it has not passed a test yet."""
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.keep < 1:
