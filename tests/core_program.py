@@ -55,7 +55,7 @@ def draw(folder: Path, number: int, side: int) -> str:
 
 
 def main(folder: Path) -> None:
-    """Fetch, annotate, select, build, report, why, index, verify and import, on the core alone."""
+    """Take the pictures through every command that needs no extra, on the core alone."""
     present = [name for name in ABSENT if importlib.util.find_spec(name)]
     if present:
         sys.exit(f"this environment is not the core alone: it has {', '.join(present)}")
@@ -86,6 +86,12 @@ def main(folder: Path) -> None:
 
     uid = pq.read_table(next((job / "ledger").glob("*/ledger.parquet"))).column("uid")[0].as_py()
     headrace("why", str(job), uid)
+    headrace("why", str(dataset), uid)
+    mixture = folder / "mixture.yaml"
+    mixture.write_text(f"image_size: 32\nlanes: 1\nsources: [{{name: web, url: {dataset}}}]\n")
+    headrace("stream", str(mixture), "--global-batch", "4", "--batches", "2")
+    headrace("trace", str(mixture), "--step", "2", "--global-batch", "4", "--out", str(folder / "step.html"))
+    headrace("audit", str(mixture), "--upto", "2", "--global-batch", "4")
 
 
 if __name__ == "__main__":

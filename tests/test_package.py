@@ -111,6 +111,20 @@ def test_help_answers_without_heavy_imports() -> None:
     assert _run(sys.executable, "-c", program).strip() == "[]"
 
 
+def test_only_the_trainer_and_the_tensors_of_batches_import_torch() -> None:
+    program = (
+        "import sys, pkgutil, importlib, headrace\n"
+        "sys.modules['torch'] = None\n"
+        "rooms = [m.name for m in pkgutil.iter_modules(headrace.__path__, 'headrace.')]\n"
+        "for room in set(rooms) - {'headrace.train', 'headrace.torch', 'headrace.pipeline'}:\n"
+        "    module = importlib.import_module(room)\n"
+        "    for inside in pkgutil.walk_packages(getattr(module, '__path__', []), room + '.'):\n"
+        "        importlib.import_module(inside.name)\n"
+        "importlib.import_module('headrace.pipeline.stream')"
+    )
+    _run(sys.executable, "-c", program)
+
+
 def test_training_imports_no_torchvision_timm_or_open_clip() -> None:
     program = (
         "import sys, pkgutil, importlib, headrace.train\n"

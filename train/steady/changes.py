@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from headrace.config import build_config, config_to_dict
 from headrace.pipeline import Mixture
 from headrace.pipeline.mixture import Segment
-from headrace.train.optim import SetsGroups
 
 if TYPE_CHECKING:
     from headrace.train.config import RunConfig
@@ -134,6 +133,8 @@ def _check_keys(changes: Changes) -> None:
 
 
 def _changed(config: "RunConfig", changes: Changes) -> "RunConfig":
+    from headrace.train.optim import SetsGroups  # imports torch; `trace` and `why` read plans of changes without it
+
     if not isinstance(config.optimizer, SetsGroups):
         fixed = [path for path in changes if path.startswith("optimizer.") and path != "optimizer.lr"]
         if fixed:
