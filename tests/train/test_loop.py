@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from headrace.pipeline import Batch, Stream
-from headrace.train import loop
+from headrace.train import boundary
 from headrace.train.config import RunConfig, load_run
 from headrace.train.loop import train
 from headrace.train.objectives.aim import Aim
@@ -162,14 +162,14 @@ def test_a_fault_of_the_validation_costs_no_step(
     run_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_run(run_file(checkpoint={"every": 4}, validation={"dataset": _dataset(run_file), "every": 4}))
-    values = loop.validation_values
+    values = boundary.validation_values
 
     def failing(objective: Aim, run: RunConfig, ranks: Ranks) -> dict[str, float]:
         if list_checkpoints(Path(run.out) / "checkpoints"):
             raise OSError("the validation set is gone")
         return values(objective, run, ranks)
 
-    monkeypatch.setattr(loop, "validation_values", failing)
+    monkeypatch.setattr(boundary, "validation_values", failing)
     with pytest.raises(OSError, match="the validation set is gone"):
         train(config)
     assert [path.name for path in list_checkpoints(Path(config.out) / "checkpoints")] == ["00000004"]

@@ -18,11 +18,11 @@ import yaml
 from safetensors import safe_open
 
 from headrace.train.config import RunConfig, load_run
-from headrace.train.loop import take_step
 from headrace.train.objectives.build import build_objective
 from headrace.train.parallel.ranks import join_ranks
 from headrace.train.runs.metrics import read_metrics
 from headrace.train.state import open_state
+from headrace.train.step import take_step
 
 # What each process runs: one step, but instead of moving the weights it writes the gradients.
 GRADIENTS = """
@@ -30,7 +30,7 @@ import sys
 from pathlib import Path
 from safetensors.torch import save_file
 from headrace.train.config import load_run
-from headrace.train.loop import take_step
+from headrace.train.step import take_step
 from headrace.train.objectives.build import build_objective
 from headrace.train.parallel.ranks import join_ranks
 from headrace.train.state import open_state

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from headrace.train import loop
+from headrace.train import boundary
 from headrace.train.config import RunConfig, load_run
 from headrace.train.loop import train
 from headrace.train.parallel.layout import ALL_OF_IT
@@ -140,7 +140,7 @@ def test_a_fault_of_the_validation_costs_nothing_that_was_trained(
 ) -> None:
     path = run_file(checkpoint={"every": 4})
     config = load_run(path, [BACKGROUND])
-    values = loop.validation_values
+    values = boundary.validation_values
 
     def failing(*given: Any) -> dict[str, float]:
         if (Path(config.out) / "checkpoints").exists():
@@ -148,7 +148,7 @@ def test_a_fault_of_the_validation_costs_nothing_that_was_trained(
             raise OSError("the validation set is gone")
         return values(*given)
 
-    monkeypatch.setattr(loop, "validation_values", failing)
+    monkeypatch.setattr(boundary, "validation_values", failing)
     with pytest.raises(OSError, match="the validation set is gone"):
         train(config)
     assert [path.name for path in list_checkpoints(Path(config.out) / "checkpoints")] == ["00000004"]

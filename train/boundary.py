@@ -1,0 +1,159 @@
+"""What a run does between two steps: it saves, looks at the weights, and writes down what the step gave.
+
+Nothing here changes what the next step computes: a run that saves, validates and logs more often ends with the same
+weights.
+"""
+
+import contextlib
+import gc
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from headrace.pipeline import Batch
+from headrace.pipeline.seen import StepRecord
+from headrace.train.config import RunConfig
+from headrace.train.evaluate.validation import validation_values
+from headrace.train.parallel.ranks import Ranks
+from headrace.train.runs.export import export_model
+from headrace.train.runs.folder import passing_full_disk
+from headrace.train.runs.meter import Meter
+from headrace.train.runs.metrics import Metrics, MetricsFile
+from headrace.train.state import TrainState, save_state
+from headrace.train.steady.bad_steps import all_finite
+from headrace.train.steady.changes import Period
+from headrace.train.step import Step
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Monitor:
+    """Something that looks at the weights every so many steps, on all ranks, and leaves them as they are."""
+
+    event: str
+    """The `event` of its lines in `metrics.jsonl`; there is one line a step."""
+    every: int
+    values: Callable[[], Mapping[str, Any]]
+    """Called on all ranks; what the line says."""
+
+
+def monitors_of(config: RunConfig, state: TrainState, ranks: Ranks) -> list[Monitor]:
+    """Return what looks at the weights between steps, in this order: the one place where it is entered."""
+    found = []
+    if config.validation is not None:
+        every = config.validation.every
+        found.append(
+            Monitor(event="validation", every=every, values=lambda: validation_values(state.objective, config, ranks))
+        )
+    return found
+
+
+@dataclass(slots=True, kw_only=True)
+class Boundary:
+    """The place between two steps of a run."""
+
+    config: RunConfig
+    state: TrainState
+    ranks: Ranks
+    metrics: MetricsFile
+    record: StepRecord
+    write: Callable[[Metrics], None]
+    """Takes a line of metrics; on rank 0 it is written."""
+    monitors: list[Monitor]
+    saved_step: int
+    """Steps done at the newest checkpoint."""
+    meter: Meter = field(default_factory=Meter)
+
+    def save_if_due(self, *, must: bool) -> None:
+        """Write a checkpoint if one is due here, or `must` be."""
+        if must or self.state.step % self.config.checkpoint.every == 0:
+            self._save(must=must)
+
+    def look_if_due(self, *, last: bool) -> None:
+        """Let each monitor look that is due here, or all of them behind the `last` step; each looks once a step."""
+        step = self.state.step
+        for monitor in self.monitors:
+            if not last and step % monitor.every:
+                continue
+            if self.ranks.from_first(self.metrics.has(monitor.event, step), f"{monitor.event} at {step}"):
+                continue
+            with self.meter.paused():
+                values = monitor.values()
+            self.write({"event": monitor.event, "step": step, **values})
+
+    def export(self) -> None:
+        """Write the finished weights."""
+        with self.ranks.first_writes("the exported weights") as writes:
+            export_model(Path(self.config.out), self.config, self.state.objective, writes=writes)
+
+    def tell_changes(self, period: Period) -> None:
+        """Record what changes before this step; once, also where the run was stopped just here."""
+        if not period.changes or self.state.step != period.first_step:
+            return
+        if self.ranks.is_first and not self.metrics.has("change", period.first_step):
+            told = ", ".join(f"{path} {was} -> {now}" for path, (was, now) in period.changes.items())
+            log.info("from step %d on: %s", period.first_step, told)
+            self.write({"event": "change", "step": period.first_step, "changes": period.changes})
+
+    def poll_save(self) -> None:
+        """Ask how far a checkpoint is that is written beside the steps."""
+        if self.state.saver is not None:
+            with passing_full_disk(self.config):
+                self.state.saver.poll()
+
+    def note(self, step: Step, batch: Batch) -> None:
+        """Count the step that was just done, and write its line of metrics if one is due."""
+        config, state, ranks = self.config, self.state, self.ranks
+        self.record.add(batch)
+        self.meter.add(images=config.global_batch, waited=batch.waited_seconds)
+        if state.step % config.log_every == 0 or state.step == config.total_steps:
+            line = train_line(config, state, step) | self.meter.read(state.objective, batch, ranks)
+            line["data_bound_by"] = state.stream.stats().bound_by or None
+            self.record.flush(ranks.sum)
+            self.write(line)
+
+    def keep_good_weights(self, stream: dict[str, Any], cure: str) -> str:
+        """Save the weights before a bad step, if they are good, and say how the run can go on."""
+        step, finite = self.state.step, all_finite(self.state.objective.parameters())
+        if self.ranks.sum([not finite], "the check of the weights")[0]:
+            return (
+                "they are not finite since a step before: remove the checkpoints from there on, and start again with a "
+                "lower optimizer.lr"
+            )
+        self._save(must=True, stream=stream)
+        return (
+            f"the run is saved at step {step}: start it again with {cure} to leave such steps out, or with "
+            f"changes_at: {{{step}: {{optimizer.lr: ...}}}}"
+        )
+
+    def _save(self, *, must: bool, stream: dict[str, Any] | None = None) -> None:
+        """Write a checkpoint, if this step has none; on a full disk let it be, unless it `must` be."""
+        if self.state.step > self.saved_step:
+            self._save_this_step(must=must, stream=stream)
+        if must and self.state.saver is not None:
+            with self.meter.paused():
+                self.state.saver.finish()
+
+    def _save_this_step(self, *, must: bool, stream: dict[str, Any] | None) -> None:
+        with self.meter.paused():
+            self.record.flush(self.ranks.sum)  # a run that goes on from here must not lack the steps before
+            with contextlib.nullcontext() if must else passing_full_disk(self.config):
+                save_state(self.config, self.state, self.ranks, stream=stream)
+                self.saved_step = self.state.step
+            self.record.retry()
+            self.metrics.retry()
+            gc.collect()
+
+
+def train_line(config: RunConfig, state: TrainState, step: Step) -> Metrics:
+    """Return what a line of metrics says of the step itself."""
+    line: Metrics = {"event": "train", "step": state.step, "samples": state.step * config.global_batch}
+    line |= {"loss": step.loss, "lr": step.lr, "grad_norm": step.grad_norm}
+    line["first_layer_grad_norm"] = step.first_layer_norm
+    if state.watch.skipped:
+        line["skipped_steps"] = len(state.watch.skipped)
+    line |= {name: float(value) for name, value in step.report.items()}
+    return line | ({state.objective.missing: state.missing} if state.objective.missing else {})
