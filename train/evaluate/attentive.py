@@ -17,13 +17,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from headrace.shards.permutation import make_key, permute
-from headrace.train.evaluate.features import Features, FeaturesConfig, check_features, dataset_features, parse_layers
-from headrace.train.models.encoder import Encoder
+from headrace.train.evaluate.features import Features, FeaturesConfig, check_features, dataset_features
+from headrace.train.evaluate.trunk import open_trunk, parse_layers, trunk_of
 from headrace.train.models.heads import AttentiveProbes
-from headrace.train.objectives.objective import Objective
 from headrace.train.parallel.ranks import join_ranks
 from headrace.train.runs.released import check_released_names, write_released
-from headrace.train.runs.weights import Weights, read_weights
+from headrace.train.runs.weights import read_weights
 
 HOLDOUT = 0.1
 MIN_LR = 1e-5
@@ -84,28 +83,23 @@ def probe(checkpoint: Path, config: ProbeConfig, *, device: str = "auto", export
     `checkpoint` is a run folder, a checkpoint in it, an exported `model.safetensors`, or a released one of AIM. Into
     the folder `export` the trunk is written with the chosen probe, in the form of the released models.
     """
-    weights = read_weights(checkpoint)
     with join_ranks(device) as ranks:
-        objective = weights.model.build()
-        encoder = trunk_of(objective, weights).to(ranks.device)
+        trunk = open_trunk(checkpoint, untrained=config.untrained, device=ranks.device)
+        encoder = trunk.encoder
         if export is not None:
             check_released_names(encoder)
-        if not config.untrained:
-            weights.load_into(objective)
         layers = parse_layers(config.layers, encoder.shape.depth)
         wanted = FeaturesConfig(
             layers=layers,
             samples=config.samples,
             memory_bytes=config.memory_bytes,
-            mean=objective.normalise.mean,
-            std=objective.normalise.std,
             center_fraction=config.center_fraction,
         )
         wanted_test = dataclasses.replace(wanted, samples=0)
         # A mistake in the test set must not be found after an hour over the training set.
         check_features(encoder.shape, config.test, wanted_test)
-        train = dataset_features(encoder, config.train, config=wanted)
-        test = dataset_features(encoder, config.test, config=wanted_test)
+        train = dataset_features(trunk, config.train, config=wanted)
+        test = dataset_features(trunk, config.test, config=wanted_test)
         classes = int(train.label_N.max()) + 1
         if int(test.label_N.max()) >= classes:
             raise ValueError(f"{config.test} has label {int(test.label_N.max())}, {config.train} only 0..{classes - 1}")
@@ -120,8 +114,8 @@ def probe(checkpoint: Path, config: ProbeConfig, *, device: str = "auto", export
         "lr": best["lr"],
         "by_lr": by_lr,
         "checkpoint": str(checkpoint),
-        "step": 0 if config.untrained else weights.step,
-        "seed_of_run": weights.model.seed,
+        "step": trunk.step,
+        "seed_of_run": trunk.model.seed,
         "classes": classes,
         "train_samples": len(train.label_N),
         "test_samples": len(test.label_N),
@@ -144,14 +138,6 @@ def plan_probe(checkpoint: Path, config: ProbeConfig) -> list[str]:
     rates = ", ".join(f"{lr:g}" for lr in config.lrs)
     lines.append(f"{config.epochs} epochs of batches of {config.images_per_batch}, learning rates {rates}")
     return lines
-
-
-def trunk_of(objective: Objective, weights: Weights) -> Encoder:
-    """Return the trunk that is probed. Raises ValueError if there is none."""
-    trunk = objective.trunk
-    if trunk is None:
-        raise ValueError(f"{weights.path}: an objective {weights.model.objective.kind} has no trunk that probes read")
-    return trunk
 
 
 def fit_probes(train: Features, config: ProbeConfig, *, shape: ProbeShape, device: torch.device) -> AttentiveProbes:

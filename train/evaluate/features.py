@@ -1,29 +1,35 @@
-"""Frozen features of a whole dataset, in memory.
+"""Features of a labelled dataset, a batch at a time or all of them in memory.
 
-Rows stand in the order of the pass, damaged samples left out, so features of two trunks over one dataset stand row by
-row beside each other. Features are taken before the trunk's last norm, with attention everywhere, although training
-masked it.
+A pass gives every sample once, in the order of the index. Rows carry their place in it, so features of two trunks over
+one dataset stand row by row beside each other, and a part of the pass can be done alone. Damaged samples are left out,
+counted and named.
 """
 
 # B batch, L patches, D width, N samples
 
+import contextlib
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headrace.pipeline import Stream, open_stream
-from headrace.shards.dataset import open_dataset
+from headrace.pipeline import Batch, Stream, open_stream
+from headrace.pipeline.collate import Column
+from headrace.shards.dataset import FAST_COLUMNS, Dataset
+from headrace.text import shown
 from headrace.train.evaluate.passes import plain_mixture
-from headrace.train.models.encoder import Encoder, EncoderShape
-from headrace.train.parallel.precision import autocast
-from headrace.train.pixels import IMAGENET_MEAN, IMAGENET_STD, Normalise
+from headrace.train.evaluate.trunk import FrozenTrunk
+from headrace.train.models.encoder import EncoderShape
+from headrace.train.parallel.ranks import ALONE, Ranks
 
 IMAGES_PER_BATCH = 256
 MAX_CLASSES = 100_000
+NAMED_DAMAGED = 5
+"""So many damaged samples are named in the log."""
 
 log = logging.getLogger(__name__)
 
@@ -34,16 +40,53 @@ class FeaturesConfig:
 
     layers: tuple[int, ...]
     """Blocks (0-based) whose outputs are averaged."""
+    more_layers: tuple[tuple[int, ...], ...] = ()
+    """Further sets of blocks, each a mean of its own from the same pass of the trunk."""
+    pooled: bool = False
+    """Average over the tokens of an image."""
     samples: int = 0
     """The first of the dataset; 0 = all."""
     memory_bytes: int = 8 << 30
-    """Most that they may take."""
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Of the pixels, as the trunk was trained."""
-    std: tuple[float, float, float] = IMAGENET_STD
-    """Of the pixels, as the trunk was trained."""
+    """Most that they may take where they are held in memory."""
     center_fraction: float = 1.0
     """Side of the centre crop as a share of the short side."""
+    images_per_batch: int = IMAGES_PER_BATCH
+    """Images that go through the trunk at once, of one process."""
+    columns: tuple[str, ...] = ("label",)
+    """Columns of the index that come with the rows."""
+
+    @property
+    def layer_sets(self) -> tuple[tuple[int, ...], ...]:
+        """All sets of blocks."""
+        return (self.layers, *self.more_layers)
+
+    def row_shape(self, trunk: EncoderShape) -> tuple[int, ...]:
+        """Return the shape of one image's features under one set of blocks: [L, D], or [D] pooled."""
+        return (trunk.width,) if self.pooled else (trunk.num_patches, trunk.width)
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureRows:
+    """One batch of a pass, without padding and damaged samples."""
+
+    place_B: NDArray[np.int64]
+    """Place of each row in the dataset, ascending."""
+    sets: tuple[Tensor, ...]
+    """For each set of blocks [B, L, D], or pooled [B, D]; float32 on the trunk's device."""
+    key: list[str]
+    columns: dict[str, Column]
+    """Columns that were asked for."""
+    url: str
+
+    @property
+    def tokens(self) -> Tensor:
+        """The features of the first set of blocks."""
+        return self.sets[0]
+
+    @property
+    def label_B(self) -> Tensor:
+        """The column label as classes, int64 on the CPU. Raises ValueError for what is none."""
+        return read_labels(self.columns["label"], np.ones(len(self.place_B), np.bool_), self.url)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,85 +94,142 @@ class Features:
     """One dataset seen by one trunk."""
 
     tokens_NLD: Tensor
-    """float16, on the CPU: mean of the chosen blocks' outputs."""
+    """float16, on the CPU: mean of the chosen blocks' outputs; [N, D] if pooled."""
     label_N: Tensor
     """int64."""
+    place_N: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """Place of each row in the dataset."""
 
 
-def dataset_features(encoder: Encoder, url: str, *, config: FeaturesConfig) -> Features:
-    """Run a labelled dataset through the trunk.
+def iterate_features(
+    trunk: FrozenTrunk,
+    url: str,
+    config: FeaturesConfig,
+    ranks: Ranks = ALONE,
+    *,
+    part: range | None = None,
+) -> Iterator[FeatureRows]:
+    """Yield this process's share of a dataset's features; one batch is held, and what the stream has ready.
 
-    Damaged samples are left out with a warning. Raises ValueError for a sample without label, and where the features
-    would not fit into `memory_bytes`.
+    Each rank gets consecutive places, so all together every one once. `part` are places to do instead of a share:
+    it begins at a multiple of `images_per_batch`. Damaged samples are left out with a warning. Raises ValueError for
+    features that are not finite, and where every sample is damaged.
     """
-    shape = check_features(encoder.shape, url, config)
-    wanted = shape[0]
-    tokens_NLD, label_N = torch.empty(shape, dtype=torch.float16), torch.full((wanted,), -1)
-    device = next(encoder.parameters()).device
-    normalise = Normalise(config.mean, config.std).to(device)
-    encoder.eval()
-    with _open(url, encoder.shape, config) as stream, torch.no_grad(), autocast("auto", device):
+    stream = open_pass(url, trunk.encoder.shape, config)
+    with contextlib.closing(stream):
+        todo = part if part is not None else share_of(num_wanted(stream, config), config.images_per_batch, ranks)
+        if not todo:
+            return
+        if todo.start:
+            stream.load_state_dict(stream.state_at(todo.start))
+        damaged: list[int] = []
         for batch in stream:
-            chosen = batch.valid & (batch.position < wanted)
+            inside = (batch.position >= todo.start) & (batch.position < todo.stop)
+            chosen = batch.valid & inside
+            damaged += batch.position[inside & ~batch.valid].tolist()
             if chosen.any():
-                place = torch.from_numpy(batch.position[chosen])
-                tokens_NLD[place] = mean_of_blocks(encoder, normalise(batch.images[chosen]), config.layers).half().cpu()
-                label_N[place] = read_labels(batch.columns["label"], chosen, url)
-            if int(batch.position.min()) >= wanted:
+                yield _rows(trunk, batch, chosen, config=config, url=url)
+            if int(batch.position[-1]) + 1 >= todo.stop:
                 break
+        if damaged:
+            _say_damaged(stream.sources[0].dataset, damaged, len(todo))
+
+
+def share_of(total: int, images_per_batch: int, ranks: Ranks) -> range:
+    """Return the places of one rank: whole batches, the last ones' fewer."""
+    batches = -(-total // images_per_batch)
+    first, last = (batches * rank // ranks.size * images_per_batch for rank in (ranks.rank, ranks.rank + 1))
+    return range(min(first, total), min(last, total))
+
+
+def open_pass(url: str, trunk: EncoderShape, config: FeaturesConfig) -> Stream:
+    """Open the finite pass over all of a dataset; nothing is read yet. Raises ValueError if a column is missing."""
+    mixture = plain_mixture(url, trunk.image_size, center_fraction=config.center_fraction)
+    return open_stream(mixture, global_batch=config.images_per_batch, columns=config.columns, once=True)
+
+
+def num_wanted(stream: Stream, config: FeaturesConfig) -> int:
+    """Return how many places a pass is asked for."""
+    total = stream.sources[0].num_samples
+    return min(config.samples, total) if config.samples else total
+
+
+def _rows(
+    trunk: FrozenTrunk, batch: Batch, chosen: NDArray[np.bool_], *, config: FeaturesConfig, url: str
+) -> FeatureRows:
+    rows = np.flatnonzero(chosen)
+    sets = tuple(x.float() for x in trunk.means(batch.images[chosen], config.layer_sets))
+    if not all(bool(torch.isfinite(x_BLD).all()) for x_BLD in sets):
+        raise ValueError(f"{url}: features are not finite; the checkpoint {trunk.path} has diverged")
+    return FeatureRows(
+        place_B=batch.position[chosen],
+        sets=tuple(x.mean(dim=1) for x in sets) if config.pooled else sets,
+        key=[batch.key[row] for row in rows],
+        columns={
+            name: column[chosen] if isinstance(column, np.ndarray) else [column[row] for row in rows]
+            for name, column in batch.columns.items()
+        },
+        url=url,
+    )
+
+
+def _say_damaged(dataset: Dataset, damaged: list[int], wanted: int) -> None:
+    named = ", ".join(_name_of(dataset, place) for place in damaged[:NAMED_DAMAGED])
+    more = ", ..." if len(damaged) > NAMED_DAMAGED else ""
+    if len(damaged) == wanted:
+        raise ValueError(f"{dataset.url}: every one of its {wanted} samples is damaged: {named}{more}")
+    log.warning("%s: %d damaged samples of %d are left out: %s%s", dataset.url, len(damaged), wanted, named, more)
+
+
+def _name_of(dataset: Dataset, place: int) -> str:
+    ends = np.cumsum(dataset.shards.num_samples)
+    shard = int(np.searchsorted(ends, place, side="right"))
+    table, _ = dataset.index_part(shard, FAST_COLUMNS)
+    return shown(table.column("key")[place - int(ends[shard])].as_py())
+
+
+def dataset_features(trunk: FrozenTrunk, url: str, *, config: FeaturesConfig, ranks: Ranks = ALONE) -> Features:
+    """Return the features of this process's share of a labelled dataset, in memory.
+
+    Raises ValueError for a sample without label, and where the features would not fit into `memory_bytes`.
+    """
+    shape = trunk.encoder.shape
+    with contextlib.closing(open_pass(url, shape, config)) as stream:
+        check_memory(shape, url, num_wanted(stream, config), config)
+        todo = share_of(num_wanted(stream, config), config.images_per_batch, ranks)
+    tokens_NLD = torch.empty((len(todo), *config.row_shape(shape)), dtype=torch.float16)
+    label_N = torch.full((len(todo),), -1)
+    for rows in iterate_features(trunk, url, config, part=todo):
+        place = torch.from_numpy(rows.place_B - todo.start)
+        tokens_NLD[place], label_N[place] = rows.tokens.half().cpu(), rows.label_B
     whole_N = label_N >= 0
+    place_N = np.arange(todo.start, todo.stop)
     if not bool(whole_N.all()):
         # Their rows were never written: memory that was not set must not be taken for features.
-        log.warning("%s: %d damaged samples of %d are left out", url, int((~whole_N).sum()), wanted)
-        tokens_NLD, label_N = tokens_NLD[whole_N], label_N[whole_N]
-    if not len(label_N):
-        raise ValueError(f"{url}: every one of its {wanted} samples is damaged")
+        tokens_NLD, label_N, place_N = tokens_NLD[whole_N], label_N[whole_N], place_N[whole_N.numpy()]
     if not bool(torch.isfinite(tokens_NLD).all()):
         raise ValueError(f"{url}: features are not finite in float16; the checkpoint has diverged")
-    return Features(tokens_NLD=tokens_NLD, label_N=label_N)
+    return Features(tokens_NLD=tokens_NLD, label_N=label_N, place_N=place_N)
 
 
-def check_features(trunk: EncoderShape, url: str, config: FeaturesConfig) -> tuple[int, int, int]:
-    """Return [N, L, D] of a dataset's features, from its manifest and one index.
+def check_features(trunk: EncoderShape, url: str, config: FeaturesConfig) -> tuple[int, ...]:
+    """Return [N, L, D] (pooled [N, D]) of a dataset's features, from its manifest and one index.
 
     Raises ValueError if it is not there, has no column of labels, or its features would not fit into `memory_bytes`.
     """
-    _open(url, trunk, config).close()
-    total = open_dataset(url).num_samples
-    wanted = min(config.samples, total) if config.samples else total
-    need = 2 * wanted * trunk.num_patches * trunk.width
+    with contextlib.closing(open_pass(url, trunk, config)) as stream:
+        wanted = num_wanted(stream, config)
+    check_memory(trunk, url, wanted, config)
+    return (wanted, *config.row_shape(trunk))
+
+
+def check_memory(trunk: EncoderShape, url: str, wanted: int, config: FeaturesConfig) -> None:
+    """Raise ValueError if so many features would not fit into `memory_bytes`."""
+    need = 2 * wanted * int(np.prod(config.row_shape(trunk)))
     if need > config.memory_bytes:
         raise ValueError(
             f"{url}: features of {wanted} samples take {need} bytes, over memory_bytes {config.memory_bytes}; use fewer"
         )
-    return wanted, trunk.num_patches, trunk.width
-
-
-def _open(url: str, trunk: EncoderShape, config: FeaturesConfig) -> Stream:
-    mixture = plain_mixture(url, trunk.image_size, center_fraction=config.center_fraction)
-    return open_stream(mixture, global_batch=IMAGES_PER_BATCH, columns=("label",), once=True)
-
-
-def mean_of_blocks(encoder: Encoder, images_B3HH: Tensor, layers: tuple[int, ...]) -> Tensor:
-    """Return [B, L, D], the mean of the outputs of the blocks `layers` (0-based)."""
-    total: Tensor | None = None
-    for number, x_BLD in enumerate(encoder.block_outputs(images_B3HH)):
-        if number in layers:
-            total = x_BLD if total is None else total + x_BLD
-    assert total is not None, "layers are checked by parse_layers"
-    return total / len(layers)
-
-
-def parse_layers(text: str, depth: int) -> tuple[int, ...]:
-    """Return block numbers for `lastN` (all where there are fewer), `all`, or a list such as `3,4,5`."""
-    if text == "all":
-        return tuple(range(depth))
-    if text.startswith("last") and text[4:].isdecimal() and int(text[4:]) > 0:
-        return tuple(range(max(0, depth - int(text[4:])), depth))
-    parts = text.split(",")
-    if all(part.isdecimal() and int(part) < depth for part in parts) and len(set(parts)) == len(parts):
-        return tuple(sorted(int(part) for part in parts))
-    raise ValueError(f"layers {text!r}: expected last6, all, or different numbers of 0..{depth - 1} such as 3,4,5")
 
 
 def read_labels(column: NDArray[np.generic] | list[object], chosen: NDArray[np.bool_], url: str) -> Tensor:

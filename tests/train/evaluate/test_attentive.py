@@ -18,11 +18,11 @@ from torch import nn
 from headrace.shards.dataset import open_dataset
 from headrace.train.config import load_run
 from headrace.train.evaluate.attentive import ProbeConfig, probe, split_rows
-from headrace.train.evaluate.features import FeaturesConfig, dataset_features, mean_of_blocks, parse_layers, read_labels
+from headrace.train.evaluate.features import FeaturesConfig, dataset_features, read_labels
+from headrace.train.evaluate.trunk import mean_of_blocks, open_trunk, parse_layers
 from headrace.train.loop import train
 from headrace.train.models.heads import AttentiveProbes
 from headrace.train.models.vit import Vit, VitConfig
-from headrace.train.objectives.aim import Aim
 from headrace.train.runs.export import CONFIG_KEY
 from headrace.train.runs.weights import read_weights
 
@@ -109,18 +109,15 @@ def run(run_file: Callable[..., Path]) -> Path:
 
 
 def test_features_stand_by_place_and_do_not_depend_on_batches(run: Path, pictures: str) -> None:
-    weights = read_weights(run)
-    objective = weights.model.build()
-    assert isinstance(objective, Aim)
-    weights.load_into(objective)
+    trunk = open_trunk(run)
     config = FeaturesConfig(layers=(0, 1), memory_bytes=1 << 20)
-    features = dataset_features(objective.encoder, pictures, config=config)
+    features = dataset_features(trunk, pictures, config=config)
     assert features.tokens_NLD.shape == (96, 16, 16)
     assert features.label_N.tolist() == [number % 3 for number in range(96)]
-    few = dataset_features(objective.encoder, pictures, config=replace(config, samples=10))
+    few = dataset_features(trunk, pictures, config=replace(config, samples=10))
     torch.testing.assert_close(few.tokens_NLD, features.tokens_NLD[:10], atol=2e-3, rtol=2e-3)
     with pytest.raises(ValueError, match=r"take 49152 bytes, over memory_bytes 40000"):
-        dataset_features(objective.encoder, pictures, config=replace(config, memory_bytes=40000))
+        dataset_features(trunk, pictures, config=replace(config, memory_bytes=40000))
 
 
 def test_damaged_samples_are_left_out_of_a_probe(
@@ -134,11 +131,9 @@ def test_damaged_samples_are_left_out_of_a_probe(
     data = bytearray(tar.read_bytes())
     data[offset + size // 2] ^= 0xFF
     tar.write_bytes(data)
-    weights = read_weights(run)
-    objective = weights.model.build()
-    assert isinstance(objective, Aim)
+    trunk = open_trunk(run)
     config = FeaturesConfig(layers=(0,))
-    whole, features = (dataset_features(objective.encoder, url, config=config) for url in (pictures, str(damaged)))
+    whole, features = (dataset_features(trunk, url, config=config) for url in (pictures, str(damaged)))
     kept = [number for number in range(96) if number != 7]
     assert features.label_N.tolist() == [number % 3 for number in kept]
     torch.testing.assert_close(features.tokens_NLD, whole.tokens_NLD[kept], atol=2e-3, rtol=2e-3)

@@ -1,0 +1,124 @@
+"""A trunk that is only read: the encoder of a checkpoint, frozen, with the normalisation it was trained by.
+
+Every evaluator begins here. Features are taken before the trunk's last norm, with attention everywhere, although
+training masked it.
+"""
+
+# B batch, L patches, D width, H image side in pixels
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from headrace.train.models.encoder import Encoder
+from headrace.train.objectives.objective import Objective
+from headrace.train.parallel.precision import autocast
+from headrace.train.pixels import Normalise
+from headrace.train.runs.weights import ModelRecord, Weights, read_weights
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class FrozenTrunk:
+    """An encoder in evaluation mode whose parameters take no gradient."""
+
+    encoder: Encoder
+    normalise: Normalise
+    """From the stream's uint8 images to what the encoder takes, on its device."""
+    path: Path
+    """The checkpoint that was read."""
+    model: ModelRecord
+    """Objective, image size and seed of the run."""
+    step: int
+    """Optimizer steps done; 0 of fresh weights."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input in pixels."""
+        return self.encoder.shape.image_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.normalise.mean_C.device
+
+    @torch.no_grad()
+    def means(self, images_BHH3: NDArray[np.uint8] | Tensor, layer_sets: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        """Return [B, L, D] for each set of blocks, the mean of their outputs; images are as a stream has them."""
+        with autocast("auto", self.device):
+            return means_of_blocks(self.encoder, self.normalise(images_BHH3), layer_sets)
+
+    def digest(self) -> str:
+        """Return a sha256 over names, shapes, values and the normalisation: what decides the features of a picture."""
+        hashed = hashlib.sha256(repr((self.normalise.mean, self.normalise.std, self.image_size)).encode())
+        for name, tensor in sorted(self.encoder.state_dict().items()):
+            hashed.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            hashed.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+        return hashed.hexdigest()
+
+
+def open_trunk(checkpoint: Path, *, untrained: bool = False, device: torch.device | None = None) -> FrozenTrunk:
+    """Read the trunk of a run folder, a checkpoint, an exported `model.safetensors`, or a released one of AIM.
+
+    With `untrained` it has fresh weights from the run's seed. Raises ValueError if there is no trunk in it.
+    """
+    weights = read_weights(checkpoint)
+    objective = weights.model.build()
+    encoder = trunk_of(objective, weights)
+    if not untrained:
+        with torch.no_grad():
+            weights.load_into(objective)
+    place = torch.device("cpu") if device is None else device
+    return FrozenTrunk(
+        encoder=encoder.requires_grad_(False).eval().to(place),
+        normalise=objective.normalise.to(place),
+        path=weights.path,
+        model=weights.model,
+        step=0 if untrained else weights.step,
+    )
+
+
+def trunk_of(objective: Objective, weights: Weights) -> Encoder:
+    """Return the trunk that is probed. Raises ValueError if there is none."""
+    trunk = objective.trunk
+    if trunk is None:
+        raise ValueError(f"{weights.path}: an objective {weights.model.objective.kind} has no trunk that probes read")
+    return trunk
+
+
+def mean_of_blocks(encoder: Encoder, images_B3HH: Tensor, layers: tuple[int, ...]) -> Tensor:
+    """Return [B, L, D], the mean of the outputs of the blocks `layers` (0-based)."""
+    return means_of_blocks(encoder, images_B3HH, (layers,))[0]
+
+
+def means_of_blocks(encoder: Encoder, images_B3HH: Tensor, layer_sets: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """Return [B, L, D] for each set of blocks, in one pass; blocks behind the last that is asked for are not run."""
+    totals: list[Tensor | None] = [None] * len(layer_sets)
+    last = max(max(layers) for layers in layer_sets)
+    for number, x_BLD in enumerate(encoder.block_outputs(images_B3HH)):
+        for which, layers in enumerate(layer_sets):
+            if number in layers:
+                total = totals[which]
+                totals[which] = x_BLD if total is None else total + x_BLD
+        if number == last:
+            break
+    means = [total / len(layers) for total, layers in zip(totals, layer_sets, strict=True) if total is not None]
+    assert len(means) == len(layer_sets), "layers are checked by parse_layers"
+    return means
+
+
+def parse_layers(text: str, depth: int) -> tuple[int, ...]:
+    """Return block numbers for `lastN` (all where there are fewer), `all`, or a list such as `3,4,5`."""
+    if text == "all":
+        return tuple(range(depth))
+    if text.startswith("last") and text[4:].isdecimal() and int(text[4:]) > 0:
+        return tuple(range(max(0, depth - int(text[4:])), depth))
+    parts = text.split(",")
+    if all(part.isdecimal() and int(part) < depth for part in parts) and len(set(parts)) == len(parts):
+        return tuple(sorted(int(part) for part in parts))
+    raise ValueError(f"layers {text!r}: expected last6, all, or different numbers of 0..{depth - 1} such as 3,4,5")
