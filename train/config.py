@@ -7,7 +7,7 @@ config in a checkpoint is complete.
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -255,8 +255,13 @@ def _public(value: Any) -> Any:
 
 def published_dict(config: RunConfig) -> dict[str, Any]:
     """Return the config as it goes into a published file: as `public_dict`, and of local paths the last name only."""
-    data: dict[str, Any] = _without_paths(public_dict(config))
-    return data
+    return published(config_to_dict(config))
+
+
+def published(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the plain data of a config as it goes into a published file."""
+    shown: dict[str, Any] = _without_paths(_public(dict(data)))
+    return shown
 
 
 def _without_paths(value: Any, key: str = "") -> Any:

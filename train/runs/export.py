@@ -11,9 +11,8 @@ from headrace.config import canonical_json
 from headrace.files import atomic_file
 from headrace.train.config import RunConfig, published_dict
 from headrace.train.objectives.objective import Objective, released_names
+from headrace.train.runs.tensor_files import CONFIG_KEY
 from headrace.train.runs.tensors import host_tensors, num_bytes, save_tensors
-
-CONFIG_KEY = "headrace_config"
 
 log = logging.getLogger(__name__)
 

@@ -7,24 +7,18 @@ trunk that is filled in part: both are mistakes more often than wishes.
 
 import json
 import logging
-import pickle
-import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from headrace.files import write_atomic
 from headrace.train.objectives.objective import Objective, released_names
-from headrace.train.runs.export import CONFIG_KEY
-from headrace.train.runs.released import is_released
-from headrace.train.runs.weights import PICKLES, read_weights
+from headrace.train.runs.tensor_files import in_our_names, read_tensor_file
+from headrace.train.runs.weights import read_weights
 
 REPORT = "init.json"
 SHOWN_NAMES = 3
@@ -133,69 +127,10 @@ def _read(path: Path) -> tuple[str, dict[str, Tensor]]:
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise ValueError(f"init_from {path}: no such file or folder")
-    return _named(_read_pickle(file) if file.suffix in PICKLES else _read_safetensors(file), file)
-
-
-def _read_safetensors(path: Path) -> tuple[bool, dict[str, Tensor]]:
-    """Return if a file was exported by a run of ours, and its tensors."""
-    try:
-        with safe_open(str(path), "pt") as file:
-            ours = CONFIG_KEY in (file.metadata() or {})
-        return ours, load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file: {error}") from error
-
-
-def _read_pickle(path: Path) -> tuple[bool, dict[str, Tensor]]:
-    """Read tensors without running what a pickle may say: torch's `weights_only` builds nothing else."""
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of old protocols, which are read all the same
-            data = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        # torch speaks of switching the protection off first; the reason is said behind this.
-        reason = re.split(r"WeightsUnpickler error:\s*|trusted source\.\s*", str(error))[-1]
-        why = reason.split("\n")[0][:200]
-        raise ValueError(f"{path}: not a file of tensors alone, and nothing else in it is run: {why}") from error
-    for key in ("model", "state_dict"):
-        data = data[key] if isinstance(data, dict) and isinstance(data.get(key), dict) else data
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: expected a dict of tensors, got {type(data).__name__}")
-    return False, {str(name): value for name, value in data.items() if isinstance(value, Tensor)}
-
-
-def _named(read: tuple[bool, dict[str, Tensor]], path: Path) -> tuple[str, dict[str, Tensor]]:
-    """Return the kind of a file by its names, and its tensors under our names."""
-    ours, tensors = read
-    if ours:
-        return "exported by a run", tensors
-    tensors = {re.sub(r"^(?:module\.|_orig_mod\.)+", "", name): tensor for name, tensor in tensors.items()}
-    if any(name.startswith("preprocessor.blocks.") for name in tensors):
-        return "l3m", _from_l3m(tensors, path)
-    if is_released(tensors):
-        # Masks are constants of its attention; a classifier under `head.` has no place here, and is told as left out.
-        return "released AIM", {name: tensor for name, tensor in tensors.items() if not name.endswith(".attn_mask")}
-    if "logit_scale" in tensors and any(name.startswith("visual.") for name in tensors):
-        return "open_clip", tensors
-    return "tensors", tensors
-
-
-def _from_l3m(tensors: Tensors, path: Path) -> dict[str, Tensor]:
-    """Map l3m's names: q, k and v are one matrix here, positions are computed. Names: l3m's config of AIM v1 600M."""
-    found: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        name = re.sub(r"^preprocessor\.blocks\.0\.", "preprocessor.", name)
-        part = re.fullmatch(r"(.*\.attn\.)([qkv])_proj\.(weight|bias)", name)
-        if part is None:
-            if not name.endswith("pos_embed"):
-                found[name] = tensor
-            continue
-        stem, letter, kind = part.groups()
-        if letter == "q":
-            three = [tensors.get(name.replace(".q_proj.", f".{other}_proj.")) for other in "qkv"]
-            if any(one is None for one in three):
-                raise ValueError(f"{path}: {stem}: q, k and v are not all there")
-            found[f"{stem}qkv.{kind}"] = torch.cat([one for one in three if one is not None])
-    return found
+    read = read_tensor_file(file)
+    if read.config is not None:
+        return "exported by a run", read.tensors
+    return in_our_names(read.tensors, file)
 
 
 def _renamed(tensors: Tensors, rename: Mapping[str, str], path: Path) -> dict[str, Tensor]:

@@ -16,20 +16,16 @@ from torch import Tensor
 from headrace.files import atomic_file, write_atomic
 from headrace.train.models.encoder import Encoder
 from headrace.train.models.heads import AttentiveProbes
+from headrace.train.models.vit import VitConfig
 from headrace.train.objectives.aim import AIM_SHAPES, AimConfig
+from headrace.train.runs.tensor_files import RELEASED_PATCHES, is_released
 from headrace.train.runs.tensors import host_tensors, save_tensors
 
-PATCHES = "preprocessor.patchifier.proj.weight"
 TRUNK = ("preprocessor.", "trunk.")
 # What the released models have: heads of this width, images of this side.
 HEAD_WIDTH = 128
 IMAGE_SIZE = 224
 MAX_CONFIG_BYTES = 1 << 16
-
-
-def is_released(tensors: Mapping[str, Tensor]) -> bool:
-    """True if the names are those of a released AIM."""
-    return {PATCHES, "trunk.blocks.0.attn.qkv.weight"} <= tensors.keys() and tensors[PATCHES].ndim == 4
 
 
 def trunk_only(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -43,7 +39,7 @@ def released_config(path: Path, tensors: Mapping[str, Tensor]) -> tuple[AimConfi
     Raises ValueError naming what neither of them says.
     """
     told = _read_config(path.parent / "config.json")
-    width, _, patch, _ = tensors[PATCHES].shape
+    width, _, patch, _ = tensors[RELEASED_PATCHES].shape
     blocks = {name.split(".")[2] for name in tensors if name.startswith("trunk.blocks.")}
     rows = [name for name, row in AIM_SHAPES.items() if (row.width, row.depth) == (width, len(blocks))]
     heads = told.get("num_heads")
@@ -70,19 +66,22 @@ def write_released(
     head = {"cls_token": query[None, None], "k.weight": key, "v.weight": value, "linear.weight": classifier}
     head |= {f"bn.{name}": tensor for name, tensor in probes.norm.state_dict().items()}
     tensors = host_tensors(trunk | {f"head.{name}": tensor for name, tensor in head.items()})
-    shape, (_, _, patch, _) = encoder.shape, trunk[PATCHES].shape
-    config = {
-        "img_size": shape.image_size,
-        "patch_size": patch,
-        "embed_dim": shape.width,
-        "num_blocks": shape.depth,
-        "num_heads": shape.heads,
-        "num_classes": len(classifier),
-        "probe_layers": list(blocks),
-    }
+    assert isinstance(encoder.shape, VitConfig), "an encoder of the released names is one of ours"
+    config = released_facts(encoder.shape) | {"num_classes": len(classifier), "probe_layers": list(blocks)}
     with atomic_file(str(folder / "model.safetensors")) as path:
         save_tensors(path, tensors, {"format": "pt"})
     write_atomic(str(folder / "config.json"), (json.dumps(config, indent=1) + "\n").encode())
+
+
+def released_facts(shape: VitConfig) -> dict[str, Any]:
+    """Return what `config.json` says of a trunk."""
+    return {
+        "img_size": shape.image_size,
+        "patch_size": shape.patch,
+        "embed_dim": shape.width,
+        "num_blocks": shape.depth,
+        "num_heads": shape.heads,
+    }
 
 
 def check_released_names(encoder: Encoder) -> None:
@@ -102,8 +101,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
-    # Newer files of the hub hold the model's config one level down.
-    inner = data.get("config", data) if isinstance(data, dict) else None
+    # Newer files of the hub hold the model's config one level down, and so do those of timm.
+    inner = data.get("config", data.get("model_args", data)) if isinstance(data, dict) else None
     if not isinstance(inner, dict):
         raise ValueError(f"{path}: not the config of a released model")
     for name in ("num_heads", "img_size"):

@@ -6,13 +6,12 @@ The config comes with the weights, so that nothing but the path is needed. In an
 
 import json
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from headrace.config import build_config
@@ -21,12 +20,10 @@ from headrace.train.config import AnyObjective
 from headrace.train.objectives.build import build_objective
 from headrace.train.objectives.objective import Objective, released_names
 from headrace.train.runs.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, newest_checkpoint
-from headrace.train.runs.export import CONFIG_KEY
 from headrace.train.runs.loading import read_tensors
-from headrace.train.runs.released import is_released, released_config, trunk_only
+from headrace.train.runs.released import released_config, trunk_only
+from headrace.train.runs.tensor_files import CONFIG_KEY, in_our_names, is_released, read_tensor_file
 from headrace.train.steady.changes import planned_changes
-
-PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +61,8 @@ class Weights:
     tensors: dict[str, Tensor]
     trunk_only: bool = False
     """True of a released model: its head is not ours."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Of the run, as plain data; empty of a released model."""
 
     def check(self) -> None:
         """Raise ValueError if names or shapes are not those of the config, before memory is taken by its word."""
@@ -86,9 +85,8 @@ class Weights:
 
 def read_weights(path: Path) -> Weights:
     """Read the newest weights at `path`. Raises ValueError if none are there, whole and as their config says."""
-    alone = path / "model.safetensors"
-    if path.is_dir() and alone.is_file() and not (path / "checkpoints").exists() and not (path / "state.json").exists():
-        path = alone
+    if path.is_dir() and not (path / "checkpoints").exists() and not (path / "state.json").exists():
+        path = next((path / name for name in ("model.safetensors", "model.pth") if (path / name).is_file()), path)
     weights = _read_exported(path) if path.is_file() else _read_checkpoint(path)
     weights.check()
     return weights
@@ -110,29 +108,31 @@ def _read_checkpoint(path: Path) -> Weights:
         raise ValueError(f"{path}: neither a run folder with checkpoints, nor a checkpoint, nor a model.safetensors")
     record = _record(checkpoint.config, checkpoint.path)
     tensors = released_names(record.sketch(), model)
-    return Weights(path=checkpoint.path, model=record, step=checkpoint.progress.step, tensors=tensors)
+    return Weights(
+        path=checkpoint.path,
+        model=record,
+        step=checkpoint.progress.step,
+        tensors=tensors,
+        config=checkpoint.config,
+    )
 
 
 def _read_exported(path: Path) -> Weights:
+    read = read_tensor_file(path)
+    if read.config is None:
+        kind, tensors = in_our_names(read.tensors, path)
+        if not is_released(tensors):
+            raise ValueError(
+                f"{path}: was not exported by headrace (it has no {CONFIG_KEY}), and holds no trunk of AIM under the "
+                "names of its releases or of timm"
+            )
+        return _released(path, kind, tensors)
     try:
-        with safe_open(str(path), "pt") as file:
-            text = (file.metadata() or {}).get(CONFIG_KEY)
-        tensors = load_file(path)
-    except SafetensorError as error:
-        hint = "; a pickle is never run, take the model as safetensors" if path.suffix in PICKLES else ""
-        raise ValueError(f"{path}: not a safetensors file: {error}{hint}") from error
-    if text is None and is_released(tensors):
-        return _released(path, tensors)
-    if text is None:
-        raise ValueError(
-            f"{path}: was not exported by headrace (its metadata has no {CONFIG_KEY}), and is no released model of AIM"
-        )
-    try:
-        config = json.loads(text)
+        config = json.loads(read.config)
         step = _last_step(config)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: its config cannot be read: {error!r}") from error
-    return Weights(path=path, model=_record(config, path), step=step, tensors=tensors)
+    return Weights(path=path, model=_record(config, path), step=step, tensors=read.tensors, config=config)
 
 
 def _last_step(config: Any) -> int:
@@ -140,14 +140,14 @@ def _last_step(config: Any) -> int:
     return int([changed["steps"] for changed in ({"steps": config["steps"]}, *changes) if "steps" in changed][-1])
 
 
-def _released(path: Path, tensors: dict[str, Tensor]) -> Weights:
+def _released(path: Path, kind: str, tensors: dict[str, Tensor]) -> Weights:
     config, image_size = released_config(path, tensors)
     try:
         config.trunk(image_size)
     except ValueError as error:
         raise ValueError(f"{path}: {error}; {path.parent / 'config.json'} may say img_size and num_heads") from error
     heads = sorted({name.split(".")[0] for name in tensors.keys() - trunk_only(tensors).keys()})
-    log.info("%s: a released model, its trunk is taken; left out: %s", path, ", ".join(heads) or "nothing")
+    log.info("%s: %s, its trunk is taken; left out: %s", path, kind, ", ".join(heads) or "nothing")
     record = ModelRecord(objective=config, image_size=image_size, seed=0)
     return Weights(path=path, model=record, step=0, tensors=trunk_only(tensors), trunk_only=True)
 

@@ -33,6 +33,7 @@ COMMANDS = {
     "trace": "trace",
     "audit": "audit",
     "probe": "probe",
+    "export": "export",
     "objectives": "objectives",
     "demo": "demo",
     "new": "new",

@@ -23,7 +23,7 @@ from headrace.train.evaluate.trunk import mean_of_blocks, open_trunk, parse_laye
 from headrace.train.loop import train
 from headrace.train.models.heads import AttentiveProbes
 from headrace.train.models.vit import Vit, VitConfig
-from headrace.train.runs.export import CONFIG_KEY
+from headrace.train.runs.tensor_files import CONFIG_KEY
 from headrace.train.runs.weights import read_weights
 
 

@@ -10,8 +10,9 @@ from safetensors import safe_open
 
 from headrace.train.config import load_run
 from headrace.train.objectives.build import build_objective
-from headrace.train.runs.export import CONFIG_KEY, export_model
+from headrace.train.runs.export import export_model
 from headrace.train.runs.folder import write_records
+from headrace.train.runs.tensor_files import CONFIG_KEY
 from headrace.train.runs.weights import read_weights
 
 

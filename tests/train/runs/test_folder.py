@@ -12,8 +12,8 @@ from safetensors import safe_open
 from headrace.train.config import load_run
 from headrace.train.loop import train
 from headrace.train.parallel.ranks import ALONE
-from headrace.train.runs.export import CONFIG_KEY
 from headrace.train.runs.folder import own_run
+from headrace.train.runs.tensor_files import CONFIG_KEY
 from headrace.train.runs.weights import read_weights
 
 

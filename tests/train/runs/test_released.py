@@ -182,9 +182,15 @@ def test_what_a_released_file_does_not_say_is_asked_for(tmp_path: Path, config: 
     assert str(tmp_path) in str(refused.value)
 
 
-def test_a_pickle_is_refused_with_what_to_take(tmp_path: Path) -> None:
-    torch.save({"a": torch.zeros(2)}, tmp_path / "aim.pth")
-    with pytest.raises(ValueError, match=r"not a safetensors file.*a pickle is never run"):
+@torch.no_grad()
+def test_a_released_pth_is_read_and_what_else_a_pickle_says_is_refused(tmp_path: Path) -> None:
+    tensors = Released(CONFIG).state_dict()
+    torch.save(tensors, tmp_path / "aim.pth")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    found = read_weights(tmp_path / "aim.pth")
+    assert torch.equal(found.tensors["trunk.post_trunk_norm.bias"], tensors["trunk.post_trunk_norm.bias"])
+    torch.save(tensors | {"extra": Path("x")}, tmp_path / "aim.pth")
+    with pytest.raises(ValueError, match="not a file of tensors alone, and nothing else in it is run"):
         read_weights(tmp_path / "aim.pth")
 
 

@@ -1,0 +1,271 @@
+"""`headrace export`: the weights of a run in the form that another program loads.
+
+Every form can be read back: `headrace probe`, `init_from` and `headrace export` take what is written here.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headrace.config import canonical_json
+from headrace.files import atomic_file, write_atomic
+from headrace.train.config import published
+from headrace.train.models.vit import VitConfig, sincos_positions
+from headrace.train.objectives.objective import Objective
+from headrace.train.runs.released import released_facts, trunk_only
+from headrace.train.runs.tensor_files import CONFIG_KEY, TIMM_POSITIONS, is_released
+from headrace.train.runs.tensors import num_bytes, save_tensors
+from headrace.train.runs.weights import Weights
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PUBLISHED_CROP = 0.875
+
+log = logging.getLogger(__name__)
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exported:
+    """What was written."""
+
+    folder: str
+    format: str
+    tensors: int
+    bytes: int
+    """Of the tensors."""
+    load: str
+    """How to load it, a line of Python."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Format:
+    """One form of weights."""
+
+    says: str
+    """What it is, a line."""
+    load: str
+    """How to load it, with FOLDER for its place."""
+    write: Callable[[Path, Weights, dict[str, Tensor]], int]
+    """Write into a folder; return how many tensors. Raises ValueError where the model has no such form."""
+
+
+def export_weights(weights: Weights, out: Path, *, form: str, dtype: str = "float32") -> Exported:
+    """Write `weights` into the folder `out`, as `form` (a key of FORMATS) says.
+
+    Floating-point tensors become `dtype` (a key of DTYPES). Raises ValueError for an unknown form or dtype, for a model
+    that has no such form, and for weights that are not finite in `dtype`; OSError where the folder cannot be written.
+    """
+    check_export(weights, form=form, dtype=dtype)
+    tensors = {name: _cast(name, tensor, dtype) for name, tensor in weights.tensors.items()}
+    number = FORMATS[form].write(out, weights, tensors)
+    log.info("exported %s: %d tensors, %d bytes", out, number, num_bytes(tensors))
+    load = FORMATS[form].load.replace("FOLDER", str(out))
+    return Exported(folder=str(out), format=form, tensors=number, bytes=num_bytes(tensors), load=load)
+
+
+def check_export(weights: Weights, *, form: str, dtype: str) -> None:
+    """Raise ValueError where `export_weights` would refuse before it writes."""
+    if form not in FORMATS:
+        raise ValueError(f"format: unknown {form!r}; known: {', '.join(FORMATS)}")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: unknown {dtype!r}; known: {', '.join(DTYPES)}")
+    kind = weights.model.objective.kind
+    if form in ("ml-aim", "timm") and not is_released(weights.tensors):
+        raise ValueError(f"{weights.path}: an objective {kind} has no trunk of AIM's form, which {form} needs")
+    if form == "open_clip" and not _is_clip(weights):
+        raise ValueError(f"{weights.path}: an objective {kind} has no towers of open_clip's, only clip has")
+
+
+def _cast(name: str, tensor: Tensor, dtype: str) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    cast = tensor.to(DTYPES[dtype])
+    if not bool(torch.isfinite(cast).all()):
+        raise ValueError(f"{name} is not finite in {dtype}; export another dtype, or an earlier checkpoint")
+    return cast
+
+
+def _write_safetensors(out: Path, weights: Weights, tensors: dict[str, Tensor]) -> int:
+    if weights.trunk_only:
+        return _write_with_config(out, tensors, _facts(weights), {"format": "pt"})
+    with atomic_file(str(out / "model.safetensors")) as path:
+        save_tensors(path, tensors, {CONFIG_KEY: canonical_json(_published(weights))})
+    return len(tensors)
+
+
+def _write_torch(out: Path, weights: Weights, tensors: dict[str, Tensor]) -> int:
+    data: dict[str, Any] = {"state_dict": tensors}
+    if not weights.trunk_only:
+        data[CONFIG_KEY] = canonical_json(_published(weights))
+    with atomic_file(str(out / "model.pth")) as path:
+        torch.save(data, path)
+    if weights.trunk_only:
+        _write_json(out / "config.json", _facts(weights))
+    return len(data["state_dict"])
+
+
+def _write_ml_aim(out: Path, weights: Weights, tensors: dict[str, Tensor]) -> int:
+    trunk = trunk_only(tensors)
+    width = _shape(weights).width
+    empty = {
+        "cls_token": torch.zeros(1, 1, width),
+        "k.weight": torch.zeros(width, width),
+        "v.weight": torch.zeros(width, width),
+        "linear.weight": torch.zeros(EMPTY_CLASSES, width),
+        "bn.running_mean": torch.zeros(width),
+        "bn.running_var": torch.ones(width),
+        "bn.num_batches_tracked": torch.zeros((), dtype=torch.int64),
+    }
+    dtype = next(iter(trunk.values())).dtype
+    head = {f"head.{name}": tensor.to(dtype) if tensor.ndim else tensor for name, tensor in empty.items()}
+    facts = _facts(weights) | {"num_classes": EMPTY_CLASSES}
+    return _write_with_config(out, trunk | head, facts, {"format": "pt"})
+
+
+def _write_open_clip(out: Path, weights: Weights, tensors: dict[str, Tensor]) -> int:
+    _sketch(weights).export_beside(out, tensors)
+    return len(tensors)
+
+
+def _write_timm(out: Path, weights: Weights, tensors: dict[str, Tensor]) -> int:
+    shape = _shape(weights)
+    side = shape.image_size // shape.patch
+    named = {_timm_name(name): tensor for name, tensor in trunk_only(tensors).items()}
+    named[TIMM_POSITIONS] = sincos_positions(side, side, shape.width)[None].to(next(iter(named.values())).dtype)
+    classes = 0
+    if {"head.weight", "head.bias"} <= tensors.keys():
+        named |= {name: tensors[name] for name in ("head.weight", "head.bias")}
+        classes = len(tensors["head.bias"])
+    return _write_with_config(out, named, _timm_config(weights, classes), {"format": "pt"})
+
+
+FORMATS: dict[str, Format] = {
+    "safetensors": Format(
+        says="one file under our names with the run's config, as a run leaves it",
+        load='safetensors.torch.load_file("FOLDER/model.safetensors")',
+        write=_write_safetensors,
+    ),
+    "torch": Format(
+        says="the same as a file of torch.save",
+        load='torch.load("FOLDER/model.pth", weights_only=True)["state_dict"]',
+        write=_write_torch,
+    ),
+    "ml-aim": Format(
+        says="AIM's released form: trunk, and an empty classifier (`headrace probe --export` writes a fitted one)",
+        load='AIMForImageClassification.from_pretrained("FOLDER")',
+        write=_write_ml_aim,
+    ),
+    "timm": Format(
+        says="a vision transformer of timm's, with the head of a supervised run",
+        load='timm.create_model("local-dir:FOLDER", pretrained=True)',
+        write=_write_timm,
+    ),
+    "open_clip": Format(
+        says="both towers of a clip run",
+        load='open_clip.create_model_and_transforms("local-dir:FOLDER/open_clip")',
+        write=_write_open_clip,
+    ),
+}
+
+EMPTY_CLASSES = 1000
+"""Of a classifier that holds zeros, as many as AIM's releases have."""
+
+
+def _write_with_config(out: Path, tensors: Tensors, config: Mapping[str, Any], metadata: Mapping[str, str]) -> int:
+    with atomic_file(str(out / "model.safetensors")) as path:
+        save_tensors(path, tensors, metadata)
+    _write_json(out / "config.json", config)
+    return len(tensors)
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    write_atomic(str(path), (json.dumps(data, indent=1) + "\n").encode())
+
+
+def _published(weights: Weights) -> dict[str, Any]:
+    """Return the config with the step that these weights are of, which may be before the last."""
+    return published(weights.config) | {"steps": weights.step, "changes_at": {}}
+
+
+def _sketch(weights: Weights) -> Objective:
+    return weights.model.sketch()
+
+
+def _is_clip(weights: Weights) -> bool:
+    return "logit_scale" in weights.tensors and any(name.startswith("visual.") for name in weights.tensors)
+
+
+def _shape(weights: Weights) -> VitConfig:
+    trunk = _sketch(weights).trunk
+    assert trunk is not None
+    assert isinstance(trunk.shape, VitConfig), "check_export has seen a trunk of AIM's form"
+    return trunk.shape
+
+
+def _facts(weights: Weights) -> dict[str, Any]:
+    return released_facts(_shape(weights))
+
+
+def _timm_name(name: str) -> str:
+    for start, end in (("preprocessor.patchifier.", "patch_embed."), ("trunk.post_trunk_norm.", "norm.")):
+        if name.startswith(start):
+            return end + name.removeprefix(start)
+    return name.removeprefix("trunk.").replace(".norm_", ".norm")
+
+
+def _timm_config(weights: Weights, classes: int) -> dict[str, Any]:
+    """Return timm's `config.json`: what its entry is built with, and how a picture becomes its input."""
+    shape, normalise = _shape(weights), _sketch(weights).normalise
+    return {
+        # Its own sizes do not matter, all are replaced; it is the entry without a layer that AIM has not.
+        "architecture": "vit_base_patch16_224",
+        "num_classes": classes,
+        "num_features": shape.width,
+        "model_args": {
+            "img_size": shape.image_size,
+            "patch_size": shape.patch,
+            "embed_dim": shape.width,
+            "depth": shape.depth,
+            "num_heads": shape.heads,
+            "qkv_bias": False,
+            "proj_bias": False,
+            "class_token": False,
+            "global_pool": "avg",
+            "fc_norm": False,
+            "embed_norm_layer": "layernorm",
+        },
+        "pretrained_cfg": {
+            "input_size": [3, shape.image_size, shape.image_size],
+            "fixed_input_size": True,
+            "interpolation": _interpolation(weights.config),
+            "crop_pct": _crop(weights.config),
+            "crop_mode": "center",
+            "mean": list(normalise.mean),
+            "std": list(normalise.std),
+            "num_classes": classes,
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+
+
+def _interpolation(config: Mapping[str, Any]) -> str:
+    """Return how pictures were resized in training; as published where no run is known."""
+    mixture = config.get("mixture", {})
+    views = mixture.get("views") or [{}]
+    augment = views[0].get("augment") or mixture.get("augment") or {}
+    return str(augment.get("interpolation", "bilinear" if mixture else "bicubic"))
+
+
+def _crop(config: Mapping[str, Any]) -> float:
+    """Return the side of the centre crop as a share of the short side: as the run validates, or as published."""
+    validation = config.get("validation") or {}
+    return float(validation.get("center_fraction", PUBLISHED_CROP))
