@@ -163,6 +163,9 @@ def _field_texts(config: type) -> dict[str, str]:
     texts = {item.name: item.metadata["text"] for item in dataclasses.fields(config) if "text" in item.metadata}
     if texts:  # its class was made, not written; a base was
         return _field_texts(config.__bases__[0]) | texts
+    for base in config.__bases__:  # what configs have in common is said there
+        if dataclasses.is_dataclass(base):
+            texts |= _field_texts(base)
     body = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0]
     assert isinstance(body, ast.ClassDef)
     for before, after in zip(body.body, body.body[1:], strict=False):

@@ -17,8 +17,9 @@ from headrace.pipeline import Batch
 from headrace.train.config import load_run
 from headrace.train.execution import Execution, choose_execution
 from headrace.train.loop import train
-from headrace.train.objectives.aim import Aim, AimConfig, padded, padded_with_others, predicting_rows
+from headrace.train.objectives.aim import Aim, AimConfig
 from headrace.train.objectives.build import build_objective
+from headrace.train.objectives.head_rows import padded, padded_with_others, predicting_rows
 from headrace.train.optim.adamw import AdamWConfig
 from headrace.train.runs.metrics import read_metrics
 

@@ -22,7 +22,7 @@ from headrace.train.models.stage import ResidualStream, Stage
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-# 1e-6 as in the released inference code; the training code uses 1e-5, which moves outputs by 2e-5.
+# As in the released inference code; the training code uses 1e-5, which moves outputs by 2e-5.
 NORM_EPS = 1e-6
 MLP_RATIO = 4
 
@@ -41,6 +41,8 @@ class VitConfig:
     """Number of blocks."""
     heads: int
     """Attention heads."""
+    norm_eps: float = NORM_EPS
+    """Epsilon of its norms."""
 
     def __post_init__(self) -> None:
         for name in ("image_size", "patch", "width", "depth", "heads"):
@@ -83,8 +85,11 @@ class Vit(Encoder):
 
         `attend` is [B, L, K], True where row may look at column, or the same as a block mask; None = everywhere.
         """
-        x_BLD = self.residual(self.preprocessor(images_B3HH))
-        mask = attend[:, None] if isinstance(attend, Tensor) else attend
+        return self.from_patches(self.preprocessor(images_B3HH), attend)
+
+    def from_patches(self, patches_BLD: Tensor, attend: "Tensor | BlockMask | None" = None) -> Tensor:
+        """Return tokens [B, L, D] as `forward` does, from what the preprocessor made of the images."""
+        x_BLD, mask = self.residual(patches_BLD), over_heads(attend)
         for block in self.trunk.blocks:
             x_BLD = block(x_BLD, mask)
         out: Tensor = self.trunk.post_trunk_norm(x_BLD)
@@ -120,7 +125,7 @@ class Patchifier(nn.Module):
     def __init__(self, config: VitConfig) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, config.width, config.patch, stride=config.patch)
-        self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
 
     def forward(self, images_B3HH: Tensor) -> Tensor:
         tokens = patch_product if images_B3HH.is_cuda else _convolved
@@ -146,18 +151,20 @@ class Trunk(nn.Module):
 
     def __init__(self, config: VitConfig) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
-        self.post_trunk_norm = nn.LayerNorm(config.width, eps=NORM_EPS)
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.heads, norm_eps=config.norm_eps) for _ in range(config.depth)
+        )
+        self.post_trunk_norm = nn.LayerNorm(config.width, eps=config.norm_eps)
 
 
 class Block(Stage):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, *, norm_eps: float = NORM_EPS) -> None:
         super().__init__()
-        self.norm_1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm_1 = nn.LayerNorm(width, eps=norm_eps)
         self.attn = SelfAttention(width, heads)
-        self.norm_2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm_2 = nn.LayerNorm(width, eps=norm_eps)
         self.mlp = Mlp(width)
 
     def forward(self, x_BLD: Tensor, mask: "Tensor | BlockMask | None") -> Tensor:
@@ -231,6 +238,11 @@ def sincos_positions(rows: int, columns: int, width: int) -> Tensor:
         angle = place[:, None] * omega[None, :]
         halves += [angle.sin(), angle.cos()]
     return torch.cat(halves, dim=1).float()
+
+
+def over_heads(attend: "Tensor | BlockMask | None") -> "Tensor | BlockMask | None":
+    """Return what blocks take of a mask [B, L, K], which all heads share: [B, 1, L, K]. Others are as they are."""
+    return attend[:, None] if isinstance(attend, Tensor) else attend
 
 
 def prefix_attention(prefix_B: Tensor, length: int) -> Tensor:

@@ -3,6 +3,7 @@
 from headrace.extensions import with_extensions
 from headrace.train.objectives.aim import AimConfig
 from headrace.train.objectives.clip import ClipConfig
+from headrace.train.objectives.masked import MaskedConfig
 from headrace.train.objectives.objective import ObjectiveConfig
 from headrace.train.objectives.supervised import SupervisedConfig
 
@@ -10,6 +11,7 @@ from headrace.train.objectives.supervised import SupervisedConfig
 OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
     "aim": AimConfig,
     "clip": ClipConfig,
+    "masked": MaskedConfig,
     "supervised": SupervisedConfig,
 }
 

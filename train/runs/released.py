@@ -17,7 +17,8 @@ from headrace.files import atomic_file, write_atomic
 from headrace.train.models.encoder import Encoder
 from headrace.train.models.heads import AttentiveProbes
 from headrace.train.models.vit import VitConfig
-from headrace.train.objectives.aim import AIM_SHAPES, AimConfig
+from headrace.train.objectives.aim import AimConfig
+from headrace.train.objectives.patch_config import AIM_SHAPES
 from headrace.train.runs.tensor_files import RELEASED_PATCHES, is_released
 from headrace.train.runs.tensors import host_tensors, save_tensors
 

@@ -10,8 +10,11 @@ import torch
 
 from headrace.pipeline import Batch
 from headrace.train.batches import micro_batches
-from headrace.train.objectives.aim import Aim, AimConfig, normalised_patches, padded, predicting_rows, prefix_lengths
+from headrace.train.objectives.aim import Aim, AimConfig
 from headrace.train.objectives.build import build_objective
+from headrace.train.objectives.head_rows import padded, predicting_rows
+from headrace.train.objectives.prefixes import prefix_lengths
+from headrace.train.objectives.targets import normalised_patches
 
 SMALL = AimConfig(kind="aim", model="tiny", patch=4, width=16, depth=2, heads=2, head_width=12, head_depth=2)
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -41,7 +44,7 @@ def test_loss_is_the_slow_loop(make_batch: Callable[..., Batch]) -> None:
     objective, batch = small_aim(), make_batch(5, first=40)
     loss, _ = objective(batch)
     tokens = objective.encoder(objective.normalise(batch.images), _mask(objective, batch))
-    predicted = objective.head(tokens.flatten(0, 1), torch.arange(16).repeat(5)).reshape(5, 16, -1).detach().numpy()
+    predicted = objective.head(tokens, torch.arange(80)).reshape(5, 16, -1).detach().numpy()
     total, terms = 0.0, 0
     for sample, prefix in enumerate(objective.prefixes(batch)):
         targets = slow_targets(batch.images[sample].astype(np.float64), 4)

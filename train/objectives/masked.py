@@ -1,0 +1,95 @@
+"""The masked baseline of AIM's ablations: predict hidden patches from the others, with attention everywhere.
+
+Hidden patches are replaced by one learnt token, under their positions, and nothing is dropped: trunk, head, targets and
+cost are those of `aim`, so that the objectives alone differ. Which patches are hidden is a function of (seed, global
+position of the sample). Source: AIM, arXiv:2401.08541, table 5.
+"""
+
+# B batch, L patches, D width, N rows of a batch's tokens (batch-major)
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from headrace.pipeline import Batch
+from headrace.pipeline.augment.philox import philox
+from headrace.shards.permutation import make_key
+from headrace.train.objectives.patch_config import PatchConfig
+from headrace.train.objectives.patch_objective import PatchObjective
+from headrace.train.pixels import on_device
+
+# As masked image models draw it: BEiT, arXiv:2106.08254, and MAE, arXiv:2111.06377.
+MASK_TOKEN_STD = 0.02
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MaskedConfig(PatchConfig):
+    """Masked patches: predict hidden patches from the others; AIM's trunk, head and targets."""
+
+    kind: Literal["masked"]
+    """The tag of this objective."""
+    mask_ratio: float = 0.75
+    """Share of the patches of each picture that are hidden, rounded to whole patches; the paper has 0.5 and 0.75."""
+
+    def __post_init__(self) -> None:
+        # Zero-argument super() does not work in a dataclass with slots: the decorator makes another class.
+        PatchConfig.__post_init__(self)
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio must be within 0..1, ends excluded, got {self.mask_ratio}")
+
+    def build(self, *, image_size: int, seed: int) -> "Masked":
+        """Return the objective for images of this side; `seed` decides what is hidden."""
+        return Masked(self, image_size=image_size, seed=seed)
+
+
+class Masked(PatchObjective):
+    """Trunk that sees everything but the hidden patches; the outputs at those predict them."""
+
+    def __init__(self, config: MaskedConfig, *, image_size: int, seed: int) -> None:
+        super().__init__(config, image_size=image_size, seed=seed)
+        self.config = config
+        self.num_hidden = min(max(1, round(config.mask_ratio * self.num_patches)), self.num_patches - 1)
+        self.mask_token = nn.Parameter(torch.empty(self.encoder.config.width))
+        nn.init.trunc_normal_(self.mask_token, std=MASK_TOKEN_STD)
+
+    def needed_flops(self, batch: Batch) -> float:
+        """Return the operations of a step that the loss of `batch` needs: all, but those of a head nobody reads."""
+        images, tokens = len(batch.position), self.num_patches
+        return self._flops(images=images, terms=self.num_terms(batch), pairs=float(images * tokens * tokens))
+
+    def num_terms(self, batch: Batch) -> int:
+        """Return the number of hidden patches."""
+        return self.num_hidden * int(batch.valid.sum())
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Return the sum over hidden patches of their loss."""
+        images_B3HH = self.normalise(batch.images)
+        hidden_BL = hidden_patches(batch.position, self.num_patches, num_hidden=self.num_hidden, seed=self.seed)
+        rows_N, count = self._rows(
+            np.flatnonzero(hidden_BL & batch.valid[:, None]), images=len(hidden_BL), device=images_B3HH.device
+        )
+        seen_BLD = self.encoder.preprocessor(images_B3HH)
+        token_LD = self.mask_token + self.encoder.preprocessor.positions_LD
+        hidden_BL1 = on_device(hidden_BL, images_B3HH.device)[..., None]
+        tokens_BLD = self.encoder.from_patches(torch.where(hidden_BL1, token_LD.to(seen_BLD.dtype), seen_BLD))
+        return self._loss(self.head(tokens_BLD, rows_N), images_B3HH, rows_N, count), {}
+
+
+def hidden_patches(positions: NDArray[np.int64], num_patches: int, *, num_hidden: int, seed: int) -> NDArray[np.bool_]:
+    """Return [B, L], True for the `num_hidden` patches of each global position that are hidden.
+
+    Those with the smallest of `num_patches` random words, the lower place first where two are equal. Word w of a
+    position is number w % 4 of Philox 4x64-10's block with the counter (w // 4, position, 0, 0).
+    """
+    block = np.arange(-(-num_patches // 4), dtype=np.uint64)
+    low, high = np.broadcast_arrays(block, positions.astype(np.uint64)[:, None])
+    words = philox(make_key(seed, "mask"), low, high).reshape(len(positions), 4 * len(block))
+    chosen = np.argsort(words[:, :num_patches], axis=1, kind="stable")[:, :num_hidden]
+    hidden_BL = np.zeros((len(positions), num_patches), np.bool_)
+    np.put_along_axis(hidden_BL, chosen, values=True, axis=1)
+    return hidden_BL
