@@ -94,8 +94,7 @@ class Boundary:
         if not period.changes or self.state.step != period.first_step:
             return
         if self.ranks.is_first and not self.metrics.has("change", period.first_step):
-            told = ", ".join(f"{path} {was} -> {now}" for path, (was, now) in period.changes.items())
-            log.info("from step %d on: %s", period.first_step, told)
+            log.info("from step %d on: %s", period.first_step, "; ".join(filter(None, (str(period), period.jump))))
             self.write({"event": "change", "step": period.first_step, "changes": period.changes})
 
     def poll_save(self) -> None:

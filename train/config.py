@@ -20,7 +20,7 @@ from headrace.train.execution import Attention, Compile, Residual
 from headrace.train.models.stage import Recompute
 from headrace.train.objectives import objective_configs
 from headrace.train.objectives.objective import ObjectiveConfig
-from headrace.train.optim import OPTIMIZERS, SCHEDULES, OptimizerConfig, ScheduleConfig
+from headrace.train.optim import OPTIMIZERS, SCHEDULES, ChecksSteps, OptimizerConfig, ScheduleConfig
 from headrace.train.optim.adamw import AdamWConfig
 from headrace.train.optim.schedules import CosineConfig
 from headrace.train.parallel.strategy import ParallelConfig
@@ -32,13 +32,16 @@ AnyOptimizer = Annotated[OptimizerConfig, OneOf("kind", lambda: OPTIMIZERS, defa
 AnySchedule = Annotated[ScheduleConfig, OneOf("kind", lambda: SCHEDULES, default="cosine")]
 
 # Fields that hold a path where they hold no URL.
-PATH_FIELDS = frozenset({"out", "url", "dataset", "index_dir", "quarantine", "cache_dir", "index_cache", "init_from"})
+PATH_FIELDS = frozenset(
+    {"out", "url", "dataset", "index_dir", "quarantine", "cache_dir", "index_cache", "init_from", "continue_from"}
+)
 MAX_SPIKE_WINDOW = 10_000
 
 # A resumed run may have other values of these: they change no step but by rounding. A mixture is the stream's to judge.
 FREE_FIELDS = frozenset(
     {
         "out",
+        "continue_from",
         "log_every",
         "checkpoint",
         "validation",
@@ -142,6 +145,9 @@ class RunConfig:
     open_clip's. null = drawn from the seed."""
     init_rename: dict[str, str] = field(default_factory=dict)
     """Prefixes of names in `init_from`, and what stands there instead; '' = those tensors are left out."""
+    continue_from: str | None = None
+    """A checkpoint of a run with the same config up to its step, RUN/checkpoints/STEP: while this run has none of its
+    own, it goes on from there. null = it begins at step 0."""
     images_per_micro_batch: int | None = None
     """Images that one process runs at once; gradients accumulate. null = its whole share of the batch."""
     optimizer: AnyOptimizer = field(default_factory=AdamWConfig)
@@ -204,10 +210,16 @@ class RunConfig:
             raise ValueError(f"mixture.decoder: {NO_DECODER} delivers bytes, and training takes pictures; leave it out")
         if "://" in self.out:
             raise ValueError(f"out must be a local folder, got {self.out}")
-        if self.init_from is not None and (not self.init_from or "://" in self.init_from):
-            raise ValueError(f"init_from must be a local file or folder, got {self.init_from!r}")
+        for name in ("init_from", "continue_from"):
+            if (path := getattr(self, name)) is not None and (not path or "://" in path):
+                raise ValueError(f"{name} must be a local file or folder, got {path!r}")
         if self.init_rename and self.init_from is None:
             raise ValueError("init_rename maps names of init_from, which is null")
+        if isinstance(self.schedule, ChecksSteps):
+            try:
+                self.schedule.check(self.steps)
+            except ValueError as error:
+                raise ValueError(f"schedule: {error}") from error
         if self.changes_at:
             periods(self)
             planned_mixture(self)
@@ -219,6 +231,10 @@ class RunConfig:
         for changes in planned_changes(self.changes_at).values():
             steps = changes.get("steps", steps)
         return steps
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of step `step` (0-based), planned changes aside."""
+        return self.schedule.rate(step, steps=self.steps, peak=self.optimizer.lr)
 
 
 def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -21,6 +21,7 @@ from headrace.train.config import RunConfig
 from headrace.train.parallel.ranks import Ranks, join_ranks
 from headrace.train.parallel.signals import watch_signals
 from headrace.train.profiling import profiling
+from headrace.train.runs.branch import take_records
 from headrace.train.runs.folder import BadStepError, own_run, write_records
 from headrace.train.runs.initial import write_report
 from headrace.train.runs.metrics import Metrics, MetricsFile
@@ -188,6 +189,8 @@ def _open_record(config: RunConfig, state: TrainState, ranks: Ranks) -> StepReco
 def _open_metrics(config: RunConfig, state: TrainState, ranks: Ranks) -> MetricsFile:
     if not ranks.is_first:
         return MetricsFile(None, step=-1)
+    if config.continue_from is not None:
+        take_records(config)
     if state.step < config.total_steps:
         write_records(config, step=state.step, processes=ranks.size)
     step = state.step if state.resumed else -1

@@ -25,6 +25,7 @@ from headrace.train.parallel.layout import Layout
 from headrace.train.parallel.ranks import Ranks
 from headrace.train.parallel.strategy import is_spread, wrapped
 from headrace.train.runs.background import BackgroundSaver
+from headrace.train.runs.branch import branch
 from headrace.train.runs.checkpoint import (
     Checkpoint,
     Progress,
@@ -91,6 +92,8 @@ def open_state(config: RunConfig, ranks: Ranks) -> Iterator[TrainState]:
             log.info("rank 0 read %d bytes of it in %.1f s", size, seconds)
 
     checkpoint = newest_checkpoint(checkpoints_of(config), use=resume, ranks=ranks)
+    if checkpoint is None:
+        checkpoint = branch(config, use=resume, ranks=ranks)
     step = 0 if checkpoint is None else checkpoint.progress.step
     initial = first_weights(config, objective, ranks) if checkpoint is None else None
     opened = open_stream(

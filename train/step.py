@@ -63,7 +63,7 @@ def take_step(config: RunConfig, state: TrainState, batch: Batch, *, ranks: Rank
     # No objective here draws from torch's generator; one that did (dropout) would still resume exactly.
     torch.manual_seed(make_key(config.seed, "step", state.step, ranks.rank))
     state.objective.before_step(state.step, config.steps)
-    lr = config.schedule.rate(state.step, steps=config.steps, peak=config.optimizer.lr)
+    lr = config.rate(state.step)
     set_groups(config.optimizer, state.optimizer, lr=lr)
 
     terms, missing = ranks.sum(_counts(config, state, batch), f"step {state.step}")
@@ -109,7 +109,7 @@ def take_step(config: RunConfig, state: TrainState, batch: Batch, *, ranks: Rank
 
 def skip_again(config: RunConfig, state: TrainState, skipped: Skipped, *, ranks: Ranks, stopping: bool) -> Step:
     """Pass over a step that was skipped before a kill."""
-    lr = config.schedule.rate(state.step, steps=config.steps, peak=config.optimizer.lr)
+    lr = config.rate(state.step)
     stops = ranks.sum([stopping], f"step {state.step}")[0]
     _count(state, skipped.missing, skipped)
     loss, norm = (math.nan if value is None else value for value in (skipped.loss, skipped.grad_norm))

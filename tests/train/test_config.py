@@ -47,7 +47,8 @@ def test_a_mixture_may_stand_in_its_own_file(run_file: Callable[..., Path]) -> N
         ("timeout_seconds=0", "timeout_seconds must be above 0"),
         ("mixture.sources.0.weight=.nan", r"weight: input should be a finite number"),
         ("optimizer.kind=lion", r"optimizer\.kind: unknown 'lion'; known: adamw"),
-        ("schedule.kind=step", r"schedule\.kind: unknown 'step'; known: cosine"),
+        ("schedule.kind=wsd", r"schedule\.kind: unknown 'wsd'; known: cosine"),
+        ("schedule={kind: rsqrt}", "schedule: warmup_steps 10,000 and cooldown_steps 50,000 do not fit into 12 steps"),
         ("out=s3://bucket/run", "out must be a local folder"),
         ("mixture.decoder=none", "mixture.decoder: none delivers bytes, and training takes pictures"),
         ("mixture=missing.yaml", "missing.yaml: no such file"),
@@ -97,9 +98,9 @@ def test_every_field_is_explained() -> None:
 
     from headrace.train import config
     from headrace.train.objectives import aim, clip, supervised
-    from headrace.train.optim import adamw, schedules
+    from headrace.train.optim import adamw, cooldown, milestones, schedules
 
-    for module in (config, aim, clip, supervised, adamw, schedules):
+    for module in (config, aim, clip, supervised, adamw, cooldown, milestones, schedules):
         for cls in vars(module).values():
             if dataclasses.is_dataclass(cls) and cls.__name__.endswith("Config") and cls.__module__ == module.__name__:
                 lines = inspect.getsource(cls).splitlines()

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 from headrace.train.optim.adamw import AdamWConfig
+from headrace.train.optim.cooldown import ConstantConfig, RsqrtConfig
+from headrace.train.optim.milestones import StepConfig
 from headrace.train.optim.schedules import CosineConfig
 
 
@@ -58,5 +60,19 @@ class ScheduleConfig(Protocol):
         ...
 
 
+@runtime_checkable
+class ChecksSteps(Protocol):
+    """What the config of a schedule may have besides: it refuses a run that has no room for it."""
+
+    def check(self, steps: int) -> None:
+        """Raise ValueError if a run of so many steps has no room for this."""
+        ...
+
+
 OPTIMIZERS: dict[str, type[OptimizerConfig]] = {"adamw": AdamWConfig}
-SCHEDULES: dict[str, type[ScheduleConfig]] = {"cosine": CosineConfig}
+SCHEDULES: dict[str, type[ScheduleConfig]] = {
+    "cosine": CosineConfig,
+    "rsqrt": RsqrtConfig,
+    "step": StepConfig,
+    "constant": ConstantConfig,
+}

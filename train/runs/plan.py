@@ -14,11 +14,13 @@ from headrace.train.config import RunConfig
 from headrace.train.model import refuse_splitting
 from headrace.train.objectives.build import build_objective
 from headrace.train.objectives.objective import Objective
+from headrace.train.runs.branch import checkpoint_to_continue
+from headrace.train.runs.checkpoint import refuse_other_config
 from headrace.train.runs.cost import PlanError, cost_lines
 from headrace.train.runs.folder import check_out
 from headrace.train.runs.initial import initial_weights
 from headrace.train.sources import check_length, check_sources
-from headrace.train.steady.changes import periods, planned_mixture
+from headrace.train.steady.changes import period_at, periods, planned_mixture
 
 
 def plan_run(config: RunConfig) -> list[str]:
@@ -56,12 +58,23 @@ def _model_lines(config: RunConfig, objective: Objective) -> list[str]:
         f"FLOPs per image: {flops / 1e9:,.3f} G (forward and backward); whole run: {flops * images:.3g}",
         f"steps: {config.total_steps:,} of {config.global_batch:,} images = {images:,} images",
     ]
+    plan = periods(config)
+    told = [f"{period_at(plan, step).config.rate(step):.3g} at {step:,}" for step in _sampled(config.total_steps)]
+    lines.append(f"learning rate: {config.schedule.kind}, {', '.join(told)}")
+    found = checkpoint_to_continue(config)
+    if found is not None:
+        refuse_other_config(found, config)
+        lines.append(f"continue_from: {found.path}, {found.progress.step:,} steps are done")
     if config.init_from is not None:
         lines.append(f"init_from: {initial_weights(objective, Path(config.init_from), config.init_rename)}")
-    for period in periods(config)[1:]:
-        told = ", ".join(f"{path} {was} -> {now}" for path, (was, now) in period.changes.items())
-        lines.append(f"at step {period.first_step:,}: {told}")
+    for period in plan[1:]:
+        lines += [f"at step {period.first_step:,}: {told}" for told in (str(period), period.jump) if told]
     return lines
+
+
+def _sampled(steps: int) -> list[int]:
+    """Return steps that show the course of a run: the first and the last, and a quarter, half, three quarters."""
+    return sorted({steps * part // 4 for part in range(4)} | {steps - 1})
 
 
 def _data_lines(config: RunConfig, objective: Objective) -> list[str]:

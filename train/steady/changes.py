@@ -5,6 +5,7 @@ ahead may be planned anew at any time, and what is behind may not.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,18 @@ class Period:
     """What holds: without changes."""
     changes: dict[str, tuple[Any, Any]]
     """What it changed: key path -> before and after; empty for the first."""
+    rates: tuple[float, float]
+    """Learning rate of its first step by the numbers that held before, and by its own."""
+
+    def __str__(self) -> str:
+        """Return what it changed."""
+        return ", ".join(f"{path} {was} -> {now}" for path, (was, now) in self.changes.items())
+
+    @property
+    def jump(self) -> str:
+        """How the learning rate jumps where it begins; empty where it does not."""
+        before, after = self.rates
+        return "" if math.isclose(before, after, rel_tol=1e-6) else f"the learning rate jumps, {before:g} -> {after:g}"
 
 
 def planned_changes(given: Mapping[Any, Any]) -> dict[int, Changes]:
@@ -62,7 +75,7 @@ def _flat(changes: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, An
 def periods(config: "RunConfig") -> list[Period]:
     """Return the periods of a run. Raises ValueError naming the change that cannot be made."""
     now = dataclasses.replace(config, changes_at={})
-    found = [Period(first_step=0, config=now, changes={})]
+    found = [Period(first_step=0, config=now, changes={}, rates=(now.rate(0), now.rate(0)))]
     for step, changes in planned_changes(config.changes_at).items():
         try:
             _check_keys(changes)
@@ -71,7 +84,9 @@ def periods(config: "RunConfig") -> list[Period]:
                 raise ValueError(f"the run has {max(now.steps, changed.steps)} steps by then: it comes too late")
         except ValueError as error:
             raise ValueError(f"changes_at.{step}: {error}") from error
-        found.append(Period(first_step=step, config=changed, changes=_before_and_after(now, changed, changes)))
+        told = _before_and_after(now, changed, changes)
+        rates = (now.rate(step), changed.rate(step))
+        found.append(Period(first_step=step, config=changed, changes=told, rates=rates))
         now = changed
     return found
 

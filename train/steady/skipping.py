@@ -9,6 +9,7 @@ from typing import NamedTuple
 from headrace.pipeline import Batch
 from headrace.train.config import RunConfig, run_digest
 from headrace.train.parallel.ranks import Ranks
+from headrace.train.runs.branch import record_of
 from headrace.train.runs.folder import BadStepError, NonFiniteError, SpikeError, passing_full_disk, write_bad_step
 from headrace.train.runs.meter import batch_digest
 from headrace.train.runs.metrics import Metrics
@@ -22,7 +23,7 @@ Journal = dict[tuple[int, str], Skipped]
 
 def open_journal(config: RunConfig, ranks: Ranks) -> Journal:
     """Return the steps that earlier starts of this run skipped, the same on all ranks."""
-    path = Path(config.out) / FILE
+    path = record_of(config, FILE)
     text = path.read_text(encoding="utf-8", errors="replace") if ranks.is_first and path.is_file() else ""
     return read_journal(ranks.gathered(text, "the journal of skipped steps")[0])
 
