@@ -6,7 +6,7 @@ The config comes with the weights, so that nothing but the path is needed. In an
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,26 @@ def read_weights(path: Path) -> Weights:
     weights = _read_exported(path) if path.is_file() else _read_checkpoint(path)
     weights.check()
     return weights
+
+
+def averaged(several: Sequence[Weights]) -> Weights:
+    """Return the mean of weights of one model, each counted alike, as those of the first.
+
+    Models fine-tuned from the same weights are averaged so (arXiv:2203.05482), or the last checkpoints of a run. Raises
+    ValueError naming the first that is of another model.
+    """
+    first, *others = several
+    for other in others:
+        if (other.model.objective, other.model.image_size) != (first.model.objective, first.model.image_size):
+            raise ValueError(f"{other.path} is of another model than {first.path}: their weights have no mean")
+    for other in others:
+        for name, tensor in first.tensors.items():
+            if tensor.is_floating_point():
+                tensor += other.tensors[name]
+    for tensor in first.tensors.values():
+        if tensor.is_floating_point():
+            tensor /= len(several)
+    return first
 
 
 def _read_checkpoint(path: Path) -> Weights:

@@ -10,7 +10,13 @@ from headrace.text import printable
 
 
 def export_command(
-    checkpoint: Annotated[Path, typer.Argument(help="Run folder, checkpoint folder, or exported or released file.")],
+    checkpoints: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="CHECKPOINT...",
+            help="Run folder, checkpoint folder, or exported or released file; of several the mean of their weights.",
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder to write into.")],
     form: Annotated[
         str, typer.Option("--format", help="safetensors, torch, ml-aim, timm or open_clip.")
@@ -24,14 +30,17 @@ def export_command(
     What is written can be read back: by `headrace probe`, by `init_from`, by this command.
 
     Example: headrace export runs/a --format timm --out exported/a
+
+    The mean of two fine-tuned models: headrace export runs/a runs/b --out runs/mean
     """
     from headrace.train.runs.formats import FORMATS, check_export, export_weights
-    from headrace.train.runs.weights import read_weights
+    from headrace.train.runs.weights import averaged, read_weights
 
-    weights = read_weights(checkpoint)
+    weights = averaged([read_weights(checkpoint) for checkpoint in checkpoints])
     if dry_run:
         check_export(weights, form=form, dtype=dtype)
-        what = f"export {weights.path}, step {weights.step}, {len(weights.tensors)} tensors, in {dtype}"
+        mean = f"the mean of {len(checkpoints)}, the first " if len(checkpoints) > 1 else ""
+        what = f"export {mean}{weights.path}, step {weights.step}, {len(weights.tensors)} tensors, in {dtype}"
         say_plan("export", [what, f"{form}: {FORMATS[form].says}", f"write into {out}"], json=json)
         return
     done = export_weights(weights, out, form=form, dtype=dtype)

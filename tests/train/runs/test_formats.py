@@ -17,7 +17,7 @@ from headrace.train.objectives.build import build_objective
 from headrace.train.objectives.objective import Objective
 from headrace.train.runs.formats import FORMATS, export_weights
 from headrace.train.runs.initial import initial_weights
-from headrace.train.runs.weights import Weights, read_weights
+from headrace.train.runs.weights import Weights, averaged, read_weights
 
 CLIP = {
     "kind": "clip",
@@ -32,12 +32,12 @@ SUPERVISED = {"kind": "supervised", "num_classes": 3, "patch": 4, "width": 16, "
 
 @pytest.fixture
 def run(run_file: Callable[..., Path]) -> Path:
-    return train(load_run(run_file(steps=3, validation=None))).out
+    return train(load_run(run_file(steps=3, validation=None), ["checkpoint.every=1"])).out
 
 
 @pytest.fixture
 def supervised(run_file: Callable[..., Path]) -> Path:
-    return train(load_run(run_file(steps=3, validation=None, objective=SUPERVISED))).out
+    return train(load_run(run_file("labels", steps=3, validation=None, objective=SUPERVISED))).out
 
 
 def objective_of(weights: Weights) -> Objective:
@@ -181,6 +181,16 @@ def test_weights_can_be_exported_in_half_the_bytes(run: Path, tmp_path: Path) ->
     assert {tensor.dtype for tensor in again.tensors.values()} == {torch.bfloat16}
     assert done.bytes == sum(2 * tensor.numel() for tensor in first.tensors.values())
     assert (features(again) - features(first)).abs().max() < 0.1
+
+
+def test_the_mean_of_two_models(run: Path, supervised: Path, tmp_path: Path) -> None:
+    first, second = (read_weights(run / "checkpoints" / name) for name in ("00000002", "00000003"))
+    wanted = {name: (tensor + second.tensors[name]) / 2 for name, tensor in first.tensors.items()}
+    export_weights(averaged([first, second]), tmp_path, form="safetensors")
+    found = read_weights(tmp_path).tensors
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    with pytest.raises(ValueError, match=r"is of another model than .*: their weights have no mean"):
+        averaged([second, read_weights(supervised)])
 
 
 def test_what_a_model_is_not_is_refused_before_anything_is_written(run: Path, tmp_path: Path) -> None:
