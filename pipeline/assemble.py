@@ -47,5 +47,6 @@ def assemble(
         valid=np.array([made is not None for made in given], np.bool_),
         waited_seconds=waited_seconds,
         waited_for=waited_for,
+        lane=pending.plan.placed.lane,
         num_replaced=sum(bool(made.damaged) for made in pending.made.values()) if replaces else 0,
     )

@@ -37,6 +37,8 @@ class Batch:
     """With `decoder: none` the image of each row as it lies in its shard, nothing where not valid; else empty."""
     num_replaced: int = 0
     """Rows that hold another sample, as their own was damaged."""
+    lane: NDArray[np.int64] = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+    """[B] lane that gave each row. A rank has whole lanes, so rows of one lane meet at any world size."""
 
     @property
     def views(self) -> tuple[Images, ...]:
@@ -58,6 +60,7 @@ class Batch:
             key=self.key[part],
             data=self.data[part],
             valid=self.valid[part],
+            lane=self.lane[part],
         )
 
     def split(self, num_rows: int) -> "Sequence[Batch]":

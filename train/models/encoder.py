@@ -48,3 +48,10 @@ class Encoder(nn.Module):
     def block_outputs(self, images_B3HH: Tensor) -> Iterator[Tensor]:
         """Yield each block's output [B, L, D], as at evaluation."""
         raise NotImplementedError
+
+    def depth_of(self, name: str) -> int:
+        """Return where the parameter `name` stands: 0 before the blocks, i + 1 in block i, depth + 1 behind them.
+
+        Raises ValueError for an encoder that does not say: its rates cannot differ by depth.
+        """
+        raise ValueError(f"{type(self).__name__} does not say how deep {name} is, so layer_decay must be 1")

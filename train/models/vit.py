@@ -80,27 +80,40 @@ class Vit(Encoder):
         """The sizes of this trunk."""
         return self.config
 
-    def forward(self, images_B3HH: Tensor, attend: "Tensor | BlockMask | None" = None) -> Tensor:
+    def forward(
+        self, images_B3HH: Tensor, attend: "Tensor | BlockMask | None" = None, kept_NB2: Tensor | None = None
+    ) -> Tensor:
         """Return tokens [B, L, D] after the last norm.
 
         `attend` is [B, L, K], True where row may look at column, or the same as a block mask; None = everywhere.
+        `kept_NB2` says for each of N blocks what both of its branches are multiplied by (drop path); None = 1.
         """
-        return self.from_patches(self.preprocessor(images_B3HH), attend)
+        return self.from_patches(self.preprocessor(images_B3HH), attend, kept_NB2)
 
-    def from_patches(self, patches_BLD: Tensor, attend: "Tensor | BlockMask | None" = None) -> Tensor:
+    def from_patches(
+        self, patches_BLD: Tensor, attend: "Tensor | BlockMask | None" = None, kept_NB2: Tensor | None = None
+    ) -> Tensor:
         """Return tokens [B, L, D] as `forward` does, from what the preprocessor made of the images."""
         x_BLD, mask = self.residual(patches_BLD), over_heads(attend)
-        for block in self.trunk.blocks:
-            x_BLD = block(x_BLD, mask)
+        for number, block in enumerate(self.trunk.blocks):
+            x_BLD = block(x_BLD, mask) if kept_NB2 is None else block(x_BLD, mask, kept_NB2[number])
         out: Tensor = self.trunk.post_trunk_norm(x_BLD)
         return out
 
-    def block_outputs(self, images_B3HH: Tensor) -> Iterator[Tensor]:
+    def block_outputs(self, images_B3HH: Tensor, kept_NB2: Tensor | None = None) -> Iterator[Tensor]:
         """Yield each block's output [B, L, D], before the last norm, with attention everywhere (as at evaluation)."""
         x_BLD = self.residual(self.preprocessor(images_B3HH))
-        for block in self.trunk.blocks:
-            x_BLD = block(x_BLD, None)
+        for number, block in enumerate(self.trunk.blocks):
+            x_BLD = block(x_BLD, None) if kept_NB2 is None else block(x_BLD, None, kept_NB2[number])
             yield x_BLD
+
+    def depth_of(self, name: str) -> int:
+        """Return where a parameter stands: 0 before the blocks, i + 1 in block i, depth + 1 behind them."""
+        kind, _, rest = name.partition(".")
+        if kind == "preprocessor":
+            return 0
+        inside = rest.split(".")
+        return int(inside[1]) + 1 if inside[0] == "blocks" else self.config.depth + 1
 
 
 class Preprocessor(nn.Module):
@@ -167,12 +180,19 @@ class Block(Stage):
         self.norm_2 = nn.LayerNorm(width, eps=norm_eps)
         self.mlp = Mlp(width)
 
-    def forward(self, x_BLD: Tensor, mask: "Tensor | BlockMask | None") -> Tensor:
-        return self.computed(x_BLD, mask)
+    def forward(
+        self, x_BLD: Tensor, mask: "Tensor | BlockMask | None", kept_B2: Tensor | None = None
+    ) -> Tensor:
+        return self.computed(x_BLD, mask) if kept_B2 is None else self.computed(x_BLD, mask, kept_B2)
 
-    def compute(self, x_BLD: Tensor, mask: "Tensor | BlockMask | None") -> Tensor:
-        x_BLD = x_BLD + self.attn(self.norm_1(x_BLD), mask)
-        out: Tensor = x_BLD + self.mlp(self.norm_2(x_BLD))
+    def compute(
+        self, x_BLD: Tensor, mask: "Tensor | BlockMask | None", kept_B2: Tensor | None = None
+    ) -> Tensor:
+        """Return the block's output; drop path multiplies a picture's two branches by its numbers in `kept_B2`."""
+        mixed_BLD = self.attn(self.norm_1(x_BLD), mask)
+        x_BLD = x_BLD + (mixed_BLD if kept_B2 is None else mixed_BLD * kept_B2[:, 0, None, None].to(mixed_BLD.dtype))
+        made_BLD = self.mlp(self.norm_2(x_BLD))
+        out: Tensor = x_BLD + (made_BLD if kept_B2 is None else made_BLD * kept_B2[:, 1, None, None].to(made_BLD.dtype))
         return out
 
 

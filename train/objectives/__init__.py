@@ -3,6 +3,7 @@
 from headrace.extensions import with_extensions
 from headrace.train.objectives.aim import AimConfig
 from headrace.train.objectives.clip import ClipConfig
+from headrace.train.objectives.finetune import FinetuneConfig
 from headrace.train.objectives.masked import MaskedConfig
 from headrace.train.objectives.objective import ObjectiveConfig
 from headrace.train.objectives.supervised import SupervisedConfig
@@ -11,6 +12,7 @@ from headrace.train.objectives.supervised import SupervisedConfig
 OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
     "aim": AimConfig,
     "clip": ClipConfig,
+    "finetune": FinetuneConfig,
     "masked": MaskedConfig,
     "supervised": SupervisedConfig,
 }

@@ -87,6 +87,13 @@ class Objective(nn.Module):
         """Return how many terms the loss of `batch` sums; known on the host without touching the device."""
         raise NotImplementedError
 
+    def before_cut(self, batch: Batch) -> Batch:
+        """Return this rank's share of a training step with what its parts need of each other.
+
+        Called once a step, before the share is cut into micro-batches.
+        """
+        return batch
+
     def forward(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Return the sum of the loss terms, and scalars to log: means over the terms, or values of the model."""
         raise NotImplementedError
@@ -101,6 +108,15 @@ class Objective(nn.Module):
 
     def after_step(self) -> None:
         """Bring parameters back to where they must be, after the optimizer moved them."""
+
+    @property
+    def exported_config(self) -> "ObjectiveConfig | None":
+        """The objective that an exported file names; None = the run's."""
+        return None
+
+    def exported_tensors(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return what of the weights, under released names, an exported file holds."""
+        return tensors
 
     def export_beside(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
         """Write what other programs read beside `model.safetensors`; `tensors` are the weights under released names."""

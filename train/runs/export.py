@@ -4,6 +4,7 @@ Names are those of the released models (AIM's trunk, open_clip's towers). AIM's 
 `head.`; a probe leaves it out.
 """
 
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -25,6 +26,9 @@ def export_model(out: Path, config: RunConfig, objective: Objective, *, writes: 
     tensors = host_tensors(released_names(objective, objective.state_dict()), keep=writes)
     if not writes:
         return
+    tensors = dict(objective.exported_tensors(tensors))
+    if objective.exported_config is not None:
+        config = dataclasses.replace(config, objective=objective.exported_config)
     try:
         objective.export_beside(out, tensors)
         # One key only: safetensors writes several in no fixed order, and the same run must give the same file.

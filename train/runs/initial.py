@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from headrace.files import write_atomic
+from headrace.train.models.lora import is_lora
 from headrace.train.objectives.objective import Objective, released_names
 from headrace.train.runs.tensor_files import in_our_names, read_tensor_file
 from headrace.train.runs.weights import read_weights
@@ -109,7 +110,7 @@ def _check_trunk(objective: Objective, own: Tensors, taken: Tensors, path: Path)
     inside = {id(tensor) for tensor in objective.trunk.state_dict(keep_vars=True).values()}
     states = released_names(objective, objective.state_dict(keep_vars=True))
     trunk = {name for name in own if id(states[name]) in inside}
-    missing = sorted(trunk - taken.keys())
+    missing = sorted(name for name in trunk - taken.keys() if not is_lora(name))
     if missing and len(missing) < len(trunk):
         raise ValueError(f"{path}: it fills a part of the trunk: {len(missing)} tensors are missing: {_some(missing)}")
 

@@ -101,9 +101,12 @@ def z_score(past: Sequence[float], now: float) -> float:
 
 
 def first_layer_norm(module: nn.Module, device: torch.device) -> Tensor:
-    """Return the norm of the gradient of the first layer: the kernel that sees pixels, or else the first parameter."""
+    """Return the norm of the gradient of the first layer: the kernel that sees pixels, or else the first parameter.
+
+    Of those that are trained.
+    """
     first: nn.Parameter | None = None
-    for parameter in module.parameters():
+    for parameter in filter(lambda parameter: parameter.requires_grad, module.parameters()):
         first = parameter if first is None else first
         if parameter.ndim == 4:
             first = parameter
