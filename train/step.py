@@ -69,7 +69,7 @@ def take_step(config: RunConfig, state: TrainState, batch: Batch, *, ranks: Rank
     terms, missing = ranks.sum(_counts(config, state, batch), f"step {state.step}")
     terms = max(terms, 1.0)  # a step of nothing but rows without captions has a loss of 0
     total, report = torch.zeros((), device=ranks.device), {}
-    parts = micro_batches(batch, config.images_per_micro_batch)
+    parts = micro_batches(state.objective.before_cut(batch), config.images_per_micro_batch)
     for part in parts:
         with reducing(state.model, last=part is parts[-1]):
             with autocast(config.precision, ranks.device):

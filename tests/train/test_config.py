@@ -97,10 +97,12 @@ def test_every_field_is_explained() -> None:
     import inspect
 
     from headrace.train import config
-    from headrace.train.objectives import aim, clip, supervised
+    from headrace.train.models import lora
+    from headrace.train.objectives import aim, clip, finetune, mixing, supervised
     from headrace.train.optim import adamw, cooldown, milestones, schedules
 
-    for module in (config, aim, clip, supervised, adamw, cooldown, milestones, schedules):
+    tuning = (finetune, lora, mixing)
+    for module in (config, aim, clip, supervised, *tuning, adamw, cooldown, milestones, schedules):
         for cls in vars(module).values():
             if dataclasses.is_dataclass(cls) and cls.__name__.endswith("Config") and cls.__module__ == module.__name__:
                 lines = inspect.getsource(cls).splitlines()

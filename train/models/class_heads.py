@@ -62,5 +62,3 @@ class AttentiveHead(nn.Module):
         mixed_BA1E = functional.scaled_dot_product_attention(query, key, value)
         out: Tensor = self.linear(mixed_BA1E.transpose(1, 2).reshape(batch, width))
         return out
-
-

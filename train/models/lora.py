@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from headrace.train.models.vit import Vit
+from headrace.train.models.vit import SelfAttention, Vit
 
 DOWN, UP = "lora_A", "lora_B"
 # Parts of the fused matrix that are adapted: q and v, as AIM (arXiv:2401.08541, table 8) and the LoRA paper have it.
@@ -46,7 +46,9 @@ class LoraConfig:
 class LoraLinear(nn.Linear):
     """A linear layer without bias whose `adapted` parts of `parts` equal blocks of rows have adapters."""
 
-    def __init__(self, linear: nn.Linear, config: LoraConfig, *, parts: int = 1, adapted: tuple[int, ...] = (0,)) -> None:
+    def __init__(
+        self, linear: nn.Linear, config: LoraConfig, *, parts: int = 1, adapted: tuple[int, ...] = (0,)
+    ) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
         self.weight = nn.Parameter(linear.weight.detach(), requires_grad=False)
         self.parts, self.adapted, self.scale = parts, adapted, config.scale
@@ -67,8 +69,7 @@ class LoraLinear(nn.Linear):
 def add_lora(encoder: Vit, config: LoraConfig) -> None:
     """Freeze the encoder and give q, v and proj of every block their adapters, which begin as nothing."""
     encoder.requires_grad_(False)
-    for block in encoder.trunk.blocks:
-        attention = block.attn
+    for attention in [module for module in encoder.modules() if isinstance(module, SelfAttention)]:
         attention.qkv = LoraLinear(attention.qkv, config, parts=QKV_PARTS, adapted=QUERY_AND_VALUE)
         attention.proj = LoraLinear(attention.proj, config)
 

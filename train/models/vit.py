@@ -180,14 +180,10 @@ class Block(Stage):
         self.norm_2 = nn.LayerNorm(width, eps=norm_eps)
         self.mlp = Mlp(width)
 
-    def forward(
-        self, x_BLD: Tensor, mask: "Tensor | BlockMask | None", kept_B2: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x_BLD: Tensor, mask: "Tensor | BlockMask | None", kept_B2: Tensor | None = None) -> Tensor:
         return self.computed(x_BLD, mask) if kept_B2 is None else self.computed(x_BLD, mask, kept_B2)
 
-    def compute(
-        self, x_BLD: Tensor, mask: "Tensor | BlockMask | None", kept_B2: Tensor | None = None
-    ) -> Tensor:
+    def compute(self, x_BLD: Tensor, mask: "Tensor | BlockMask | None", kept_B2: Tensor | None = None) -> Tensor:
         """Return the block's output; drop path multiplies a picture's two branches by its numbers in `kept_B2`."""
         mixed_BLD = self.attn(self.norm_1(x_BLD), mask)
         x_BLD = x_BLD + (mixed_BLD if kept_B2 is None else mixed_BLD * kept_B2[:, 0, None, None].to(mixed_BLD.dtype))

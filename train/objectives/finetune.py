@@ -193,15 +193,13 @@ class Finetune(Objective):
         class_B[labels.row_N] = labels.class_N
         return class_B
 
-    def _mixed(
-        self, batch: Batch, class_B: NDArray[np.int64]
-    ) -> tuple[Tensor, NDArray[np.int64], NDArray[np.float64]]:
+    def _mixed(self, batch: Batch, class_B: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64], NDArray[np.float64]]:
         """Return normalised images, the partners' classes, and what share of each label is the picture's own."""
         images_B3HH = self.normalise(batch.images)
-        other_B = batch.columns.get(PARTNER.format(self.config.column)) if self.training else None
-        if other_B is None:
+        partner = PARTNER.format(self.config.column)
+        if not self.training or partner not in batch.columns:
             return images_B3HH, class_B, np.ones(len(class_B))
-        assert isinstance(other_B, np.ndarray), "before_cut made it"
+        other_B = np.asarray(batch.columns[partner], np.int64)
         side = images_B3HH.shape[-1]
         mixes = draw_mixes(batch.position, self.config.mix, seed=self.seed, side=side).without(other_B < 0)
         return mix(images_B3HH, self.normalise(batch.other_views[-1]), mixes), other_B, mixes.share_B

@@ -127,7 +127,7 @@ def beta_quantiles(uniform_N: NDArray[np.float64], alpha: float) -> NDArray[np.f
 
 @lru_cache(maxsize=8)
 def _beta_table(alpha: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the distribution at angles: with x = sin^2 a its density is (sin a cos a)^(2 alpha - 1), flat or nearly."""
+    """Return the distribution at angles: of x = sin^2 a the density is (sin a cos a)^(2 alpha - 1)."""
     angle = np.linspace(0, math.pi / 2, TABLE + 1)
     middle = (angle[1:] + angle[:-1]) / 2
     parts = (np.sin(middle) * np.cos(middle)) ** (2 * alpha - 1)

@@ -1,4 +1,4 @@
-"""Mixup and CutMix: partners that no way of sharing a batch changes, shares as drawn, pixels as a slow loop has them."""
+"""Mixup and CutMix: partners at any world size, shares as drawn, pixels as a slow loop has them."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,9 @@ from headrace.train.objectives.mixing import MixConfig, Mixes, beta_quantiles, d
     seed=st.integers(0, 5),
     data=st.data(),
 )
-def test_partners_are_the_same_at_any_world_size(lanes: int, rows: int, step: int, seed: int, data: st.DataObject) -> None:
+def test_partners_are_the_same_at_any_world_size(
+    lanes: int, rows: int, step: int, seed: int, data: st.DataObject
+) -> None:
     first = step * lanes * rows
     position = np.arange(first, first + lanes * rows)
     shuffled = np.concatenate([np.random.default_rng(step * rows + row).permutation(lanes) for row in range(rows)])
@@ -60,10 +62,14 @@ def test_half_are_cut_and_half_are_blended_and_the_label_has_the_share_of_the_pi
     cut = area > 0
     assert cut.mean() == pytest.approx(0.5, abs=0.03)
     assert mixes.share_B[cut] == pytest.approx(1 - area[cut] / 32**2)
-    assert (0 <= mixes.share_B).all() and (mixes.share_B <= 1).all()
+    assert (mixes.share_B >= 0).all()
+    assert (mixes.share_B <= 1).all()
     rare = draw_mixes(position, MixConfig(mixup=0.8, probability=0.25), seed=3, side=32)
     assert (rare.share_B < 1).mean() == pytest.approx(0.25, abs=0.02)
-    parts = [draw_mixes(position[rows], MixConfig(mixup=0.8, cutmix=1.0), seed=3, side=32) for rows in (slice(7), slice(7, None))]
+    parts = [
+        draw_mixes(position[rows], MixConfig(mixup=0.8, cutmix=1.0), seed=3, side=32)
+        for rows in (slice(7), slice(7, None))
+    ]
     assert np.concatenate([part.share_B for part in parts]).tolist() == mixes.share_B.tolist()
 
 

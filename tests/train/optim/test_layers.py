@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from headrace.train.models.lora import LoraConfig
 from headrace.train.objectives.aim import AimConfig
 from headrace.train.objectives.build import build_objective
 from headrace.train.objectives.finetune import FinetuneConfig
-from headrace.train.models.lora import LoraConfig
 from headrace.train.optim import set_groups
 from headrace.train.optim.adamw import AdamWConfig
 from headrace.train.optim.layers import layers_below_top

@@ -135,6 +135,25 @@ def assert_same_run(out: Path, reference: Path) -> None:
         torch.testing.assert_close(weights[name], tensor, atol=1e-5, rtol=1e-4)
 
 
+def test_two_processes_fine_tune_as_one_in_full_and_through_adapters(
+    run_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    """DDP and FSDP2, micro-batches of 3 of each rank's 8, mixup, CutMix, drop path, layer decay, frozen weights."""
+    tuned = {"kind": "finetune", "of": SUPERVISED | {"depth": 2}, "num_classes": 3}
+    full = tuned | {"label_smoothing": 0.1, "drop_path": 0.4, "mix": {"mixup": 0.8, "cutmix": 1.0}}
+    thin = tuned | {"head": "attentive", "mix": {"mixup": 0.8}, "lora": {"rank": 4}}
+    paths = [
+        run_file("full", objective=full, steps=3, images_per_micro_batch=3, optimizer={"layer_decay": 0.7}),
+        run_file("thin", objective=thin, steps=3, images_per_micro_batch=3, optimizer={"lr": 0.01}),
+    ]
+    runs = [(path, how, tmp_path / f"{path.stem}-{how}") for path in paths for how in ("ddp", "fsdp")]
+    processes(2, TRAIN, *(told(path, out, f"parallel.strategy={how}") for path, how, out in runs))
+    for path in paths:
+        alone = train(load_run(path, ["images_per_micro_batch=16"])).out
+        for _, _, out in (run for run in runs if run[0] == path):
+            assert_same_run(out, alone)
+
+
 def test_two_processes_with_a_spread_model_are_one(run_file: Callable[..., Path], tmp_path: Path) -> None:
     path = run_file(steps=3, images_per_micro_batch=3, validation={"dataset": other_set(run_file), "every": 3})
     beside = "checkpoint.asynchronous=true"
