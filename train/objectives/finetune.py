@@ -1,6 +1,6 @@
 """Fine-tuning for classification: a trunk that was trained before, and a fresh head, trained together.
 
-The trunk is any that `aim` and `supervised` train; `init_from` of the run gives it its weights. With adapters the trunk
+The trunk is any that `aim`, `masked` and `supervised` train; `init_from` of the run gives it its weights. With adapters the trunk
 stays frozen and what is exported has them merged. Everything random is a function of (seed, position), so that a step
 is the same however its batch is shared. At validation nothing is mixed, dropped or smoothed.
 """
@@ -78,7 +78,9 @@ class FinetuneConfig:
         pretrained = self.of.build(image_size=image_size, seed=seed)
         if not isinstance(pretrained.trunk, Vit):
             what = "none" if pretrained.trunk is None else f"a {type(pretrained.trunk).__name__}"
-            raise ValueError(f"fine-tuning takes the trunk of aim or supervised; objective {self.of.kind} has {what}")
+            raise ValueError(
+                f"fine-tuning takes the trunk of aim, masked or supervised; objective {self.of.kind} has {what}"
+            )
         return Finetune(self, pretrained.trunk, normalise=pretrained.normalise, seed=seed)
 
 
