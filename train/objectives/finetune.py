@@ -1,8 +1,8 @@
 """Fine-tuning for classification: a trunk that was trained before, and a fresh head, trained together.
 
-The trunk is any that `aim`, `masked` and `supervised` train; `init_from` of the run gives it its weights. With adapters the trunk
-stays frozen and what is exported has them merged. Everything random is a function of (seed, position), so that a step
-is the same however its batch is shared. At validation nothing is mixed, dropped or smoothed.
+The trunk is any that `aim`, `masked` and `supervised` train; `init_from` of the run gives it its weights. With adapters
+the trunk stays frozen and what is exported has them merged. Everything random is a function of (seed, position), so
+that a step is the same however its batch is shared. At validation nothing is mixed, dropped or smoothed.
 """
 
 # B batch, L patches, D width, C classes, H image side in pixels, N blocks
