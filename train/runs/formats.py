@@ -16,7 +16,7 @@ from torch import Tensor
 from headrace.config import canonical_json
 from headrace.files import atomic_file, write_atomic
 from headrace.train.config import published
-from headrace.train.models.vit import VitConfig, sincos_positions
+from headrace.train.models.vit import NORM_EPS, VitConfig, sincos_positions
 from headrace.train.objectives.objective import Objective
 from headrace.train.runs.released import released_facts, trunk_only
 from headrace.train.runs.tensor_files import CONFIG_KEY, TIMM_POSITIONS, is_released
@@ -63,6 +63,9 @@ def export_weights(weights: Weights, out: Path, *, form: str, dtype: str = "floa
     that has no such form, and for weights that are not finite in `dtype`; OSError where the folder cannot be written.
     """
     check_export(weights, form=form, dtype=dtype)
+    if form in ("ml-aim", "timm") and _shape(weights).norm_eps != NORM_EPS:
+        eps = _shape(weights).norm_eps
+        log.warning("its norms have epsilon %g, %s computes with %g: outputs differ by about 2e-5", eps, form, NORM_EPS)
     tensors = {name: _cast(name, tensor, dtype) for name, tensor in weights.tensors.items()}
     number = FORMATS[form].write(out, weights, tensors)
     log.info("exported %s: %d tensors, %d bytes", out, number, num_bytes(tensors))

@@ -226,5 +226,16 @@ def test_open_clip_loads_both_towers(clip: Path, tmp_path: Path) -> None:
         export_weights(weights, tmp_path / "out", form="timm")
 
 
+def test_another_epsilon_of_the_norms_is_told(
+    run_file: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = run_file("eps", steps=1, validation=None)
+    weights = read_weights(train(load_run(path, ["objective.norm_eps=1e-5"])).out)
+    export_weights(weights, tmp_path / "ours", form="safetensors")
+    assert "epsilon" not in caplog.text
+    export_weights(weights, tmp_path / "timm", form="timm")
+    assert "epsilon 1e-05, timm computes with 1e-06" in caplog.text
+
+
 def test_every_format_says_what_it_is_and_how_it_is_loaded() -> None:
     assert all(form.says and "FOLDER" in form.load for form in FORMATS.values())
