@@ -9,6 +9,7 @@ counted and named.
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -21,13 +22,13 @@ from headrace.pipeline import Batch, Stream, open_stream
 from headrace.pipeline.collate import Column
 from headrace.shards.dataset import FAST_COLUMNS, Dataset
 from headrace.text import shown
+from headrace.train.evaluate.labels import classes_of
 from headrace.train.evaluate.passes import plain_mixture
 from headrace.train.evaluate.trunk import FrozenTrunk
 from headrace.train.models.encoder import EncoderShape
 from headrace.train.parallel.ranks import ALONE, Ranks
 
 IMAGES_PER_BATCH = 256
-MAX_CLASSES = 100_000
 NAMED_DAMAGED = 5
 """So many damaged samples are named in the log."""
 
@@ -64,6 +65,10 @@ class FeaturesConfig:
         """Return the shape of one image's features under one set of blocks: [L, D], or [D] pooled."""
         return (trunk.width,) if self.pooled else (trunk.num_patches, trunk.width)
 
+    def num_bytes(self, trunk: EncoderShape, samples: int) -> int:
+        """Return what the float16 features of so many samples take."""
+        return 2 * samples * len(self.layer_sets) * math.prod(self.row_shape(trunk))
+
 
 @dataclass(frozen=True, slots=True)
 class FeatureRows:
@@ -86,19 +91,24 @@ class FeatureRows:
     @property
     def label_B(self) -> Tensor:
         """The column label as classes, int64 on the CPU. Raises ValueError for what is none."""
-        return read_labels(self.columns["label"], np.ones(len(self.place_B), np.bool_), self.url)
+        return torch.from_numpy(classes_of(self.columns["label"], self.url))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Features:
     """One dataset seen by one trunk."""
 
-    tokens_NLD: Tensor
-    """float16, on the CPU: mean of the chosen blocks' outputs; [N, D] if pooled."""
+    sets: tuple[Tensor, ...]
+    """For each set of blocks float16 [N, L, D] on the CPU, the mean of their outputs; [N, D] if pooled."""
     label_N: Tensor
     """int64."""
     place_N: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     """Place of each row in the dataset."""
+
+    @property
+    def tokens_NLD(self) -> Tensor:
+        """The features of the first set of blocks."""
+        return self.sets[0]
 
 
 def iterate_features(
@@ -108,11 +118,13 @@ def iterate_features(
     ranks: Ranks = ALONE,
     *,
     part: range | None = None,
+    only: NDArray[np.bool_] | None = None,
 ) -> Iterator[FeatureRows]:
     """Yield this process's share of a dataset's features; one batch is held, and what the stream has ready.
 
     Each rank gets consecutive places, so all together every one once. `part` are places to do instead of a share:
-    it begins at a multiple of `images_per_batch`. Damaged samples are left out with a warning. Raises ValueError for
+    it begins at a multiple of `images_per_batch`. Only places where `only` [N] is true go
+    through the trunk. Damaged samples are left out with a warning. Raises ValueError for
     features that are not finite, and where every sample is damaged.
     """
     stream = open_pass(url, trunk.encoder.shape, config)
@@ -120,11 +132,13 @@ def iterate_features(
         todo = part if part is not None else share_of(num_wanted(stream, config), config.images_per_batch, ranks)
         if not todo:
             return
+        wanted = np.arange(todo.start, todo.stop)
+        wanted = wanted if only is None else wanted[only[wanted]]
         if todo.start:
             stream.load_state_dict(stream.state_at(todo.start))
         damaged: list[int] = []
         for batch in stream:
-            inside = (batch.position >= todo.start) & (batch.position < todo.stop)
+            inside = np.isin(batch.position, wanted, assume_unique=True)
             chosen = batch.valid & inside
             damaged += batch.position[inside & ~batch.valid].tolist()
             if chosen.any():
@@ -132,7 +146,7 @@ def iterate_features(
             if int(batch.position[-1]) + 1 >= todo.stop:
                 break
         if damaged:
-            _say_damaged(stream.sources[0].dataset, damaged, len(todo))
+            _say_damaged(stream.sources[0].dataset, damaged, len(wanted))
 
 
 def share_of(total: int, images_per_batch: int, ranks: Ranks) -> range:
@@ -197,19 +211,28 @@ def dataset_features(trunk: FrozenTrunk, url: str, *, config: FeaturesConfig, ra
     with contextlib.closing(open_pass(url, shape, config)) as stream:
         check_memory(shape, url, num_wanted(stream, config), config)
         todo = share_of(num_wanted(stream, config), config.images_per_batch, ranks)
-    tokens_NLD = torch.empty((len(todo), *config.row_shape(shape)), dtype=torch.float16)
+    row_shape = config.row_shape(shape)
+    sets = [torch.empty((len(todo), *row_shape), dtype=torch.float16) for _ in config.layer_sets]
     label_N = torch.full((len(todo),), -1)
     for rows in iterate_features(trunk, url, config, part=todo):
         place = torch.from_numpy(rows.place_B - todo.start)
-        tokens_NLD[place], label_N[place] = rows.tokens.half().cpu(), rows.label_B
+        label_N[place] = rows.label_B
+        for held, x in zip(sets, rows.sets, strict=True):
+            held[place] = as_half(x, url)
     whole_N = label_N >= 0
     place_N = np.arange(todo.start, todo.stop)
     if not bool(whole_N.all()):
         # Their rows were never written: memory that was not set must not be taken for features.
-        tokens_NLD, label_N, place_N = tokens_NLD[whole_N], label_N[whole_N], place_N[whole_N.numpy()]
-    if not bool(torch.isfinite(tokens_NLD).all()):
+        sets, label_N, place_N = [x[whole_N] for x in sets], label_N[whole_N], place_N[whole_N.numpy()]
+    return Features(sets=tuple(sets), label_N=label_N, place_N=place_N)
+
+
+def as_half(x: Tensor, url: str) -> Tensor:
+    """Return features in float16 on the CPU. Raises ValueError where they are too large for it."""
+    half = x.half().cpu()
+    if not bool(torch.isfinite(half).all()):
         raise ValueError(f"{url}: features are not finite in float16; the checkpoint has diverged")
-    return Features(tokens_NLD=tokens_NLD, label_N=label_N, place_N=place_N)
+    return half
 
 
 def check_features(trunk: EncoderShape, url: str, config: FeaturesConfig) -> tuple[int, ...]:
@@ -225,20 +248,13 @@ def check_features(trunk: EncoderShape, url: str, config: FeaturesConfig) -> tup
 
 def check_memory(trunk: EncoderShape, url: str, wanted: int, config: FeaturesConfig) -> None:
     """Raise ValueError if so many features would not fit into `memory_bytes`."""
-    need = 2 * wanted * int(np.prod(config.row_shape(trunk)))
+    need = config.num_bytes(trunk, wanted)
     if need > config.memory_bytes:
         raise ValueError(
             f"{url}: features of {wanted} samples take {need} bytes, over memory_bytes {config.memory_bytes}; use fewer"
         )
 
 
-def read_labels(column: NDArray[np.generic] | list[object], chosen: NDArray[np.bool_], url: str) -> Tensor:
+def read_labels(column: Column, chosen: NDArray[np.bool_], url: str) -> Tensor:
     """Return the labels of the chosen rows as classes. Raises ValueError for what is none."""
-    if not isinstance(column, np.ndarray) or column.dtype.kind not in "ib":
-        raise ValueError(f"{url}: the column label does not hold whole numbers; a probe needs classes 0, 1, 2, ...")
-    labels = column[chosen].astype(np.int64)
-    if labels.min() < 0:
-        raise ValueError(f"{url}: a sample has no label; a probe needs one for each")
-    if labels.max() >= MAX_CLASSES:
-        raise ValueError(f"{url}: label {labels.max()} is no class: they are 0..{MAX_CLASSES - 1} at most")
-    return torch.from_numpy(labels)
+    return torch.from_numpy(classes_of(column[chosen] if isinstance(column, np.ndarray) else column, url))

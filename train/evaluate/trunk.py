@@ -20,7 +20,7 @@ from headrace.train.models.encoder import Encoder
 from headrace.train.objectives.objective import Objective
 from headrace.train.parallel.precision import autocast
 from headrace.train.pixels import Normalise
-from headrace.train.runs.weights import ModelRecord, Weights, read_weights
+from headrace.train.runs.weights import ModelRecord, read_weights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -69,7 +69,7 @@ def open_trunk(checkpoint: Path, *, untrained: bool = False, device: torch.devic
     """
     weights = read_weights(checkpoint)
     objective = weights.model.build()
-    encoder = trunk_of(objective, weights)
+    encoder = trunk_of(objective, weights.model, str(weights.path))
     if not untrained:
         with torch.no_grad():
             weights.load_into(objective)
@@ -83,11 +83,11 @@ def open_trunk(checkpoint: Path, *, untrained: bool = False, device: torch.devic
     )
 
 
-def trunk_of(objective: Objective, weights: Weights) -> Encoder:
-    """Return the trunk that is probed. Raises ValueError if there is none."""
+def trunk_of(objective: Objective, model: ModelRecord, name: str) -> Encoder:
+    """Return the trunk that is probed. Raises ValueError, with the model's name, if there is none."""
     trunk = objective.trunk
     if trunk is None:
-        raise ValueError(f"{weights.path}: an objective {weights.model.objective.kind} has no trunk that probes read")
+        raise ValueError(f"{name}: an objective {model.objective.kind} has no trunk that probes read")
     return trunk
 
 

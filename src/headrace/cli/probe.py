@@ -1,90 +1,172 @@
 """`headrace probe`: how much a trained trunk knows."""
 
 import json as json_module
+import os
+import resource
 import shlex
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from headrace.cli.result import JsonOption, say_plan
 
 if TYPE_CHECKING:
-    from headrace.train.evaluate.attentive import ProbeConfig
+    from headrace.train.evaluate.probe_config import ProbeConfig
 
-DEFAULT_LRS = "0.0003,0.001,0.003,0.01"
+NUMBERS = ("lrs", "weight_decays")
+"""Fields that are numbers with commas between them."""
+SHOWN = ("train", "test", "layers", "epochs", "lrs", "samples", "seed", "center_fraction")
+"""Fields that the comparison says although they are the defaults: what one changes first."""
+# ru_maxrss counts KiB on Linux.
+RSS_UNIT = 1024
 
 
 def probe_command(
-    checkpoint: Annotated[Path, typer.Argument(help="Run folder, checkpoint folder, or exported model.safetensors.")],
-    train: Annotated[str, typer.Option(help="Labelled dataset to fit the probe on.")],
-    test: Annotated[str, typer.Option(help="Labelled dataset to judge it on.")],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            help="Run folder, checkpoint folder, or exported model.safetensors; for --dry-run a run file or aim-7B too."
+        ),
+    ],
+    train: Annotated[str, typer.Option(help="Labelled dataset to fit the probe on.")] = "",
+    test: Annotated[str, typer.Option(help="Labelled dataset to judge it on.")] = "",
+    head: Annotated[str | None, typer.Option(help="attentive (default), linear, ...: what reads the features.")] = None,
+    protocol: Annotated[
+        str, typer.Option(help="quick, aim or moco_v3: the settings of a paper; other options change them.")
+    ] = "quick",
     layers: Annotated[str, typer.Option(help="Blocks to average: last6, all, or numbers such as 3,4,5.")] = "last6",
-    epochs: Annotated[int, typer.Option(help="Passes over the features.")] = 10,
-    lrs: Annotated[str, typer.Option(help="Learning rates, all fitted in one pass.")] = DEFAULT_LRS,
+    sweep_depth: Annotated[
+        bool, typer.Option("--sweep-depth", help="A table over depth too: each block alone, in the same passes.")
+    ] = False,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training samples; quick: 10.")] = None,
+    images_per_batch: Annotated[
+        int | None, typer.Option(help="Images of a step, of all processes; quick: 512.")
+    ] = None,
+    lrs: Annotated[
+        str | None, typer.Option(help="Learning rates, fitted in one pass; quick: 0.0003,0.001,0.003,0.01.")
+    ] = None,
+    weight_decays: Annotated[
+        str | None, typer.Option(help="Weight decays, each with each learning rate; quick: 0.05.")
+    ] = None,
+    optimizer: Annotated[str | None, typer.Option(help="adamw or sgd.")] = None,
+    warmup_epochs: Annotated[float | None, typer.Option(help="Epochs of linear warm-up; quick: 0.")] = None,
+    min_lr: Annotated[float | None, typer.Option(help="Where the cosine of the rate ends; quick: 1e-5.")] = None,
+    clip_grad_norm: Annotated[float | None, typer.Option(help="Of each probe; 0 = none; quick: 3.")] = None,
+    augment: Annotated[
+        str | None, typer.Option(help="none, crops or aim: other crops in each epoch, through the trunk each time.")
+    ] = None,
     samples: Annotated[int, typer.Option(help="Training samples to use, the first of the dataset; 0 = all.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the probe.")] = 0,
     untrained: Annotated[
         bool, typer.Option("--untrained", help="Probe fresh weights instead: the comparison.")
     ] = False,
     center_fraction: Annotated[
-        float, typer.Option(help="Side of the centre crop as a share of the short side; 0.875 as published.")
-    ] = 1.0,
+        float | None,
+        typer.Option(help="Side of the centre crop as a share of the short side; 0.875 as published, quick: 1."),
+    ] = None,
+    memory_bytes: Annotated[
+        int | None, typer.Option(help="Most that features held in memory take; 8 GiB if not given.")
+    ] = None,
+    images_per_forward: Annotated[
+        int | None, typer.Option(help="Images that go through the trunk at once; 256 if not given.")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder for features on disk: the trunk runs once, also if it is killed.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     export: Annotated[
         Path | None, typer.Option(help="Folder for the trunk with the probe, in the form of AIM's released models.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write; beside the checkpoint if not given.")] = None,
     json: JsonOption = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done and what it takes; write nothing.")
+    ] = False,
+    train_images: Annotated[int, typer.Option(help="With --dry-run: images of a training set that is not here.")] = 0,
+    test_images: Annotated[int, typer.Option(help="With --dry-run: images of a test set that is not here.")] = 0,
+    images_per_second: Annotated[
+        float, typer.Option(help="With --dry-run: what a process takes through the trunk; measured if not given.")
+    ] = 0.0,
+    tflops: Annotated[float, typer.Option(help="With --dry-run: TFLOP/s of a process, to say the hours by.")] = 0.0,
+    processes: Annotated[int, typer.Option(help="With --dry-run: processes that share the work.")] = 1,
 ) -> None:
-    """Fit an attentive probe on the frozen trunk and print its accuracy with the protocol as JSON.
+    """Fit a probe on the frozen trunk and print its accuracy with the protocol as JSON.
+
+    A probe that was killed goes on where it was when the same command is given again.
 
     Example: headrace probe runs/a --train data/cifar10-train --test data/cifar10-test
 
     The trunk without training: headrace probe runs/a --train ... --test ... --untrained
-    """
-    from headrace.files import write_atomic
-    from headrace.train.evaluate.attentive import ProbeConfig, plan_probe, probe
 
-    try:
-        rates = tuple(float(text) for text in lrs.split(","))
-    except ValueError as error:
-        raise ValueError(f"--lrs {lrs!r}: expected numbers with commas between them, such as {DEFAULT_LRS}") from error
-    config = ProbeConfig(
-        train=train,
-        test=test,
-        layers=layers,
-        epochs=epochs,
-        lrs=rates,
-        samples=samples,
-        seed=seed,
-        untrained=untrained,
-        center_fraction=center_fraction,
-    )
-    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    What it would take: headrace probe aim-7B --protocol aim --train-images 1281167 --test-images 50000 --dry-run
+
+    Several processes: torchrun --standalone --nproc-per-node 8 --no-python headrace probe ...
+    """
+    given = {name: value for name, value in locals().items() if value is not None}
+    config = _config(protocol, given)
+    folder = Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint).parent
     target = out or folder / f"probe-{'untrained' if untrained else 'trained'}.json"
     if dry_run:
+        from headrace.train.evaluate.probe_plan import PlanFacts, plan_probe
+
+        named = {field.name: given[field.name] for field in fields(PlanFacts) if field.name in given}
         written = f"write {target}{f' and {export}' if export else ''}"
-        say_plan("probe", [*plan_probe(checkpoint, config), written], json=json)
+        lines = plan_probe(checkpoint, config, PlanFacts(**named), cache=cache, device=device)
+        say_plan("probe", [*lines, written], json=json)
         return
-    result = probe(checkpoint, config, export=export)
+    if not train or not test:
+        raise ValueError("--train and --test name the labelled datasets to fit and to judge on; give both")
+    _run(checkpoint, config, target=target, device=device, export=export, cache=cache)
+
+
+def _config(protocol_name: str, given: dict[str, Any]) -> "ProbeConfig":
+    from headrace.train.evaluate.probe_config import ProbeConfig, protocol
+
+    chosen = protocol(protocol_name)
+    chosen |= {field.name: given[field.name] for field in fields(ProbeConfig) if field.name in given}
+    for name in NUMBERS:
+        if name in given:
+            chosen[name] = _numbers(f"--{name.replace('_', '-')}", given[name])
+    return ProbeConfig(**chosen)
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ValueError(
+            f"{option} {text!r}: expected numbers with commas between them, such as 0.0003,0.001"
+        ) from error
+
+
+def _run(
+    checkpoint: str, config: "ProbeConfig", *, target: Path, device: str, export: Path | None, cache: Path | None
+) -> None:
+    from headrace.files import write_atomic
+    from headrace.train.evaluate.probes import probe
+
+    result = probe(Path(checkpoint), config, device=device, export=export, cache=cache, work=target.parent)
+    if os.environ.get("RANK", "0") != "0":
+        return
+    # Of this process, with what it has mapped at its peak.
+    result["peak_memory_bytes"] = RSS_UNIT * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     write_atomic(str(target), f"{json_module.dumps(result, indent=1, allow_nan=False)}\n".encode())
     # JSON without --json too: programs read it since there is a probe. So the next command is a field of it.
-    following = shlex.join(["headrace", "probe", str(checkpoint), *_comparison(config)])
+    following = shlex.join(["headrace", "probe", checkpoint, *_comparison(config)])
     print(json_module.dumps(result | {"next": following}, indent=1, allow_nan=False))
 
 
 def _comparison(config: "ProbeConfig") -> list[str]:
     """Return the options of the comparison: the same protocol on the weights that this one did not take."""
-    values = {
-        "train": config.train,
-        "test": config.test,
-        "layers": config.layers,
-        "epochs": config.epochs,
-        "lrs": ",".join(map(str, config.lrs)),
-        "samples": config.samples,
-        "seed": config.seed,
-        "center-fraction": config.center_fraction,
-    }
-    words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    words = []
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name == "untrained" or (value == field.default and field.name not in SHOWN):
+            continue
+        option = f"--{field.name.replace('_', '-')}"
+        if field.name in NUMBERS:
+            value = ",".join(map(str, value))
+        words += [option] if value is True else [option, str(value)]
     return words if config.untrained else [*words, "--untrained"]

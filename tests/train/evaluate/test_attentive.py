@@ -17,8 +17,10 @@ from torch import nn
 
 from headrace.shards.dataset import open_dataset
 from headrace.train.config import load_run
-from headrace.train.evaluate.attentive import ProbeConfig, probe, split_rows
 from headrace.train.evaluate.features import FeaturesConfig, dataset_features, read_labels
+from headrace.train.evaluate.feeds import split_rows
+from headrace.train.evaluate.probe_config import ProbeConfig
+from headrace.train.evaluate.probes import probe
 from headrace.train.evaluate.trunk import mean_of_blocks, open_trunk, parse_layers
 from headrace.train.loop import train
 from headrace.train.models.heads import AttentiveProbes

@@ -14,7 +14,8 @@ from headrace.config import config_to_dict
 from headrace.pipeline import Batch
 from headrace.train.batches import micro_batches
 from headrace.train.config import load_run
-from headrace.train.evaluate.attentive import ProbeConfig, probe
+from headrace.train.evaluate.probe_config import ProbeConfig
+from headrace.train.evaluate.probes import probe
 from headrace.train.loop import train
 from headrace.train.objectives.build import build_objective
 from headrace.train.objectives.objective import RowError

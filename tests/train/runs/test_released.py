@@ -17,7 +17,9 @@ from torch.nn import functional
 
 from headrace.pipeline import Batch
 from headrace.train.config import load_run
-from headrace.train.evaluate.attentive import ProbeConfig, plan_probe, probe
+from headrace.train.evaluate.probe_config import ProbeConfig
+from headrace.train.evaluate.probe_plan import plan_probe
+from headrace.train.evaluate.probes import probe
 from headrace.train.loop import train
 from headrace.train.objectives.aim import Aim
 from headrace.train.runs.weights import read_weights

@@ -1,0 +1,157 @@
+"""Batches of a shuffled stream that go through the trunk in every epoch: nothing is kept, and crops may differ.
+
+A batch is what the stream gives at some consecutive positions, without held-out samples. So batches hold the images
+asked for on average, and the same ones for any number of processes.
+"""
+
+# B rows of this process, N places of the dataset
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from headrace.pipeline import Batch, Mixture, Source, Stream, open_stream
+from headrace.shards.dataset import FAST_COLUMNS, Dataset
+from headrace.train.evaluate.features import FeaturesConfig, iterate_features
+from headrace.train.evaluate.feeds import Rows, split_rows
+from headrace.train.evaluate.fit import FitBatch
+from headrace.train.evaluate.labels import Labels
+from headrace.train.evaluate.passes import plain_mixture
+from headrace.train.evaluate.probe_config import AUGMENTS, ProbeConfig
+from headrace.train.evaluate.trunk import FrozenTrunk
+from headrace.train.parallel.ranks import Ranks
+
+LANES = 16
+# Small, so that a window of a dataset that is sorted by class holds many of them.
+CHUNK_SAMPLES = 8
+SHUFFLE_WINDOW = 8192
+WINDOW_BYTES = 1 << 30
+"""Compressed bytes that the shuffle windows of all processes may take together."""
+NOWHERE = -1
+
+
+class TrunkFeed:
+    """Fit batches of a stream through a trunk."""
+
+    def __init__(
+        self, trunk: FrozenTrunk, labels: Labels, config: ProbeConfig, *, features: FeaturesConfig, ranks: Ranks
+    ) -> None:
+        self._trunk, self._labels, self._config, self._ranks = trunk, labels, config, ranks
+        self._features = features
+        self._mixture, self._total = shuffled_mixture(labels.url, trunk.image_size, config)
+        usable_N = labels.label_N >= 0
+        self.num_samples = int(usable_N.sum())
+        self._fit_N, self._held_N = (
+            _mask(rows, len(labels)) & usable_N for rows in split_rows(len(labels), config.seed)
+        )
+        self.positions_per_step = positions_per_step(
+            config.images_per_batch, used=int(self._fit_N.sum()), total=self._total, lanes=self._mixture.lanes
+        )
+        self.steps_per_epoch = max(1, round(self._total / self.positions_per_step))
+
+    def batches(self, first: int, steps: int) -> Iterator[FitBatch]:
+        """Yield this process's part of each step."""
+        stream = open_stream(
+            self._mixture,
+            global_batch=self.positions_per_step,
+            rank=self._ranks.rank,
+            world_size=self._ranks.size,
+            columns=("label",),
+        )
+        with contextlib.closing(stream):
+            if first:
+                stream.load_state_dict(stream.state_at(first * self.positions_per_step))
+            for number in range(first, steps):
+                yield self._batch(stream, number)
+
+    def _batch(self, stream: Stream, number: int) -> FitBatch:
+        batch = next(stream)
+        place_B = places_of(stream, number, batch)
+        inside = np.flatnonzero((place_B >= 0) & (place_B < len(self._fit_N)))
+        chosen = inside[self._fit_N[place_B[inside]]]
+        size, shape = self._config.images_per_forward, self._trunk.encoder.shape
+        nothing = torch.empty((0, *self._features.row_shape(shape)), dtype=torch.float16, device=self._ranks.device)
+        parts = [[nothing] for _ in self._features.layer_sets]
+        for start in range(0, len(chosen), size):
+            means = self._trunk.means(batch.images[chosen[start : start + size]], self._features.layer_sets)
+            for part, x_BLD in zip(parts, means, strict=True):
+                part.append((x_BLD.float().mean(dim=1) if self._features.pooled else x_BLD).half())
+        label_B = torch.from_numpy(self._labels.label_N[place_B[chosen]]).to(self._ranks.device)
+        return FitBatch([torch.cat(part) for part in parts], label_B)
+
+    def held(self) -> Iterator[Rows]:
+        """Yield this process's part of the held-out samples, as they are judged: without augmentation."""
+        yield from streamed_rows(self._trunk, self._labels, self._features, self._ranks, only=self._held_N)
+
+
+def streamed_rows(
+    trunk: FrozenTrunk,
+    labels: Labels,
+    features: FeaturesConfig,
+    ranks: Ranks,
+    *,
+    only: NDArray[np.bool_] | None = None,
+) -> Iterator[Rows]:
+    """Yield this process's part of a dataset's features, through the trunk; those places that have a label."""
+    usable_N = labels.label_N >= 0
+    wanted_N = usable_N if only is None else usable_N & only
+    for rows in iterate_features(trunk, labels.url, features, ranks, only=wanted_N):
+        yield [x.half() for x in rows.sets], rows.place_B
+
+
+def shuffled_mixture(url: str, image_size: int, config: ProbeConfig) -> tuple[Mixture, int]:
+    """Return the stream of a fit, augmented as the config says, and the number of samples of its dataset.
+
+    The window holds compressed pictures, at most `WINDOW_BYTES`.
+    """
+    with contextlib.closing(open_stream(plain_mixture(url, image_size), global_batch=1, once=True)) as stream:
+        total, mean_bytes = stream.sources[0].num_samples, stream.sources[0].mean_bytes
+    lanes = 1 << (min(LANES, total).bit_length() - 1)
+    window = max(lanes * CHUNK_SAMPLES, min(SHUFFLE_WINDOW, WINDOW_BYTES // mean_bytes))
+    source = Source(name="data", url=url, shuffle_window=window, chunk_samples=CHUNK_SAMPLES)
+    plain = plain_mixture(url, image_size, center_fraction=config.center_fraction)
+    mixture = Mixture(
+        seed=config.seed,
+        image_size=image_size,
+        lanes=lanes,
+        sources=(source,),
+        augment=AUGMENTS[config.augment] or plain.augment,
+    )
+    return mixture, total
+
+
+def positions_per_step(images: int, *, used: int, total: int, lanes: int) -> int:
+    """Return how many positions of the stream hold `images` samples that are used, in whole rows of lanes."""
+    return max(1, round(images * total / max(1, used) / lanes)) * lanes
+
+
+def places_of(stream: Stream, number: int, batch: Batch) -> NDArray[np.int64]:
+    """Return the place in the dataset of each row of the stream's batch `number`, -1 where another stands in for it."""
+    place_B: NDArray[np.int64] = np.where(batch.valid, stream.plan.batch(number).placed.sample, NOWHERE)
+    if batch.num_replaced:  # by which, the batch does not say; it may be a held-out sample
+        dataset = stream.sources[0].dataset
+        keys = keys_at(dataset, place_B)
+        place_B[[key != mine for key, mine in zip(keys, batch.key, strict=True)]] = NOWHERE
+    return place_B
+
+
+def keys_at(dataset: Dataset, place_B: NDArray[np.int64]) -> list[str]:
+    """Return the keys of some places, nothing for -1."""
+    ends = np.cumsum(dataset.shards.num_samples)
+    shard_B = np.searchsorted(ends, place_B, side="right")
+    keys = [""] * len(place_B)
+    for shard in np.unique(shard_B[place_B >= 0]).tolist():
+        column = dataset.index_part(shard, FAST_COLUMNS)[0].column("key")
+        start = int(ends[shard]) - int(dataset.shards.num_samples[shard])
+        for row in np.flatnonzero((shard_B == shard) & (place_B >= 0)):
+            keys[row] = column[int(place_B[row]) - start].as_py()
+    return keys
+
+
+def _mask(rows: NDArray[np.int64], size: int) -> NDArray[np.bool_]:
+    mask_N = np.zeros(size, np.bool_)
+    mask_N[rows] = True
+    return mask_N
