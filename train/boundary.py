@@ -9,13 +9,14 @@ import gc
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from headrace.pipeline import Batch
 from headrace.pipeline.seen import StepRecord
 from headrace.train.config import RunConfig
-from headrace.train.evaluate.validation import validation_values
+from headrace.train.evaluate.validation import losses_by_place, validation_values
 from headrace.train.parallel.ranks import Ranks
 from headrace.train.runs.export import export_model
 from headrace.train.runs.folder import passing_full_disk
@@ -48,6 +49,9 @@ def monitors_of(config: RunConfig, state: TrainState, ranks: Ranks) -> list[Moni
         found.append(
             Monitor(event="validation", every=every, values=lambda: validation_values(state.objective, config, ranks))
         )
+        if config.validation.by_place:
+            by_place = partial(losses_by_place, state.objective, config, ranks)
+            found.append(Monitor(event="loss_by_place", every=every, values=by_place))
     return found
 
 

@@ -14,12 +14,15 @@ from typing import Annotated, Any, Literal
 
 from headrace.config import OneOf, apply_overrides, build_config, canonical_json, config_to_dict, read_mapping
 from headrace.pipeline import Labels, Mixture
+from headrace.pipeline.augment.config import Interpolation
 from headrace.pipeline.mixture import NO_DECODER
 from headrace.text import without_secrets
 from headrace.train.execution import Attention, Compile, Residual
 from headrace.train.models.stage import Recompute
 from headrace.train.objectives import objective_configs
+from headrace.train.objectives.aim import AimConfig
 from headrace.train.objectives.objective import ObjectiveConfig
+from headrace.train.objectives.patch_config import PatchConfig
 from headrace.train.optim import OPTIMIZERS, SCHEDULES, ChecksSteps, OptimizerConfig, ScheduleConfig
 from headrace.train.optim.adamw import AdamWConfig
 from headrace.train.optim.schedules import CosineConfig
@@ -77,6 +80,18 @@ class ValidationConfig:
     """Samples that are read, the first of the pass; 0 = all."""
     center_fraction: float = 1.0
     """Side of the centre crop as a share of the short side; 0.875 is Resize(256) and CenterCrop(224)."""
+    interpolation: Interpolation = "bilinear"
+    """How the crop is resized; AIM's evaluation has bicubic."""
+    prefix: Literal["random", "causal"] | int = "random"
+    """Of aim: random = a function of the place in the pass; causal = none; or so many patches in every picture."""
+    by_place: bool = False
+    """Of aim and masked: a line `loss_by_place` in metrics.jsonl beside each validation, with the mean loss of the
+    patches at each place."""
+
+    @property
+    def fixed_prefix(self) -> int | None:
+        """Patches of the prefix of every picture; None = as in training."""
+        return None if self.prefix == "random" else 1 if self.prefix == "causal" else self.prefix
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.samples < 0:
@@ -220,6 +235,7 @@ class RunConfig:
                 self.schedule.check(self.steps)
             except ValueError as error:
                 raise ValueError(f"schedule: {error}") from error
+        _check_validation(self)
         if self.changes_at:
             periods(self)
             planned_mixture(self)
@@ -235,6 +251,24 @@ class RunConfig:
     def rate(self, step: int) -> float:
         """Return the learning rate of step `step` (0-based), planned changes aside."""
         return self.schedule.rate(step, steps=self.steps, peak=self.optimizer.lr)
+
+
+def _check_validation(run: RunConfig) -> None:
+    validation = run.validation
+    if validation is None:
+        return
+    if validation.by_place and not isinstance(run.objective, PatchConfig):
+        raise ValueError(f"validation.by_place is for aim and masked, and this is {run.objective.kind}; leave it out")
+    prefix = validation.fixed_prefix
+    if prefix is None:
+        return
+    if not isinstance(run.objective, AimConfig):
+        raise ValueError(f"validation.prefix is for aim, and this is {run.objective.kind}; leave it out")
+    patches = run.objective.trunk(run.mixture.image_size).num_patches
+    if not 1 <= prefix < patches:
+        raise ValueError(
+            f"validation.prefix must be 1..{patches - 1}, as a picture has {patches} patches, got {prefix}"
+        )
 
 
 def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -295,6 +329,9 @@ def _without_paths(value: Any, key: str = "") -> Any:
 def run_digest(config: RunConfig, step: int = 0) -> str:
     """Return the sha256 of all that must stay the same when a run is continued behind step `step` (0-based)."""
     data = {name: value for name, value in config_to_dict(config).items() if name not in FREE_FIELDS | {"changes_at"}}
+    # What came later and plays no part is not named, so that runs from before keep their digest.
+    for name in getattr(config.objective, "idle", ()):
+        del data["objective"][name]
     made = {str(at): changes for at, changes in planned_changes(config.changes_at).items() if at <= step}
     if made:
         data["changes_at"] = made

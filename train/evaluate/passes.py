@@ -7,17 +7,27 @@ global positions of the training stream.
 import dataclasses
 
 from headrace.pipeline import Augment, Labels, Mixture, Source
+from headrace.pipeline.augment.config import Interpolation
 
 PLAIN = Augment(crop="center", flip=False)
 
 
-def plain_mixture(url: str, image_size: int, *, center_fraction: float = 1.0) -> Mixture:
+def plain_mixture(
+    url: str, image_size: int, *, center_fraction: float = 1.0, interpolation: Interpolation = "bilinear"
+) -> Mixture:
     """Return the dataset at `url` alone, without augmentation, for one process."""
-    augment = dataclasses.replace(PLAIN, center_fraction=center_fraction)
+    augment = dataclasses.replace(PLAIN, center_fraction=center_fraction, interpolation=interpolation)
     return Mixture(image_size=image_size, lanes=1, sources=(Source(name="data", url=url),), augment=augment)
 
 
-def same_reading(mixture: Mixture, url: str, *, center_fraction: float = 1.0, labels: Labels | None = None) -> Mixture:
+def same_reading(
+    mixture: Mixture,
+    url: str,
+    *,
+    center_fraction: float = 1.0,
+    interpolation: Interpolation = "bilinear",
+    labels: Labels | None = None,
+) -> Mixture:
     """Return the dataset at `url` alone, read with the lanes and limits of `mixture`.
 
     Without augmentation, unless the mixture has several views: a loss that compares views needs them as in training.
@@ -26,5 +36,5 @@ def same_reading(mixture: Mixture, url: str, *, center_fraction: float = 1.0, la
     sources = (Source(name="data", url=url, labels=labels),)
     if mixture.views:
         return dataclasses.replace(mixture, sources=sources, quarantine="")
-    augment = dataclasses.replace(PLAIN, center_fraction=center_fraction)
+    augment = dataclasses.replace(PLAIN, center_fraction=center_fraction, interpolation=interpolation)
     return dataclasses.replace(mixture, sources=sources, augment=augment, quarantine="")

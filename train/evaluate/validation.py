@@ -6,9 +6,11 @@ pass). A finite pass is padded at its end; padded rows are in the batch, not in 
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,7 +37,13 @@ def validation_values(objective: Objective, run: RunConfig, ranks: Ranks) -> dic
     sums: dict[str, Tensor] = {}
     terms, missing = 0, 0
     stream = open_stream(
-        same_reading(run.mixture, config.dataset, center_fraction=config.center_fraction, labels=config.labels),
+        same_reading(
+            run.mixture,
+            config.dataset,
+            center_fraction=config.center_fraction,
+            interpolation=config.interpolation,
+            labels=config.labels,
+        ),
         global_batch=run.global_batch,
         rank=ranks.rank,
         world_size=ranks.size,
@@ -44,6 +52,9 @@ def validation_values(objective: Objective, run: RunConfig, ranks: Ranks) -> dic
     )
     began = time.perf_counter()
     objective.eval()
+    objective.fix_prefix(config.fixed_prefix)
+    if config.by_place:
+        objective.by_place = torch.zeros(2, objective.num_places, dtype=torch.float64, device=ranks.device)
     with contextlib.closing(stream), torch.no_grad(), autocast(run.precision, ranks.device):
         for number, batch in enumerate(stream, 1):
             for part in micro_batches(first_samples(batch, config.samples), run.images_per_micro_batch):
@@ -59,10 +70,30 @@ def validation_values(objective: Objective, run: RunConfig, ranks: Ranks) -> dic
                 break
     drop_gathered(objective)
     objective.train()
+    objective.fix_prefix(None)
     values = _means(sums, objective, url=config.dataset, counts=(terms, missing), ranks=ranks)
     if ranks.is_first:
         log.info("validation on %s: loss %.4f, %.1f s", config.dataset, values["loss"], time.perf_counter() - began)
     return values
+
+
+def losses_by_place(objective: Objective, run: RunConfig, ranks: Ranks) -> dict[str, list[float | None]]:
+    """Return the mean `losses` of the newest validation at each place of a sample, and the numbers of their `terms`.
+
+    None where nothing is predicted, or the loss is not finite. A validation that these weights lack, as the run was
+    killed behind it, is done.
+    """
+    if objective.by_place is None:
+        validation_values(objective, run, ranks)
+    assert objective.by_place is not None, "monitors_of asks only an objective with places"
+    losses, terms = np.split(np.array(ranks.sum(objective.by_place.flatten().tolist(), "the losses by place")), 2)
+    objective.by_place = None
+    means = [loss / max(1, count) for loss, count in zip(losses.tolist(), terms.tolist(), strict=True)]
+    known = [count > 0 and math.isfinite(mean) for mean, count in zip(means, terms, strict=True)]
+    return {
+        "losses": [mean if is_known else None for mean, is_known in zip(means, known, strict=True)],
+        "terms": [int(count) for count in terms],
+    }
 
 
 def _counts(objective: Objective, part: Batch, url: str) -> tuple[int, int]:

@@ -37,8 +37,7 @@ class MaskedConfig(PatchConfig):
     """Share of the patches of each picture that are hidden, rounded to whole patches; the paper has 0.5 and 0.75."""
 
     def __post_init__(self) -> None:
-        # Zero-argument super() does not work in a dataclass with slots: the decorator makes another class.
-        PatchConfig.__post_init__(self)
+        PatchConfig.__post_init__(self)  # not super(): with slots, the decorator makes another class
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must be within 0..1, ends excluded, got {self.mask_ratio}")
 
@@ -77,7 +76,9 @@ class Masked(PatchObjective):
         token_LD = self.mask_token + self.encoder.preprocessor.positions_LD
         hidden_BL1 = on_device(hidden_BL, images_B3HH.device)[..., None]
         tokens_BLD = self.encoder.from_patches(torch.where(hidden_BL1, token_LD.to(seen_BLD.dtype), seen_BLD))
-        return self._loss(self.head(tokens_BLD, rows_N), images_B3HH, rows_N, count), {}
+        loss_N = self._losses(self.head(tokens_BLD, rows_N), images_B3HH, rows_N)[:count]
+        self._note_places(loss_N, rows_N[:count] % self.num_patches)
+        return loss_N.sum(), {}
 
 
 def hidden_patches(positions: NDArray[np.int64], num_patches: int, *, num_hidden: int, seed: int) -> NDArray[np.bool_]:

@@ -51,6 +51,8 @@ class Objective(nn.Module):
     """Who computes the same step; the run sets it before the first one."""
     execution: Execution = PLAIN
     """How forward and backward are computed; `run_as` sets it."""
+    by_place: Tensor | None = None
+    """While validating: sums and numbers of the losses at each place, float64 [2, num_places]; forward adds to it."""
     normalise: Normalise
     """From the stream's uint8 images to what the trunk takes."""
 
@@ -58,6 +60,11 @@ class Objective(nn.Module):
     def trunk(self) -> Encoder | None:
         """The encoder that probes read; None = there is none that they can."""
         return None
+
+    @property
+    def num_places(self) -> int:
+        """Places of a sample whose losses validation tells apart; 0 = they are not."""
+        return 0
 
     @property
     def train_flops_per_image(self) -> float:
@@ -97,6 +104,14 @@ class Objective(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Return the sum of the loss terms, and scalars to log: means over the terms, or values of the model."""
         raise NotImplementedError
+
+    def fix_prefix(self, prefix: int | None) -> None:
+        """Let each sample have a prefix of so many patches from now on; None = as in training.
+
+        Raises ValueError for an objective without prefixes.
+        """
+        if prefix is not None:
+            raise ValueError("this objective has no prefixes to fix; leave validation.prefix out")
 
     def run_as(self, execution: Execution) -> None:
         """Compute from now on as `execution` says; called once, before the first forward."""

@@ -1,7 +1,8 @@
 """What the objectives that predict patches have in common: a trunk of the model table, a head, and targets."""
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from headrace.train.models.vit import NORM_EPS, VitConfig
 
@@ -38,6 +39,8 @@ AIM_SHAPES = {
 class PatchConfig:
     """A trunk of the model table, the head on top of it, and what is predicted of a patch."""
 
+    added: ClassVar[tuple[str, ...]] = ("norm_eps", "targets", "head", "head_heads")
+    """Fields that came after the first runs."""
     kind: str
     """The tag of this objective."""
     model: str
@@ -85,6 +88,12 @@ class PatchConfig:
             raise ValueError(
                 f"head_heads must divide head_width {self.shape.head_width}, got {self.num_head_heads}; set head_heads"
             )
+
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Fields that came after the first runs, and have the value that those runs mean."""
+        first = {item.name: item.default for item in dataclasses.fields(self)}
+        return tuple(name for name in self.added if getattr(self, name) == first[name])
 
     @property
     def shape(self) -> AimShape:

@@ -43,6 +43,11 @@ class PatchObjective(Objective):
         self.encoder = Vit(trunk)
         self.head = build_head(trunk, config, num_values=trunk.patch_values)
 
+    @property
+    def num_places(self) -> int:
+        """One for each patch of a picture."""
+        return self.num_patches
+
     def run_as(self, execution: Execution) -> None:
         """Compute as `execution` says; FlexAttention has no kernels for heads of under 16 channels."""
         attending = [part for part in self.modules() if isinstance(part, SelfAttention)]
@@ -82,7 +87,12 @@ class PatchObjective(Objective):
         pads = padded_with_others if self.execution.compiled else padded
         return pads(rows_N, images * self.num_patches)
 
-    def _loss(self, predicted_NV: Tensor, images_B3HH: Tensor, target_N: Tensor, count: int) -> Tensor:
-        """Return the sum of the losses of the first `count` predictions, each of the patch `target_N` of the batch."""
-        loss_N = patch_losses(predicted_NV, images_B3HH, target_N, patch=self.patch, targets=self.targets)
-        return loss_N[:count].sum()
+    def _losses(self, predicted_NV: Tensor, images_B3HH: Tensor, target_N: Tensor) -> Tensor:
+        """Return the loss [N] of each prediction, that of the patch `target_N` of the batch, image by image."""
+        return patch_losses(predicted_NV, images_B3HH, target_N, patch=self.patch, targets=self.targets)
+
+    def _note_places(self, loss_N: Tensor, place_N: Tensor) -> None:
+        """Add losses to those of their places, if validation wants them apart."""
+        if self.by_place is not None:
+            both_2N = torch.stack([loss_N.detach().double(), torch.ones_like(loss_N, dtype=torch.float64)])
+            self.by_place.index_add_(1, place_N, both_2N)

@@ -136,6 +136,8 @@ def _progress(steps: int, *, json: bool) -> Iterator[Callable[[dict[str, Any]], 
             if line["event"] == "validation":
                 typer.echo(f"step {line['step']}: validation loss {line['loss']:.4f}", err=json)
                 return
+            if line["event"] != "train":
+                return
             rate, wait = line["images_per_second"], line["data_wait_percent"]
             mfu = "" if line["mfu_percent"] is None else f", {line['mfu_percent']:.0f}% MFU"
             text = f"loss {line['loss']:.4f}, {rate:.0f} images/s{mfu}, {wait:.0f}% waiting"

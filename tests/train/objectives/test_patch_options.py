@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from headrace.train.execution import Execution
 from headrace.train.objectives.aim import Aim, AimConfig
 from headrace.train.objectives.build import build_objective
 from headrace.train.objectives.masked import Masked, MaskedConfig, hidden_patches
+from headrace.train.objectives.orders import ORDERS, patch_order
 from headrace.train.objectives.patch_config import AIM_SHAPES, PatchConfig
 from headrace.train.objectives.patch_objective import PatchObjective
 
@@ -40,6 +42,9 @@ CONFIGS: dict[str, PatchConfig] = {
         ("transformer", "aim", {"head": "transformer"}),
         ("transformer, causal", "aim", {"head": "transformer", "attention": "causal", "head_heads": 4}),
         ("eps", "aim", {"norm_eps": 1e-2}),
+        ("spiral", "aim", {"order": "spiral"}),
+        ("checkerboard", "aim", {"order": "checkerboard", "head": "none", "attention": "causal"}),
+        ("random", "aim", {"order": "random", "order_seed": 5, "head": "transformer"}),
         ("masked", "masked", {}),
         ("masked, half", "masked", {"mask_ratio": 0.5, "targets": "pixels"}),
         ("masked, transformer", "masked", {"head": "transformer"}),
@@ -83,10 +88,38 @@ def slow_loss(objective: PatchObjective, batch: Batch, weights: dict[str, np.nda
             assert isinstance(objective, Aim)
             # A causal output sees nothing but itself and those before it; that is a prefix of nothing.
             prefix = 0 if config.attention == "causal" else int(objective.prefixes(batch)[sample])
-            pairs = [(i, i + 1) for i in range(PATCHES - 1) if i + 1 >= prefix]
-            total += slow.loss(picture, sees=lambda i, j, s=prefix: j < s or j <= i, predictions=pairs)  # type: ignore[misc]
+            order = slow_order(config.order, PATCHES, config.order_seed)
+            pairs = [(order[t], order[t + 1]) for t in range(PATCHES - 1) if t + 1 >= prefix]
+            total += slow.loss(picture, sees=attention_of(order, prefix), predictions=pairs)
         terms += len(pairs)
     return total, terms
+
+
+def slow_order(order: str, patches: int, seed: int) -> list[int]:
+    """Patches by what the options say of them; a spiral by walking it, and a random one as it is given."""
+    side = math.isqrt(patches)
+    if order == "random":
+        return patch_order("random", side, seed).tolist()
+    if order == "checkerboard":
+        return sorted(range(patches), key=lambda patch: ((patch // side + patch % side) % 2, patch))
+    if order == "raster":
+        return list(range(patches))
+    # The way back: from the top left inwards, down, right, up and left, turning where the way ends.
+    way, row, column, turn = [0], 0, 0, 0
+    while len(way) < patches:
+        down, right = ((1, 0), (0, 1), (-1, 0), (0, -1))[turn % 4]
+        at = (row + down, column + right)
+        if min(at) < 0 or max(at) >= side or at[0] * side + at[1] in way:
+            turn += 1
+            continue
+        (row, column) = at
+        way.append(row * side + column)
+    return way[::-1]
+
+
+def attention_of(order: list[int], prefix: int) -> Callable[[int, int], bool]:
+    place = {patch: t for t, patch in enumerate(order)}
+    return lambda i, j: place[j] < prefix or place[j] <= place[i]
 
 
 @every_option
@@ -170,7 +203,7 @@ def test_compiled_blocks_give_the_same_step(name: str, make_batch: Callable[...,
 
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("name", ["default", "causal", "transformer"])
+@pytest.mark.parametrize("name", ["default", "causal", "transformer", "spiral", "random"])
 def test_block_masks_give_the_same_loss(name: str, make_batch: Callable[..., Batch]) -> None:
     wide = dataclasses.replace(CONFIGS[name], width=32, head_width=32, head_heads=None)
     objective, batch = build(wide), make_batch(5)
@@ -291,6 +324,7 @@ def test_the_deeper_twin_has_the_parameters_of_the_wide_one() -> None:
             "head_identity_residual belongs to head mlp, and head is none",
         ),
         ({"head_heads": 2}, "head_heads belongs to head transformer, and head is mlp"),
+        ({"order": "spiral", "order_seed": 2}, "order_seed belongs to order random, and order is spiral"),
         ({"head": "transformer", "head_heads": 3}, "head_heads must divide head_width 16, got 3"),
         ({"head": "transformer", "head_width": 4}, "head_heads must divide head_width 4, got 0; set head_heads"),
     ],
@@ -304,3 +338,20 @@ def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], me
 def test_a_share_that_hides_nothing_or_everything_is_refused(ratio: float) -> None:
     with pytest.raises(ValueError, match="mask_ratio must be within"):
         MaskedConfig(kind="masked", mask_ratio=ratio, **SMALL)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 14, 16])
+def test_orders_are_permutations_of_any_grid(side: int) -> None:
+    for order in ORDERS:
+        assert sorted(patch_order(order, side, 3).tolist()) == list(range(side * side))
+    for order in ("spiral", "checkerboard"):
+        assert patch_order(order, side).tolist() == slow_order(order, side * side, 0)  # type: ignore[arg-type]
+
+
+def test_orders_of_a_small_grid_written_out() -> None:
+    """A spiral runs clockwise from the middle and ends at the top left; a checkerboard begins there."""
+    assert patch_order("spiral", 3).tolist() == [4, 1, 2, 5, 8, 7, 6, 3, 0]
+    assert patch_order("checkerboard", 3).tolist() == [0, 2, 4, 6, 8, 1, 3, 5, 7]
+    # A later version must not change it, or runs would not continue.
+    assert patch_order("random", 3).tolist() == [0, 1, 6, 8, 7, 4, 5, 2, 3]
+    assert patch_order("random", 3, 1).tolist() == [5, 8, 0, 3, 1, 7, 2, 6, 4]

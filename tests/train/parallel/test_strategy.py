@@ -126,7 +126,9 @@ def without_newest(out: Path, name: str) -> Path:
 def assert_same_run(out: Path, reference: Path) -> None:
     for one, other in zip(read_metrics(out / "metrics.jsonl"), read_metrics(reference / "metrics.jsonl"), strict=True):
         assert (one["event"], one["step"]) == (other["event"], other["step"])
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert one.get("loss", 0) == pytest.approx(other.get("loss", 0), rel=1e-5)
+        places, others = ([mean for mean in line.get("losses", []) if mean is not None] for line in (one, other))
+        assert places == pytest.approx(others, rel=1e-5)
         assert one.get("batch_digest") == other.get("batch_digest")
         assert one.get("grad_norm", 0) == pytest.approx(other.get("grad_norm", 0), rel=1e-4)
     weights, expected = load_file(out / "model.safetensors"), load_file(reference / "model.safetensors")
@@ -161,6 +163,46 @@ def test_two_processes_with_a_spread_model_are_one(run_file: Callable[..., Path]
     assert [path.name for path in (tmp_path / "fsdp" / "checkpoints").iterdir()] == ["00000003"]
     assert train(load_run(path, [f"out={tmp_path / 'alone'}"])).finished
     assert_same_run(tmp_path / "fsdp", tmp_path / "alone")
+
+
+OPTIONS: dict[str, dict[str, object]] = {
+    "linear": {"kind": "aim", "head": "none", "attention": "causal", "order": "spiral", "targets": "pixels"},
+    "attending": {"kind": "aim", "head": "transformer", "order": "random", "norm_eps": 1e-5},
+    "masked": {"kind": "masked", "mask_ratio": 0.5},
+}
+
+
+def option_runs(run_file: Callable[..., Path]) -> dict[str, Path]:
+    size = {"model": "tiny", "patch": 4, "width": 16, "depth": 2, "heads": 2, "head_width": 16, "head_depth": 1}
+    validation = {"dataset": other_set(run_file), "every": 6, "samples": 20, "by_place": True}
+    every = {"steps": 6, "checkpoint": {"every": 3}, "validation": validation}
+    return {name: run_file(name, objective=size | options, **every) for name, options in OPTIONS.items()}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_of_patches_accumulate_and_continue(run_file: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    path, alone, parts = option_runs(run_file)[name], tmp_path / "alone", tmp_path / "parts"
+    assert train(load_run(path, [f"out={alone}"])).finished
+    assert train(load_run(path, [f"out={parts}", "images_per_micro_batch=6"])).finished
+    assert_same_run(parts, alone)
+    again = without_newest(alone, "again")
+    assert train(load_run(path, [f"out={again}"])).finished
+    assert [line.get("loss") for line in read_metrics(again / "metrics.jsonl")] == [
+        line.get("loss") for line in read_metrics(alone / "metrics.jsonl")
+    ]
+    weights = load_file(again / "model.safetensors")
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in load_file(alone / "model.safetensors").items())
+
+
+@pytest.mark.full
+def test_options_of_patches_are_the_same_run_on_two_processes(run_file: Callable[..., Path], tmp_path: Path) -> None:
+    paths, spread = option_runs(run_file), "parallel.strategy=fsdp"
+    ddp = [told(path, tmp_path / f"{name}-ddp") for name, path in paths.items()]
+    processes(2, TRAIN, *ddp, *(told(path, tmp_path / f"{name}-fsdp", spread) for name, path in paths.items()))
+    for name, path in paths.items():
+        assert train(load_run(path, [f"out={tmp_path / name}"])).finished
+        assert_same_run(tmp_path / f"{name}-ddp", tmp_path / name)
+        assert_same_run(tmp_path / f"{name}-fsdp", tmp_path / name)
 
 
 def other_set(run_file: Callable[..., Path]) -> str:
