@@ -22,6 +22,7 @@ from headrace.train.runs.export import export_model
 from headrace.train.runs.folder import passing_full_disk
 from headrace.train.runs.meter import Meter
 from headrace.train.runs.metrics import Metrics, MetricsFile
+from headrace.train.runs.state_file import AVERAGE
 from headrace.train.state import TrainState, save_state
 from headrace.train.steady.bad_steps import all_finite
 from headrace.train.steady.changes import Period
@@ -46,13 +47,23 @@ def monitors_of(config: RunConfig, state: TrainState, ranks: Ranks) -> list[Moni
     found = []
     if config.validation is not None:
         every = config.validation.every
-        found.append(
-            Monitor(event="validation", every=every, values=lambda: validation_values(state.objective, config, ranks))
-        )
+        found.append(Monitor(event="validation", every=every, values=lambda: _validation(config, state, ranks)))
         if config.validation.by_place:
             by_place = partial(losses_by_place, state.objective, config, ranks)
             found.append(Monitor(event="loss_by_place", every=every, values=by_place))
     return found
+
+
+def _validation(config: RunConfig, state: TrainState, ranks: Ranks) -> dict[str, float]:
+    """Return the values of the weights, and under `ema_NAME` those of their average where the run has one."""
+    values = validation_values(state.objective, config, ranks)
+    assert config.validation is not None
+    if state.average is None or not config.validation.of_average:
+        return values
+    with state.average.in_place_of(state.objective):
+        averaged = validation_values(state.objective, config, ranks)
+    left_out = state.objective.missing
+    return values | {f"{AVERAGE}_{name}": value for name, value in averaged.items() if name != left_out}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -90,8 +101,12 @@ class Boundary:
 
     def export(self) -> None:
         """Write the finished weights."""
+        out, config, objective, average = Path(self.config.out), self.config, self.state.objective, self.state.average
         with self.ranks.first_writes("the exported weights") as writes:
-            export_model(Path(self.config.out), self.config, self.state.objective, writes=writes)
+            export_model(out, config, objective, writes=writes)
+        if average is not None:
+            with average.in_place_of(objective), self.ranks.first_writes("the exported average") as writes:
+                export_model(out / AVERAGE, config, objective, writes=writes)
 
     def tell_changes(self, period: Period) -> None:
         """Record what changes before this step; once, also where the run was stopped just here."""

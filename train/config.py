@@ -25,6 +25,7 @@ from headrace.train.objectives.objective import ObjectiveConfig
 from headrace.train.objectives.patch_config import PatchConfig
 from headrace.train.optim import OPTIMIZERS, SCHEDULES, ChecksSteps, OptimizerConfig, ScheduleConfig
 from headrace.train.optim.adamw import AdamWConfig
+from headrace.train.optim.ema import EmaConfig
 from headrace.train.optim.schedules import CosineConfig
 from headrace.train.parallel.strategy import ParallelConfig
 from headrace.train.profiling import ProfileConfig
@@ -87,6 +88,8 @@ class ValidationConfig:
     by_place: bool = False
     """Of aim and masked: a line `loss_by_place` in metrics.jsonl beside each validation, with the mean loss of the
     patches at each place."""
+    of_average: bool = True
+    """Where the run has an `ema`, its loss besides, as `ema_loss`: a validation then takes twice as long."""
 
     @property
     def fixed_prefix(self) -> int | None:
@@ -169,11 +172,13 @@ class RunConfig:
     """How weights move."""
     schedule: AnySchedule = field(default_factory=CosineConfig)
     """How the learning rate moves."""
+    ema: EmaConfig | None = None
+    """An average of the weights that is kept beside them, saved, validated and exported; null = none."""
     clip_grad_norm: float = 1.0
     """Gradients with a larger global L2 norm are scaled down to it."""
     changes_at: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Changes on the way: `{STEP: {optimizer.lr: 0.0005}}` holds when STEP steps are done. What can change: numbers of
-    the optimizer, the schedule, clip_grad_norm, steps, mixture.weights, mixture.lanes."""
+    the optimizer, the schedule, ema, clip_grad_norm, steps, mixture.weights, mixture.lanes."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto = bf16 autocast where the accelerator has it, else fp32."""
     residual: Residual = "auto"
@@ -332,6 +337,8 @@ def run_digest(config: RunConfig, step: int = 0) -> str:
     # What came later and plays no part is not named, so that runs from before keep their digest.
     for name in getattr(config.objective, "idle", ()):
         del data["objective"][name]
+    if data["ema"] is None:
+        del data["ema"]
     made = {str(at): changes for at, changes in planned_changes(config.changes_at).items() if at <= step}
     if made:
         data["changes_at"] = made

@@ -25,7 +25,7 @@ from headrace.train.runs.branch import take_records
 from headrace.train.runs.folder import BadStepError, own_run, write_records
 from headrace.train.runs.initial import write_report
 from headrace.train.runs.metrics import Metrics, MetricsFile
-from headrace.train.state import TrainState, open_state
+from headrace.train.state import TrainState, follow_average, open_state
 from headrace.train.steady.changes import Period, period_at, periods
 from headrace.train.steady.skipping import record_skipped, skipped_before
 from headrace.train.step import next_batch, skip_again, take_step
@@ -113,6 +113,7 @@ class _Run:
         stop, boundary = False, self.boundary
         while True:
             last = self.state.step == self.config.total_steps
+            follow_average(self.state, self.plan, self.ranks)
             # Before the monitors: a fault of one must not cost the steps that led to it.
             boundary.save_if_due(must=last or stop)
             if stop and not last:

@@ -15,6 +15,7 @@ from headrace.train.parallel.precision import uses_bf16
 from headrace.train.parallel.ranks import Ranks
 from headrace.train.parallel.strategy import Strategy, hand_out, layout_of, spread, without_weights
 from headrace.train.runs.initial import initial_weights
+from headrace.train.steady.changes import keeps_average
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def chosen_strategy(config: RunConfig, ranks: Ranks) -> Strategy:
         with without_weights():
             return sum(parameter.numel() for parameter in _built(config).parameters())
 
-    return config.parallel.choose(ranks, num_parameters=num_parameters)
+    return config.parallel.choose(ranks, num_parameters=num_parameters, averaged=keeps_average(config))
 
 
 def _built(config: RunConfig) -> Objective:

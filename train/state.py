@@ -8,7 +8,7 @@ import contextlib
 import copy
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from headrace.torch import DeviceBatches
 from headrace.train.config import RunConfig
 from headrace.train.model import first_weights, place_model
 from headrace.train.objectives.objective import Objective
+from headrace.train.optim.ema import WeightAverage
 from headrace.train.parallel.layout import Layout
 from headrace.train.parallel.ranks import Ranks
 from headrace.train.parallel.strategy import is_spread, wrapped
@@ -36,9 +37,10 @@ from headrace.train.runs.checkpoint import (
     save_checkpoint,
     warn_of_other_arithmetic,
 )
+from headrace.train.runs.saving import NO_AVERAGE
 from headrace.train.sources import check_length, check_sources
 from headrace.train.steady.bad_steps import StepWatch
-from headrace.train.steady.changes import planned_mixture
+from headrace.train.steady.changes import Period, averaged_since, periods, planned_mixture
 from headrace.train.steady.skipping import Journal, open_journal
 from headrace.train.steady.start import check_room, check_validation
 
@@ -69,6 +71,8 @@ class TrainState:
     """Steps that were skipped, and norms of the latest ones."""
     initial: dict[str, Any] | None = None
     """What the weights were started from; None = they were drawn, or come from a checkpoint."""
+    average: WeightAverage | None = None
+    """The average of the weights, where the run has one at this step."""
     journal: Journal = field(default_factory=dict)
     """Steps that earlier starts of this run skipped behind the checkpoint: they are skipped again."""
 
@@ -78,13 +82,18 @@ def open_state(config: RunConfig, ranks: Ranks) -> Iterator[TrainState]:
     """Build model, optimizer and stream, and bring them to the newest whole checkpoint if there is one."""
     objective, layout = place_model(config, ranks)
     optimizer = config.optimizer.build(objective)
+    average: WeightAverage | None = None
 
     def resume(checkpoint: Checkpoint) -> None:
+        nonlocal average
         refuse_other_config(checkpoint, config)
         began, step = time.perf_counter(), checkpoint.progress.step
         if step > config.total_steps:
             raise ValueError(f"{checkpoint.path} holds step {step}, beyond the {config.total_steps} of its own config")
-        size = restore(checkpoint, objective, optimizer, ranks=ranks, layout=layout)
+        since = averaged_since(periods(config), step)
+        average = None if since in (None, step) else WeightAverage(objective, first_step=since)
+        averages = average.tensors if average is not None else NO_AVERAGE
+        size = restore(checkpoint, objective, optimizer, ranks=ranks, layout=layout, average=averages)
         if ranks.is_first:
             warn_of_other_arithmetic(checkpoint)
             seconds, path = time.perf_counter() - began, checkpoint.path
@@ -128,6 +137,7 @@ def open_state(config: RunConfig, ranks: Ranks) -> Iterator[TrainState]:
             layout=layout,
             saver=saver,
             watch=StepWatch() if checkpoint is None else checkpoint.progress.watch,
+            average=average,
             journal=open_journal(config, ranks),
             initial=initial,
         )
@@ -163,14 +173,34 @@ def save_state(config: RunConfig, state: TrainState, ranks: Ranks, *, stream: di
     def tidy() -> None:
         remove_old(folder, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every, step=step)
 
+    average = state.average.tensors if state.average is not None else NO_AVERAGE
     if state.saver is not None:
-        state.saver.save(progress=progress, config=config, then=tidy)
+        state.saver.save(progress=progress, config=config, average=average, then=tidy)
         return
     save_checkpoint(
-        folder, state.objective, state.optimizer, progress=progress, config=config, ranks=ranks, layout=state.layout
+        folder,
+        state.objective,
+        state.optimizer,
+        progress=progress,
+        config=config,
+        ranks=ranks,
+        layout=state.layout,
+        average=average,
     )
     if ranks.is_first:
         tidy()
+
+
+def follow_average(state: TrainState, plan: Sequence[Period], ranks: Ranks) -> None:
+    """Begin the average of the weights at the step where the plan does, or drop it where the plan does."""
+    since = averaged_since(plan, state.step)
+    if since is None:
+        state.average = None
+    elif state.average is None:
+        assert since == state.step, "an average that began before comes from the checkpoint"
+        state.average = WeightAverage(state.objective, first_step=since)
+        if ranks.is_first:
+            log.info("the average of the weights begins at step %d, with the weights of that step", since)
 
 
 def checkpoints_of(config: RunConfig) -> Path:

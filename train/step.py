@@ -90,6 +90,8 @@ def take_step(config: RunConfig, state: TrainState, batch: Batch, *, ranks: Rank
     if fault is None:
         state.optimizer.step()
         state.objective.after_step()
+        if state.average is not None and config.ema is not None:
+            state.average.update(state.objective, config.ema, step=state.step)
         state.watch.accept(config, norms)
     else:
         values = StepValues(own_loss, grad_norm, loss_value, norms.total, int(missing))

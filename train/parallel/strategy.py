@@ -25,6 +25,7 @@ Strategy = Literal["alone", "ddp", "fsdp"]
 
 # Weight, gradient and two moments in fp32. Where they fill more of a GPU than this share, `auto` spreads them.
 BYTES_PER_PARAMETER = 16
+BYTES_OF_AVERAGE = 4
 AUTO_SHARE = 0.5
 
 log = logging.getLogger(__name__)
@@ -45,13 +46,14 @@ class ParallelConfig:
         if self.replicas != 1 and self.strategy == "ddp":
             raise ValueError(f"replicas is {self.replicas}, which only strategy fsdp has")
 
-    def choose(self, ranks: Ranks, *, num_parameters: Callable[[], int]) -> Strategy:
-        """Return what is meant for these processes."""
+    def choose(self, ranks: Ranks, *, num_parameters: Callable[[], int], averaged: bool = False) -> Strategy:
+        """Return what is meant for these processes; `averaged` says if an average of the weights is held as well."""
         if ranks.size == 1:
             return "alone"
         if self.strategy == "auto" and ranks.device.type == "cuda":
             memory = torch.cuda.get_device_properties(ranks.device).total_memory
-            return "fsdp" if num_parameters() * BYTES_PER_PARAMETER > AUTO_SHARE * memory else "ddp"
+            size = num_parameters() * (BYTES_PER_PARAMETER + BYTES_OF_AVERAGE * averaged)
+            return "fsdp" if size > AUTO_SHARE * memory else "ddp"
         return "fsdp" if self.strategy == "fsdp" else "ddp"
 
     def num_replicas(self, ranks: Ranks) -> int:

@@ -8,17 +8,17 @@ the step at hand, the checkpoint is finished. Main threads ask once a step how f
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from headrace.train.config import RunConfig
 from headrace.train.parallel.layout import Layout
 from headrace.train.parallel.ranks import Ranks
-from headrace.train.runs.saving import Save, contents_of
+from headrace.train.runs.saving import NO_AVERAGE, Save, contents_of
 from headrace.train.runs.staging import Arena
 from headrace.train.runs.state_file import Progress
 
@@ -45,7 +45,14 @@ class BackgroundSaver:
         self._save: Save | None = None
         self._job: Future[None] | None = None
 
-    def save(self, *, progress: Progress, config: RunConfig, then: Callable[[], None] = lambda: None) -> None:
+    def save(
+        self,
+        *,
+        progress: Progress,
+        config: RunConfig,
+        average: Mapping[str, Tensor] = NO_AVERAGE,
+        then: Callable[[], None] = lambda: None,
+    ) -> None:
         """Begin to write a checkpoint; rank 0's thread calls `then` when it stands.
 
         Called on all ranks. Raises OSError on all of them if the one before could not be written, or this one begun.
@@ -54,7 +61,7 @@ class BackgroundSaver:
         began = time.perf_counter()
         save = Save(self._folder, progress=progress, config=config, ranks=self._ranks, layout=self._layout)
         save.begin()
-        contents = contents_of(self._module, self._optimizer, self._layout)
+        contents = contents_of(self._module, self._optimizer, self._layout, average)
         tensors = {f"{kind}/{name}": piece.local for kind, part in contents.items() for name, piece in part.items()}
         places = self._arena.fill(tensors)
 

@@ -11,7 +11,8 @@ from headrace.train.config import RunConfig
 from headrace.train.objectives.objective import Objective
 from headrace.train.peak import PEAK_FLOPS as PEAKS
 from headrace.train.runs.tensors import num_bytes
-from headrace.train.steady.start import MOMENTS, bytes_of_checkpoint
+from headrace.train.steady.changes import keeps_average
+from headrace.train.steady.start import MOMENTS, bytes_of_average, bytes_of_checkpoint
 
 PEAK_FLOPS = PEAKS["H100"]
 STATED_MFU = 0.4
@@ -44,16 +45,18 @@ def _memory_line(config: RunConfig, objective: Objective) -> tuple[str, str]:
     """Return what is said of memory, and why it is too little, if it is."""
     weights = num_bytes(objective.state_dict())
     trained = sum(p.numel() * p.element_size() for p in objective.parameters() if p.requires_grad)
-    static = weights + (1 + MOMENTS) * trained
+    average = bytes_of_average(objective) if keeps_average(config) else 0
+    static = weights + (1 + MOMENTS) * trained + average
     limit, whose = _memory_here(config)
     refusal = ""
     if static > limit and config.parallel.strategy != "fsdp":
         refusal = (
-            f"weights, gradients and moments take {_gb(static)} a process, {whose} has {_gb(limit)}; take a smaller "
-            "objective, or several GPUs with parallel.strategy=fsdp"
+            f"weights, gradients and moments{' and ema' * bool(average)} take {_gb(static)} a process, {whose} has "
+            f"{_gb(limit)}; take a smaller objective, or several GPUs with parallel.strategy=fsdp"
         )
     line = (
-        f"memory: weights {_gb(weights)}, gradients {_gb(trained)}, moments {_gb(MOMENTS * trained)}, together "
+        f"memory: weights {_gb(weights)}, gradients {_gb(trained)}, moments {_gb(MOMENTS * trained)}, "
+        f"{f'ema {_gb(average)}, ' if average else ''}together "
         f"{_gb(static)} a process (fsdp over {SHARED_BY}: {_gb(static / SHARED_BY)}); activations come on top, "
         "images_per_micro_batch and activation_checkpointing lower them"
     )
@@ -71,7 +74,9 @@ def _memory_here(config: RunConfig) -> tuple[float, str]:
 
 def _disk_line(config: RunConfig, objective: Objective) -> tuple[str, str]:
     """Return what is said of the disk, and why it is too full, if it is."""
-    size, weights, every = bytes_of_checkpoint(objective), num_bytes(objective.state_dict()), config.checkpoint.every
+    averaged, every = keeps_average(config), config.checkpoint.every
+    size = bytes_of_checkpoint(objective, averaged=averaged)
+    weights = num_bytes(objective.state_dict()) * (1 + averaged)
     kept = config.checkpoint.keep + 1  # the oldest goes when the newest is whole
     if config.checkpoint.keep_every:
         kept += config.total_steps // config.checkpoint.keep_every

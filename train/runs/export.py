@@ -30,6 +30,7 @@ def export_model(out: Path, config: RunConfig, objective: Objective, *, writes: 
     if objective.exported_config is not None:
         config = dataclasses.replace(config, objective=objective.exported_config)
     try:
+        out.mkdir(exist_ok=True)
         objective.export_beside(out, tensors)
         # One key only: safetensors writes several in no fixed order, and the same run must give the same file.
         with atomic_file(str(out / "model.safetensors")) as path:

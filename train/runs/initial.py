@@ -19,7 +19,7 @@ from headrace.files import write_atomic
 from headrace.train.models.lora import is_lora
 from headrace.train.objectives.objective import Objective, released_names
 from headrace.train.runs.tensor_files import in_our_names, read_tensor_file
-from headrace.train.runs.weights import read_weights
+from headrace.train.runs.weights import names_average, read_weights
 
 REPORT = "init.json"
 SHOWN_NAMES = 3
@@ -117,6 +117,8 @@ def _check_trunk(objective: Objective, own: Tensors, taken: Tensors, path: Path)
 
 def _read(path: Path) -> tuple[str, dict[str, Tensor]]:
     """Return what kind of weights are at `path`, and its tensors under our names."""
+    if names_average(path):
+        return "average of a run", read_weights(path).tensors
     if (path / ".metadata").is_file():
         raise ValueError(f"{path}: a folder of torch.distributed.checkpoint; make one file of it: dcp_to_torch_save")
     if (path / "open_clip_model.safetensors").is_file():

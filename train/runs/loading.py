@@ -16,8 +16,9 @@ from torch import Tensor, distributed, nn
 from headrace.train.parallel.layout import ALL_OF_IT, Layout, Piece, piece_of
 from headrace.train.parallel.ranks import ALONE, Ranks
 from headrace.train.runs.optimizer_state import finish_state, make_state, state_targets
+from headrace.train.runs.saving import NO_AVERAGE
 from headrace.train.runs.staging import flat_bytes
-from headrace.train.runs.state_file import Checkpoint
+from headrace.train.runs.state_file import AVERAGE, Checkpoint
 from headrace.train.runs.verified_file import DamagedError, Stored, VerifiedFile, opened, row_bytes, whole_shape
 
 
@@ -106,11 +107,12 @@ def restore(
     *,
     ranks: Ranks = ALONE,
     layout: Layout = ALL_OF_IT,
+    average: Mapping[str, Tensor] = NO_AVERAGE,
 ) -> int:
     """Put the checkpoint's weights and moments into place; return the bytes that this process read.
 
-    Called on all ranks. Raises DamagedError where a file is not what was written, and ValueError if shapes or names
-    differ: on all ranks.
+    `average` takes that of the weights, where the run has one by then. Called on all ranks. Raises DamagedError where a
+    file is not what was written, and ValueError if shapes or names differ: on all ranks.
     """
     make_state(optimizer)
     with _same_on_all(ranks, checkpoint.path):
@@ -125,6 +127,9 @@ def restore(
             shapes = {name: source.shape for name, source in moments.items()}
             state = state_targets(shapes, module, optimizer)
             targets += _fitting(moments, state, "the optimizer's state does not fit")
+            if average:
+                averages = stack.enter_context(sources(checkpoint, AVERAGE))
+                targets += _fitting(averages, average, "the average of the weights does not fit")
         shares = _shares(targets, layout)
         with _same_on_all(ranks, checkpoint.path):
             for (source, piece), reader in zip(targets, shares, strict=True):

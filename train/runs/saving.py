@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from headrace.train.parallel.layout import ALL_OF_IT, Layout, Piece, piece_of
 from headrace.train.parallel.ranks import ALONE, Ranks
 from headrace.train.runs.optimizer_state import optimizer_tensors
 from headrace.train.runs.staging import streamed
-from headrace.train.runs.state_file import Progress, facts_from_dict, facts_to_dict, file_name, write_state
+from headrace.train.runs.state_file import AVERAGE, Progress, facts_from_dict, facts_to_dict, file_name, write_state
 from headrace.train.runs.tensor_file import Facts, Rows, ordered, write_tensor_file
 from headrace.train.runs.tensors import numbered
 
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 # What each kind of file holds, on this process.
 Contents = dict[str, dict[str, Piece]]
+NO_AVERAGE: Mapping[str, Tensor] = MappingProxyType({})
 Body = Callable[[str, Piece], Iterator[memoryview]]
 
 
@@ -42,24 +44,36 @@ def save_checkpoint(
     config: RunConfig,
     ranks: Ranks = ALONE,
     layout: Layout = ALL_OF_IT,
+    average: Mapping[str, Tensor] = NO_AVERAGE,
 ) -> Path:
     """Write a checkpoint under `folder` and return its path; an older one of the same step is replaced.
 
-    Called on all ranks. Raises OSError naming the folder on all of them, and leaves nothing half written.
+    `average` is that of the weights, if the run has one. Called on all ranks. Raises OSError naming the folder, on all
+    of them, and leaves nothing half written.
     """
     save = Save(folder, progress=progress, config=config, ranks=ranks, layout=layout)
     save.begin()
     with save.all_or_none(), ranks.all_write(save.what):
-        save.write_part(contents_of(module, optimizer, layout), lambda _, piece: streamed([piece.local]))
+        save.write_part(contents_of(module, optimizer, layout, average), lambda _, piece: streamed([piece.local]))
     with save.all_or_none(), ranks.first_writes(save.what) as writes:
         if writes:
             save.commit()
     return save.final
 
 
-def contents_of(module: nn.Module, optimizer: torch.optim.Optimizer, layout: Layout) -> Contents:
+def contents_of(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    layout: Layout,
+    average: Mapping[str, Tensor] = NO_AVERAGE,
+) -> Contents:
     """Return what this process writes: its rows of what is spread, and on one process all that is not."""
-    kinds = {"model": module.state_dict(), "optimizer": optimizer_tensors(module, optimizer)}
+    kinds: dict[str, Mapping[str, Tensor]] = {
+        "model": module.state_dict(),
+        "optimizer": optimizer_tensors(module, optimizer),
+    }
+    if average:
+        kinds[AVERAGE] = average
     if layout.replica:
         return {}
     return {kind: _own(tensors, layout) for kind, tensors in kinds.items()}

@@ -1,7 +1,8 @@
 """`state.json` of a checkpoint: how far the run is, by which config, and what its other files must be.
 
 Version 3 has digests of every block of the files, of which there may be several for the weights and several for the
-moments. Version 2 added `watch`, and both it and version 1 have two files with one sha256 each; they are read.
+moments. Version 4 is the same with an average of the weights; where there is none version 3 is written. Version 2 added
+`watch`, and both it and version 1 have two files with one sha256 each; they are read.
 """
 
 import json
@@ -20,12 +21,15 @@ from headrace.train.runs.verified_file import DamagedError
 from headrace.train.steady.bad_steps import StepWatch, watch_from_state, watch_to_state
 
 VERSION = 3
+AVERAGED_VERSION = 4
 # 16 bytes of digest for a block, as text: 32 MiB speak for a terabyte.
 MAX_STATE_BYTES = 64 << 20
 NAME = "state.json"
 # What a checkpoint holds, each in one file or in one for each process that writes.
-KINDS = ("model", "optimizer")
-FILES = tuple(f"{kind}.safetensors" for kind in KINDS)
+NEEDED = ("model", "optimizer")
+AVERAGE = "ema"
+KINDS = (*NEEDED, AVERAGE)
+FILES = tuple(f"{kind}.safetensors" for kind in NEEDED)
 _FILE_NAME = re.compile(rf"(?P<kind>{'|'.join(KINDS)})(-\d{{5}}-of-\d{{5}})?\.safetensors")
 
 
@@ -59,7 +63,7 @@ class Checkpoint:
     """Of the files of versions 1 and 2, which are checked as a whole."""
 
     def files_of(self, kind: str) -> dict[Path, Facts]:
-        """Return the files that hold the weights, or the moments."""
+        """Return the files that hold the weights, the moments, or the average of the weights."""
         return {self.path / name: facts for name, facts in self.files.items() if kind_of(name) == kind}
 
 
@@ -76,8 +80,9 @@ def file_name(kind: str, *, number: int, count: int) -> str:
 
 def write_state(folder: Path, progress: Progress, config: RunConfig, files: Mapping[str, Facts]) -> None:
     """Write `state.json`."""
+    averaged = any(kind_of(name) == AVERAGE for name in files)
     state = {
-        "version": VERSION,
+        "version": AVERAGED_VERSION if averaged else VERSION,
         "step": progress.step,
         "stream": progress.stream,
         "missing": progress.missing,
@@ -141,14 +146,14 @@ def _read_checked(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise DamagedError(f"{path}: damaged checkpoint: {error}") from error
     version = state.get("version") if isinstance(state, dict) else None
-    if type(version) is int and version > VERSION:
+    if type(version) is int and version > AVERAGED_VERSION:
         # Not damage: going on from an older checkpoint would do again, and replace, what a newer headrace did.
         raise ValueError(
-            f"{path}: a checkpoint of version {version}, and this headrace reads 1 to {VERSION}: install the headrace "
-            "that wrote it, or take the checkpoint away to go on from the one before"
+            f"{path}: a checkpoint of version {version}, this headrace reads 1 to {VERSION} and {AVERAGED_VERSION}; "
+            "install the headrace that wrote it, or take the checkpoint away to go on from the one before"
         )
-    if not isinstance(state, dict) or version not in range(1, VERSION + 1):
-        raise DamagedError(f"{path}: not a checkpoint of version 1 to {VERSION}")
+    if not isinstance(state, dict) or version not in range(1, AVERAGED_VERSION + 1):
+        raise DamagedError(f"{path}: not a checkpoint of version 1 to {AVERAGED_VERSION}")
     if state["version"] > 1:
         wanted["watch"] = dict
     state.setdefault("missing", 0)  # older checkpoints of version 1 do not count
@@ -160,7 +165,8 @@ def _read_checked(path: Path) -> dict[str, Any]:
 
 def _read_files(state: dict[str, Any]) -> tuple[dict[str, Facts], dict[str, str]]:
     files = state["files"]
-    if not {kind_of(name) for name in files} == set(KINDS):
+    kinds = {kind_of(name) for name in files}
+    if not set(NEEDED) <= kinds <= set(KINDS):
         raise ValueError(f"it names the files {sorted(files)[:4]}")
     if state["version"] < 3:
         sums = {name: files[name]["sha256"] for name in files}

@@ -22,6 +22,7 @@ from headrace.train.objectives.objective import Objective, released_names
 from headrace.train.runs.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, newest_checkpoint
 from headrace.train.runs.loading import read_tensors
 from headrace.train.runs.released import released_config, trunk_only
+from headrace.train.runs.state_file import AVERAGE
 from headrace.train.runs.tensor_files import CONFIG_KEY, in_our_names, is_released, read_tensor_file
 from headrace.train.steady.changes import planned_changes
 
@@ -84,7 +85,14 @@ class Weights:
 
 
 def read_weights(path: Path) -> Weights:
-    """Read the newest weights at `path`. Raises ValueError if none are there, whole and as their config says."""
+    """Read the newest weights at `path`, or at RUN/ema and CHECKPOINT/ema their average.
+
+    Raises ValueError if none are there, whole and as their config says.
+    """
+    if names_average(path):
+        weights = _read_checkpoint(path.parent, of_average=True)
+        weights.check()
+        return weights
     if path.is_dir() and not (path / "checkpoints").exists() and not (path / "state.json").exists():
         path = next((path / name for name in ("model.safetensors", "model.pth") if (path / name).is_file()), path)
     weights = _read_exported(path) if path.is_file() else _read_checkpoint(path)
@@ -112,11 +120,20 @@ def averaged(several: Sequence[Weights]) -> Weights:
     return first
 
 
-def _read_checkpoint(path: Path) -> Weights:
+def names_average(path: Path) -> bool:
+    """True if `path` is RUN/ema or CHECKPOINT/ema: the average in a checkpoint, under which there is no such folder."""
+    return path.name == AVERAGE and any((path.parent / name).exists() for name in ("checkpoints", "state.json"))
+
+
+def _read_checkpoint(path: Path, *, of_average: bool = False) -> Weights:
     model: dict[str, Tensor] = {}
 
     def read(checkpoint: Checkpoint) -> None:
         model.update(read_tensors(checkpoint, "model"))
+        if of_average and not checkpoint.files_of(AVERAGE):
+            raise ValueError(f"{checkpoint.path} has no average of the weights: its run had no `ema` at that step")
+        if of_average:
+            model.update(read_tensors(checkpoint, AVERAGE))
 
     checkpoint = None
     if list_checkpoints(path / "checkpoints"):
@@ -129,7 +146,7 @@ def _read_checkpoint(path: Path) -> Weights:
     record = _record(checkpoint.config, checkpoint.path)
     tensors = released_names(record.sketch(), model)
     return Weights(
-        path=checkpoint.path,
+        path=checkpoint.path / AVERAGE if of_average else checkpoint.path,
         model=record,
         step=checkpoint.progress.step,
         tensors=tensors,

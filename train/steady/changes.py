@@ -17,7 +17,7 @@ from headrace.pipeline.mixture import Segment
 if TYPE_CHECKING:
     from headrace.train.config import RunConfig
 
-CHANGEABLE = ("clip_grad_norm", "steps", "optimizer", "schedule", "mixture.weights", "mixture.lanes")
+CHANGEABLE = ("clip_grad_norm", "steps", "optimizer", "schedule", "mixture.weights", "mixture.lanes", "ema")
 WEIGHTS, LANES = "mixture.weights", "mixture.lanes"
 
 Changes = dict[str, Any]
@@ -96,6 +96,24 @@ def period_at(all_periods: Sequence[Period], step: int) -> Period:
     return next(period for period in reversed(all_periods) if period.first_step <= step)
 
 
+def averaged_since(all_periods: Sequence[Period], step: int) -> int | None:
+    """Return when the average of the weights began that a run has when `step` steps are done; None = it has none."""
+    since: int | None = None
+    for period in all_periods:
+        if period.first_step > step:
+            break
+        if period.config.ema is None:
+            since = None
+        elif since is None:
+            since = period.first_step
+    return since
+
+
+def keeps_average(config: "RunConfig") -> bool:
+    """True if the run has an average of its weights, from its first step or a later one on."""
+    return any(period.config.ema is not None for period in periods(config))
+
+
 def planned_mixture(config: "RunConfig") -> Mixture:
     """Return the mixture of the whole run: changes of weights and lanes are segments of it."""
     return mixture_with(config.mixture, config.changes_at, global_batch=config.global_batch)
@@ -143,7 +161,7 @@ def _check_keys(changes: Changes) -> None:
         if path.startswith("mixture.segments"):
             raise ValueError("mixture.segments is planned by position, in the mixture; here it is mixture.weights")
         if not is_changeable(path) and path != "schedule.kind":
-            known = ", ".join(f"{key}.*" if key in ("optimizer", "schedule") else key for key in CHANGEABLE)
+            known = ", ".join(f"{key}.*" if key in ("optimizer", "schedule", "ema") else key for key in CHANGEABLE)
             raise ValueError(f"{path} cannot change on the way; what can: {known}")
 
 
@@ -159,8 +177,11 @@ def _changed(config: "RunConfig", changes: Changes) -> "RunConfig":
         data["schedule"] = {}  # another schedule has other fields
     for path, value in changes.items():
         *above, key = path.split(".")
-        if path not in (WEIGHTS, LANES):
-            (data[above[0]] if above else data)[key] = value
+        if path in (WEIGHTS, LANES):
+            continue
+        if above and data[above[0]] is None:
+            data[above[0]] = {}  # it is switched on
+        (data[above[0]] if above else data)[key] = value
     return build_config(type(config), data)
 
 
@@ -170,11 +191,11 @@ def _before_and_after(old: "RunConfig", new: "RunConfig", changes: Changes) -> d
     return {path: (_value(was, path), now.get(path, _value(now, path))) for path in changes}
 
 
-def _value(data: dict[str, Any], path: str) -> Any:
+def _value(data: Any, path: str) -> Any:
     if path == WEIGHTS:
         return {source["name"]: source["weight"] for source in data["mixture"]["sources"]}
     for key in path.split("."):
-        data = data.get(key, {})
+        data = data.get(key) if isinstance(data, dict) else None
     return data
 
 

@@ -10,6 +10,7 @@ from headrace.train.objectives.objective import Objective
 from headrace.train.parallel.ranks import Ranks
 from headrace.train.runs.checkpoint import list_checkpoints
 from headrace.train.runs.tensors import num_bytes
+from headrace.train.steady.changes import keeps_average
 
 MOMENTS = 2
 """Tensors of a parameter's size that AdamW keeps."""
@@ -30,16 +31,23 @@ def check_validation(config: RunConfig) -> None:
         raise ValueError(f"validation.dataset {url} has no samples")
 
 
-def bytes_of_checkpoint(objective: Objective) -> int:
-    """Return about how many bytes one checkpoint takes: weights and moments."""
+def bytes_of_checkpoint(objective: Objective, *, averaged: bool = False) -> int:
+    """Return about how many bytes one checkpoint takes: weights, moments, and their average."""
     trainable = sum(p.numel() * p.element_size() for p in objective.parameters() if p.requires_grad)
-    return num_bytes(objective.state_dict()) + MOMENTS * trainable
+    return num_bytes(objective.state_dict()) + MOMENTS * trainable + bytes_of_average(objective) * averaged
+
+
+def bytes_of_average(objective: Objective) -> int:
+    """Return how many bytes an average of the weights takes: four for each that is trained."""
+    return sum(4 * parameter.numel() for parameter in objective.parameters() if parameter.requires_grad)
 
 
 def check_room(config: RunConfig, objective: Objective, ranks: Ranks) -> None:
     """Raise OSError on all ranks if not even the next checkpoint fits the disk; warn if not all that are kept do."""
     out = Path(config.out)
-    size, weights = bytes_of_checkpoint(objective), num_bytes(objective.state_dict())
+    averaged = keeps_average(config)
+    size = bytes_of_checkpoint(objective, averaged=averaged)
+    weights = num_bytes(objective.state_dict()) * (1 + averaged)
     with ranks.first_writes("the next checkpoint: its disk is too full") as writes:
         if not writes:
             return

@@ -85,6 +85,7 @@ except OSError as error:
     os._exit(0)
 sys.exit("this rank went on")
 """
+EMA = {"decay": 0.9}
 SUPERVISED = {"kind": "supervised", "num_classes": 3, "patch": 4, "width": 16, "depth": 1, "heads": 2}
 
 
@@ -120,6 +121,7 @@ def without_newest(out: Path, name: str) -> Path:
     shutil.copytree(out, copy)
     shutil.rmtree(copy / "checkpoints" / "00000006")
     (copy / "model.safetensors").unlink()
+    shutil.rmtree(copy / "ema")
     return copy
 
 
@@ -131,10 +133,12 @@ def assert_same_run(out: Path, reference: Path) -> None:
         assert places == pytest.approx(others, rel=1e-5)
         assert one.get("batch_digest") == other.get("batch_digest")
         assert one.get("grad_norm", 0) == pytest.approx(other.get("grad_norm", 0), rel=1e-4)
-    weights, expected = load_file(out / "model.safetensors"), load_file(reference / "model.safetensors")
-    assert weights.keys() == expected.keys()
-    for name, tensor in expected.items():
-        torch.testing.assert_close(weights[name], tensor, atol=1e-5, rtol=1e-4)
+        assert one.get("ema_loss", 0) == pytest.approx(other.get("ema_loss", 0), rel=1e-5)
+    for file in ("model.safetensors", "ema/model.safetensors"):
+        weights, expected = load_file(out / file), load_file(reference / file)
+        assert weights.keys() == expected.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(weights[name], tensor, atol=1e-5, rtol=1e-4)
 
 
 def test_two_processes_fine_tune_as_one_in_full_and_through_adapters(
@@ -157,7 +161,7 @@ def test_two_processes_fine_tune_as_one_in_full_and_through_adapters(
 
 
 def test_two_processes_with_a_spread_model_are_one(run_file: Callable[..., Path], tmp_path: Path) -> None:
-    path = run_file(steps=3, images_per_micro_batch=3, validation={"dataset": other_set(run_file), "every": 3})
+    path = run_file(steps=3, images_per_micro_batch=3, ema=EMA, validation={"dataset": other_set(run_file), "every": 3})
     beside = "checkpoint.asynchronous=true"
     processes(2, TRAIN, told(path, tmp_path / "fsdp", "parallel.strategy=fsdp", beside))
     assert [path.name for path in (tmp_path / "fsdp" / "checkpoints").iterdir()] == ["00000003"]
@@ -215,7 +219,7 @@ def other_set(run_file: Callable[..., Path]) -> str:
 def test_fsdp_is_ddp_is_one_process_and_either_continues_the_other(
     run_file: Callable[..., Path], tmp_path: Path
 ) -> None:
-    path = run_file(steps=6, images_per_micro_batch=3)
+    path = run_file(steps=6, images_per_micro_batch=3, ema=EMA)
     alone, ddp, fsdp = tmp_path / "alone", tmp_path / "ddp", tmp_path / "fsdp"
     spread = "parallel.strategy=fsdp"
     processes(2, TRAIN, told(path, ddp), told(path, fsdp, spread))
@@ -238,15 +242,18 @@ def test_fsdp_is_ddp_is_one_process_and_either_continues_the_other(
 
     # Whoever reads a run reads one whose weights lie in parts.
     parts = sorted(name.name for name in (fsdp / "checkpoints" / "00000006").iterdir())
-    assert parts[:2] == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    assert parts[:4] == [f"{kind}-0000{n}-of-00002.safetensors" for kind in ("ema", "model") for n in (1, 2)]
     tensors = read_weights(fsdp / "checkpoints" / "00000006").tensors
     for name, tensor in load_file(fsdp / "model.safetensors").items():
         assert torch.equal(tensors[name], tensor)
+    averages = read_weights(fsdp / "checkpoints" / "00000006" / "ema").tensors
+    for name, tensor in load_file(fsdp / "ema" / "model.safetensors").items():
+        assert torch.equal(averages[name], tensor)
 
 
 @pytest.mark.full
 def test_four_processes_two_replicas_and_other_world_sizes(run_file: Callable[..., Path], tmp_path: Path) -> None:
-    path = run_file(steps=6)
+    path = run_file(steps=6, ema=EMA)
     alone, four, hybrid = tmp_path / "alone", tmp_path / "four", tmp_path / "hybrid"
     spread, twice = "parallel.strategy=fsdp", "parallel.replicas=2"
     assert train(load_run(path, [f"out={alone}"])).finished
