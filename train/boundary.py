@@ -7,7 +7,7 @@ weights.
 import contextlib
 import gc
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from headrace.pipeline import Batch
 from headrace.pipeline.seen import StepRecord
 from headrace.train.config import RunConfig
 from headrace.train.evaluate.validation import losses_by_place, validation_values
+from headrace.train.parallel.presence import Phase
 from headrace.train.parallel.ranks import Ranks
 from headrace.train.runs.export import export_model
 from headrace.train.runs.folder import passing_full_disk
@@ -95,7 +96,7 @@ class Boundary:
                 continue
             if self.ranks.from_first(self.metrics.has(monitor.event, step), f"{monitor.event} at {step}"):
                 continue
-            with self.meter.paused():
+            with self._apart("looking"):
                 values = monitor.values()
             self.write({"event": monitor.event, "step": step, **values})
 
@@ -152,11 +153,19 @@ class Boundary:
         if self.state.step > self.saved_step:
             self._save_this_step(must=must, stream=stream)
         if must and self.state.saver is not None:
-            with self.meter.paused():
+            with self._apart("saving"):
                 self.state.saver.finish()
 
-    def _save_this_step(self, *, must: bool, stream: dict[str, Any] | None) -> None:
+    @contextlib.contextmanager
+    def _apart(self, phase: Phase) -> Iterator[None]:
+        """Leave the time of this context out of the rates, and let it last as long as it takes."""
+        self.ranks.enters(phase)
         with self.meter.paused():
+            yield
+        self.ranks.enters("")
+
+    def _save_this_step(self, *, must: bool, stream: dict[str, Any] | None) -> None:
+        with self._apart("saving"):
             self.record.flush(self.ranks.sum)  # a run that goes on from here must not lack the steps before
             with contextlib.nullcontext() if must else passing_full_disk(self.config):
                 save_state(self.config, self.state, self.ranks, stream=stream)

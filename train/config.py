@@ -28,6 +28,7 @@ from headrace.train.optim.adamw import AdamWConfig
 from headrace.train.optim.ema import EmaConfig
 from headrace.train.optim.schedules import CosineConfig
 from headrace.train.parallel.strategy import ParallelConfig
+from headrace.train.parallel.watchdog import HangLimits
 from headrace.train.profiling import ProfileConfig
 from headrace.train.steady.changes import periods, planned_changes, planned_mixture
 
@@ -53,6 +54,7 @@ FREE_FIELDS = frozenset(
         "images_per_micro_batch",
         "mixture",
         "timeout_seconds",
+        "hang_seconds",
         "on_non_finite",
         "on_spike",
         "spike",
@@ -214,6 +216,10 @@ class RunConfig:
     """How several processes share the model."""
     timeout_seconds: float = 1800.0
     """Of several processes, one that waits so long for the others stops the run; a save must take less."""
+    hang_seconds: float | None = None
+    """A rank that stands so long in one phase of a step, or says nothing for so long, ends the run, named. Waiting for
+    data may take `mixture.read_patience_seconds` longer. null = 20 median steps, at least 300; a process alone is then
+    not watched."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "global_batch", "log_every"):
@@ -224,6 +230,8 @@ class RunConfig:
         for name in ("clip_grad_norm", "timeout_seconds"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
+        if self.hang_seconds is not None and not 0 < self.hang_seconds < math.inf:
+            raise ValueError(f"hang_seconds must be above 0 and finite, got {self.hang_seconds}")
         if self.images_per_micro_batch is not None and self.images_per_micro_batch < 1:
             raise ValueError(f"images_per_micro_batch must be at least 1, got {self.images_per_micro_batch}")
         if self.mixture.decoder == NO_DECODER:
@@ -244,6 +252,16 @@ class RunConfig:
         if self.changes_at:
             periods(self)
             planned_mixture(self)
+
+    @property
+    def hang_limits(self) -> HangLimits:
+        """How long a rank may stand still."""
+        patience = self.mixture.patience
+        return HangLimits(
+            seconds=self.hang_seconds,
+            data_seconds=patience.seconds + patience.timeout_seconds,
+            most_seconds=self.timeout_seconds,
+        )
 
     @property
     def total_steps(self) -> int:

@@ -20,6 +20,7 @@ from headrace.train.collector import collect_young, collecting_at_boundaries
 from headrace.train.config import RunConfig
 from headrace.train.parallel.ranks import Ranks, join_ranks
 from headrace.train.parallel.signals import watch_signals
+from headrace.train.parallel.watchdog import watching
 from headrace.train.profiling import profiling
 from headrace.train.runs.branch import take_records
 from headrace.train.runs.folder import BadStepError, own_run, write_records
@@ -60,8 +61,15 @@ def train(config: RunConfig, *, on_metrics: Callable[[Metrics], None] = lambda _
     differs from the checkpoint's, and BadStepError (a ValueError) before a step that would spoil the weights.
     """
     with contextlib.ExitStack() as stack:
-        ranks = stack.enter_context(join_ranks(config.device, timeout_seconds=config.timeout_seconds))
+        ranks = stack.enter_context(
+            join_ranks(
+                config.device,
+                timeout_seconds=config.timeout_seconds,
+                alone_is_watched=config.hang_seconds is not None,
+            )
+        )
         stack.enter_context(own_run(config, ranks))
+        stack.enter_context(watching(ranks.presence, config.hang_limits, Path(config.out)))
         state = stack.enter_context(open_state(config, ranks))
         metrics = stack.enter_context(contextlib.closing(_open_metrics(config, state, ranks)))
         record = stack.enter_context(contextlib.closing(_open_record(config, state, ranks)))
@@ -142,6 +150,7 @@ class _Run:
                 step = take_step(period.config, state, batch, ranks=ranks, stopping=bool(ranks.stop))
         except BadStepError as error:
             raise type(error)(f"{error}; {boundary.keep_good_weights(before, error.cure)}") from None
+        ranks.enters("")
         if step.skipped is not None:
             boundary.write(record_skipped(config, step.skipped, batch, ranks, again=again is not None))
         boundary.poll_save()

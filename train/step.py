@@ -47,6 +47,7 @@ class Step:
 
 def next_batch(state: TrainState, ranks: Ranks) -> Batch | None:
     """Return the next batch; None where a signal broke off the wait for it, and the stream stands before it again."""
+    ranks.enters("data", state.step)
     if ranks.size > 1:
         return next(state.stream)  # the others need this rank in their step
     before = state.stream.state_dict()
@@ -66,17 +67,21 @@ def take_step(config: RunConfig, state: TrainState, batch: Batch, *, ranks: Rank
     lr = config.rate(state.step)
     set_groups(config.optimizer, state.optimizer, lr=lr)
 
+    ranks.enters("forward")
     terms, missing = ranks.sum(_counts(config, state, batch), f"step {state.step}")
     terms = max(terms, 1.0)  # a step of nothing but rows without captions has a loss of 0
     total, report = torch.zeros((), device=ranks.device), {}
     parts = micro_batches(state.objective.before_cut(batch), config.images_per_micro_batch)
     for part in parts:
+        ranks.enters("forward")
         with reducing(state.model, last=part is parts[-1]):
             with autocast(config.precision, ranks.device):
                 loss, report = state.model(part)
+            ranks.enters("backward")
             # Gradients are averaged over ranks; times their number, that is the sum.
             (loss * (ranks.size / terms)).backward()
         total += loss.detach()
+    ranks.enters("update")
     first = first_layer_norm(state.objective, ranks.device)
     norm = whole(torch.nn.utils.clip_grad_norm_(state.objective.parameters(), config.clip_grad_norm))
 

@@ -1,6 +1,12 @@
-"""A small labelled, captioned dataset on disk, a run file over it, and batches without a stream."""
+"""A small labelled, captioned dataset on disk, a run file over it, batches without a stream, and jobs of processes."""
 
-from collections.abc import Callable
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +131,94 @@ def make_batch() -> Callable[..., Batch]:
         )
 
     return make
+
+
+class Nursery:
+    """Starts processes that have everything imported."""
+
+    def __init__(self) -> None:
+        self.environment = {
+            "OMP_NUM_THREADS": "1",
+            "PATH": "/usr/bin:/bin",
+            "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+        }
+        command = [sys.executable, str(Path(__file__).with_name("nursery_program.py"))]
+        self._process = subprocess.Popen(
+            command, env=self.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def ask(self, **question: object) -> int | None:
+        """Return the answer: a pid, an exit code, or None for a process that has not ended."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        answer: int | None = json.loads(self._process.stdout.readline())
+        return answer
+
+    def close(self) -> None:
+        """End it."""
+        self._process.communicate(timeout=10)
+
+
+class Child:
+    """A process of the nursery."""
+
+    def __init__(
+        self, nursery: Nursery, program: str, arguments: list[str], *, environment: dict[str, str], stderr: Path
+    ) -> None:
+        self.returncode: int | None = None
+        self._nursery, self._stderr = nursery, stderr
+        pid = nursery.ask(program=program, arguments=arguments, environment=environment, stderr=str(stderr))
+        assert pid is not None
+        self.pid = pid
+
+    def poll(self) -> int | None:
+        """Return the exit code, or None while it runs."""
+        if self.returncode is None:
+            self.returncode = self._nursery.ask(wait=self.pid)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def says(self, seconds: float) -> str:
+        """Return what it said on stderr, once it has ended."""
+        end = time.monotonic() + seconds
+        while self.poll() is None:
+            assert time.monotonic() < end, self._stderr.read_text()
+            time.sleep(0.02)
+        return self._stderr.read_text()
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    """Where the processes of a module's jobs come from."""
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture
+def job_of(nursery: Nursery, tmp_path: Path) -> Callable[..., list[Child]]:
+    """Return a function that starts `ranks` processes of one job; stderr of each goes to a file."""
+
+    def start(program: str, arguments: list[str], *, ranks: int = 1, **environment: str) -> list[Child]:
+        with socket.socket() as tried:
+            tried.bind(("127.0.0.1", 0))
+            port = str(tried.getsockname()[1])
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks), **environment}
+        return [
+            Child(
+                nursery,
+                program,
+                arguments,
+                environment={**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stderr=tmp_path / f"stderr-{port}-{rank}.txt",
+            )
+            for rank in range(ranks)
+        ]
+
+    return start

@@ -4,12 +4,9 @@ Each is the command line in processes of its own, alone or two by two.
 """
 
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +19,6 @@ from headrace.train.runs.metrics import read_metrics
 
 pytestmark = pytest.mark.full
 
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
 TRAIN = "from headrace.cli.app import main; main()"
 # A pause after each line of metrics, so that what is sent to a process finds steps left to do.
 SLOW = f"""
@@ -58,26 +54,40 @@ def failing(path, *given):
 saving.write_tensor_file = failing
 {TRAIN}
 """
+# The rank that HANGS names hangs at step 7 (0-based), while the other comes to exchange gradients, or waits for it.
+HANGS = """
+import ctypes, os, signal, time
+from headrace.torch import DeviceBatches
+from headrace.train.objectives.aim import Aim
+from headrace.cli.app import main
+
+how, forward, following = os.environ["HANGS"], Aim.forward, DeviceBatches.__next__
+
+def hanging(self, batch):
+    if self.training and int(batch.position[0]) // 16 == 7:
+        if how == "stopped":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        elif how == "held":  # nothing of Python runs any more
+            ctypes.PyDLL(None).sleep(100)
+    return forward(self, batch)
+
+def standing(self):
+    if how == "loader" and self.position == 7 * 16:
+        time.sleep(100)
+    return following(self)
+
+if os.environ["RANK"] == os.environ["HANGING"]:
+    Aim.forward, DeviceBatches.__next__ = hanging, standing
+main()
+"""
 STEPS = 20
 
 
 class Job:
     """A run under way, in one process or several."""
 
-    def __init__(self, path: Path, out: Path, *, ranks: int, program: str, options: tuple[str, ...]) -> None:
-        self.out = out
-        command = [sys.executable, "-c", program, "train", str(path), f"out={out}", *options]
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(ranks)}
-        self.processes = [
-            subprocess.Popen(
-                command,
-                env={**ENVIRONMENT, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(ranks)
-        ]
+    def __init__(self, out: Path, processes: list[Any]) -> None:
+        self.out, self.processes = out, processes
 
     def until(self, step: int) -> None:
         """Return when the metrics tell of `step`."""
@@ -87,16 +97,8 @@ class Job:
 
     def ends(self, seconds: float = 200.0) -> list[tuple[int, str]]:
         """Return exit code and what was said on stderr, by rank."""
-        said = [process.communicate(timeout=seconds)[1] for process in self.processes]
+        said = [process.says(seconds) for process in self.processes]
         return [(process.returncode, text) for process, text in zip(self.processes, said, strict=True)]
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as tried:
-        tried.bind(("127.0.0.1", 0))
-        return int(tried.getsockname()[1])
 
 
 def steps_of(out: Path) -> list[int]:
@@ -104,12 +106,13 @@ def steps_of(out: Path) -> list[int]:
 
 
 @pytest.fixture
-def start(run_file: Callable[..., Path], tmp_path: Path) -> Callable[..., Job]:
+def start(run_file: Callable[..., Path], job_of: Callable[..., list[Any]], tmp_path: Path) -> Callable[..., Job]:
     """Return a function that starts the same run in a folder of its own, or continues it."""
     path = run_file(steps=STEPS, checkpoint={"every": 5, "keep": 10}, validation=None)
 
-    def begin(name: str, *options: str, ranks: int = 1, program: str = TRAIN) -> Job:
-        return Job(path, tmp_path / name, ranks=ranks, program=program, options=options)
+    def begin(name: str, *options: str, program: str = TRAIN, **more: Any) -> Job:
+        out = tmp_path / name
+        return Job(out, job_of(program, ["train", str(path), f"out={out}", *options], **more))
 
     return begin
 
@@ -188,14 +191,52 @@ def test_a_rank_that_hangs_ends_the_run_in_the_stated_time_and_is_named(
     job.until(6)
     job.processes[lost].send_signal(signal.SIGSTOP)
     began = time.monotonic()
-    said = job.processes[1 - lost].communicate(timeout=60)[1]
+    said = job.processes[1 - lost].says(60)
     assert job.processes[1 - lost].returncode == 1
     assert time.monotonic() - began < 30
     assert f"rank {lost} did not come" in last_line(said), said
     assert last_line(said).startswith(f"headrace: rank {1 - lost} of 2 has "), said
     assert "Traceback" not in said
     job.processes[lost].send_signal(signal.SIGKILL)
-    job.processes[lost].communicate()
+    job.processes[lost].says(60)
+    assert result(start("hung", ranks=2)) == whole
+
+
+@pytest.mark.parametrize(
+    ("how", "hanging", "named"),
+    [
+        ("stopped", 0, "rank 0 does not answer"),
+        ("stopped", 1, "rank 1 does not answer"),
+        ("held", 1, "rank 1 does not answer"),
+        ("loader", 1, "held up by rank 1 in data of step 8 at <string>:"),
+    ],
+)
+def test_a_rank_that_hangs_in_a_step_ends_the_run_in_the_stated_time_and_is_named(
+    start: Callable[..., Job], undisturbed: Callable[..., Any], how: str, hanging: int, named: str
+) -> None:
+    whole = undisturbed(ranks=2)
+    options = ("hang_seconds=6", "mixture.read_patience_seconds=0", "mixture.read_timeout_seconds=1")
+    job = start("hung", *options, ranks=2, program=HANGS, HANGS=how, HANGING=str(hanging))
+    job.until(7)
+    began, other, lost = time.monotonic(), job.processes[1 - hanging], job.processes[hanging]
+    said = other.says(60)
+    assert other.returncode == 1
+    assert time.monotonic() - began < 30
+    assert f"rank {1 - hanging} of 2: the run has stood still for" in last_line(said), said
+    assert f"hang_seconds is 6: {named}" in last_line(said), said
+    assert "Traceback" not in said
+    if how != "loader":  # which ends by itself
+        lost.send_signal(signal.SIGKILL)
+    own = lost.says(60)
+    if how == "held":
+        assert "in hanging" in own, own  # its stacks, by a thread of C
+    if how == "loader":
+        assert lost.returncode == 1
+        (dump,) = job.out.glob("hang-*")
+        assert dump.name == "hang-00000007-rank1.txt"
+        assert "in standing" in dump.read_text()
+        assert str(dump) in own
+    assert [path.name for path in list_checkpoints(job.out / "checkpoints")] == ["00000005"]
     assert result(start("hung", ranks=2)) == whole
 
 

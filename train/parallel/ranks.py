@@ -20,7 +20,7 @@ import torch
 from torch import distributed
 
 from headrace.files import is_full_disk
-from headrace.train.parallel.presence import Presence
+from headrace.train.parallel.presence import Phase, Presence
 from headrace.train.parallel.signals import StopRequest
 
 TIMEOUT_SECONDS = 1800.0
@@ -100,6 +100,11 @@ class Ranks:
         self._finish(distributed.all_gather(parts, padded, async_op=True), where)
         return [bytes(part[: int(size)].tolist()).decode() for part, size in zip(parts, sizes, strict=True)]
 
+    def enters(self, phase: Phase, step: int | None = None) -> None:
+        """Note what this rank is at from here on; `step` are the steps done when one begins."""
+        if self.presence is not None:
+            self.presence.enters(phase, step)
+
     def wait(self, where: str = "") -> None:
         """Return when every rank has come here."""
         self.sum([0.0], where)
@@ -116,6 +121,9 @@ class Ranks:
         began, warn_at = time.monotonic(), FIRST_WARNING_SECONDS
         while not self._is_done(work):
             waited = time.monotonic() - began
+            if self.presence is not None and self.presence.verdict:
+                self.presence.leaving.set()
+                raise RankError(self.presence.verdict)
             me = f"rank {self.rank} of {self.size} has waited {waited:.0f} s for the others{where and ' in ' + where}"
             hint = "a rank that says nothing like this is the one that hangs"
             if self.presence is not None and (names := self.presence.missing()):
@@ -189,8 +197,9 @@ def lost_ranks(rank: int, size: int, error: Exception, missing: str = "") -> Ran
 
 def _presence(rank: int, size: int, timeout_seconds: float) -> Presence:
     # Told before the first warning, so that it can name who is missing.
+    # A connection of its own: the main thread may hold the other one while it waits in it.
     library = distributed.distributed_c10d
-    store = library.PrefixStore("headrace/presence", library._get_default_store())
+    store = library.PrefixStore("headrace/presence", library._get_default_store().clone())
     tell_after = min(FIRST_WARNING_SECONDS / 2, timeout_seconds / 4)
     kept_by_first = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     presence = Presence(rank, size, store, tell_after_seconds=tell_after, kept_by_first=kept_by_first)
@@ -198,11 +207,21 @@ def _presence(rank: int, size: int, timeout_seconds: float) -> Presence:
     return presence
 
 
+def _presence_alone() -> Presence:
+    store = distributed.HashStore()  # type: ignore[attr-defined]
+    presence = Presence(0, 1, store, tell_after_seconds=FIRST_WARNING_SECONDS / 2)
+    presence.start()
+    return presence
+
+
 @contextlib.contextmanager
-def join_ranks(device: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[Ranks]:
+def join_ranks(
+    device: str, *, timeout_seconds: float = TIMEOUT_SECONDS, alone_is_watched: bool = False
+) -> Iterator[Ranks]:
     """Yield this process's place; under torchrun, join the others for as long as the context lasts.
 
-    `device` is auto, cpu or cuda. Raises ValueError for cuda where there is none, RankError where the others are lost.
+    `device` is auto, cpu or cuda. A process `alone_is_watched` says where it is too, though to nobody but itself.
+    Raises ValueError for cuda where there is none, RankError where the others are lost.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but this machine has no usable CUDA device; use device=auto or device=cpu")
@@ -216,7 +235,10 @@ def join_ranks(device: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> Iter
     if cuda:
         torch.cuda.set_device(place)
     if size == 1:
-        yield Ranks(rank=0, size=1, device=place)
+        presence = _presence_alone() if alone_is_watched else None
+        yield Ranks(rank=0, size=1, device=place, presence=presence)
+        if presence is not None:
+            presence.close()
         return
     rank, presence = int(os.environ.get("RANK", "0")), None
     try:
