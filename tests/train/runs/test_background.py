@@ -1,6 +1,7 @@
 """A checkpoint that a thread writes is the one that waiting would have written, whatever happens meanwhile."""
 
 import errno
+import functools
 import os
 import signal
 import subprocess
@@ -229,6 +230,46 @@ def test_an_arena_gives_back_the_bytes_across_its_chunks(monkeypatch: pytest.Mon
         places = arena.fill(tensors)
         for name, tensor in tensors.items():
             assert b"".join(arena.views([places[name]])) == flat_bytes(tensor).numpy().tobytes()
+
+
+class Stream:
+    """Stands in for a stream of a device: what is asked for is done later, in its order, or when one waits for it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.queue: list[Callable[[], object]] = []
+        empty, copy = torch.empty, torch.Tensor.copy_
+
+        def not_pinned(*given: Any, **options: Any) -> torch.Tensor:
+            assert options.pop("pin_memory")
+            return empty(*given, **options)
+
+        def later(target: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+            assert non_blocking
+            self.queue.append(lambda: copy(target, source))
+            return target
+
+        monkeypatch.setattr(staging.torch, "empty", not_pinned)
+        monkeypatch.setattr(torch.Tensor, "copy_", later)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda _: self)
+
+    def synchronize(self) -> None:
+        while self.queue:
+            self.queue.pop(0)()
+
+
+def test_a_thread_finds_the_weights_of_the_step_in_the_arena_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels of the step are still queued when the copy is asked for; a thread reads the arena right behind it."""
+    monkeypatch.setattr(staging, "CHUNK_BYTES", 64)
+    weights = {"a": torch.zeros(50), "scalar": torch.zeros(())}
+    stream = Stream(monkeypatch)
+    arena = Arena(torch.device("cuda", 0))
+    for step in range(1, 4):
+        for tensor in weights.values():
+            stream.queue.append(functools.partial(tensor.fill_, step))
+        places = arena.fill(weights)
+        found = {name: b"".join(arena.views([places[name]])) for name in weights}
+        for name, tensor in weights.items():
+            assert found[name] == torch.full(tensor.shape, float(step)).numpy().tobytes(), name
 
 
 @pytest.mark.cuda
