@@ -4,6 +4,7 @@ The config comes with the weights, so that nothing but the path is needed. In an
 `encoder.` in front.
 """
 
+import dataclasses
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headrace.config import build_config
+from headrace.config import build_config, config_to_dict
 from headrace.pipeline.augment.config import MAX_IMAGE_SIZE
 from headrace.train.config import AnyObjective
 from headrace.train.objectives.build import build_objective
@@ -143,14 +144,19 @@ def _read_checkpoint(path: Path, *, of_average: bool = False) -> Weights:
         read(checkpoint)
     if checkpoint is None:
         raise ValueError(f"{path}: neither a run folder with checkpoints, nor a checkpoint, nor a model.safetensors")
-    record = _record(checkpoint.config, checkpoint.path)
-    tensors = released_names(record.sketch(), model)
+    record, config = _record(checkpoint.config, checkpoint.path), checkpoint.config
+    sketch = record.sketch()
+    # As an exported file has them: adapters merged.
+    tensors = dict(sketch.exported_tensors(released_names(sketch, model)))
+    if sketch.exported_config is not None:
+        record = dataclasses.replace(record, objective=sketch.exported_config)
+        config = config | {"objective": config_to_dict(sketch.exported_config)}
     return Weights(
         path=checkpoint.path / AVERAGE if of_average else checkpoint.path,
         model=record,
         step=checkpoint.progress.step,
         tensors=tensors,
-        config=checkpoint.config,
+        config=config,
     )
 
 

@@ -33,6 +33,7 @@ COMMANDS = {
     "trace": "trace",
     "audit": "audit",
     "probe": "probe",
+    "finetune": "finetune",
     "export": "export",
     "objectives": "objectives",
     "demo": "demo",

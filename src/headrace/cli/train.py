@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +16,7 @@ from headrace.cli.verbosity import is_quiet
 from headrace.text import one_line
 
 if TYPE_CHECKING:
+    from headrace.train.config import RunConfig
     from headrace.train.loop import TrainResult
 
 
@@ -46,31 +47,48 @@ def train_command(
     Several processes: torchrun --standalone --nproc-per-node 2 --no-python headrace train RUN.yaml
     """
     from headrace.train.config import load_run
-    from headrace.train.loop import train
-    from headrace.train.parallel.ranks import RankError
-    from headrace.train.runs.cost import PlanError
-    from headrace.train.runs.plan import plan_run
 
     config = load_run(run, overrides or ())
     if dry_run:
-        try:
-            say_plan("train", plan_run(config), json=json)
-        except PlanError as error:
-            error.add_note(f"known without it: {'; '.join(error.lines)}")  # a refusal is one line
-            raise
+        plan_training("train", config, json=json)
         return
+    result = run_training(config, json=json)
+    if result.is_first and json:
+        say_json("train", _facts(result))
+    elif result.is_first:
+        _show(result)
+    end_training(result)
+
+
+def plan_training(command: str, config: "RunConfig", *, json: bool, before: Sequence[str] = ()) -> None:
+    """Print what a run would do, behind the lines `before`."""
+    from headrace.train.runs.cost import PlanError
+    from headrace.train.runs.plan import plan_run
+
+    try:
+        say_plan(command, [*before, *plan_run(config)], json=json)
+    except PlanError as error:
+        error.add_note(f"known without it: {'; '.join(error.lines)}")  # a refusal is one line
+        raise
+
+
+def run_training(config: "RunConfig", *, json: bool) -> "TrainResult":
+    """Run, or continue, a run, and show how it goes; the process ends here if it has lost the others."""
+    from headrace.train.loop import train
+    from headrace.train.parallel.ranks import RankError
+
     try:
         with _progress(config.total_steps, json=json) as on_metrics:
-            result = train(config, on_metrics=on_metrics)
+            return train(config, on_metrics=on_metrics)
     except RankError as error:
         print(f"headrace: {one_line(str(error))}", file=sys.stderr)
         sys.stdout.flush()
         # The usual end would wait for the lost ranks, or abort in the destructors of the library that waits for them.
         os._exit(128 + error.signal_number if error.signal_number else 1)
-    if result.is_first and json:
-        say_json("train", _facts(result))
-    elif result.is_first:
-        _show(result)
+
+
+def end_training(result: "TrainResult") -> None:
+    """Leave with the code of the signal that stopped the run before its last step, if one did."""
     if not result.finished:
         # What a shell gives for a signal: a scheduler must not take the run for finished.
         raise typer.Exit(128 + result.stopped_by)

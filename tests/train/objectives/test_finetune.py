@@ -186,14 +186,17 @@ def test_adapters_are_exported_merged_and_frozen_weights_have_no_moments(
     }
     with safe_open(out / "model.safetensors", "pt") as file:
         assert not any(is_lora(name) for name in file.keys())  # noqa: SIM118  it is no dict
-    apart, merged = (read_weights(place) for place in (newest, out / "model.safetensors"))
+    apart = build_objective(load_run(path).objective, image_size=16, seed=3)
+    apart.load_state_dict(load_file(newest / "model.safetensors"))
+    merged, again = (read_weights(place) for place in (out / "model.safetensors", newest))
+    assert all(torch.equal(tensor, again.tensors[name]) for name, tensor in merged.tensors.items())
+    joined = merged.model.build()
     images = make_batch(4).images
     logits = []
-    for weights in (apart, merged):
-        model = weights.model.build()
-        assert isinstance(model, Finetune)
-        with torch.no_grad():
-            weights.load_into(model)
+    with torch.no_grad():
+        merged.load_into(joined)
+        for model in (apart, joined):
+            assert isinstance(model, Finetune)
             logits.append(model.eval().logits(model.normalise(images)))
     assert (logits[0] - logits[1]).abs().max() < 1e-6 * max(1.0, float(logits[0].abs().max()))
     old, new = load_file(before / "model.safetensors"), merged.tensors

@@ -1,0 +1,91 @@
+"""How good a fine-tuned classifier is on a labelled dataset: by what the index says, or by another ground truth."""
+
+import contextlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from headrace.pipeline import Mixture, open_stream
+from headrace.train.config import RunConfig
+from headrace.train.evaluate.ground_truth import GroundTruth, GroundTruthConfig, read_ground_truth
+from headrace.train.evaluate.passes import plain_mixture
+from headrace.train.objectives.finetune import Finetune, FinetuneConfig
+from headrace.train.parallel.precision import autocast
+from headrace.train.runs.weights import read_weights
+
+IMAGES_PER_BATCH = 256
+
+
+def check_judge(config: RunConfig, url: str, truth: GroundTruthConfig) -> None:
+    """Raise ValueError if the run's classifier could not be judged on `url`."""
+    assert isinstance(config.objective, FinetuneConfig), "the run is made to fine-tune"
+    read_ground_truth(url, truth, num_classes=config.objective.num_classes)
+
+
+def judge(
+    path: Path, url: str, truth: GroundTruthConfig, *, center_fraction: float = 1.0, device: str = "auto"
+) -> dict[str, Any]:
+    """Return the accuracy of the classifier in the exported file `path`, with what it was measured on.
+
+    In this process alone. Damaged samples are left out and counted. Raises ValueError if `path` holds no fine-tuned
+    classifier, or nothing can be judged.
+    """
+    weights = read_weights(path)
+    objective = weights.model.build()
+    if not isinstance(objective, Finetune):
+        raise ValueError(f"{path}: an objective {weights.model.objective.kind} is no fine-tuned classifier")
+    with torch.no_grad():
+        weights.load_into(objective)
+    on_cuda = device != "cpu" and torch.cuda.is_available()
+    objective.eval().to(torch.device("cuda" if on_cuda else "cpu"))
+    known = read_ground_truth(url, truth, num_classes=objective.config.num_classes)
+    tally = _tally(objective, known, plain_mixture(url, weights.model.image_size, center_fraction=center_fraction))
+    if not tally.samples:
+        raise ValueError(f"{url}: no sample is left to judge on")
+    return {
+        "metric": truth.metric,
+        "accuracy": round(tally.right / tally.whole, 6),
+        "test": url,
+        "test_samples": tally.samples,
+        "left_out": known.left_out,
+        "damaged": tally.damaged,
+        "classes": objective.config.num_classes,
+        "ground_truth": asdict(truth),
+        "image_size": weights.model.image_size,
+        "center_fraction": center_fraction,
+    }
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What a pass over the test set has counted."""
+
+    right: float = 0.0
+    whole: float = 0.0
+    samples: int = 0
+    damaged: int = 0
+
+
+@torch.no_grad()
+def _tally(objective: Finetune, known: GroundTruth, mixture: Mixture) -> _Tally:
+    tally, device = _Tally(), objective.normalise.mean_C.device
+    stream = open_stream(mixture, global_batch=IMAGES_PER_BATCH, once=True)
+    with contextlib.closing(stream), autocast("auto", device):
+        for batch in stream:
+            inside_B = batch.position < len(known)
+            tally.damaged += int((inside_B & ~batch.valid).sum())
+            rows = np.flatnonzero(inside_B & batch.valid)
+            rows = rows[known.label_N[batch.position[rows]] >= 0]
+            if not len(rows):
+                continue
+            place_B = batch.position[rows]
+            logits_BC = objective.logits(objective.normalise(batch.images[rows])).float()
+            right_B = known.right(known.choose(logits_BC[None]), place_B)[0].cpu().numpy()
+            weight_B = known.weights(place_B)
+            tally.right += float((right_B * weight_B).sum())
+            tally.whole += float(weight_B.sum())
+            tally.samples += len(rows)
+    return tally
