@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -116,21 +117,29 @@ class Fit:
         return lowest + (peak - lowest) * (1 + math.cos(math.pi * progress)) / 2
 
     @torch.no_grad()
-    def count_right(
-        self, rows: Iterable[tuple[list[Tensor], NDArray[np.int64]]], labels: Labels
-    ) -> tuple[list[list[float]], int]:
-        """Return how many rows of all processes each probe [S][R] has right, and how many rows there are."""
+    def count_right(self, rows: Iterable[tuple[list[Tensor], NDArray[np.int64]]], labels: Labels) -> "Judged":
+        """Return what of all processes' rows each probe has right."""
         self.heads.eval()
         right_SR = torch.zeros(len(self.heads), self.probes[0].num_probes, dtype=torch.float64)
-        count = 0
+        samples, whole = 0, 0.0
         for sets, place_B in rows:
-            count += len(place_B)
+            samples += len(place_B)
+            whole += float(labels.weights(place_B).sum())
             for which, (head, x) in enumerate(zip(self.probes, sets, strict=True)):
                 for part in _parts(head, x):
-                    choice_RB = head(x[part].to(self.ranks.device).float()).argmax(dim=2)
-                    right_SR[which] += labels.right(choice_RB, place_B[part]).sum(dim=1).cpu()
-        *flat, total = self.ranks.sum([*right_SR.flatten().tolist(), count], "a probe's accuracy")
-        return torch.tensor(flat).view(right_SR.shape).tolist(), int(total)
+                    right_SR[which] += labels.tally(head(x[part].to(self.ranks.device).float()), place_B[part])[0]
+        flat = self.ranks.sum([*right_SR.flatten().tolist(), whole, samples], "a probe's accuracy")
+        right_SR = torch.tensor(flat[:-2], dtype=torch.float64).view(right_SR.shape)
+        return Judged((right_SR / (flat[-2] or 1.0)).tolist(), int(flat[-1]))
+
+
+class Judged(NamedTuple):
+    """How good probes are on some rows."""
+
+    accuracy: list[list[float]]
+    """Of each probe [S][R]."""
+    samples: int
+    """Rows that were judged."""
 
 
 def batch_moments(x: Tensor, ranks: Ranks) -> tuple[int, Tensor, Tensor]:

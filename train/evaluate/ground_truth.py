@@ -12,20 +12,20 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from headrace import files
-from headrace.shards.dataset import open_dataset
+from headrace.shards.dataset import FAST_COLUMNS, open_dataset
+from headrace.shards.parquet import read_table
 from headrace.text import shown
 from headrace.train.evaluate.labels import Labels, read_dataset_labels
 
-Metric = Literal["top1", "mean_per_class"]
+METRICS = ("top1", "mean_per_class")
 MAX_FILE_BYTES = 1 << 30
 NONE = -1
 # Keys of ImageNet's validation set end with a number: lists by order go by that, whatever order the dataset has.
@@ -38,7 +38,7 @@ SHOWN = 5
 class GroundTruthConfig:
     """How choices of a head are judged."""
 
-    metric: Metric = "top1"
+    metric: str = "top1"
     """top1 = share of samples that are right; mean_per_class = mean over classes of their share."""
     labels: str = ""
     """A file with a list of right labels for each sample, by key or by order: `.json`, `.npy` or `.parquet`. Empty
@@ -48,8 +48,8 @@ class GroundTruthConfig:
     line. The head then chooses among those. '' = the labels are the head's classes."""
 
     def __post_init__(self) -> None:
-        if self.metric not in get_args(Metric):
-            raise ValueError(f"metric: unknown {self.metric!r}; known: {', '.join(get_args(Metric))}")
+        if self.metric not in METRICS:
+            raise ValueError(f"metric: unknown {self.metric!r}; known: {', '.join(METRICS)}")
         if self.labels and self.metric != "top1":
             raise ValueError("metric mean_per_class wants one class a sample, and labels gives several; leave one out")
 
@@ -71,15 +71,13 @@ class GroundTruth(Labels):
     """Classes that a choice is made among, ascending; None = all of the head's."""
     weight_N: NDArray[np.float64] | None = None
     """What a place counts; None = 1 each."""
-    left_out: int = 0
-    """Places without a right label."""
 
-    def choose(self, logits_RBC: Tensor) -> Tensor:
-        """Return the class [R, B] that each head chooses."""
+    def choose(self, scores_RBC: Tensor) -> Tensor:
+        """Return the class [R, B] that each head chooses, among those of the subset."""
         if self.subset_S is None:
-            return logits_RBC.argmax(dim=2)
-        subset = torch.from_numpy(self.subset_S).to(logits_RBC.device)
-        return subset[logits_RBC[..., subset].argmax(dim=2)]
+            return scores_RBC.argmax(dim=2)
+        subset = torch.from_numpy(self.subset_S).to(scores_RBC.device)
+        return subset[scores_RBC[..., subset].argmax(dim=2)]
 
     def right(self, choice_RB: Tensor, place_B: NDArray[np.int64]) -> Tensor:
         """Return bool [R, B]: whether each choice is one of the right classes of its place."""
@@ -106,20 +104,21 @@ def read_ground_truth(url: str, config: GroundTruthConfig, *, num_classes: int) 
         if subset is not None:
             own_N = _mapped(own_N, subset, url, config.classes)
         right_NM = _checked(own_N[:, None], num_classes, f"{url}, label")
-    known_N = (right_NM >= 0).any(axis=1)
+    known_N = np.asarray((right_NM >= 0).any(axis=1))
     if not known_N.any():
         raise ValueError(f"{config.labels or url}: not one of its {len(known_N):,} samples has a right label")
     first_N = right_NM.max(axis=1)
     weight_N = None
     if config.metric == "mean_per_class":
-        weight_N = np.where(known_N, 1 / np.maximum(1, np.bincount(first_N[known_N], minlength=num_classes))[first_N], 0)
+        weight_N = np.where(
+            known_N, 1 / np.maximum(1, np.bincount(first_N[known_N], minlength=num_classes))[first_N], 0
+        )
     return GroundTruth(
         url=url,
         label_N=np.where(known_N, first_N, NONE),
         right_NM=right_NM,
         subset_S=None if subset is None else np.unique(list(subset.values())),
         weight_N=weight_N,
-        left_out=int((~known_N).sum()),
     )
 
 
@@ -127,7 +126,9 @@ def _checked(right_NM: NDArray[np.int64], num_classes: int, what: str) -> NDArra
     wrong = np.flatnonzero(((right_NM < NONE) | (right_NM >= num_classes)).any(axis=1))
     if len(wrong):
         row = int(wrong[0])
-        raise ValueError(f"{what} {int(right_NM[row].max())} of sample {row}: the head has classes 0..{num_classes - 1}")
+        raise ValueError(
+            f"{what} {int(right_NM[row].max())} of sample {row}: the head has classes 0..{num_classes - 1}"
+        )
     return right_NM
 
 
@@ -143,12 +144,10 @@ def _mapped(own_N: NDArray[np.int64], subset: Mapping[int, int], url: str, path:
 
 def _read_subset(path: str, num_classes: int) -> dict[int, int]:
     """Return the head's class of each label of the test set."""
-    data = _read(path)
-    found: Any = None
     if path.endswith(".json"):
-        found = _json(data, path)
+        found = _json(path)
     else:
-        lines = [line.strip() for line in data.decode("utf-8", "replace").splitlines()]
+        lines = [line.strip() for line in _read(path).decode("utf-8", "replace").splitlines()]
         found = [int(line) if line.isdecimal() else line for line in lines if line]
     pairs = found.items() if isinstance(found, dict) else enumerate(found) if isinstance(found, list) else ()
     subset = {}
@@ -171,7 +170,7 @@ def _read_right(url: str, path: str) -> NDArray[np.int64]:
     kind = path.rpartition(".")[2].lower()
     if kind not in READERS:
         raise ValueError(f"{path}: expected {', '.join(f'.{name}' for name in READERS)}")
-    found = READERS[kind](_read(path), path)
+    found = READERS[kind](path)
     keys = _keys(url)
     if isinstance(found, Mapping):
         lacking = [key for key in keys if key not in found]
@@ -191,7 +190,7 @@ def _read_right(url: str, path: str) -> NDArray[np.int64]:
 
 
 def _order(keys: Sequence[str], entries: int, path: str, url: str) -> list[int]:
-    """Return the entry of each place of the dataset: by the number in keys of ImageNet's validation set, or in order."""
+    """Return the entry of each place: by the number in keys of ImageNet's validation set, or in order."""
     numbered = [NUMBERED.search(key) for key in keys]
     if all(numbered):
         places = [int(match[1]) - 1 for match in numbered if match]
@@ -208,15 +207,15 @@ def _keys(url: str) -> list[str]:
         key
         for shard, facts in enumerate(dataset.shards)
         if facts.num_samples
-        for key in dataset.index_part(shard, ["key"])[0].column("key").to_pylist()
+        for key in dataset.index_part(shard, FAST_COLUMNS)[0].column("key").to_pylist()
     ]
 
 
 Right = Sequence[Sequence[int]] | Mapping[str, Sequence[int]]
 
 
-def _from_json(data: bytes, path: str) -> Right:
-    found = _json(data, path)
+def _from_json(path: str) -> Right:
+    found = _json(path)
     if isinstance(found, dict):
         return {key: _labels(value, path, key) for key, value in found.items()}
     if isinstance(found, list):
@@ -224,9 +223,9 @@ def _from_json(data: bytes, path: str) -> Right:
     raise ValueError(f"{path}: expected a list of lists of labels, or a mapping of keys to them")
 
 
-def _from_npy(data: bytes, path: str) -> Right:
+def _from_npy(path: str) -> Right:
     try:
-        found = np.load(io.BytesIO(data), allow_pickle=False)
+        found = np.load(io.BytesIO(_read(path)), allow_pickle=False)
     except ValueError as error:
         raise ValueError(
             f"{path}: not an array of numbers: {error}; lists of different lengths go into .json, or [N, M] with -1"
@@ -238,8 +237,8 @@ def _from_npy(data: bytes, path: str) -> Right:
     return [row[row != NONE].tolist() for row in found.reshape(len(found), -1).astype(np.int64)]
 
 
-def _from_parquet(data: bytes, path: str) -> Right:
-    table = pq.read_table(io.BytesIO(data))
+def _from_parquet(path: str) -> Right:
+    table = read_table(path)
     column = next((name for name in LABEL_COLUMNS if name in table.column_names), None)
     if column is None:
         raise ValueError(f"{path}: expected a column {' or '.join(LABEL_COLUMNS)}; it has {table.column_names}")
@@ -257,9 +256,9 @@ def _labels(value: Any, path: str, where: str | int) -> list[int]:
     return sorted({one for one in found if one != NONE})
 
 
-def _json(data: bytes, path: str) -> Any:
+def _json(path: str) -> Any:
     try:
-        return json.loads(data)
+        return json.loads(_read(path))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from error
 

@@ -83,9 +83,8 @@ def _tally(objective: Finetune, known: GroundTruth, mixture: Mixture) -> _Tally:
                 continue
             place_B = batch.position[rows]
             logits_BC = objective.logits(objective.normalise(batch.images[rows])).float()
-            right_B = known.right(known.choose(logits_BC[None]), place_B)[0].cpu().numpy()
-            weight_B = known.weights(place_B)
-            tally.right += float((right_B * weight_B).sum())
-            tally.whole += float(weight_B.sum())
+            right_R, whole = known.tally(logits_BC[None], place_B)
+            tally.right += float(right_R)
+            tally.whole += whole
             tally.samples += len(rows)
     return tally

@@ -35,6 +35,28 @@ class Labels:
         """Return the number of places, with those that are left out."""
         return len(self.label_N)
 
+    @property
+    def left_out(self) -> int:
+        """Number of places without a right label."""
+        return int((self.label_N < 0).sum())
+
+    def tally(self, scores_RBC: Tensor, place_B: NDArray[np.int64]) -> tuple[Tensor, float]:
+        """Return how much of these places each of R heads has right, float64 [R] on the CPU, and how much they count.
+
+        Divided, summed over all places, they are the accuracy. Scores are logits, votes: the largest is the choice.
+        """
+        weight_B = torch.from_numpy(self.weights(place_B))
+        right_RB = self.right(self.choose(scores_RBC), place_B).cpu()
+        return (right_RB * weight_B).sum(dim=1), float(weight_B.sum())
+
+    def choose(self, scores_RBC: Tensor) -> Tensor:
+        """Return the class [R, B] that each head chooses."""
+        return scores_RBC.argmax(dim=2)
+
+    def weights(self, place_B: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return what each place counts in the accuracy."""
+        return np.ones(len(place_B))
+
     def right(self, choice_RB: Tensor, place_B: NDArray[np.int64]) -> Tensor:
         """Return bool [R, B]: whether each choice of a class is right for the sample at its place."""
         return choice_RB == torch.from_numpy(self.label_N[place_B]).to(choice_RB.device)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from headrace.pipeline import Augment
+from headrace.train.evaluate.ground_truth import GroundTruthConfig
 
 AUGMENTS: dict[str, Augment | None] = {
     "none": None,
@@ -91,7 +92,16 @@ class ProbeConfig:
     images_per_forward: int = 256
     """Images that go through the trunk at once, of one process."""
 
+    metric: str = "top1"
+    """top1 = share of the test samples that are right; mean_per_class = mean over classes of their share."""
+    ground_truth: str = ""
+    """A file with several right labels a test sample (ReaL), `.json`, `.npy` or `.parquet`; '' = the index's label."""
+    class_subset: str = ""
+    """A file with the class of the training set for each label of the test set, `.json` or a number a line
+    (ImageNet-A, -R); a choice is made among those. '' = both have the same labels."""
+
     def __post_init__(self) -> None:
+        assert self.truth.metric, "it checks itself"
         if min(self.epochs, self.images_per_batch, self.images_per_forward) < 1 or self.samples < 0:
             raise ValueError("epochs and images_per_batch must be at least 1, samples at least 0")
         if not self.lrs or not all(0 < lr < math.inf for lr in self.lrs):
@@ -107,6 +117,11 @@ class ProbeConfig:
         for what, name, known in (("optimizer", self.optimizer, OPTIMIZERS), ("augment", self.augment, AUGMENTS)):
             if name not in known:
                 raise ValueError(f"{what}: unknown {name!r}; known: {', '.join(known)}")
+
+    @property
+    def truth(self) -> GroundTruthConfig:
+        """How choices are judged."""
+        return GroundTruthConfig(metric=self.metric, labels=self.ground_truth, classes=self.class_subset)
 
     @property
     def settings(self) -> list[tuple[float, float]]:

@@ -22,6 +22,7 @@ from headrace.train.evaluate.feature_cache import open_cache
 from headrace.train.evaluate.features import FeaturesConfig, dataset_features
 from headrace.train.evaluate.feeds import Feed, MemoryStore, Rows, StoredFeed, stored_rows
 from headrace.train.evaluate.fit import Fit, FitFile
+from headrace.train.evaluate.ground_truth import read_ground_truth
 from headrace.train.evaluate.labels import Labels, read_dataset_labels
 from headrace.train.evaluate.probe_config import ProbeConfig
 from headrace.train.evaluate.trunk import FrozenTrunk, open_trunk, parse_layers
@@ -90,14 +91,11 @@ def fitted_probe(task: ProbeTask) -> dict[str, Any]:
             file.save_when_due(fit)
         if ranks.is_first and fit.step % fit.steps_per_epoch == 0:
             log.info("probe: epoch %d of %d", fit.step // fit.steps_per_epoch, config.epochs)
-    held, num_held = fit.count_right(feed.held(), task.train)
-    test, num_test = fit.count_right(_test_rows(task, features), task.test)
-    if not num_held or not num_test:
-        raise ValueError(f"{(task.train if not num_held else task.test).url}: no sample is left to judge on")
-    tables = [
-        _table(config, [count / num_held for count in of_held], [count / num_test for count in of_test])
-        for of_held, of_test in zip(held, test, strict=True)
-    ]
+    held = fit.count_right(feed.held(), task.train)
+    test = fit.count_right(_test_rows(task, features), task.test)
+    if not held.samples or not test.samples:
+        raise ValueError(f"{(task.train if not held.samples else task.test).url}: no sample is left to judge on")
+    tables = [_table(config, *of_both) for of_both in zip(held.accuracy, test.accuracy, strict=True)]
     best = [max(table, key=lambda row: row["holdout_accuracy"]) for table in tables]
     if task.export is not None and ranks.is_first:
         probes = fit.probes[0]
@@ -115,7 +113,8 @@ def fitted_probe(task: ProbeTask) -> dict[str, Any]:
         **({"by_depth": rows[1:]} if config.sweep_depth else {}),
         "classes": task.train.classes,
         "train_samples": feed.num_samples,
-        "test_samples": num_test,
+        "test_samples": test.samples,
+        "left_out": task.test.left_out,
         "features": kind,
     }
 
@@ -145,9 +144,8 @@ def probe(
         if export is not None:
             check_export(trunk, config)
         # A mistake in the test set must not be found after an hour over the training set.
-        train, test = read_dataset_labels(config.train, config.samples), read_dataset_labels(config.test)
-        if test.classes > train.classes:
-            raise ValueError(f"{config.test} has label {test.classes - 1}, {config.train} only 0..{train.classes - 1}")
+        train = read_dataset_labels(config.train, config.samples)
+        test = read_ground_truth(config.test, config.truth, num_classes=train.classes)
         task = ProbeTask(
             trunk=trunk, config=config, ranks=ranks, train=train, test=test, cache=cache, work=work, export=export
         )
@@ -253,7 +251,8 @@ def _fresh_heads(task: ProbeTask, features: FeaturesConfig) -> list[Probes]:
 def _fit_place(task: ProbeTask, work: Path, kind: str) -> tuple[Path, str]:
     """Return where the fit is kept, and the digest of all that decides it, but for the number of processes."""
     told = asdict(task.config)
-    for name in ("memory_bytes", "images_per_forward", "train", "test"):  # they change nothing, or by rounding
+    # They change nothing of the fit, or by rounding.
+    for name in ("memory_bytes", "images_per_forward", "train", "test", "metric", "ground_truth", "class_subset"):
         del told[name]
     datasets = [open_dataset(labels.url).shards.digest() for labels in (task.train, task.test)]
     labels = [hashlib.sha256(labels.label_N.tobytes()).hexdigest() for labels in (task.train, task.test)]

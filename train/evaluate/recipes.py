@@ -85,7 +85,7 @@ RECIPES = {
         run=_over(_FULL, {"optimizer": {"layer_decay": 0.75}, "clip_grad_norm": 5.0}),
     ),
     "lora": Recipe(
-        says="adapters of rank 8 on q, v and proj, attentive head: AIM, arXiv:2401.08541, table 8; rate and epochs ours",
+        says="adapters of rank 8 on q, v and proj, attentive head: arXiv:2401.08541, table 8; rate and epochs ours",
         epochs=100,
         global_batch=1024,
         base_lr=5e-4,

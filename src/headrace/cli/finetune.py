@@ -87,7 +87,11 @@ def finetune_command(
         return
     # A mistake in the test set must not be found after hours of training.
     check_judge(config, test, truth)
-    about = [f"recipe {recipe}: {RECIPES[recipe].says}", LEFT_OUT, f"judge on {test}, {truth.says}, into {out}/{RESULT}"]
+    about = [
+        f"recipe {recipe}: {RECIPES[recipe].says}",
+        LEFT_OUT,
+        f"judge on {test}, {truth.says}, into {out}/{RESULT}",
+    ]
     if dry_run:
         plan_training("finetune", config, json=json, before=about)
         return
@@ -97,7 +101,9 @@ def finetune_command(
         return
     facts: dict[str, Any] = {"out": out, "step": result.step, "recipe": recipe, "accuracy": None}
     if result.finished:
-        facts |= judge(result.out / "model.safetensors", test, truth, center_fraction=_center(config), device=config.device)
+        facts |= judge(
+            result.out / "model.safetensors", test, truth, center_fraction=_center(config), device=config.device
+        )
         _write_result(result.out / RESULT, facts)
     _show(facts, json=json)
     end_training(result)

@@ -72,6 +72,13 @@ def probe_command(
     images_per_forward: Annotated[
         int | None, typer.Option(help="Images that go through the trunk at once; 256 if not given.")
     ] = None,
+    metric: Annotated[str, typer.Option(help="top1, or mean_per_class.")] = "top1",
+    ground_truth: Annotated[
+        str, typer.Option(help="File with several right labels a test sample (ReaL): .json, .npy or .parquet.")
+    ] = "",
+    class_subset: Annotated[
+        str, typer.Option(help="File with the class of --train for each label of --test (ImageNet-A, -R).")
+    ] = "",
     cache: Annotated[
         Path | None, typer.Option(help="Folder for features on disk: the trunk runs once, also if it is killed.")
     ] = None,
