@@ -15,7 +15,8 @@ from typing import Any
 
 from headrace.pipeline import Batch
 from headrace.pipeline.seen import StepRecord
-from headrace.train.config import RunConfig
+from headrace.train.config import MonitorConfig, RunConfig
+from headrace.train.evaluate.monitors import SharedSets, monitor_values
 from headrace.train.evaluate.validation import losses_by_place, validation_values
 from headrace.train.parallel.presence import Phase
 from headrace.train.parallel.ranks import Ranks
@@ -39,8 +40,8 @@ class Monitor:
     event: str
     """The `event` of its lines in `metrics.jsonl`; there is one line a step."""
     every: int
-    values: Callable[[], Mapping[str, Any]]
-    """Called on all ranks; what the line says."""
+    values: Callable[[], Mapping[str, Any] | None]
+    """Called on all ranks; what the line says, None = it was broken off and says nothing."""
 
 
 def monitors_of(config: RunConfig, state: TrainState, ranks: Ranks) -> list[Monitor]:
@@ -52,6 +53,10 @@ def monitors_of(config: RunConfig, state: TrainState, ranks: Ranks) -> list[Moni
         if config.validation.by_place:
             by_place = partial(losses_by_place, state.objective, config, ranks)
             found.append(Monitor(event="loss_by_place", every=every, values=by_place))
+    shared = SharedSets()
+    for monitor in config.monitors:
+        look = partial(_look, monitor, config, state, shared=shared, ranks=ranks)
+        found.append(Monitor(event=f"monitor/{monitor.called}", every=monitor.every, values=look))
     return found
 
 
@@ -65,6 +70,12 @@ def _validation(config: RunConfig, state: TrainState, ranks: Ranks) -> dict[str,
         averaged = validation_values(state.objective, config, ranks)
     left_out = state.objective.missing
     return values | {f"{AVERAGE}_{name}": value for name, value in averaged.items() if name != left_out}
+
+
+def _look(
+    monitor: MonitorConfig, config: RunConfig, state: TrainState, *, shared: SharedSets, ranks: Ranks
+) -> Mapping[str, Any] | None:
+    return monitor_values(monitor, config, state.objective, step=state.step, shared=shared, ranks=ranks)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -98,7 +109,8 @@ class Boundary:
                 continue
             with self._apart("looking"):
                 values = monitor.values()
-            self.write({"event": monitor.event, "step": step, **values})
+            if values is not None:
+                self.write({"event": monitor.event, "step": step, **values})
 
     def export(self) -> None:
         """Write the finished weights."""
@@ -133,6 +145,8 @@ class Boundary:
             line["data_bound_by"] = state.stream.stats().bound_by or None
             self.record.flush(ranks.sum)
             self.write(line)
+        if step.layer_norms is not None:
+            self.write(step.layer_norms.line(state.objective, layout=state.layout, ranks=ranks, step=state.step))
 
     def keep_good_weights(self, stream: dict[str, Any], cure: str) -> str:
         """Save the weights before a bad step, if they are good, and say how the run can go on."""

@@ -38,7 +38,19 @@ AnySchedule = Annotated[ScheduleConfig, OneOf("kind", lambda: SCHEDULES, default
 
 # Fields that hold a path where they hold no URL.
 PATH_FIELDS = frozenset(
-    {"out", "url", "dataset", "index_dir", "quarantine", "cache_dir", "index_cache", "init_from", "continue_from"}
+    {
+        "out",
+        "url",
+        "dataset",
+        "train",
+        "test",
+        "index_dir",
+        "quarantine",
+        "cache_dir",
+        "index_cache",
+        "init_from",
+        "continue_from",
+    }
 )
 MAX_SPIKE_WINDOW = 10_000
 
@@ -65,6 +77,8 @@ FREE_FIELDS = frozenset(
         "profile",
         "parallel",
         "tensorboard",
+        "monitors",
+        "gradient_norms",
     }
 )
 
@@ -103,6 +117,45 @@ class ValidationConfig:
             raise ValueError("every must be at least 1, samples at least 0")
         if not 0 < self.center_fraction <= 1:
             raise ValueError(f"center_fraction must be within 0..1, got {self.center_fraction}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MonitorConfig:
+    """How well classes are told from the trunk's frozen features, every so many steps of the run."""
+
+    kind: Literal["knn", "linear", "few_shot"]
+    """knn = weighted vote of the 20 nearest; linear = least squares on all samples; few_shot = on 10 of each class."""
+    train: str
+    """URL of a labelled dataset: the neighbours, or what is fitted on."""
+    test: str
+    """URL of a labelled dataset to judge on."""
+    every: int
+    """Steps between two looks; there is one before the first step and one after the last."""
+    name: str = ""
+    """Its lines in the metrics are `monitor/NAME`; empty = the kind."""
+    samples: int = 10_000
+    """Samples of each dataset, spread evenly over it; 0 = all. In memory each takes 4 bytes a channel of the trunk."""
+    layers: str = "last6"
+    """Blocks whose outputs are averaged: lastN, all, or numbers such as 3,4,5."""
+    pooling: Literal["mean", "max"] = "mean"
+    """What becomes of the tokens of an image."""
+    labels: Labels | None = None
+    """How the labels of both become classes, as of a source; null = they are those already."""
+    center_fraction: float = 1.0
+    """Side of the centre crop as a share of the short side; 0.875 is Resize(256) and CenterCrop(224)."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.samples < 0:
+            raise ValueError("every must be at least 1, samples at least 0")
+        if not 0 < self.center_fraction <= 1:
+            raise ValueError(f"center_fraction must be within 0..1, got {self.center_fraction}")
+        if not self.called.replace("-", "").replace("_", "").isalnum():
+            raise ValueError(f"name must be of letters, digits, - and _, got {self.name!r}")
+
+    @property
+    def called(self) -> str:
+        """The name, or the kind where there is none."""
+        return self.name or self.kind
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,6 +246,10 @@ class RunConfig:
     """What backward computes again: selective = all but matrix products and attention, full = each block."""
     validation: ValidationConfig | None = None
     """Validation during the run; null = none."""
+    monitors: tuple[MonitorConfig, ...] = ()
+    """What else looks at the weights during the run; a fault of one costs no step."""
+    gradient_norms: Literal["off", "by_layer"] = "off"
+    """by_layer = L2 norm and largest magnitude of each block's gradient, with each line of metrics."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """When the state is written."""
     on_non_finite: Literal["stop", "skip"] = "stop"
@@ -249,6 +306,9 @@ class RunConfig:
             except ValueError as error:
                 raise ValueError(f"schedule: {error}") from error
         _check_validation(self)
+        names = [monitor.called for monitor in self.monitors]
+        if len(set(names)) < len(names):
+            raise ValueError(f"monitors: two have one name, give each its own `name`; they are {', '.join(names)}")
         if self.changes_at:
             periods(self)
             planned_mixture(self)

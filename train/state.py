@@ -19,6 +19,7 @@ from torch import nn
 from headrace.pipeline import open_stream
 from headrace.torch import DeviceBatches
 from headrace.train.config import RunConfig
+from headrace.train.evaluate.monitors import check_monitors
 from headrace.train.model import first_weights, place_model
 from headrace.train.objectives.objective import Objective
 from headrace.train.optim.ema import WeightAverage
@@ -116,6 +117,7 @@ def open_state(config: RunConfig, ranks: Ranks) -> Iterator[TrainState]:
     stream = DeviceBatches(opened, ranks.device)
     with contextlib.closing(stream), _saver(config, objective, optimizer, ranks=ranks, layout=layout) as saver:
         check_validation(config)
+        check_monitors(objective, config)
         check_sources(objective, config)
         check_length(opened, config)
         if checkpoint is not None:

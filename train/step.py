@@ -25,6 +25,7 @@ from headrace.train.parallel.signals import Interrupted
 from headrace.train.parallel.strategy import reducing
 from headrace.train.state import TrainState
 from headrace.train.steady.bad_steps import Norms, Skipped, first_layer_norm
+from headrace.train.steady.layer_norms import LayerNorms, is_due, own_norms
 from headrace.train.steady.skipping import StepValues, stop_or_skip
 
 
@@ -43,6 +44,8 @@ class Step:
     """Norm of the first layer's gradient, before clipping."""
     skipped: Skipped | None = None
     """What is recorded of it, if it did not move the weights."""
+    layer_norms: LayerNorms | None = None
+    """Norms of the gradients of each layer, before clipping; None where they are not logged."""
 
 
 def next_batch(state: TrainState, ranks: Ranks) -> Batch | None:
@@ -83,10 +86,14 @@ def take_step(config: RunConfig, state: TrainState, batch: Batch, *, ranks: Rank
         total += loss.detach()
     ranks.enters("update")
     first = first_layer_norm(state.objective, ranks.device)
+    logged = is_due(config, state.step + 1)
+    layers, of_layers = own_norms(state.objective, ranks.device) if logged else ([], first.new_empty(0))
     norm = whole(torch.nn.utils.clip_grad_norm_(state.objective.parameters(), config.clip_grad_norm))
 
     # The one place of a step that waits for the device: the verdict must be known before the weights move.
-    own_loss, grad_norm, own_first = torch.stack([total / terms, norm, first]).tolist()
+    own_loss, grad_norm, own_first, *by_layer = torch.cat(
+        [torch.stack([total / terms, norm, first]), of_layers]
+    ).tolist()
     sums = ranks.sum([own_loss, grad_norm, own_first, stopping], f"step {state.step}")
     loss_value, stops = sums[0], sums[3]
     norms = Norms(total=sums[1] / ranks.size, first_layer=sums[2] / ranks.size)  # so the verdict is the same everywhere
@@ -111,6 +118,7 @@ def take_step(config: RunConfig, state: TrainState, batch: Batch, *, ranks: Rank
         stop=stops > 0,
         report=report,
         skipped=skipped,
+        layer_norms=LayerNorms(layers, by_layer) if logged else None,
     )
 
 

@@ -58,6 +58,25 @@ def test_a_run_and_its_probe(run: Run, run_file: Path, tmp_path: Path) -> None:
         assert shown["protocol"]["untrained"] == (name == "untrained")
 
 
+def test_monitors_are_planned_shown_and_in_the_result(run: Run, run_file: Path, tmp_path: Path) -> None:
+    data = str(tmp_path / "data")
+    changes = yaml.safe_load(run_file.read_text())
+    changes["monitors"] = [{"kind": "knn", "every": 3, "train": data, "test": f"{data}", "samples": 20}]
+    run_file.write_text(yaml.safe_dump(changes | {"gradient_norms": "by_layer", "log_every": 1}))
+    code, out = run("train", str(run_file), "--dry-run")
+    assert code == 0
+    assert "monitor knn: about 20 of 40 samples against 20 of 40, every 3 steps" in out
+    code, out = run("train", str(run_file))
+    assert code == 0
+    assert "step 0: monitor/knn accuracy 0." in out
+    assert "step 3: monitor/knn accuracy 0." in out
+    code, out = run("train", str(run_file), "--json", "--quiet")
+    assert json.loads(out)["monitors"]["knn"]["step"] == 3
+    code, out = run("train", str(run_file), "out=elsewhere", "monitors.0.test=/nowhere", "--dry-run")
+    assert code == 1
+    assert "monitors, knn: " in out
+
+
 def test_a_dry_run_of_a_probe_checks_its_inputs_and_writes_nothing(run: Run, run_file: Path, tmp_path: Path) -> None:
     assert run("train", str(run_file), "steps=1")[0] == 0
     before = sorted(tmp_path.rglob("*"))

@@ -8,6 +8,7 @@ import dataclasses
 
 from headrace.pipeline import Augment, Labels, Mixture, Source
 from headrace.pipeline.augment.config import Interpolation
+from headrace.shards.dataset import open_dataset
 
 PLAIN = Augment(crop="center", flip=False)
 
@@ -38,3 +39,22 @@ def same_reading(
         return dataclasses.replace(mixture, sources=sources, quarantine="")
     augment = dataclasses.replace(PLAIN, center_fraction=center_fraction, interpolation=interpolation)
     return dataclasses.replace(mixture, sources=sources, augment=augment, quarantine="")
+
+
+def sampled(
+    mixture: Mixture, url: str, *, samples: int, center_fraction: float = 1.0, labels: Labels | None = None
+) -> Mixture:
+    """Return about `samples` of the dataset at `url` (0 = all), read with the limits of `mixture`, not augmented.
+
+    They are spread evenly, so a dataset that lies class by class keeps its balance.
+    """
+    total = open_dataset(url).num_samples
+    fraction = min(1.0, samples / total) if samples and total else 1.0
+    return dataclasses.replace(
+        mixture,
+        sources=(Source(name="data", url=url, labels=labels, fraction=fraction),),
+        segments=(),
+        views=(),
+        augment=dataclasses.replace(PLAIN, center_fraction=center_fraction),
+        quarantine="",
+    )

@@ -5,7 +5,7 @@ number over all ranks and micro-batches: a mean per micro-batch, averaged over r
 differ, and with random prefixes they always do.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -112,6 +112,16 @@ class Objective(nn.Module):
         """
         if prefix is not None:
             raise ValueError("this objective has no prefixes to fix; leave validation.prefix out")
+
+    def through_trunk(
+        self, images_BHH3: NDArray[np.uint8] | Tensor, read: Callable[[Encoder, Tensor], Tensor]
+    ) -> Tensor:
+        """Return what `read` makes of the trunk and normalised images.
+
+        A spread model has its weights together in here, as in `forward`; all ranks call it.
+        """
+        assert self.trunk is not None, "the caller knows that there is one"
+        return read(self.trunk, self.normalise(images_BHH3))
 
     def run_as(self, execution: Execution) -> None:
         """Compute from now on as `execution` says; called once, before the first forward."""

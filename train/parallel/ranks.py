@@ -17,7 +17,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from headrace.files import is_full_disk
 from headrace.train.parallel.presence import Phase, Presence
@@ -104,6 +104,15 @@ class Ranks:
         """Note what this rank is at from here on; `step` are the steps done when one begins."""
         if self.presence is not None:
             self.presence.enters(phase, step)
+
+    def all_rows(self, tensor: Tensor, where: str = "") -> Tensor:
+        """Return the rows of all ranks behind each other, on the CPU; each gives as many. Raises RankError."""
+        own = tensor.cpu().contiguous()
+        if self.size == 1:
+            return own
+        parts = [torch.empty_like(own) for _ in range(self.size)]
+        self._finish(distributed.all_gather(parts, own, async_op=True), where)
+        return torch.cat(parts)
 
     def wait(self, where: str = "") -> None:
         """Return when every rank has come here."""

@@ -28,6 +28,9 @@ BYTES_PER_PARAMETER = 16
 BYTES_OF_AVERAGE = 4
 AUTO_SHARE = 0.5
 
+FORWARD_METHODS = ("through_trunk",)
+"""Methods of an objective, beside `forward`, for which a spread model gathers its weights."""
+
 log = logging.getLogger(__name__)
 
 
@@ -110,7 +113,7 @@ def spread(objective: nn.Module, ranks: Ranks, *, replicas: int, bf16: bool) -> 
     ValueError for a parameter that cannot be spread.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     scalars = [name for name, parameter in objective.named_parameters() if not parameter.ndim]
     if scalars:
@@ -125,6 +128,9 @@ def spread(objective: nn.Module, ranks: Ranks, *, replicas: int, bf16: bool) -> 
     for block in blocks_of(objective):
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(objective, mesh=mesh, mp_policy=policy)
+    for name in FORWARD_METHODS:
+        if hasattr(objective, name):
+            register_fsdp_forward_method(objective, name)
     objective.to_empty(device=ranks.device)
     for name, buffer in objective.named_buffers():
         buffer.copy_(buffers[name])

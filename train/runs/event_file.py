@@ -21,7 +21,8 @@ from headrace.appended import AppendedFile
 from headrace.files import write_atomic
 
 PATTERN = "events.out.tfevents.*.headrace"
-EVENTS = ("train", "validation")
+EVENTS = ("train", "validation", "gradients", "monitor")
+"""Lines that are drawn; of an event with a name, such as monitor/knn, what stands before it."""
 NOT_DRAWN = frozenset({"step", "unix_seconds", "batch_digest"})
 # Field numbers and wire types, as one byte each.
 WALL_TIME, STEP, FILE_VERSION, SUMMARY, SESSION_LOG = b"\x09", b"\x10", b"\x1a", b"\x2a", b"\x3a"
@@ -45,7 +46,7 @@ class EventFile:
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append the numbers of a line of metrics, visible to readers at once."""
-        if line["event"] in EVENTS:
+        if _is_drawn(line):
             self._file.append(_record(_event(line, time.time())))
 
     def retry(self) -> None:
@@ -64,13 +65,17 @@ def _seconds(path: Path) -> int:
 
 
 def _records(lines: Sequence[Mapping[str, Any]], now: float) -> Iterator[bytes]:
-    drawn = [line for line in lines if line["event"] in EVENTS]
+    drawn = [line for line in lines if _is_drawn(line)]
     at = next((float(line["unix_seconds"]) for line in drawn if "unix_seconds" in line), now)
     yield _record(WALL_TIME + struct.pack("<d", at) + FILE_VERSION + _sized(b"brain.Event:2"))
     yield _record(WALL_TIME + struct.pack("<d", at) + STEP + _varint(0) + SESSION_LOG + _sized(SESSION_START))
     for line in drawn:
         at = float(line.get("unix_seconds", at))
         yield _record(_event(line, at))
+
+
+def _is_drawn(line: Mapping[str, Any]) -> bool:
+    return line["event"].partition("/")[0] in EVENTS
 
 
 def _event(line: Mapping[str, Any], at: float) -> bytes:

@@ -11,6 +11,7 @@ import torch
 from headrace.pipeline import open_stream
 from headrace.shards.dataset import open_dataset
 from headrace.train.config import RunConfig
+from headrace.train.evaluate.monitors import check_monitors
 from headrace.train.model import refuse_splitting
 from headrace.train.objectives.build import build_objective
 from headrace.train.objectives.objective import Objective
@@ -92,4 +93,10 @@ def _data_lines(config: RunConfig, objective: Objective) -> list[str]:
         size = open_dataset(config.validation.dataset).num_samples
         used = min(size, config.validation.samples or size)
         lines.append(f"validation: {used:,} of {size:,} samples, every {config.validation.every:,} steps")
+    check_monitors(objective, config)
+    for monitor in config.monitors:
+        sizes = [open_dataset(url).num_samples for url in (monitor.train, monitor.test)]
+        held = [min(size, monitor.samples or size) for size in sizes]
+        what = f"about {held[0]:,} of {sizes[0]:,} samples against {held[1]:,} of {sizes[1]:,}"
+        lines.append(f"monitor {monitor.called}: {what}, every {monitor.every:,} steps")
     return lines

@@ -12,6 +12,7 @@ import yaml
 from headrace.page.charts import line_chart
 from headrace.page.html import Html, Page, Value, facts, heading, paragraph, table
 from headrace.train.runs.metrics import MAX_STEP, Metrics, read_metrics
+from headrace.train.runs.monitor_curves import curves_of
 from headrace.train.steady.bad_steps import z_score
 
 MAX_POINTS = 1000
@@ -117,6 +118,11 @@ def render(runs: Sequence[Run], *, title: str) -> bytes:
         if series:
             chart = line_chart(series, x_label="step", y_label=label)
             page.section(label[:1].upper() + label[1:], chart, *([paragraph(text)] if text else []))
+    for curves in curves_of(runs):
+        named = [(shown, thinned(_points(lines, name))) for shown, lines, name in curves.series]
+        if any(points for _, points in named):
+            chart = line_chart([pair for pair in named if pair[1]], x_label="step", y_label=curves.label)
+            page.section(curves.title, chart, paragraph(curves.text))
     for section, columns, found in (
         ("Skipped steps", "run, step, why, loss, gradient norm, positions, look at it", _skipped(runs)),
         ("Planned changes", "run, from step, what, before, after", _changes(runs)),

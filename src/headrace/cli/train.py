@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from headrace.train.loop import TrainResult
 
 
+MONITOR = "monitor/"
+
 NOTICES: dict[str, Callable[[dict[str, Any]], str]] = {
     "init": lambda line: f"init_from {line['summary']}",
     "change": lambda line: f"step {line['step']}: " + _changes_of(line),
@@ -123,6 +125,7 @@ def _facts(result: "TrainResult") -> dict[str, Any]:
         "stopped_by": signal.Signals(result.stopped_by).name if result.stopped_by else None,
         "train": last.get("train"),
         "validation": last.get("validation"),
+        "monitors": {event.removeprefix(MONITOR): line for event, line in last.items() if event.startswith(MONITOR)},
     }
 
 
@@ -130,7 +133,7 @@ def _facts(result: "TrainResult") -> dict[str, Any]:
 def _progress(steps: int, *, json: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Yield a function that shows lines of metrics: a bar on a terminal, else a line each.
 
-    Validation goes to stdout, with `json` to stderr.
+    Validation and monitors go to stdout, with `json` to stderr.
     """
     console, quiet = Console(stderr=True), is_quiet()
     columns = (
@@ -154,6 +157,8 @@ def _progress(steps: int, *, json: bool) -> Iterator[Callable[[dict[str, Any]], 
             if line["event"] == "validation":
                 typer.echo(f"step {line['step']}: validation loss {line['loss']:.4f}", err=json)
                 return
+            if line["event"].startswith(MONITOR) and "accuracy" in line:  # a fault has its line in the log
+                typer.echo(f"step {line['step']}: {line['event']} accuracy {line['accuracy']:.4f}", err=json)
             if line["event"] != "train":
                 return
             rate, wait = line["images_per_second"], line["data_wait_percent"]
