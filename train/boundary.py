@@ -15,7 +15,8 @@ from typing import Any
 
 from headrace.pipeline import Batch
 from headrace.pipeline.seen import StepRecord
-from headrace.train.config import MonitorConfig, RunConfig
+from headrace.train.config import RunConfig
+from headrace.train.evaluate.monitor_config import MonitorConfig
 from headrace.train.evaluate.monitors import SharedSets, monitor_values
 from headrace.train.evaluate.validation import losses_by_place, validation_values
 from headrace.train.parallel.presence import Phase

@@ -97,12 +97,25 @@ def test_every_field_is_explained() -> None:
     import inspect
 
     from headrace.train import config
+    from headrace.train.evaluate import monitor_config
     from headrace.train.models import lora
     from headrace.train.objectives import aim, clip, finetune, masked, mixing, patch_config, supervised
     from headrace.train.optim import adamw, cooldown, milestones, schedules
 
     tuning, patches = (finetune, lora, mixing), (masked, patch_config)
-    for module in (config, aim, *patches, clip, supervised, *tuning, adamw, cooldown, milestones, schedules):
+    for module in (
+        config,
+        monitor_config,
+        aim,
+        *patches,
+        clip,
+        supervised,
+        *tuning,
+        adamw,
+        cooldown,
+        milestones,
+        schedules,
+    ):
         for cls in vars(module).values():
             if dataclasses.is_dataclass(cls) and cls.__name__.endswith("Config") and cls.__module__ == module.__name__:
                 lines = inspect.getsource(cls).splitlines()

@@ -21,10 +21,11 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from headrace.pipeline import Mixture, Stream, open_stream
 from headrace.text import one_line
-from headrace.train.config import MonitorConfig, RunConfig
+from headrace.train.config import RunConfig
 from headrace.train.evaluate.features import read_labels
 from headrace.train.evaluate.few_shot import PUBLISHED_L2, FewShotConfig, few_shot_accuracies, fit_ridge
 from headrace.train.evaluate.knn import QUERY_ROWS, KnnConfig, knn_classes
+from headrace.train.evaluate.monitor_config import MonitorConfig
 from headrace.train.evaluate.passes import sampled
 from headrace.train.evaluate.trunk import mean_of_blocks, parse_layers
 from headrace.train.models.encoder import Encoder

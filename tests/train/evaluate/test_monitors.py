@@ -18,11 +18,12 @@ from torch import nn
 
 from headrace.shards.dataset import open_dataset
 from headrace.train.boundary import Boundary
-from headrace.train.config import MonitorConfig, RunConfig, load_run, published_dict
+from headrace.train.config import RunConfig, load_run, published_dict
 from headrace.train.evaluate import monitors
 from headrace.train.evaluate.features import FeaturesConfig, dataset_features
 from headrace.train.evaluate.few_shot import fit_ridge
 from headrace.train.evaluate.knn import KnnConfig, knn_classes
+from headrace.train.evaluate.monitor_config import MonitorConfig
 from headrace.train.evaluate.monitors import SharedSets, _only_looking
 from headrace.train.evaluate.trunk import open_trunk
 from headrace.train.loop import train
