@@ -33,7 +33,7 @@ def place_model(config: RunConfig, ranks: Ranks) -> tuple[Objective, Layout]:
         objective = _built(config)
     refuse_splitting(objective, config, world_size=ranks.size)
     execution = execution_of(config, ranks.device)
-    objective.ranks = ranks
+    objective.ranks, objective.reads = ranks, config.mixture
     objective.run_as(execution)
     if ranks.is_first:
         log.info("execution: %s; strategy %s", execution, strategy)
@@ -86,7 +86,8 @@ def _start_from(config: RunConfig, objective: Objective) -> dict[str, Any] | Non
 def refuse_splitting(objective: Objective, config: RunConfig, *, world_size: int) -> None:
     """Raise ValueError if the run would cut a batch whose loss is not the sum over its parts."""
     spreads = world_size > 1 and not objective.gathers
-    if not objective.splits and (spreads or config.images_per_micro_batch is not None):
+    cuts = config.images_per_micro_batch is not None and not objective.caches
+    if not objective.splits and (spreads or cuts):
         raise ValueError(
             f"objective {config.objective.kind} needs the whole batch: one process, no images_per_micro_batch"
         )

@@ -75,6 +75,8 @@ def take_step(config: RunConfig, state: TrainState, batch: Batch, *, ranks: Rank
     terms = max(terms, 1.0)  # a step of nothing but rows without captions has a loss of 0
     total, report = torch.zeros((), device=ranks.device), {}
     parts = micro_batches(state.objective.before_cut(batch), config.images_per_micro_batch)
+    with autocast(config.precision, ranks.device):
+        state.objective.prepare(parts)
     for part in parts:
         ranks.enters("forward")
         with reducing(state.model, last=part is parts[-1]):

@@ -13,6 +13,7 @@ import torch
 
 from headrace.train.config import load_run
 from headrace.train.objectives.build import build_objective
+from headrace.train.objectives.clip import ClipConfig
 from headrace.train.runs import cost
 from headrace.train.runs.cost import PlanError
 from headrace.train.runs.plan import plan_run
@@ -137,3 +138,38 @@ def test_the_guide_shows_the_whole_slurm_script() -> None:
     script = (EXAMPLES / "slurm.sbatch").read_text()
     assert f"```bash\n{script}```" in (EXAMPLES.parent / "docs" / "training.md").read_text()
     assert script.startswith("#!/bin/bash")
+
+
+@pytest.mark.parametrize(
+    ("scale", "model", "samples", "batch", "lr", "warmup", "beta2"),
+    [
+        ("small", "ViT-B-32", 12_800_000, 4096, 5e-4, 500, 0.98),
+        ("medium", "ViT-B-32", 128_000_000, 4096, 5e-4, 500, 0.98),
+        ("large", "ViT-B-16", 1_280_000_000, 8192, 5e-4, 500, 0.98),
+        ("xlarge", "ViT-L-14", 12_800_000_000, 90_112, 1e-3, 10_000, 0.95),
+    ],
+)
+def test_a_scale_of_datacomp_has_its_numbers(
+    scale: str, model: str, samples: int, batch: int, lr: float, warmup: int, beta2: float
+) -> None:
+    """DataComp, arXiv:2304.14108, appendix D; the optimizer's others are open_clip's."""
+    config = load_run(EXAMPLES / f"clip-datacomp-{scale}.yaml")
+    assert (config.global_batch, config.mixture.image_size, config.objective.model) == (batch, 224, model)
+    assert 0 <= samples - config.steps * batch < batch
+    optimizer, schedule = config.optimizer, config.schedule
+    assert (optimizer.lr, optimizer.betas, optimizer.eps, optimizer.weight_decay) == (lr, (0.9, beta2), 1e-6, 0.2)
+    assert schedule.rate(warmup, steps=config.steps, peak=lr) == pytest.approx(lr)
+    assert schedule.rate(warmup - 1, steps=config.steps, peak=lr) < lr
+    assert config.mixture.augment.scale == (0.9, 1.0)
+    assert config.mixture.augment.interpolation == "bicubic"
+    assert not config.mixture.augment.flip
+
+
+@pytest.mark.parametrize(
+    ("model", "billions"), [("ViT-B-32", 14.78), ("ViT-B-16", 41.09), ("ViT-L-14", 175.33), ("ViT-H-14", 381.68)]
+)
+def test_the_operations_of_a_pair_are_those_of_open_clips_profile(model: str, billions: float) -> None:
+    """`docs/model_profile.csv` of open_clip: forward, two operations a multiplication. Ours: three times that."""
+    with torch.device("meta"):
+        objective = build_objective(ClipConfig(kind="clip", model=model), image_size=224, seed=0)
+    assert objective.train_flops_per_image == pytest.approx(3e9 * billions, rel=0.01)

@@ -52,16 +52,19 @@ def validation_values(objective: Objective, run: RunConfig, ranks: Ranks) -> dic
     )
     began = time.perf_counter()
     objective.eval()
+    objective.begin_pass()
     objective.fix_prefix(config.fixed_prefix)
     if config.by_place:
         objective.by_place = torch.zeros(2, objective.num_places, dtype=torch.float64, device=ranks.device)
     with contextlib.closing(stream), torch.no_grad(), autocast(run.precision, ranks.device):
         for number, batch in enumerate(stream, 1):
-            for part in micro_batches(first_samples(batch, config.samples), run.images_per_micro_batch):
-                count, left_out = _counts(objective, part, config.dataset)
+            parts = micro_batches(first_samples(batch, config.samples), run.images_per_micro_batch)
+            counts = [_counts(objective, part, config.dataset) for part in parts]
+            objective.prepare(parts)
+            for part, (count, left_out) in zip(parts, counts, strict=True):
                 missing += left_out
-                # Also where nothing counts: of a model that is spread each block needs every process.
-                result = objective(part) if count or is_spread(objective) else None
+                # Also where nothing counts: a model that is spread, or a loss that is, needs every process.
+                result = objective(part) if count or is_spread(objective) or objective.gathers else None
                 if count and result is not None:
                     _add(sums, result, count)
                     terms += count
@@ -72,6 +75,7 @@ def validation_values(objective: Objective, run: RunConfig, ranks: Ranks) -> dic
     objective.train()
     objective.fix_prefix(None)
     values = _means(sums, objective, url=config.dataset, counts=(terms, missing), ranks=ranks)
+    values |= objective.pass_values()
     if ranks.is_first:
         log.info("validation on %s: loss %.4f, %.1f s", config.dataset, values["loss"], time.perf_counter() - began)
     return values

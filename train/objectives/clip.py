@@ -1,15 +1,17 @@
-"""CLIP: match each image with its caption among all captions of the batch.
+"""CLIP: match each picture with its caption among all captions of the batch.
 
-Architecture, tokenizer and names of parameters are open_clip's, so its `create_model` loads what `export` writes. The
-loss of a batch is not the sum over its parts (each caption is everyone's negative), so this objective refuses
-micro-batches and several processes. Source: CLIP, arXiv:2103.00020; DFN, arXiv:2309.17425.
+Architecture, tokenizer and names of parameters are open_clip's, so its `create_model` loads what a run exports. The
+loss of a batch is not the sum over its parts, as each caption is everyone's negative: features are gathered over ranks
+with their gradients, and of a batch in micro-batches they are taken twice. Source: CLIP, arXiv:2103.00020; SigLIP,
+arXiv:2303.15343; DFN, arXiv:2309.17425.
 """
 
-# B batch, D embedding width, T tokens of a caption
+# B pairs of a part, D embedding width, T tokens of a caption
 
 import json
 import math
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,121 +21,97 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
+from headrace.config import config_to_dict
 from headrace.files import atomic_file
 from headrace.pipeline import Batch
+from headrace.pipeline.mixture import Mixture
+from headrace.train.evaluate.matching import PairPass
+from headrace.train.models.clip_shapes import CLIP_MODELS, ClipModelConfig, named_shape
+from headrace.train.models.clip_shapes import ClipTextConfig as ClipTextConfig
+from headrace.train.models.clip_shapes import ClipVisionConfig as ClipVisionConfig
+from headrace.train.models.clip_towers import FIRST_LOGITS, PairLoss, build_towers
+from headrace.train.objectives.captions import CaptionTokens, says_something
+from headrace.train.objectives.feature_cache import CachedPart, cache_parts, set_generators
 from headrace.train.objectives.objective import Columns, Objective
-from headrace.train.pixels import CLIP_MEAN, CLIP_STD, Normalise
+from headrace.train.objectives.pair_loss import Logits, PairLosses, Pairs, pair_losses
+from headrace.train.parallel.layout import piece_of, whole
+from headrace.train.parallel.strategy import drop_gathered, is_spread
+from headrace.train.pixels import CLIP_MEAN, CLIP_STD, Normalise, on_device
 from headrace.train.runs.tensors import save_tensors
 
-INIT_LOGIT_SCALE = math.log(1 / 0.07)
 MAX_LOGIT_SCALE = math.log(100)
-# open_clip's tokenizer knows this many tokens; a smaller table would be indexed out of range.
-NUM_TOKENS = 49408
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClipVisionConfig:
-    """The image tower, in open_clip's words (`vision_cfg`)."""
-
-    image_size: int
-    """Side in pixels; must equal the mixture's image_size."""
-    patch_size: int
-    """Side of a patch in pixels."""
-    width: int
-    """Channels of a token."""
-    layers: int
-    """Number of blocks."""
-    head_width: int = 64
-    """Channels of one attention head; divides width."""
-    mlp_ratio: float = 4.0
-    """Hidden width of the MLP over width."""
-
-    def __post_init__(self) -> None:
-        if min(self.image_size, self.patch_size, self.width, self.layers, self.head_width) < 1:
-            raise ValueError("image_size, patch_size, width, layers and head_width must be at least 1")
-        if self.width % self.head_width or self.image_size % self.patch_size:
-            raise ValueError(f"head_width must divide width, and patch_size image_size, got {self}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClipTextConfig:
-    """The text tower, in open_clip's words (`text_cfg`)."""
-
-    width: int
-    """Channels of a token."""
-    layers: int
-    """Number of blocks."""
-    heads: int
-    """Attention heads; divides width."""
-    context_length: int = 77
-    """Tokens of a caption, longer ones are cut."""
-    vocab_size: int = NUM_TOKENS
-    """Rows of the token table; open_clip's tokenizer needs 49408."""
-
-    def __post_init__(self) -> None:
-        if min(self.width, self.layers, self.heads) < 1 or self.width % self.heads:
-            raise ValueError(f"width, layers and heads must be at least 1 and heads divide width, got {self}")
-        if self.context_length < 3 or self.vocab_size < NUM_TOKENS:
-            raise ValueError(f"context_length must be at least 3 and vocab_size at least {NUM_TOKENS}, got {self}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClipModelConfig:
-    """open_clip's `model_cfg`."""
-
-    embed_dim: int
-    """Width of the space that images and captions share."""
-    vision_cfg: ClipVisionConfig
-    """The image tower."""
-    text_cfg: ClipTextConfig
-    """The text tower."""
-    quick_gelu: bool = False
-    """True = OpenAI's approximation of GELU, which the DFN L/14 and H/14 weights use."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipConfig:
-    """CLIP: match each image with its caption among all of the batch; a model in open_clip's form."""
+    """CLIP: match each picture with its caption among all of the batch; a model in open_clip's form."""
 
     kind: Literal["clip"]
     """The tag of this objective."""
-    model_cfg: ClipModelConfig
-    """The architecture, as in open_clip's model configs."""
+    model: str = ""
+    """A row of the table, open_clip's names: ViT-B-32, ViT-B-16, ViT-L-14, ViT-H-14, each also with -quickgelu behind
+    it; for images of the mixture's image_size. Empty = `model_cfg` says it."""
+    model_cfg: ClipModelConfig | None = None
+    """The architecture, as in open_clip's model configs; null = `model` names it."""
+    loss: PairLoss = "softmax"
+    """softmax = CLIP's, a pair against all others of the batch; sigmoid = SigLIP's, each cell for itself."""
+    column: str = "caption"
+    """Column of the index that holds the texts; null = no caption."""
+
+    def __post_init__(self) -> None:
+        if bool(self.model) == (self.model_cfg is not None):
+            raise ValueError("give either `model`, a name, or `model_cfg`, an architecture")
+        if self.model and self.model not in CLIP_MODELS:
+            raise ValueError(f"unknown model {self.model!r}; known models: {', '.join(CLIP_MODELS)}")
+        if not self.column:
+            raise ValueError("column must name a column of the index")
 
     def build(self, *, image_size: int, seed: int) -> "Clip":  # noqa: ARG002  torch's generator is seeded by then
         """Return the objective. Raises ValueError for images of another side than the architecture's."""
         return Clip(self, image_size=image_size)
 
+    def shape(self, image_size: int) -> ClipModelConfig:
+        """Return the architecture for images of this side. Raises ValueError if they do not fit."""
+        if self.model_cfg is None:
+            return named_shape(self.model, image_size)
+        wanted = self.model_cfg.vision_cfg.image_size
+        if wanted != image_size:
+            raise ValueError(
+                f"objective.model_cfg.vision_cfg.image_size is {wanted}, the mixture's image_size {image_size}"
+            )
+        return self.model_cfg
+
 
 class Clip(Objective):
-    """open_clip's CLIP with the symmetric contrastive loss."""
+    """open_clip's CLIP with a loss over the pairs of all ranks and micro-batches."""
 
-    columns = ("caption",)
     missing = "missing_captions"
-    reports = ("logit_scale", "caption_accuracy")
     splits = False
+    gathers = True
+    caches = True
     released_prefix = "model."
 
     def __init__(self, config: ClipConfig, *, image_size: int) -> None:
         super().__init__()
-        import open_clip
-
-        if config.model_cfg.vision_cfg.image_size != image_size:
-            wanted = config.model_cfg.vision_cfg.image_size
-            raise ValueError(
-                f"objective.model_cfg.vision_cfg.image_size is {wanted}, the mixture's image_size {image_size}"
-            )
-        self.config = config
+        self.config, self.shape = config, config.shape(image_size)
+        self.columns = (config.column,)
+        self.scalars = ("model.logit_scale",) + (("model.logit_bias",) if config.loss == "sigmoid" else ())
+        names = tuple(name.removeprefix("model.") for name in self.scalars)
+        self.reports = (*names, "caption_accuracy", "cut_captions")
         self.normalise = Normalise(CLIP_MEAN, CLIP_STD)
-        self.tokenizer = open_clip.SimpleTokenizer(context_length=config.model_cfg.text_cfg.context_length)
-        self.model = open_clip.CLIP(**asdict(config.model_cfg), init_logit_scale=INIT_LOGIT_SCALE)
+        self.tokens = CaptionTokens(self.shape.text_cfg.context_length)
+        self.tokenizer = self.tokens.tokenizer
+        self.model = build_towers(self.shape, config.loss)
+        self._cached: deque[CachedPart] = deque()
+        self._exact: Logits | None = None
+        self._is_first_pass = False
+        self._pass: PairPass | None = None
 
     @cached_property
     def train_flops_per_image(self) -> float:
         """6 x parameters x tokens of each tower + 12 x depth x width x tokens^2; the token table is only looked up."""
-        vision, text = self.config.model_cfg.vision_cfg, self.config.model_cfg.text_cfg
+        vision, text = self.shape.vision_cfg, self.shape.text_cfg
         tokens = (vision.image_size // vision.patch_size) ** 2 + 1
         image = sum(parameter.numel() for parameter in self.model.visual.parameters())
         words = sum(parameter.numel() for parameter in self.model.transformer.parameters())
@@ -142,57 +120,149 @@ class Clip(Objective):
         return total + 12.0 * attention
 
     def usable(self, columns: Columns) -> NDArray[np.bool_]:
-        """Return which samples have a caption: an empty text is the same for all, and nobody's pair."""
-        return np.array([bool(caption and caption.strip()) for caption in columns["caption"]], np.bool_)
+        """Return which samples have a caption that says something. Raises RowError for one that is no text."""
+        return says_something(columns[self.config.column], self.config.column)
 
     def num_terms(self, batch: Batch) -> int:
-        """Return the number of images that have a caption."""
+        """Return the number of pictures that have a caption."""
         return int(self.counted(batch).sum())
 
+    def prepare(self, parts: Sequence[Batch]) -> None:
+        """Take the features of a batch in several parts, and what the loss of all pairs says of them."""
+        drop_gathered(self)
+        self._cached.clear()
+        # A spread model gathers weights in bf16 on a GPU, in steps of 0.016 at a scale of ln 14: read it whole instead.
+        self._exact = self._logits_of(lambda tensor: whole(tensor.detach())) if is_spread(self) else None
+        if len(parts) < 2:
+            return
+        logits = self._exact or self._logits_of(lambda tensor: tensor)
+        self._is_first_pass = True
+        try:
+            self._cached.extend(
+                cache_parts(
+                    parts, features=self._first_features, losses=self._losses, logits=logits, device=self._device
+                )
+            )
+        finally:
+            self._is_first_pass = False
+
     def forward(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Return the contrastive loss times the number of pairs; report scale and share of right captions."""
+        """Return the sum of the losses of these pairs against those of all ranks and parts; report scale and accuracy.
+
+        In the first pass of `prepare` it returns their features.
+        """
+        cached = None if self._is_first_pass or not self._cached else self._cached.popleft()
+        if cached is not None:
+            assert np.array_equal(cached.position_B, batch.position), "parts come in the order they were prepared in"
+            set_generators(cached.generators, self._device)
+        if cached is not None and not torch.is_grad_enabled():
+            return cached.losses.loss_B.sum(), self._report(batch, cached.losses)
+        own = self._features(batch)
+        if self._is_first_pass:
+            return torch.stack([own.image_BD, own.text_BD]), {}
+        logits = self._own_logits()
+        if cached is not None:
+            return cached.loss(own, logits), self._report(batch, cached.losses)
+        losses = self._losses(own, logits)
+        return losses.loss_B.sum(), self._report(batch, losses)
+
+    def _features(self, batch: Batch) -> Pairs:
+        """Return the features of all rows, also of those that do not count: so each rank has all gradients."""
         counted = self.counted(batch)
-        if not counted.any():
-            return self.model.logit_scale * 0.0, {}
-        images = self.normalise(batch.images[counted])
-        captions = [caption for caption, good in zip(batch.columns["caption"], counted, strict=True) if good]
-        tokens_BT = self.tokenizer(captions).to(images.device)
-        image_BD = self.model.encode_image(images, normalize=True)
-        text_BD = self.model.encode_text(tokens_BT, normalize=True)
-        logits_BB = (self.model.logit_scale.exp() * image_BD @ text_BD.T).float()
-        target_B = torch.arange(len(captions), device=images.device)
-        loss = (functional.cross_entropy(logits_BB, target_B) + functional.cross_entropy(logits_BB.T, target_B)) / 2
-        report = {
-            "logit_scale": self.model.logit_scale.detach(),
-            "caption_accuracy": (logits_BB.argmax(dim=1) == target_B).float().mean(),
+        images_B3HH = self.normalise(batch.images)
+        tokens_BT, _ = self._tokens(batch, counted)
+        image_BD = self.model.encode_image(images_B3HH, normalize=True)
+        text_BD = self.model.encode_text(on_device(tokens_BT, images_B3HH.device), normalize=True)
+        counted_B = on_device(counted.astype(np.float32), images_B3HH.device)
+        if self._pass is not None:
+            column = self.config.column
+            self._pass.add(batch, column=column, counted_B=counted, image_BD=image_BD, text_BD=text_BD)
+        return Pairs(image_BD, text_BD, counted_B)
+
+    def _first_features(self, part: Batch) -> Pairs:
+        # Called as a module, so that a spread model gathers its weights.
+        both, _ = self(part)
+        return Pairs(both[0], both[1], on_device(self.counted(part).astype(np.float32), both.device))
+
+    def _tokens(self, batch: Batch, counted: NDArray[np.bool_]) -> tuple[Tensor, NDArray[np.bool_]]:
+        captions = batch.columns[self.config.column]
+        return self.tokens([caption if good else "" for caption, good in zip(captions, counted, strict=True)])
+
+    def _losses(self, own: Pairs, logits: Logits) -> PairLosses:
+        return pair_losses(own, logits, loss=self.config.loss, ranks=self.ranks)
+
+    def _report(self, batch: Batch, losses: PairLosses) -> Mapping[str, Tensor]:
+        counted = self.counted(batch)
+        cut = self._tokens(batch, counted)[1].sum() / max(1, counted.sum())
+        logits = self._exact or self._own_logits()
+        return {
+            "logit_scale": logits.scale.detach()[0],
+            **({} if logits.bias is None else {"logit_bias": logits.bias.detach()[0]}),
+            "caption_accuracy": losses.right_B.sum() / max(1, int(counted.sum())),
+            "cut_captions": torch.tensor(float(cut)),
         }
-        return loss * len(captions), report
+
+    def _own_logits(self) -> Logits:
+        """Return scale and bias with their gradients, in the full precision that `prepare` read."""
+        found = self._logits_of(lambda tensor: tensor)
+        if self._exact is None:
+            return found
+        scale = self._exact.scale + (found.scale - found.scale.detach())
+        if found.bias is None or self._exact.bias is None:
+            return Logits(scale, None)
+        return Logits(scale, self._exact.bias + (found.bias - found.bias.detach()))
+
+    def _logits_of(self, read: Any) -> Logits:
+        bias = self.model.logit_bias
+        return Logits(read(self.model.logit_scale), None if bias is None else read(bias))
+
+    @property
+    def _device(self) -> torch.device:
+        return self.normalise.mean_C.device
 
     def after_step(self) -> None:
         """Keep the scale within [1, 100]."""
         with torch.no_grad():
-            self.model.logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)
+            piece_of(self.model.logit_scale).local.clamp_(0.0, MAX_LOGIT_SCALE)
+
+    def begin_pass(self) -> None:
+        """Keep the features of the batches that come, to compare all of them."""
+        self._pass = PairPass()
+
+    def pass_values(self) -> Mapping[str, float]:
+        """Return how well matched pairs are told from shuffled ones, and how often the right one is found."""
+        assert self._pass is not None, "begin_pass came before"
+        found, self._pass = self._pass, None
+        return found.values(self.ranks)
 
     def export_beside(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
         """Write the folder `open_clip/`, which open_clip and the clip annotator load."""
         with atomic_file(str(folder / "open_clip" / "model.safetensors")) as path:
             save_tensors(path, tensors, {"format": "pt"})
-        text = json.dumps(open_clip_config(self.config), indent=2, sort_keys=True) + "\n"
+        text = json.dumps(open_clip_config(self.shape, self.config.loss, self.reads), indent=2, sort_keys=True) + "\n"
         # The second name is the one that open_clip's `local-dir:FOLDER` looks for.
         for name in ("model_config.json", "open_clip_config.json"):
             with atomic_file(str(folder / "open_clip" / name)) as path:
                 path.write_text(text, encoding="ascii")
 
 
-def open_clip_config(config: ClipConfig) -> dict[str, Any]:
-    """Return the config that open_clip reads: the architecture, and how an image becomes an input."""
-    model_cfg = asdict(config.model_cfg)
+def open_clip_config(shape: ClipModelConfig, loss: PairLoss, reads: Mixture | None) -> dict[str, Any]:
+    """Return the config that open_clip reads: the architecture, and how an image becomes an input.
+
+    The interpolation is that of training. `headrace` says what open_clip has no words for: the crops that were trained
+    on, and the loss.
+    """
+    views = [] if reads is None else [view.augment or reads.augment for view in reads.views] or [reads.augment]
+    scale, bias = FIRST_LOGITS[loss]
+    # Without the bias, `create_model` would make a model that has none.
+    first = {} if bias is None else {"init_logit_scale": scale, "init_logit_bias": bias}
     preprocess_cfg = {
-        "size": config.model_cfg.vision_cfg.image_size,
+        "size": shape.vision_cfg.image_size,
         "mode": "RGB",
         "mean": list(CLIP_MEAN),
         "std": list(CLIP_STD),
-        "interpolation": "bicubic",
+        "interpolation": views[0].interpolation if views else "bicubic",
         "resize_mode": "shortest",
     }
-    return {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}
+    trained = {"loss": loss, "augment": [config_to_dict(view) for view in views]}
+    return {"model_cfg": asdict(shape) | first, "preprocess_cfg": preprocess_cfg, "headrace": trained}

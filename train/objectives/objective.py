@@ -5,7 +5,7 @@ number over all ranks and micro-batches: a mean per micro-batch, averaged over r
 differ, and with random prefixes they always do.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from headrace.pipeline import Batch
+from headrace.pipeline import Batch, Mixture
 from headrace.train.execution import PLAIN, Execution
 from headrace.train.models.encoder import Encoder
 from headrace.train.parallel.ranks import ALONE, Ranks
@@ -45,6 +45,12 @@ class Objective(nn.Module):
     """True if the loss of a batch is the sum over its parts, so that micro-batches and ranks may share it."""
     gathers: bool = False
     """True if `forward` gathers what it needs from other ranks: several processes may share a batch all the same."""
+    caches: bool = False
+    """True if `prepare` finds what the parts of a batch need of each other: micro-batches may share it all the same."""
+    scalars: tuple[str, ...] = ()
+    """Parameters of one number: [1] here, as a model that is spread wants, and [] in released files."""
+    reads: Mixture | None = None
+    """What pictures are read as; the run sets it before the first step."""
     released_prefix: str = ""
     """What the names of parameters have in front that exported files leave out."""
     ranks: Ranks = ALONE
@@ -131,6 +137,9 @@ class Objective(nn.Module):
     def before_step(self, step: int, steps: int) -> None:
         """Prepare step `step` (0-based) of `steps`, before its first forward; a step done again prepares the same."""
 
+    def prepare(self, parts: Sequence[Batch]) -> None:
+        """Find what the losses of a batch's parts need of each other, before the first forward; called on all ranks."""
+
     def after_step(self) -> None:
         """Bring parameters back to where they must be, after the optimizer moved them."""
 
@@ -142,6 +151,13 @@ class Objective(nn.Module):
     def exported_tensors(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return what of the weights, under released names, an exported file holds."""
         return tensors
+
+    def begin_pass(self) -> None:
+        """Keep of each forward from now on what `pass_values` needs; a validation begins."""
+
+    def pass_values(self) -> Mapping[str, float]:
+        """Return what is a value of all samples of a pass and no mean over terms, and forget them; on all ranks."""
+        return {}
 
     def export_beside(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
         """Write what other programs read beside `model.safetensors`; `tensors` are the weights under released names."""
@@ -164,4 +180,9 @@ def released_names(objective: Objective, tensors: Mapping[str, Tensor]) -> dict[
     """Return `tensors` of the objective under the names of the released models."""
     names = {name: name.removeprefix(objective.released_prefix) for name in tensors}
     assert len(set(names.values())) == len(names), "two parameters would have one released name"
-    return {names[name]: tensor for name, tensor in tensors.items()}
+    return {names[name]: _released(objective, name, tensor) for name, tensor in tensors.items()}
+
+
+def _released(objective: Objective, name: str, tensor: Tensor) -> Tensor:
+    """Return a view: what is copied into it changes the parameter."""
+    return tensor.view(()) if name in objective.scalars and tensor.numel() == 1 else tensor

@@ -118,6 +118,10 @@ class Ranks:
         """Return when every rank has come here."""
         self.sum([0.0], where)
 
+    def finish(self, work: Any, where: str) -> None:
+        """Wait for an exchange of the host's that was begun. Raises RankError if a rank does not come `where` it is."""
+        self._finish(work, where)
+
     def _finish(self, work: Any, where: str, *, leaves: bool = True) -> None:
         """Wait for `work` in slices, so that a rank that does not come is spoken of, and a signal `leaves` the wait."""
         if self.presence is not None:

@@ -23,7 +23,7 @@ def export_model(out: Path, config: RunConfig, objective: Objective, *, writes: 
 
     Called on all ranks; the one that `writes` does so.
     """
-    tensors = host_tensors(released_names(objective, objective.state_dict()), keep=writes)
+    tensors = released_names(objective, host_tensors(objective.state_dict(), keep=writes))
     if not writes:
         return
     tensors = dict(objective.exported_tensors(tensors))

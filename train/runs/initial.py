@@ -81,7 +81,12 @@ def initial_weights(objective: Objective, path: Path, rename: Mapping[str, str])
     kind, found = _read(path)
     found = _renamed(found, rename, path)
     own = released_names(objective, objective.state_dict())
-    taken = {name: tensor for name, tensor in found.items() if name in own}
+    # open_clip writes one number as [] or as [1].
+    taken = {
+        name: tensor.reshape(own[name].shape) if tensor.numel() == own[name].numel() == 1 else tensor
+        for name, tensor in found.items()
+        if name in own
+    }
     for name, tensor in taken.items():
         if tensor.shape != own[name].shape:
             raise ValueError(

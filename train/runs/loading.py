@@ -7,7 +7,7 @@ are checked before they count; a file that is not what was written is named, on 
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, distributed, nn
 
 from headrace.train.parallel.layout import ALL_OF_IT, Layout, Piece, piece_of
 from headrace.train.parallel.ranks import ALONE, Ranks
-from headrace.train.runs.optimizer_state import finish_state, make_state, state_targets
+from headrace.train.runs.optimizer_state import finish_state, make_state, optimizer_tensors, state_targets
 from headrace.train.runs.saving import NO_AVERAGE
 from headrace.train.runs.staging import flat_bytes
 from headrace.train.runs.state_file import AVERAGE, Checkpoint
@@ -29,6 +29,11 @@ class Source:
     dtype: torch.dtype
     shape: tuple[int, ...]
     parts: list[tuple[VerifiedFile, Stored]]
+
+    def as_row(self) -> "Source":
+        """Return the same number with one dimension."""
+        parts = [(file, replace(stored, rows=stored.rows._replace(shape=(1,)))) for file, stored in self.parts]
+        return Source(self.dtype, (1,), parts)
 
     def read(self, piece: Piece) -> Tensor:
         """Return the rows of `piece`: in its own memory if that is the host's, else in memory of their own."""
@@ -123,6 +128,8 @@ def restore(
         with _same_on_all(ranks, checkpoint.path):
             weights = stack.enter_context(sources(checkpoint, "model"))
             moments = stack.enter_context(sources(checkpoint, "optimizer"))
+            weights = _as_rows(weights, module.state_dict())
+            moments = _as_rows(moments, optimizer_tensors(module, optimizer))
             targets = _fitting(weights, module.state_dict(), "the weights do not fit the model")
             shapes = {name: source.shape for name, source in moments.items()}
             state = state_targets(shapes, module, optimizer)
@@ -154,6 +161,14 @@ def _fitting(found: Mapping[str, Source], tensors: Mapping[str, Tensor], complai
         if was != now:
             raise ValueError(f"{complaint}: {name!r} was {_told(*was)}, is {_told(*now)}")
     return [(found[name], piece) for name, piece in pieces.items()]
+
+
+def _as_rows(found: Mapping[str, Source], tensors: Mapping[str, Tensor]) -> dict[str, Source]:
+    """Return what was found, a single number as one row where the run has it so: CLIP's scale had no dimension once."""
+    return {
+        name: source.as_row() if name in tensors and not source.shape and tensors[name].shape == (1,) else source
+        for name, source in found.items()
+    }
 
 
 def _told(dtype: torch.dtype, shape: tuple[int, ...]) -> str:

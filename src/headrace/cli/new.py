@@ -18,6 +18,10 @@ FILES = {
         "aim-7B": "aim-7B.yaml",
         "clip": "clip-tiny.yaml",
         "clip-filter": "clip-filter.yaml",
+        "clip-datacomp-small": "clip-datacomp-small.yaml",
+        "clip-datacomp-medium": "clip-datacomp-medium.yaml",
+        "clip-datacomp-large": "clip-datacomp-large.yaml",
+        "clip-datacomp-xlarge": "clip-datacomp-xlarge.yaml",
         "supervised": "supervised-tiny.yaml",
     },
 }

@@ -314,21 +314,6 @@ def test_a_world_size_that_does_not_fit_is_refused_by_name(run_file: Callable[..
 
 
 @pytest.mark.full
-def test_clip_refuses_two_processes(run_file: Callable[..., Path]) -> None:
-    from headrace.config import config_to_dict
-    from headrace.train.objectives.clip import ClipConfig, ClipModelConfig, ClipTextConfig, ClipVisionConfig
-
-    model = ClipModelConfig(
-        embed_dim=8,
-        vision_cfg=ClipVisionConfig(image_size=16, patch_size=8, width=16, layers=1, head_width=8),
-        text_cfg=ClipTextConfig(width=16, layers=1, heads=2, context_length=8),
-    )
-    objective = config_to_dict(ClipConfig(kind="clip", model_cfg=model))
-    with pytest.raises(AssertionError, match="needs the whole batch: one process"):
-        torchrun(2, TRAIN, "train", str(run_file(objective=objective)))
-
-
-@pytest.mark.full
 def test_kill_nine_at_random_moments_changes_no_loss(run_file: Callable[..., Path], tmp_path: Path) -> None:
     """Killed again and again until it gets through; each kill came while steps remained."""
     path = run_file(steps=60, checkpoint={"every": 4, "keep": 2})
