@@ -6,7 +6,7 @@ same picture, and equal captions of others, are nobody's shuffled ones. Source o
 arXiv:2103.00020, appendix E.
 """
 
-# N pairs, U pictures, D width
+# N pairs, U things asked from, V answers, C of a chunk, D width
 
 from hashlib import blake2b
 from typing import Any
@@ -71,9 +71,10 @@ def matching_values(image_ND: Floats, text_ND: Floats, *, picture_N: Ids, captio
         return {}
     matched = np.sum(image_ND * text_ND, axis=1)
     values = {"auc": area_under_curve(matched, shuffled)}
-    ranks = _retrieval_ranks(image_ND, text_ND, picture_N)
-    for name, rank_N in zip(("image_to_text", "text_to_image"), ranks, strict=True):
-        values |= {f"{name}_at_{best}": float(np.mean(rank_N < best)) for best in RECALLED_AT}
+    to_text = _ranks(image_ND, text_ND, picture_N, caption_N)
+    to_image = _ranks(text_ND, image_ND, caption_N, picture_N)
+    for name, ranks in (("image_to_text", to_text), ("text_to_image", to_image)):
+        values |= {f"{name}_at_{best}": float(np.mean(ranks < best)) for best in RECALLED_AT}
     return values
 
 
@@ -95,27 +96,22 @@ def _shuffled_scores(image_ND: Floats, text_ND: Floats, picture_N: Ids, caption_
     return np.concatenate(scores) if scores else np.zeros(0, np.float32)
 
 
-def _retrieval_ranks(image_ND: Floats, text_ND: Floats, picture_N: Ids) -> tuple[Ids, Ids]:
-    """Return, for each picture and each caption, how many wrong answers score above the best right one.
+def _ranks(from_ND: Floats, to_ND: Floats, from_N: Ids, to_N: Ids) -> Ids:
+    """Return, for each thing asked from, how many wrong answers score above the best right one.
 
-    An equal caption of another picture scores as much as its own, never above, so it costs nothing.
+    Equal ids are one thing, so an equal caption of another picture is right too.
     """
-    _, first_U, number_N = np.unique(picture_N, return_index=True, return_inverse=True)
-    by_image, by_text = np.zeros(len(first_U), np.int64), np.zeros(len(text_ND), np.int64)
-    own = np.sum(image_ND * text_ND, axis=1)
-    for start in range(0, len(text_ND), CHUNK):
-        rows = slice(start, start + CHUNK)
-        scores_CU = text_ND[rows] @ image_ND[first_U].T
-        wrong_CU = number_N[rows, None] != np.arange(len(first_U))
-        by_text[rows] = ((scores_CU > own[rows, None]) & wrong_CU).sum(axis=1)
-    best_U = np.full(len(first_U), -np.inf, np.float32)
-    np.maximum.at(best_U, number_N, own)
+    _, first_U, unit_N = np.unique(from_N, return_index=True, return_inverse=True)
+    _, first_V, answer_N = np.unique(to_N, return_index=True, return_inverse=True)
+    answers_VD, found = to_ND[first_V], np.zeros(len(first_U), np.int64)
     for start in range(0, len(first_U), CHUNK):
-        units = np.arange(start, min(start + CHUNK, len(first_U)))
-        scores_CN = image_ND[first_U[units]] @ text_ND.T
-        wrong_CN = number_N[None] != units[:, None]
-        by_image[units] = ((scores_CN > best_U[units, None]) & wrong_CN).sum(axis=1)
-    return by_image, by_text
+        scores_CV = from_ND[first_U[start : start + CHUNK]] @ answers_VD.T
+        pairs = np.flatnonzero((unit_N >= start) & (unit_N < start + CHUNK))
+        right_CV = np.zeros(scores_CV.shape, np.bool_)
+        right_CV[unit_N[pairs] - start, answer_N[pairs]] = True
+        best_C = np.where(right_CV, scores_CV, -np.inf).max(axis=1)
+        found[start : start + CHUNK] = ((scores_CV > best_C[:, None]) & ~right_CV).sum(axis=1)
+    return found
 
 
 def _all_rows(own: NDArray[Any], ranks: Ranks) -> NDArray[Any]:
