@@ -10,6 +10,7 @@ from headrace.config import load_config
 from headrace.curation.recipe import load_recipe
 from headrace.pipeline import Mixture
 from headrace.train.config import load_run
+from headrace.train.evaluate.suite import load_suite
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -26,6 +27,8 @@ def test_each_kind_is_a_file_that_its_command_reads(run: Run, tmp_path: Path, wh
         load_recipe(file)
     elif what == "mixture":
         load_config(Mixture, file)
+    elif what == "suite":
+        load_suite(file)
     else:
         load_run(file)
     assert "examples/" not in "".join(line for line in file.read_text().splitlines() if f"headrace {what}" in line)

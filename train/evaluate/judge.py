@@ -14,6 +14,7 @@ from headrace.train.evaluate.ground_truth import GroundTruth, GroundTruthConfig,
 from headrace.train.evaluate.passes import plain_mixture
 from headrace.train.objectives.finetune import Finetune, FinetuneConfig
 from headrace.train.parallel.precision import autocast
+from headrace.train.parallel.ranks import Ranks, join_ranks
 from headrace.train.runs.weights import read_weights
 
 IMAGES_PER_BATCH = 256
@@ -30,7 +31,7 @@ def judge(
 ) -> dict[str, Any]:
     """Return the accuracy of the classifier in the exported file `path`, with what it was measured on.
 
-    In this process alone. Damaged samples are left out and counted. Raises ValueError if `path` holds no fine-tuned
+    Called on all ranks. Damaged samples are left out and counted. Raises ValueError if `path` holds no fine-tuned
     classifier, or nothing can be judged.
     """
     weights = read_weights(path)
@@ -39,10 +40,11 @@ def judge(
         raise ValueError(f"{path}: an objective {weights.model.objective.kind} is no fine-tuned classifier")
     with torch.no_grad():
         weights.load_into(objective)
-    on_cuda = device != "cpu" and torch.cuda.is_available()
-    objective.eval().to(torch.device("cuda" if on_cuda else "cpu"))
     known = read_ground_truth(url, truth, num_classes=objective.config.num_classes)
-    tally = _tally(objective, known, plain_mixture(url, weights.model.image_size, center_fraction=center_fraction))
+    mixture = plain_mixture(url, weights.model.image_size, center_fraction=center_fraction)
+    with join_ranks(device) as ranks:
+        objective.eval().to(ranks.device)
+        tally = _tally(objective, known, mixture, ranks)
     if not tally.samples:
         raise ValueError(f"{url}: no sample is left to judge on")
     return {
@@ -70,10 +72,16 @@ class _Tally:
 
 
 @torch.no_grad()
-def _tally(objective: Finetune, known: GroundTruth, mixture: Mixture) -> _Tally:
-    tally, device = _Tally(), objective.normalise.mean_C.device
-    stream = open_stream(mixture, global_batch=IMAGES_PER_BATCH, once=True)
-    with contextlib.closing(stream), autocast("auto", device):
+def _tally(objective: Finetune, known: GroundTruth, mixture: Mixture, ranks: Ranks) -> _Tally:
+    tally = _Tally()
+    stream = open_stream(
+        mixture,
+        global_batch=IMAGES_PER_BATCH * ranks.size,
+        rank=ranks.rank,
+        world_size=ranks.size,
+        once=True,
+    )
+    with contextlib.closing(stream), autocast("auto", ranks.device):
         for batch in stream:
             inside_B = batch.position < len(known)
             tally.damaged += int((inside_B & ~batch.valid).sum())
@@ -87,4 +95,6 @@ def _tally(objective: Finetune, known: GroundTruth, mixture: Mixture) -> _Tally:
             tally.right += float(right_R)
             tally.whole += whole
             tally.samples += len(rows)
-    return tally
+    right, whole, *counts = ranks.sum([tally.right, tally.whole, tally.samples, tally.damaged], "the judgement")
+    samples, damaged = map(int, counts)
+    return _Tally(right=right, whole=whole, samples=samples, damaged=damaged)

@@ -96,16 +96,15 @@ def finetune_command(
         plan_training("finetune", config, json=json, before=about)
         return
     result = run_training(config, json=json)
-    if not result.is_first:
-        end_training(result)
-        return
     facts: dict[str, Any] = {"out": out, "step": result.step, "recipe": recipe, "accuracy": None}
     if result.finished:
         facts |= judge(
             result.out / "model.safetensors", test, truth, center_fraction=_center(config), device=config.device
         )
-        _write_result(result.out / RESULT, facts)
-    _show(facts, json=json)
+    if result.is_first:
+        if result.finished:
+            _write_result(result.out / RESULT, facts)
+        _show(facts, json=json)
     end_training(result)
 
 

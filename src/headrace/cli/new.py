@@ -24,12 +24,14 @@ FILES = {
         "clip-datacomp-xlarge": "clip-datacomp-xlarge.yaml",
         "supervised": "supervised-tiny.yaml",
     },
+    "suite": {"aim15": "suite-aim15.yaml"},
 }
 
 NEXT = {
     "recipe": "headrace curate {file} --dry-run",
     "mixture": "headrace stream {file}",
     "run": "headrace train {file} --dry-run",
+    "suite": "headrace probe RUN --suite {file} --dry-run",
 }
 
 KINDS = "; ".join(f"{what}: {', '.join(kinds)}" for what, kinds in FILES.items())
@@ -41,6 +43,7 @@ class What(StrEnum):
     RECIPE = "recipe"
     MIXTURE = "mixture"
     RUN = "run"
+    SUITE = "suite"
 
 
 def new_command(
@@ -48,7 +51,7 @@ def new_command(
     file: Annotated[str, typer.Argument(help="The file to write; an existing one is never replaced.")],
     kind: Annotated[str, typer.Option("--kind", help=f"Which one. {KINDS}. The first is the default.")] = "",
 ) -> None:
-    """Write a commented recipe, mixture or run that works once its paths are yours.
+    """Write a commented recipe, mixture, run or suite that works once its paths are yours.
 
     Example: headrace new recipe first.yaml
     """

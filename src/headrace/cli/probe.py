@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headrace.cli.probe_suite import SuiteOptions, probe_suite, refuse_other_options
 from headrace.cli.result import JsonOption, say_plan
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ RSS_UNIT = 1024
 
 
 def probe_command(
+    context: typer.Context,
     checkpoint: Annotated[
         str,
         typer.Argument(
@@ -79,6 +81,9 @@ def probe_command(
     class_subset: Annotated[
         str, typer.Option(help="File with the class of --train for each label of --test (ImageNet-A, -R).")
     ] = "",
+    suite: Annotated[
+        Path | None, typer.Option(help="File that names several datasets: each is probed, and one table shows all.")
+    ] = None,
     cache: Annotated[
         Path | None, typer.Option(help="Folder for features on disk: the trunk runs once, also if it is killed.")
     ] = None,
@@ -109,9 +114,16 @@ def probe_command(
 
     What it would take: headrace probe aim-7B --protocol aim --train-images 1281167 --test-images 50000 --dry-run
 
+    Several datasets, one table: headrace probe runs/a --suite examples/suite-aim15.yaml
+
     Several processes: torchrun --standalone --nproc-per-node 8 --no-python headrace probe ...
     """
     given = {name: value for name, value in locals().items() if value is not None}
+    if suite is not None:
+        refuse_other_options(context)
+        asked = SuiteOptions(out=out, untrained=untrained, device=device, json=json, dry_run=dry_run)
+        probe_suite(Path(checkpoint), suite, asked)
+        return
     config = _config(protocol, given)
     folder = Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint).parent
     target = out or folder / f"probe-{'untrained' if untrained else 'trained'}.json"

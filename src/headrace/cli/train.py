@@ -96,6 +96,10 @@ def end_training(result: "TrainResult") -> None:
         raise typer.Exit(128 + result.stopped_by)
 
 
+def _top1_of(line: dict[str, Any]) -> str:
+    return f", top1 {line['top1']:.4f}" if "top1" in line else ""
+
+
 def _changes_of(line: dict[str, Any]) -> str:
     return ", ".join(f"{path} {was} -> {now}" for path, (was, now) in line["changes"].items())
 
@@ -155,7 +159,7 @@ def _progress(steps: int, *, json: bool) -> Iterator[Callable[[dict[str, Any]], 
                 typer.echo(NOTICES[line["event"]](line), err=True)
                 return
             if line["event"] == "validation":
-                typer.echo(f"step {line['step']}: validation loss {line['loss']:.4f}", err=json)
+                typer.echo(f"step {line['step']}: validation loss {line['loss']:.4f}{_top1_of(line)}", err=json)
                 return
             if line["event"].startswith(MONITOR) and "accuracy" in line:  # a fault has its line in the log
                 typer.echo(f"step {line['step']}: {line['event']} accuracy {line['accuracy']:.4f}", err=json)

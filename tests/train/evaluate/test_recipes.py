@@ -1,0 +1,69 @@
+"""Recipes become runs: rates by the batch, lanes that leave partners, classes of the data."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headrace.config import build_config
+from headrace.train.config import RunConfig
+from headrace.train.evaluate.recipes import RECIPES, FinetuneOptions, count_classes, finetune_run
+from headrace.train.objectives.aim import AimConfig
+from headrace.train.objectives.finetune import FinetuneConfig
+from headrace.train.runs.weights import ModelRecord
+
+OF = AimConfig(kind="aim", model="tiny", patch=4, width=16, depth=2, heads=2, head_width=16, head_depth=1)
+
+
+def run_of(pictures: str, **changes: Any) -> RunConfig:
+    options = FinetuneOptions(checkpoint=Path("a"), train=pictures, validation=pictures, out="b", **changes)
+    return build_config(RunConfig, finetune_run(options, ModelRecord(objective=OF, image_size=16, seed=0)))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_is_a_run(pictures: str, recipe: str) -> None:
+    run = run_of(pictures, recipe=recipe)
+    assert run.global_batch == 96, "of 96 pictures a step holds all at most"
+    assert run.global_batch // run.mixture.lanes >= 2
+    assert isinstance(run.objective, FinetuneConfig)
+    assert run.objective.num_classes == 3
+    assert run.optimizer.lr == pytest.approx(RECIPES[recipe].base_lr * 96 / 256)
+    assert run.steps == RECIPES[recipe].epochs
+    assert run.init_from == "a"
+
+
+def test_the_published_numbers() -> None:
+    """MAE's fine-tuning of ViT-B at its batch of 1024; AIM's adapters at alpha 1."""
+    base, thin = RECIPES["mae-base"], RECIPES["lora"]
+    assert base.base_lr * 1024 / 256 == pytest.approx(2e-3)
+    assert base.run["optimizer"]["layer_decay"] == 0.65
+    assert base.run["objective"] == {"label_smoothing": 0.1, "drop_path": 0.1, "mix": {"mixup": 0.8, "cutmix": 1.0}}
+    assert (
+        RECIPES["mae-large"].run["optimizer"]["layer_decay"]
+        == RECIPES["simmim"].run["optimizer"]["layer_decay"]
+        == 0.75
+    )
+    assert thin.run["objective"]["lora"] == {"rank": 8, "alpha": 1.0}
+    assert thin.run["objective"]["mix"] == {"mixup": 0.8}
+    assert RECIPES["simmim"].base_lr * 512 / 256 == pytest.approx(1.25e-3)
+
+
+def test_untrained_begins_from_nothing_and_a_fine_tuned_model_gets_a_fresh_head(pictures: str) -> None:
+    assert run_of(pictures, untrained=True).init_from is None
+    tuned = ModelRecord(objective=FinetuneConfig(kind="finetune", of=OF, num_classes=7), image_size=16, seed=0)
+    options = FinetuneOptions(checkpoint=Path("a"), train=pictures, validation=pictures, out="b")
+    run = build_config(RunConfig, finetune_run(options, tuned))
+    assert isinstance(run.objective, FinetuneConfig)
+    assert run.objective.of == OF
+    assert run.init_rename == {"classifier.": ""}
+
+
+def test_classes_are_counted(tmp_path: Path, write_dataset: Callable[..., str]) -> None:
+    some = write_dataset(tmp_path / "some", samples=6, change=lambda n, columns: columns | {"label": n or None})
+    assert count_classes(some) == 6
+    none = write_dataset(tmp_path / "none", samples=6, change=lambda _, columns: columns | {"label": None})
+    with pytest.raises(ValueError, match="its column label has no label"):
+        count_classes(none)
+    with pytest.raises(ValueError, match="has no column genus"):
+        count_classes(some, "genus")
