@@ -172,12 +172,12 @@ def _rows(
     trunk: FrozenTrunk, batch: Batch, chosen: NDArray[np.bool_], *, config: FeaturesConfig, url: str
 ) -> FeatureRows:
     rows = np.flatnonzero(chosen)
-    sets = tuple(x.float() for x in trunk.means(batch.images[chosen], config.layer_sets))
-    if not all(bool(torch.isfinite(x_BLD).all()) for x_BLD in sets):
+    sets = tuple(trunk.means(batch.images[chosen], config.layer_sets, pooled=config.pooled))
+    if not all(bool(torch.isfinite(x).all()) for x in sets):
         raise ValueError(f"{url}: features are not finite; the checkpoint {trunk.path} has diverged")
     return FeatureRows(
         place_B=batch.position[chosen],
-        sets=tuple(x.mean(dim=1) for x in sets) if config.pooled else sets,
+        sets=sets,
         key=[batch.key[row] for row in rows],
         columns={
             name: column[chosen] if isinstance(column, np.ndarray) else [column[row] for row in rows]

@@ -88,6 +88,10 @@ def plan_probe(
         ("fit on", config.train, facts.train_images, config.samples),
         ("judge on", config.test, facts.test_images, 0),
     ):
+        if not given and not url:
+            raise ValueError(
+                "which images? Name datasets by --train and --test, or say --train-images and --test-images"
+            )
         images = given or check_features(trunk, url, _first(features, samples))[0]
         counts.append(min(images, samples) if samples else images)
         size = features.num_bytes(trunk, counts[-1])
@@ -103,7 +107,9 @@ def plan_probe(
         f"features: {why}",
         _hours_line(planned, config, facts, counts=(counts[0], counts[1]), place=place, device=device),
         *_memory_lines(planned, config, facts, features=features, held=size if place == "memory" else 0),
-        _disk_line(planned, config, facts, features=features, images=sum(counts) if place == "cache" else 0),
+        _disk_line(
+            planned, config, facts, features=features, train=counts[0], images=sum(counts) if place == "cache" else 0
+        ),
     ]
     return lines
 
@@ -199,7 +205,7 @@ def _memory_lines(
     batch, weights = features.num_bytes(shape, rows), 4 * sum(p.numel() for p in planned.encoder.parameters())
     heads = BYTES_PER_PARAMETER * _head_parameters(planned, config, facts, features)
     # Residual stream in float32 twice, MLP of 4 x width and q, k, v in bf16, and the averages.
-    token = shape.width * (8 + 8 + 6 + 4 * len(features.layer_sets))
+    token = shape.width * (8 + 8 + 6 + 4 * (1 if features.pooled else len(features.layer_sets)))
     forward = min(config.images_per_forward, rows) * shape.num_patches * token
     return [
         f"host memory: {_gb(ahead + WINDOW_BYTES + batch + held / facts.processes)} a process at most: pictures ahead "
@@ -218,12 +224,15 @@ def _head_parameters(planned: PlannedModel, config: ProbeConfig, facts: PlanFact
 
 
 def _disk_line(
-    planned: PlannedModel, config: ProbeConfig, facts: PlanFacts, *, features: FeaturesConfig, images: int
+    planned: PlannedModel, config: ProbeConfig, facts: PlanFacts, *, features: FeaturesConfig, train: int, images: int
 ) -> str:
     shape = planned.encoder.shape
     state = 12 * _head_parameters(planned, config, facts, features)
     layout = cache_shape((len(features.layer_sets), *features.row_shape(shape)), images, config.images_per_forward)
-    cached = f"cache {_gb(layout.num_bytes)} in {layout.num_pieces:,} pieces; " if images else ""
+    cached = ""
+    if images:
+        read = f"{_gb(config.epochs * features.num_bytes(shape, train))} read in {config.epochs} epochs"
+        cached = f"cache {_gb(layout.num_bytes)} in {layout.num_pieces:,} pieces, {read}; "
     return f"disk: {cached}state of the fit {_gb(state)}, saved every epoch, gone at the end"
 
 

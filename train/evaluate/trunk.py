@@ -48,10 +48,20 @@ class FrozenTrunk:
         return self.normalise.mean_C.device
 
     @torch.no_grad()
-    def means(self, images_BHH3: NDArray[np.uint8] | Tensor, layer_sets: Sequence[tuple[int, ...]]) -> list[Tensor]:
-        """Return [B, L, D] for each set of blocks, the mean of their outputs; images are as a stream has them."""
+    def means(
+        self,
+        images_BHH3: NDArray[np.uint8] | Tensor,
+        layer_sets: Sequence[tuple[int, ...]],
+        *,
+        pooled: bool = False,
+    ) -> list[Tensor]:
+        """Return float32 [B, L, D] for each set of blocks, the mean of their outputs; `pooled` over tokens too, [B, D].
+
+        Images are as a stream has them.
+        """
         with autocast("auto", self.device):
-            return means_of_blocks(self.encoder, self.normalise(images_BHH3), layer_sets)
+            means = means_of_blocks(self.encoder, self.normalise(images_BHH3), layer_sets, pooled=pooled)
+        return [x.float() for x in means]
 
     def digest(self) -> str:
         """Return a sha256 over names, shapes, values and the normalisation: what decides the features of a picture."""
@@ -96,15 +106,21 @@ def mean_of_blocks(encoder: Encoder, images_B3HH: Tensor, layers: tuple[int, ...
     return means_of_blocks(encoder, images_B3HH, (layers,))[0]
 
 
-def means_of_blocks(encoder: Encoder, images_B3HH: Tensor, layer_sets: Sequence[tuple[int, ...]]) -> list[Tensor]:
-    """Return [B, L, D] for each set of blocks, in one pass; blocks behind the last that is asked for are not run."""
+def means_of_blocks(
+    encoder: Encoder, images_B3HH: Tensor, layer_sets: Sequence[tuple[int, ...]], *, pooled: bool = False
+) -> list[Tensor]:
+    """Return [B, L, D] for each set of blocks, in one pass; `pooled` over the tokens too, [B, D].
+
+    Blocks behind the last that is asked for are not run. Pooled at each block, so that many sets take little memory.
+    """
     totals: list[Tensor | None] = [None] * len(layer_sets)
     last = max(max(layers) for layers in layer_sets)
     for number, x_BLD in enumerate(encoder.block_outputs(images_B3HH)):
+        x = x_BLD.float().mean(dim=1) if pooled else x_BLD
         for which, layers in enumerate(layer_sets):
             if number in layers:
                 total = totals[which]
-                totals[which] = x_BLD if total is None else total + x_BLD
+                totals[which] = x if total is None else total + x
         if number == last:
             break
     means = [total / len(layers) for total, layers in zip(totals, layer_sets, strict=True) if total is not None]

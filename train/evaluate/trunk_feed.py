@@ -76,9 +76,10 @@ class TrunkFeed:
         nothing = torch.empty((0, *self._features.row_shape(shape)), dtype=torch.float16, device=self._ranks.device)
         parts = [[nothing] for _ in self._features.layer_sets]
         for start in range(0, len(chosen), size):
-            means = self._trunk.means(batch.images[chosen[start : start + size]], self._features.layer_sets)
-            for part, x_BLD in zip(parts, means, strict=True):
-                part.append((x_BLD.float().mean(dim=1) if self._features.pooled else x_BLD).half())
+            images = batch.images[chosen[start : start + size]]
+            means = self._trunk.means(images, self._features.layer_sets, pooled=self._features.pooled)
+            for part, x in zip(parts, means, strict=True):
+                part.append(x.half())
         label_B = torch.from_numpy(self._labels.label_N[place_B[chosen]]).to(self._ranks.device)
         return FitBatch([torch.cat(part) for part in parts], label_B)
 

@@ -131,9 +131,10 @@ def probe_command(
         from headrace.train.evaluate.probe_plan import PlanFacts, plan_probe
 
         named = {field.name: given[field.name] for field in fields(PlanFacts) if field.name in given}
-        written = f"write {target}{f' and {export}' if export else ''}"
         lines = plan_probe(checkpoint, config, PlanFacts(**named), cache=cache, device=device)
-        say_plan("probe", [*lines, written], json=json)
+        if train and test:
+            lines.append(f"write {target}{f' and {export}' if export else ''}")
+        say_plan("probe", lines, json=json)
         return
     if not train or not test:
         raise ValueError("--train and --test name the labelled datasets to fit and to judge on; give both")

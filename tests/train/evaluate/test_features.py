@@ -21,16 +21,8 @@ CONFIG = FeaturesConfig(layers=(0, 1), images_per_batch=8)
 
 
 @pytest.fixture(scope="module")
-def trunk(tmp_path_factory: pytest.TempPathFactory, pictures: str) -> FrozenTrunk:
-    folder = tmp_path_factory.mktemp("trunk")
-    text = f"""
-        {{out: {folder}/run, seed: 3, steps: 1, global_batch: 16, device: cpu,
-        mixture: {{lanes: 4, image_size: 16, sources: [{{name: pictures, url: "{pictures}", shuffle_window: 32}}]}},
-        objective: {{kind: aim, model: tiny, patch: 4, width: 16, depth: 2, heads: 2, head_width: 16, head_depth: 1}}}}
-    """
-    path = folder / "run.yaml"
-    path.write_text(text)
-    return open_trunk(train(load_run(path)).out)
+def trunk(trained: Path) -> FrozenTrunk:
+    return open_trunk(trained)
 
 
 def of_rank(rank: int, size: int) -> Ranks:
