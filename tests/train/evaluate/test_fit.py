@@ -127,12 +127,12 @@ def test_right_is_counted_by_what_the_labels_say() -> None:
     choice = fit.probes[0].eval()(x).argmax(dim=2)[0].numpy()
     place = np.arange(6)
     labels = Labels(url="a", label_N=choice)
-    assert fit.count_right([([x], place)], labels) == ([[6.0] * 4], 6)
+    assert fit.count_right([([x], place)], labels) == ([[1.0] * 4], 6)
     wrong = (choice + 1) % 3
-    counts, _ = fit.count_right([([x], place)], Labels(url="a", label_N=wrong))
-    assert counts == [[0.0] * 4]
-    counts, _ = fit.count_right([([x], place)], AnyOfTwo(url="a", label_N=wrong))
-    assert counts[0] == [float((choice == 2).sum())] * 4
+    assert fit.count_right([([x], place)], Labels(url="a", label_N=wrong)).accuracy == [[0.0] * 4]
+    twice = fit.count_right([([x], place), ([x], place)], AnyOfTwo(url="a", label_N=wrong))
+    assert twice.samples == 12
+    assert twice.accuracy[0] == pytest.approx([(choice == 2).mean()] * 4)
 
 
 @pytest.mark.parametrize("kind", ["attentive", "linear"])

@@ -283,7 +283,7 @@ def test_a_test_set_with_more_classes_is_refused_before_the_fit(
     trained: Path, config: ProbeConfig, write_dataset: Any, tmp_path: Path
 ) -> None:
     more = write_dataset(tmp_path / "more", samples=12, change=lambda n, row: {**row, "label": n})
-    with pytest.raises(ValueError, match=r"has label 11, .* only 0\.\.2"):
+    with pytest.raises(ValueError, match=r"label 3 of sample 3: the head has classes 0\.\.2"):
         probe(trained, dataclasses.replace(config, test=more), device="cpu")
     with pytest.raises(ValueError, match="head: unknown 'x'; known: attentive, linear"):
         probe(trained, dataclasses.replace(config, head="x"), device="cpu")
