@@ -51,6 +51,7 @@ PATH_FIELDS = frozenset(
         "index_cache",
         "init_from",
         "continue_from",
+        "path",
     }
 )
 MAX_SPIKE_WINDOW = 10_000
@@ -82,6 +83,8 @@ FREE_FIELDS = frozenset(
         "gradient_norms",
     }
 )
+# Files that may lie elsewhere when a run goes on: their sha256 stands beside them.
+FREE_PATHS = ("objective.codebook.path",)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -377,6 +380,11 @@ def run_digest(config: RunConfig, step: int = 0) -> str:
         del data["objective"][name]
     if data["ema"] is None:
         del data["ema"]
+    for *sections, key in (where.split(".") for where in FREE_PATHS):
+        part: Any = data
+        for section in sections:
+            part = part.get(section) or {}
+        part.pop(key, None)
     made = {str(at): changes for at, changes in planned_changes(config.changes_at).items() if at <= step}
     if made:
         data["changes_at"] = made
@@ -398,7 +406,7 @@ def first_difference(old: Any, new: Any, where: str = "") -> str | None:
         found = (
             first_difference(old.get(name), new.get(name), f"{where}.{name}" if where else name)
             for name in names
-            if where or name not in FREE_FIELDS | {"changes_at"}
+            if (where or name not in FREE_FIELDS | {"changes_at"}) and f"{where}.{name}" not in FREE_PATHS
         )
         return next((text for text in found if text), None)
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headrace.pipeline import Batch
-from headrace.pipeline.augment.philox import philox
 from headrace.shards.permutation import make_key
+from headrace.train.objectives.patch_choice import chosen_patches
 from headrace.train.objectives.patch_config import PatchConfig
 from headrace.train.objectives.patch_objective import PatchObjective
 from headrace.train.pixels import on_device
@@ -65,10 +65,14 @@ class Masked(PatchObjective):
         """Return the number of hidden patches."""
         return self.num_hidden * int(batch.valid.sum())
 
+    def hidden(self, batch: Batch) -> NDArray[np.bool_]:
+        """Return [B, L], True for the patches that are hidden, a function of (seed, global position)."""
+        return chosen_patches(batch.position, self.num_patches, self.num_hidden, key=make_key(self.seed, "mask"))
+
     def forward(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Return the sum over hidden patches of their loss."""
         images_B3HH = self.normalise(batch.images)
-        hidden_BL = hidden_patches(batch.position, self.num_patches, num_hidden=self.num_hidden, seed=self.seed)
+        hidden_BL = self.hidden(batch)
         rows_N, count = self._rows(
             np.flatnonzero(hidden_BL & batch.valid[:, None]), images=len(hidden_BL), device=images_B3HH.device
         )
@@ -79,18 +83,3 @@ class Masked(PatchObjective):
         loss_N = self._losses(self.head(tokens_BLD, rows_N), images_B3HH, rows_N)[:count]
         self._note_places(loss_N, rows_N[:count] % self.num_patches)
         return loss_N.sum(), {}
-
-
-def hidden_patches(positions: NDArray[np.int64], num_patches: int, *, num_hidden: int, seed: int) -> NDArray[np.bool_]:
-    """Return [B, L], True for the `num_hidden` patches of each global position that are hidden.
-
-    Those with the smallest of `num_patches` random words, the lower place first where two are equal. Word w of a
-    position is number w % 4 of Philox 4x64-10's block with the counter (w // 4, position, 0, 0).
-    """
-    block = np.arange(-(-num_patches // 4), dtype=np.uint64)
-    low, high = np.broadcast_arrays(block, positions.astype(np.uint64)[:, None])
-    words = philox(make_key(seed, "mask"), low, high).reshape(len(positions), 4 * len(block))
-    chosen = np.argsort(words[:, :num_patches], axis=1, kind="stable")[:, :num_hidden]
-    hidden_BL = np.zeros((len(positions), num_patches), np.bool_)
-    np.put_along_axis(hidden_BL, chosen, values=True, axis=1)
-    return hidden_BL

@@ -111,6 +111,9 @@ class Objective(nn.Module):
         """Return the sum of the loss terms, and scalars to log: means over the terms, or values of the model."""
         raise NotImplementedError
 
+    def check_files(self) -> None:
+        """Raise ValueError if a file that the config names is not what it says."""
+
     def fix_prefix(self, prefix: int | None) -> None:
         """Let each sample have a prefix of so many patches from now on; None = as in training.
 

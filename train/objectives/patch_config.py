@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from headrace.train.models.vit import NORM_EPS, VitConfig
+from headrace.train.objectives.codebook import CodebookConfig
 
-Targets = Literal["normalised", "pixels"]
+Targets = Literal["normalised", "pixels", "tokens"]
 Head = Literal["none", "mlp", "transformer"]
 
 MAX_NORM_EPS = 1e-2
@@ -39,7 +40,7 @@ AIM_SHAPES = {
 class PatchConfig:
     """A trunk of the model table, the head on top of it, and what is predicted of a patch."""
 
-    added: ClassVar[tuple[str, ...]] = ("norm_eps", "targets", "head", "head_heads")
+    added: ClassVar[tuple[str, ...]] = ("norm_eps", "targets", "codebook", "head", "head_heads")
     """Fields that came after the first runs."""
     kind: str
     """The tag of this objective."""
@@ -56,7 +57,10 @@ class PatchConfig:
     norm_eps: float = NORM_EPS
     """Epsilon of the trunk's norms: 1e-6 as the released inference code; the released training code has 1e-5."""
     targets: Targets = "normalised"
-    """normalised = the pixels of each patch with mean 0 and variance 1; pixels = as they are. Both by squared error."""
+    """normalised = the pixels of each patch with mean 0 and variance 1; pixels = as they are; both by squared error.
+    tokens = the nearest patch of the codebook, by cross-entropy."""
+    codebook: CodebookConfig | None = None
+    """The codebook of `tokens`; null with other targets."""
     head: Head = "mlp"
     """mlp = blocks that see one token; transformer = blocks that attend as the trunk does; none = one linear layer."""
     head_width: int | None = None
@@ -76,6 +80,10 @@ class PatchConfig:
             raise ValueError(f"head_width must be a multiple of 4 and head_depth >= 0, got {shape}")
         if not 0 < self.norm_eps <= MAX_NORM_EPS:
             raise ValueError(f"norm_eps must be above 0 and at most {MAX_NORM_EPS}, got {self.norm_eps}")
+        if (self.codebook is not None) != (self.targets == "tokens"):
+            raise ValueError(
+                "targets tokens and a codebook go together; headrace codebook makes one, and says its keys"
+            )
         if self.head_identity_residual and self.head != "mlp":
             raise ValueError(f"head_identity_residual belongs to head mlp, and head is {self.head}")
         if self.head == "transformer":

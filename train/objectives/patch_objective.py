@@ -13,6 +13,7 @@ from torch import Tensor
 
 from headrace.train.execution import Execution
 from headrace.train.models.vit import SelfAttention, Vit
+from headrace.train.objectives.codebook import read_codebook
 from headrace.train.objectives.head_rows import padded, padded_with_others
 from headrace.train.objectives.objective import Objective
 from headrace.train.objectives.patch_config import PatchConfig
@@ -29,6 +30,8 @@ class PatchObjective(Objective):
     """A trunk and a head that predict patches. A subclass says from which outputs which patches are predicted."""
 
     released_prefix = "encoder."
+    codebook_CP: Tensor | None
+    """Filled when the objective is to compute; what only reads weights does without the file."""
 
     def __init__(self, config: PatchConfig, *, image_size: int, seed: int) -> None:
         super().__init__()
@@ -41,7 +44,11 @@ class PatchObjective(Objective):
         self.num_patches, self.patch, self.targets = trunk.num_patches, config.patch, config.targets
         self.normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD)
         self.encoder = Vit(trunk)
-        self.head = build_head(trunk, config, num_values=trunk.patch_values)
+        self.codebook, self.codebook_is_read = config.codebook, False
+        num_codes = 0 if config.codebook is None else config.codebook.size
+        codebook_CP = torch.zeros(num_codes, trunk.patch_values) if num_codes else None
+        self.register_buffer("codebook_CP", codebook_CP, persistent=False)
+        self.head = build_head(trunk, config, num_values=num_codes or trunk.patch_values)
 
     @property
     def num_places(self) -> int:
@@ -56,7 +63,18 @@ class PatchObjective(Objective):
             log.warning("heads of %d channels are too narrow for flex: sdpa", narrowest)
             execution = dataclasses.replace(execution, flex=False)
         super().run_as(execution)
+        self._read_codebook()
         self.head.compiled = execution.compiled
+
+    def check_files(self) -> None:
+        """Raise ValueError if the codebook is not the one that the config says."""
+        if self.codebook is not None:
+            read_codebook(self.codebook, self.encoder.config.patch_values)
+
+    def _read_codebook(self) -> None:
+        if self.codebook is not None and self.codebook_CP is not None:
+            self.codebook_CP.copy_(read_codebook(self.codebook, self.encoder.config.patch_values))
+            self.codebook_is_read = True
 
     @property
     def trunk(self) -> Vit:
@@ -76,7 +94,9 @@ class PatchObjective(Objective):
         """
         tokens, trunk = images * self.num_patches, self.encoder.config
         dense = 6.0 * num_parameters(self.encoder) * tokens + 12.0 * trunk.depth * trunk.width * pairs
-        return dense + self.head.flops(tokens=tokens, terms=terms, pairs=pairs)
+        # Of a codebook each term asks all codes, forward alone.
+        codes = 0 if self.codebook_CP is None else self.codebook_CP.numel()
+        return dense + self.head.flops(tokens=tokens, terms=terms, pairs=pairs) + 2.0 * codes * terms
 
     def _rows(self, rows_N: NDArray[np.int64], images: int, device: torch.device) -> tuple[Tensor, int]:
         """Return the rows of tokens that the head sees, on the device, and how many in front of them count."""
@@ -89,7 +109,15 @@ class PatchObjective(Objective):
 
     def _losses(self, predicted_NV: Tensor, images_B3HH: Tensor, target_N: Tensor) -> Tensor:
         """Return the loss [N] of each prediction, that of the patch `target_N` of the batch, image by image."""
-        return patch_losses(predicted_NV, images_B3HH, target_N, patch=self.patch, targets=self.targets)
+        assert self.codebook is None or self.codebook_is_read, "run_as comes before the first forward"
+        return patch_losses(
+            predicted_NV,
+            images_B3HH,
+            target_N,
+            patch=self.patch,
+            targets=self.targets,
+            codebook_CP=self.codebook_CP,
+        )
 
     def _note_places(self, loss_N: Tensor, place_N: Tensor) -> None:
         """Add losses to those of their places, if validation wants them apart."""

@@ -33,6 +33,7 @@ def plan_run(config: RunConfig) -> list[str]:
     with torch.device("meta"):
         objective = build_objective(config.objective, image_size=config.mixture.image_size, seed=config.seed)
     refuse_splitting(objective, config, world_size=1)
+    objective.check_files()
     lines, missing = _model_lines(config, objective), []
     try:
         lines += _data_lines(config, objective)

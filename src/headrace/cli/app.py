@@ -32,6 +32,7 @@ COMMANDS = {
     "run-report": "run_report",
     "trace": "trace",
     "audit": "audit",
+    "codebook": "codebook",
     "probe": "probe",
     "finetune": "finetune",
     "export": "export",

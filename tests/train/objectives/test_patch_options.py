@@ -16,8 +16,10 @@ from headrace.train.batches import micro_batches
 from headrace.train.execution import Execution
 from headrace.train.objectives.aim import Aim, AimConfig
 from headrace.train.objectives.build import build_objective
-from headrace.train.objectives.masked import Masked, MaskedConfig, hidden_patches
+from headrace.train.objectives.codebook import CodebookConfig
+from headrace.train.objectives.masked import Masked, MaskedConfig
 from headrace.train.objectives.orders import ORDERS, patch_order
+from headrace.train.objectives.patch_choice import chosen_patches
 from headrace.train.objectives.patch_config import AIM_SHAPES, PatchConfig
 from headrace.train.objectives.patch_objective import PatchObjective
 
@@ -31,12 +33,15 @@ SMALL: dict[str, Any] = {
     "head_depth": 2,
 }
 
+CODES = CodebookConfig(path="not read here", size=7, sha256="")
+
 CONFIGS: dict[str, PatchConfig] = {
     name: (MaskedConfig if kind == "masked" else AimConfig)(kind=kind, **SMALL | options)
     for name, kind, options in (
         ("default", "aim", {}),
         ("causal", "aim", {"attention": "causal"}),
         ("pixels", "aim", {"targets": "pixels"}),
+        ("tokens", "aim", {"targets": "tokens", "codebook": CODES, "order": "spiral"}),
         ("linear", "aim", {"head": "none"}),
         ("identity", "aim", {"head_identity_residual": True}),
         ("transformer", "aim", {"head": "transformer"}),
@@ -48,6 +53,7 @@ CONFIGS: dict[str, PatchConfig] = {
         ("masked", "masked", {}),
         ("masked, half", "masked", {"mask_ratio": 0.5, "targets": "pixels"}),
         ("masked, transformer", "masked", {"head": "transformer"}),
+        ("masked, tokens", "masked", {"targets": "tokens", "codebook": CODES, "head": "none"}),
     )
 }
 SIDE, PATCHES = 16, 16
@@ -57,6 +63,9 @@ every_option = pytest.mark.parametrize("name", CONFIGS)
 def build(config: PatchConfig, seed: int = 7) -> PatchObjective:
     objective = build_objective(config, image_size=SIDE, seed=seed)  # type: ignore[arg-type]
     assert isinstance(objective, PatchObjective)
+    if objective.codebook_CP is not None:
+        objective.codebook_CP.copy_(torch.randn(7, 48, generator=torch.Generator().manual_seed(3)))
+        objective.codebook_is_read = True
     return objective
 
 
@@ -75,13 +84,13 @@ def slow_loss(objective: PatchObjective, batch: Batch, weights: dict[str, np.nda
         head=config.head,
         head_heads=config.head_heads or 2,
         targets=config.targets,
+        codebook=None if objective.codebook_CP is None else objective.codebook_CP.double().numpy(),
     )
     total, terms = 0.0, 0
     for sample in np.flatnonzero(batch.valid):
         picture = batch.images[sample]
         if isinstance(objective, Masked):
-            masked = hidden_patches(batch.position, PATCHES, num_hidden=objective.num_hidden, seed=objective.seed)
-            hidden = frozenset(np.flatnonzero(masked[sample]).tolist())
+            hidden = frozenset(np.flatnonzero(objective.hidden(batch)[sample]).tolist())
             pairs = [(patch, patch) for patch in sorted(hidden)]
             total += slow.loss(picture, sees=lambda _i, _j: True, predictions=pairs, hidden=hidden)
         else:
@@ -238,10 +247,10 @@ def test_causal_attention_is_a_prefix_of_nothing_and_predicts_all_but_the_first(
 
 def test_hidden_patches_are_a_function_of_seed_and_position() -> None:
     positions = np.arange(4000)
-    hidden = hidden_patches(positions, 16, num_hidden=12, seed=3)
+    hidden = chosen_patches(positions, 16, 12, key=3)
     assert (hidden.sum(axis=1) == 12).all()
-    assert np.array_equal(hidden_patches(np.array([17, 3999]), 16, num_hidden=12, seed=3), hidden[[17, 3999]])
-    assert not np.array_equal(hidden_patches(positions, 16, num_hidden=12, seed=4), hidden)
+    assert np.array_equal(chosen_patches(np.array([17, 3999]), 16, 12, key=3), hidden[[17, 3999]])
+    assert not np.array_equal(chosen_patches(positions, 16, 12, key=4), hidden)
     # Each patch is hidden 3000 times of 4000, to six standard deviations; so is each pair, 4000 * 12/16 * 11/15 times.
     counts = hidden.sum(axis=0)
     assert np.abs(counts - 3000).max() < 6 * np.sqrt(4000 * 0.75 * 0.25)
@@ -251,16 +260,14 @@ def test_hidden_patches_are_a_function_of_seed_and_position() -> None:
 
 def test_hidden_patches_are_those_of_numpys_generator() -> None:
     """Word by word: an order that a later version must not change, or runs would not continue."""
-    from headrace.shards.permutation import make_key
-
     positions = np.array([0, 1, 5, 2**40])
-    hidden = hidden_patches(positions, 10, num_hidden=4, seed=9)
+    hidden = chosen_patches(positions, 10, 4, key=9)
     for row, position in zip(hidden, positions.tolist(), strict=True):
         words: list[int] = []
         for block in range(3):
             # numpy counts up before it draws
             counter = (position << 64) + block - 1
-            words += np.random.Philox(key=make_key(9, "mask"), counter=counter % (1 << 256)).random_raw(4).tolist()
+            words += np.random.Philox(key=9, counter=counter % (1 << 256)).random_raw(4).tolist()
         smallest = sorted(range(10), key=lambda patch, words=words: words[patch])[:4]  # type: ignore[misc]
         assert np.flatnonzero(row).tolist() == sorted(smallest)
 
@@ -268,8 +275,7 @@ def test_hidden_patches_are_those_of_numpys_generator() -> None:
 def test_hidden_pixels_do_not_reach_the_trunk(make_batch: Callable[..., Batch]) -> None:
     objective, batch = build(CONFIGS["masked"]), make_batch(1)
     assert isinstance(objective, Masked)
-    hidden = hidden_patches(batch.position, PATCHES, num_hidden=objective.num_hidden, seed=7)[0]
-    patch = int(np.flatnonzero(hidden)[0])
+    patch = int(np.flatnonzero(objective.hidden(batch)[0])[0])
     top, left = patch // 4 * 4, patch % 4 * 4
     tokens = []
     for _ in range(2):
@@ -291,7 +297,7 @@ def test_the_masked_share_is_rounded_to_patches(ratio: float, hidden: int, make_
 def test_operations_are_counted_for_every_head(make_batch: Callable[..., Batch]) -> None:
     """Written out: 6 x parameters x tokens, 12 x width x pairs a block, and what is predicted from where it is."""
     batch = make_batch(6)
-    for name in ("linear", "transformer", "masked", "causal"):
+    for name in ("linear", "transformer", "masked", "causal", "masked, tokens"):
         objective = build(CONFIGS[name])
         trunk, head = (sum(p.numel() for p in part.parameters()) for part in (objective.encoder, objective.head))
         terms = objective.num_terms(batch)
@@ -304,8 +310,10 @@ def test_operations_are_counted_for_every_head(make_batch: Callable[..., Batch])
             expected += 6 * (head - last) * 96 + 6 * last * terms + 12 * 2 * 16 * pairs
         else:
             expected += 6 * head * terms
+        codes = 2 * 7 * 48 if "tokens" in name else 0  # one product with each code, forward alone
+        expected += codes * terms
         assert objective.needed_flops(batch) == expected
-        full = 6 * (trunk + head) * 16 + 12 * 2 * 16 * 256 * (2 if name == "transformer" else 1)
+        full = 6 * (trunk + head) * 16 + 12 * 2 * 16 * 256 * (2 if name == "transformer" else 1) + codes * 16
         assert objective.train_flops_per_image == full
 
 
