@@ -117,7 +117,7 @@ def open_cache(root: Path, trunk: FrozenTrunk, url: str, config: FeaturesConfig,
     Called on all ranks, which see one folder. Raises ValueError where the disk has not the room, or another command
     writes them.
     """
-    facts, samples = _facts(trunk, url, config)
+    facts, samples = features_facts(trunk, url, config)
     row_shape = (len(config.layer_sets), *config.row_shape(trunk.encoder.shape))
     shape = cache_shape(row_shape, samples, config.images_per_batch)
     facts["piece_rows"] = shape.piece_rows
@@ -139,7 +139,7 @@ def open_cache(root: Path, trunk: FrozenTrunk, url: str, config: FeaturesConfig,
     return FeatureCache(folder, shape, _has(folder, shape), ranks)
 
 
-def _facts(trunk: FrozenTrunk, url: str, config: FeaturesConfig) -> tuple[dict[str, Any], int]:
+def features_facts(trunk: FrozenTrunk, url: str, config: FeaturesConfig) -> tuple[dict[str, Any], int]:
     """Return what decides the values, as JSON-able data, and the number of places."""
     with contextlib.closing(open_pass(url, trunk.encoder.shape, config)) as stream:
         samples = num_wanted(stream, config)

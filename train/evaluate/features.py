@@ -188,18 +188,19 @@ def _rows(
 
 
 def _say_damaged(dataset: Dataset, damaged: list[int], wanted: int) -> None:
-    named = ", ".join(_name_of(dataset, place) for place in damaged[:NAMED_DAMAGED])
+    named = ", ".join(shown(key_of(dataset, place)) for place in damaged[:NAMED_DAMAGED])
     more = ", ..." if len(damaged) > NAMED_DAMAGED else ""
     if len(damaged) == wanted:
         raise ValueError(f"{dataset.url}: every one of its {wanted} samples is damaged: {named}{more}")
     log.warning("%s: %d damaged samples of %d are left out: %s%s", dataset.url, len(damaged), wanted, named, more)
 
 
-def _name_of(dataset: Dataset, place: int) -> str:
+def key_of(dataset: Dataset, place: int) -> str:
+    """Return the key of the sample at a place of the dataset."""
     ends = np.cumsum(dataset.shards.num_samples)
     shard = int(np.searchsorted(ends, place, side="right"))
     table, _ = dataset.index_part(shard, FAST_COLUMNS)
-    return shown(table.column("key")[place - int(ends[shard])].as_py())
+    return str(table.column("key")[place - int(ends[shard])].as_py())
 
 
 def dataset_features(trunk: FrozenTrunk, url: str, *, config: FeaturesConfig, ranks: Ranks = ALONE) -> Features:

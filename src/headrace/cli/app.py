@@ -34,6 +34,7 @@ COMMANDS = {
     "audit": "audit",
     "codebook": "codebook",
     "probe": "probe",
+    "features": "features",
     "finetune": "finetune",
     "export": "export",
     "objectives": "objectives",
