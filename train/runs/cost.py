@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -41,29 +42,49 @@ def cost_lines(config: RunConfig, objective: Objective) -> list[str]:
     return [memory, disk, time]
 
 
-def _memory_line(config: RunConfig, objective: Objective) -> tuple[str, str]:
-    """Return what is said of memory, and why it is too little, if it is."""
-    weights = num_bytes(objective.state_dict())
+class StaticMemory(NamedTuple):
+    """Bytes that a process holds however many images it runs at once."""
+
+    weights: int
+    gradients: int
+    moments: int
+    average: int
+    """Of the weights; 0 where the run has none."""
+
+    @property
+    def together(self) -> int:
+        """All of it."""
+        return self.weights + self.gradients + self.moments + self.average
+
+
+def static_memory(config: RunConfig, objective: Objective) -> StaticMemory:
+    """Return what a process holds that has all of the model."""
     trained = sum(p.numel() * p.element_size() for p in objective.parameters() if p.requires_grad)
     average = bytes_of_average(objective) if keeps_average(config) else 0
-    static = weights + (1 + MOMENTS) * trained + average
-    limit, whose = _memory_here(config)
+    return StaticMemory(num_bytes(objective.state_dict()), trained, MOMENTS * trained, average)
+
+
+def _memory_line(config: RunConfig, objective: Objective) -> tuple[str, str]:
+    """Return what is said of memory, and why it is too little, if it is."""
+    static = static_memory(config, objective)
+    limit, whose = memory_here(config)
     refusal = ""
-    if static > limit and config.parallel.strategy != "fsdp":
+    if static.together > limit and config.parallel.strategy != "fsdp":
+        parts = "weights, gradients, moments and ema" if static.average else "weights, gradients and moments"
         refusal = (
-            f"weights, gradients and moments{' and ema' * bool(average)} take {_gb(static)} a process, {whose} has "
-            f"{_gb(limit)}; take a smaller objective, or several GPUs with parallel.strategy=fsdp"
+            f"{parts} take {gigabytes(static.together)} a process, {whose} has {gigabytes(limit)}; take a smaller "
+            "objective, or several GPUs with parallel.strategy=fsdp"
         )
+    average = f"ema {gigabytes(static.average)}, " if static.average else ""
     line = (
-        f"memory: weights {_gb(weights)}, gradients {_gb(trained)}, moments {_gb(MOMENTS * trained)}, "
-        f"{f'ema {_gb(average)}, ' if average else ''}together "
-        f"{_gb(static)} a process (fsdp over {SHARED_BY}: {_gb(static / SHARED_BY)}); activations come on top, "
-        "images_per_micro_batch and activation_checkpointing lower them"
+        f"memory: weights {gigabytes(static.weights)}, gradients {gigabytes(static.gradients)}, moments "
+        f"{gigabytes(static.moments)}, {average}together {gigabytes(static.together)} a process (fsdp over "
+        f"{SHARED_BY}: {gigabytes(static.together / SHARED_BY)}); activations come on top"
     )
     return line, refusal
 
 
-def _memory_here(config: RunConfig) -> tuple[float, str]:
+def memory_here(config: RunConfig) -> tuple[float, str]:
     """Return the memory that a process here has; without end where it is planned for another machine."""
     if config.device != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory, "the GPU"
@@ -84,15 +105,17 @@ def _disk_line(config: RunConfig, objective: Objective) -> tuple[str, str]:
     free = shutil.disk_usage(next(path for path in (out, *out.parents) if path.exists())).free
     refusal = ""
     if size > free and config.checkpoint.on_full_disk == "stop":
-        refusal = f"a checkpoint takes {_gb(size)}, {_gb(free)} are free at {out}; choose another `out`"
+        refusal = f"a checkpoint takes {gigabytes(size)}, {gigabytes(free)} are free at {out}; choose another `out`"
     at_most = kept * size + weights
     lack = "" if at_most <= free else ": too few, lower checkpoint.keep or choose another `out`"
     line = (
-        f"checkpoint: every {every:,} steps, {config.checkpoint.keep} kept, in {config.out}/checkpoints; {_gb(size)} "
-        f"each, {_gb(at_most)} at most with the exported weights; {_gb(free)} are free{lack}"
+        f"checkpoint: every {every:,} steps, {config.checkpoint.keep} kept, in {config.out}/checkpoints; "
+        f"{gigabytes(size)} each, {gigabytes(at_most)} at most with the exported weights; {gigabytes(free)} are free"
+        f"{lack}"
     )
     return line, refusal
 
 
-def _gb(size: float) -> str:
+def gigabytes(size: float) -> str:
+    """Return a number of bytes in GB or MB."""
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"

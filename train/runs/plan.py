@@ -20,6 +20,7 @@ from headrace.train.runs.checkpoint import refuse_other_config
 from headrace.train.runs.cost import PlanError, cost_lines
 from headrace.train.runs.folder import check_out
 from headrace.train.runs.initial import initial_weights
+from headrace.train.runs.micro_batch import activation_lines
 from headrace.train.sources import check_length, check_sources
 from headrace.train.steady.changes import period_at, periods, planned_mixture
 
@@ -43,6 +44,11 @@ def plan_run(config: RunConfig) -> list[str]:
         lines += cost_lines(config, objective)
     except PlanError as error:
         missing.append(str(error))
+        lines += error.lines
+    try:
+        lines += activation_lines(config, objective)
+    except PlanError as error:
+        missing = missing or [str(error)]
         lines += error.lines
     if missing:
         raise PlanError("; ".join(missing), lines)
