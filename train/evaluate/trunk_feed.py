@@ -7,6 +7,8 @@ asked for on average, and the same ones for any number of processes.
 # B rows of this process, N places of the dataset
 
 import contextlib
+import logging
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -32,6 +34,8 @@ WINDOW_BYTES = 1 << 30
 """Compressed bytes that the shuffle windows of all processes may take together."""
 NOWHERE = -1
 
+log = logging.getLogger(__name__)
+
 
 class TrunkFeed:
     """Fit batches of a stream through a trunk."""
@@ -47,27 +51,33 @@ class TrunkFeed:
         self._fit_N, self._held_N = (
             _mask(rows, len(labels)) & usable_N for rows in split_rows(len(labels), config.seed)
         )
-        self.positions_per_step = positions_per_step(
+        self._positions, self._batches = positions_per_step(
             config.images_per_batch, used=int(self._fit_N.sum()), total=self._total, lanes=self._mixture.lanes
         )
-        self.steps_per_epoch = max(1, round(self._total / self.positions_per_step))
+        self.steps_per_epoch = max(1, round(self._total / (self._positions * self._batches)))
+        if len(labels) < self._total / 2 and ranks.is_first:
+            used = f"{len(labels):,} of {self._total:,}"
+            log.warning("%s: all samples are decoded in every epoch to use %s of them", labels.url, used)
 
     def batches(self, first: int, steps: int) -> Iterator[FitBatch]:
         """Yield this process's part of each step."""
         stream = open_stream(
             self._mixture,
-            global_batch=self.positions_per_step,
+            global_batch=self._positions,
             rank=self._ranks.rank,
             world_size=self._ranks.size,
             columns=("label",),
         )
         with contextlib.closing(stream):
             if first:
-                stream.load_state_dict(stream.state_at(first * self.positions_per_step))
-            for number in range(first, steps):
-                yield self._batch(stream, number)
+                stream.load_state_dict(stream.state_at(first * self._batches * self._positions))
+            for step in range(first, steps):
+                parts = [self._part(stream, step * self._batches + number) for number in range(self._batches)]
+                sets = zip(*(part.sets for part in parts), strict=True)
+                yield FitBatch([torch.cat(of_set) for of_set in sets], torch.cat([part.label_B for part in parts]))
 
-    def _batch(self, stream: Stream, number: int) -> FitBatch:
+    def _part(self, stream: Stream, number: int) -> FitBatch:
+        """Return the rows of the stream's next batch that are fitted on; it is number `number`."""
         batch = next(stream)
         place_B = places_of(stream, number, batch)
         inside = np.flatnonzero((place_B >= 0) & (place_B < len(self._fit_N)))
@@ -124,9 +134,15 @@ def shuffled_mixture(url: str, image_size: int, config: ProbeConfig) -> tuple[Mi
     return mixture, total
 
 
-def positions_per_step(images: int, *, used: int, total: int, lanes: int) -> int:
-    """Return how many positions of the stream hold `images` samples that are used, in whole rows of lanes."""
-    return max(1, round(images * total / max(1, used) / lanes)) * lanes
+def positions_per_step(images: int, *, used: int, total: int, lanes: int) -> tuple[int, int]:
+    """Return (positions, batches) of the stream that together hold `images` samples that are used.
+
+    Positions are whole rows of lanes, and in one batch at most twice as many as images: of 5,000 samples among a
+    million a step goes through many batches, and holds one.
+    """
+    wanted = min(images * total / max(1, used), total)
+    batches = math.ceil(wanted / (2 * images))
+    return max(1, round(wanted / batches / lanes)) * lanes, batches
 
 
 def places_of(stream: Stream, number: int, batch: Batch) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ import typer
 
 from headrace.cli.probe_suite import SuiteOptions, probe_suite, refuse_other_options
 from headrace.cli.result import JsonOption, say_plan
+from headrace.cli.stopping import leaving_lost_ranks
 
 if TYPE_CHECKING:
     from headrace.train.evaluate.probe_config import ProbeConfig
@@ -167,7 +168,8 @@ def _run(
     from headrace.files import write_atomic
     from headrace.train.evaluate.probes import probe
 
-    result = probe(Path(checkpoint), config, device=device, export=export, cache=cache, work=target.parent)
+    with leaving_lost_ranks():
+        result = probe(Path(checkpoint), config, device=device, export=export, cache=cache, work=target.parent)
     if os.environ.get("RANK", "0") != "0":
         return
     # Of this process, with what it has mapped at its peak.

@@ -6,12 +6,15 @@ KeyboardInterrupt itself. A second signal ends the process at once.
 
 import contextlib
 import logging
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
+
+from headrace.text import one_line
 
 
 @contextlib.contextmanager
@@ -43,3 +46,17 @@ def ending_on_signals() -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def leaving_lost_ranks() -> Iterator[None]:
+    """End the process with one line where what runs inside has lost the other processes."""
+    from headrace.train.parallel.ranks import RankError
+
+    try:
+        yield
+    except RankError as error:
+        print(f"headrace: {one_line(str(error))}", file=sys.stderr)
+        sys.stdout.flush()
+        # The usual end would wait for the lost ranks, or abort in the destructors of the library that waits for them.
+        os._exit(128 + error.signal_number if error.signal_number else 1)

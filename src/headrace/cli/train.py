@@ -1,6 +1,5 @@
 """`headrace train`: run, or continue, a training run."""
 
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from headrace.cli.result import JsonOption, say_json, say_next, say_plan
+from headrace.cli.stopping import leaving_lost_ranks
 from headrace.cli.verbosity import is_quiet
-from headrace.text import one_line
 
 if TYPE_CHECKING:
     from headrace.train.config import RunConfig
@@ -77,16 +76,9 @@ def plan_training(command: str, config: "RunConfig", *, json: bool, before: Sequ
 def run_training(config: "RunConfig", *, json: bool) -> "TrainResult":
     """Run, or continue, a run, and show how it goes; the process ends here if it has lost the others."""
     from headrace.train.loop import train
-    from headrace.train.parallel.ranks import RankError
 
-    try:
-        with _progress(config.total_steps, json=json) as on_metrics:
-            return train(config, on_metrics=on_metrics)
-    except RankError as error:
-        print(f"headrace: {one_line(str(error))}", file=sys.stderr)
-        sys.stdout.flush()
-        # The usual end would wait for the lost ranks, or abort in the destructors of the library that waits for them.
-        os._exit(128 + error.signal_number if error.signal_number else 1)
+    with leaving_lost_ranks(), _progress(config.total_steps, json=json) as on_metrics:
+        return train(config, on_metrics=on_metrics)
 
 
 def end_training(result: "TrainResult") -> None:

@@ -226,9 +226,29 @@ def test_each_epoch_of_the_trunk_has_other_crops(feed: tuple[TrunkFeed, FrozenTr
     assert first != second
 
 
-@pytest.mark.parametrize(("images", "used", "expected"), [(1024, 900, 1136), (16, 900, 16), (1, 900, 16)])
-def test_a_step_reads_as_many_positions_as_hold_its_images(images: int, used: int, expected: int) -> None:
-    assert positions_per_step(images, used=used, total=1000, lanes=16) == expected
+@pytest.mark.parametrize(
+    ("images", "used", "expected"),
+    [(1024, 1_153_050, (1136, 1)), (16, 1_153_050, (16, 1)), (1, 1_153_050, (16, 1)), (512, 4_500, (1024, 143))],
+)
+def test_a_step_reads_as_many_positions_as_hold_its_images(images: int, used: int, expected: tuple[int, int]) -> None:
+    """Of few samples among many no more pictures are held at once."""
+    assert positions_per_step(images, used=used, total=1_281_167, lanes=16) == expected
+
+
+def test_few_samples_of_a_large_dataset_come_in_steps_of_several_batches(trained: Path, config: ProbeConfig) -> None:
+    config = dataclasses.replace(config, samples=20, images_per_batch=8, memory_bytes=1000, epochs=4)
+    feed = TrunkFeed(
+        open_trunk(trained),
+        read_dataset_labels(config.train, config.samples),
+        config,
+        features=FeaturesConfig(layers=(0,), samples=20, images_per_batch=8),
+        ranks=ALONE,
+    )
+    steps = list(feed.batches(0, 4))
+    assert sum(len(step.label_B) for step in steps) == pytest.approx(4 * 8, abs=8)
+    again = next(feed.batches(3, 4))
+    assert torch.equal(again.sets[0], steps[3].sets[0])
+    assert probe(trained, config, device="cpu")["train_samples"] == 20
 
 
 @pytest.mark.parametrize("place", PLACES)
