@@ -9,7 +9,7 @@ Source: Scaling Vision Transformers, arXiv:2106.04560, and big_vision's evaluato
 # N shots, D features (in a fit with the constant behind), C classes, Q test samples, R = min(N, D)
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,11 +85,17 @@ class Ridge:
 
     def accuracy(self, features_QD: Tensor, label_Q: Tensor, l2: float) -> float:
         """Return the share of samples that the fit tells right, in blocks."""
-        weights_DC, right = self.weights(l2), 0
-        for features, label in zip(torch.split(features_QD, TEST_ROWS), torch.split(label_Q, TEST_ROWS), strict=True):
-            told = (self.whitened(features) @ weights_DC).argmax(dim=1)
-            right += int((told.cpu() == label.cpu()).sum())
+        labels = torch.split(label_Q, TEST_ROWS)
+        right = 0
+        for scores_QC, label in zip(self.scores(features_QD, l2), labels, strict=True):
+            right += int((scores_QC.argmax(dim=1).cpu() == label.cpu()).sum())
         return right / len(label_Q)
+
+    def scores(self, features_QD: Tensor, l2: float) -> Iterator[Tensor]:
+        """Yield float64 [Q, C] for `TEST_ROWS` samples after the other: of the classes the largest is told."""
+        weights_DC = self.weights(l2)
+        for features in torch.split(features_QD, TEST_ROWS):
+            yield self.whitened(features) @ weights_DC
 
 
 def fit_ridge(features_ND: Tensor, label_N: Tensor, *, classes: int, device: torch.device | None = None) -> Ridge:
@@ -148,15 +154,23 @@ def few_shot_accuracies(
     return rows
 
 
-def _judged(ridge: Ridge, test_QD: Tensor, label_Q: Tensor, l2s: Sequence[float]) -> dict[str, Any]:
+def choose_l2(ridge: Ridge, l2s: Sequence[float]) -> tuple[float, float | None]:
+    """Return the l2 that tells most shots right when they are left out, and their share; of one alone, None."""
+    if len(l2s) == 1:
+        return l2s[0], None
     # Of equals the strongest: where leaving out says nothing, the smoother fit.
-    left_out = {l2: ridge.left_out_accuracy(l2) for l2 in sorted(l2s, reverse=True)} if len(l2s) > 1 else {}
-    chosen = max(left_out, key=left_out.__getitem__) if left_out else l2s[0]
+    found = {l2: ridge.left_out_accuracy(l2) for l2 in sorted(l2s, reverse=True)}
+    chosen = max(found, key=found.__getitem__)
+    return chosen, found[chosen]
+
+
+def _judged(ridge: Ridge, test_QD: Tensor, label_Q: Tensor, l2s: Sequence[float]) -> dict[str, Any]:
+    chosen, left_out = choose_l2(ridge, l2s)
     accuracy = ridge.accuracy(test_QD, label_Q, chosen)
     published = accuracy if chosen == PUBLISHED_L2 else ridge.accuracy(test_QD, label_Q, PUBLISHED_L2)
     return {
         "l2": chosen,
-        "left_out_accuracy": round(left_out[chosen], 6) if left_out else None,
+        "left_out_accuracy": None if left_out is None else round(left_out, 6),
         "test_accuracy": round(accuracy, 6),
         "published_l2_test_accuracy": round(published, 6),
     }

@@ -116,6 +116,26 @@ def vote(found: Neighbours, temperature: float) -> Tensor:
     return torch.cat(classes)
 
 
+def votes(found: Neighbours, temperature: float, *, classes: int) -> Tensor:
+    """Return the weight of each class among the neighbours of each query, float64 [Q, C]; of label -1 none counts."""
+    weight_QK = ((found.cosine_QK - found.cosine_QK[:, :1]).double() / temperature).exp()
+    weight_QK = weight_QK.masked_fill(found.label_QK < 0, 0.0)
+    votes_QC = torch.zeros(len(weight_QK), classes, dtype=torch.float64)
+    return votes_QC.scatter_add_(1, found.label_QK.clamp_min(0), weight_QK)
+
+
+def padded(found: Neighbours, k: int) -> Neighbours:
+    """Return exactly `k` neighbours: behind those that there are, some of label -1, infinitely far."""
+    rows, missing = len(found.cosine_QK), k - found.cosine_QK.shape[1]
+    fill = (-torch.inf, torch.iinfo(torch.int64).max, -1)
+    return Neighbours(
+        *(
+            torch.cat([held, held.new_full((rows, missing), value)], dim=1)
+            for held, value in zip(found, fill, strict=True)
+        )
+    )
+
+
 def unit(features_ND: Tensor) -> Tensor:
     """Return rows of length 1 in float32; a row of zeros stays. Raises ValueError for one that is not finite."""
     unit_ND = functional.normalize(features_ND.float(), dim=1)

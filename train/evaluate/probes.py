@@ -71,7 +71,7 @@ def _linear(trunk: EncoderShape, classes: int, num_probes: int) -> Probes:
 
 FITTED: dict[str, Callable[[EncoderShape, int, int], Probes]] = {"attentive": _attentive, "linear": _linear}
 """Heads that are fitted by gradients: of a trunk's sizes, a number of classes, and how many to fit."""
-POOLED = ("linear",)
+POOLED = ("linear", "knn", "few-shot")
 """Those that read the average over an image's tokens."""
 
 
@@ -119,7 +119,24 @@ def fitted_probe(task: ProbeTask) -> dict[str, Any]:
     }
 
 
-PROBES: dict[str, ProbeKind] = {"attentive": fitted_probe, "linear": fitted_probe}
+def _knn(task: ProbeTask) -> dict[str, Any]:
+    from headrace.train.evaluate.closed_probes import knn_probe  # it needs what is above
+
+    return knn_probe(task)
+
+
+def _few_shot(task: ProbeTask) -> dict[str, Any]:
+    from headrace.train.evaluate.closed_probes import few_shot_probe
+
+    return few_shot_probe(task)
+
+
+PROBES: dict[str, ProbeKind] = {
+    "attentive": fitted_probe,
+    "linear": fitted_probe,
+    "knn": _knn,
+    "few-shot": _few_shot,
+}
 """What `headrace probe --head` knows."""
 
 
