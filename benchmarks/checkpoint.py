@@ -1,14 +1,18 @@
 """What a checkpoint costs a run: step times with and without saving, waiting for it or not; bytes read at a load.
 
-    python benchmarks/checkpoint.py [--model tiny|300M|0.6B|1B] [--seconds N] [--every S] [--device cpu|cuda]
-    python benchmarks/checkpoint.py --load [--ranks N]     what each of N processes reads of a checkpoint, DDP and FSDP
+    python benchmarks/checkpoint.py --model 300M --every 60 --json FILE     both, in eight minutes on a CPU
+    python benchmarks/checkpoint.py [--model tiny|300M|0.6B|1B] [--every S] [--turns N] [--device cpu|cuda]
+    python benchmarks/checkpoint.py --only load [--ranks N]     what each of N processes reads, DDP and FSDP
 
-The first form steps for `--seconds` in each mode (none, waiting, beside), in turns of two saves, on noise of the shape
-of images; a save is due every `--every` seconds. `saving` is the time that the call itself takes of a step's thread;
-`overhead` compares the seconds of all steps and saves with as many median steps without saving.
+Steps are those of AIM on noise of the shape of images. A turn of a mode that saves (waiting, beside) lasts `--every`
+seconds and has one save in its middle; one without saving half as long. Modes take turns, and `--turns` of each are
+measured, as far as `--limit` seconds in all allow. `the call` is the time that a save takes of a step's thread;
+`overhead` compares the seconds of all steps and saves with as many median steps without saving. Bytes are counted by
+the reader, and by the kernel: rchar of `/proc/self/io`, all that the process asked for while it loaded.
 """
 
 import argparse
+import gc
 import json
 import logging
 import os
@@ -20,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +51,9 @@ MODELS: dict[str, tuple[dict[str, Any], int, int, int]] = {
     "1B": ({"model": "1B"}, 224, 1, 64),
 }
 MODES = ("none", "waiting", "beside")
-TURNS = 2
+# What a turn may take behind its time: a step, and the rest of a save.
+LAST_SAVE_SECONDS = 20.0
+BEGAN = time.perf_counter()
 
 
 @dataclass(slots=True)
@@ -125,14 +132,16 @@ def measure_steps(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]
             save_checkpoint(checkpoints, objective, optimizer, progress=progress, config=config)
             remove_old(checkpoints, keep=1, step=number)
 
-    for _ in range(3):
+    for _ in range(2):
         step()
     save("beside")  # takes its memory once, as the first save of a run does
     saver.finish()
     times = {mode: Times() for mode in MODES}
-    for turn in range(TURNS):
+    for turn in range(arguments.turns):
         for mode in MODES[turn % 3 :] + MODES[: turn % 3]:
-            one_turn(times[mode], arguments, step, (lambda mode=mode: save(mode)) if mode != "none" else None, saver)
+            if time.perf_counter() + arguments.every + LAST_SAVE_SECONDS > BEGAN + arguments.limit:
+                continue  # the table says how many steps and saves there were
+            one_turn(times[mode], arguments.every, step, partial(save, mode) if mode != "none" else None, saver)
     saver.close()
     size = sum(path.stat().st_size for path in list_checkpoints(checkpoints)[-1].iterdir())
     return {
@@ -143,26 +152,20 @@ def measure_steps(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]
         "images_per_step": len(batch.position),
         "checkpoint_bytes": size,
         "save_every_seconds": arguments.every,
-        "modes": {mode: told(times[mode], times["none"]) for mode in MODES},
+        "modes": {mode: told(times[mode], times["none"]) for mode in MODES if times[mode].steps},
     }
 
 
 def one_turn(
-    times: Times,
-    arguments: argparse.Namespace,
-    step: Callable[[], float],
-    save: Callable[[], None] | None,
-    saver: BackgroundSaver,
+    times: Times, every: float, step: Callable[[], float], save: Callable[[], None] | None, saver: BackgroundSaver
 ) -> None:
-    """Step for this mode's part of the time; what is still written at its end counts for nothing."""
-    began = time.perf_counter()
-    due = began + arguments.every / 2
-    while (now := time.perf_counter()) < began + arguments.seconds / TURNS:
+    """Step for a turn of this mode; what is still written at its end counts for nothing."""
+    began, saved = time.perf_counter(), save is None
+    while (now := time.perf_counter()) < began + (every if save else every / 2):
         saving = 0.0
-        if save is not None and now >= due:
-            due += arguments.every
+        if save is not None and not saved and now >= began + every / 2:
             save()
-            saving = time.perf_counter() - now
+            saved, saving = True, time.perf_counter() - now
             times.saving.append(saving)
         times.steps.append(step() + saving)
         saver.poll()
@@ -171,7 +174,7 @@ def one_turn(
 
 def told(times: Times, none: Times) -> dict[str, Any]:
     """Return the numbers of one mode."""
-    steps, base = sorted(times.steps), statistics.median(none.steps)
+    steps, base = sorted(times.steps), statistics.median(none.steps or times.steps)
     return {
         "steps": len(steps),
         "saves": len(times.saving),
@@ -213,36 +216,85 @@ def load_as_worker(folder: str, path: str, out: str) -> None:
         objective, layout = place_model(config, ranks)
         optimizer = config.optimizer.build(objective)
         first_weights(config, objective, ranks)
-        began = time.perf_counter()
-        size = restore(load_checkpoint(Path(path)), objective, optimizer, ranks=ranks, layout=layout)
-        seconds = time.perf_counter() - began
-        (Path(out) / f"{ranks.rank:05d}").write_text(json.dumps({"bytes_read": size, "seconds": round(seconds, 3)}))
         ranks.wait()
+        began, before = time.perf_counter(), bytes_asked_for()
+        size = restore(load_checkpoint(Path(path)), objective, optimizer, ranks=ranks, layout=layout)
+        seconds, asked = time.perf_counter() - began, bytes_asked_for() - before
+        found = {"bytes_read": size, "rchar": asked, "seconds": round(seconds, 3)}
+        (Path(out) / f"{ranks.rank:05d}").write_text(json.dumps(found))
+        ranks.wait()
+
+
+def bytes_asked_for() -> int:
+    """Return the bytes that this process has read so far, from files and whatever else, as the kernel counts them."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(dict(line.split(": ") for line in lines)["rchar"])
+
+
+def table(steps: dict[str, Any]) -> str:
+    """Return the rows of the page of benchmarks."""
+    rows = [
+        "| saving | steps | saves | mean step, s | p99, s | worst, s | the call, s | overhead |",
+        "| --- " * 8 + "|",
+    ]
+    for mode, name in (("none", "none"), ("waiting", "waiting for it"), ("beside", "beside the steps")):
+        if mode not in steps["modes"]:
+            rows.append(f"| {name} | not measured |" + " |" * 6)
+            continue
+        one = steps["modes"][mode]
+        numbers = [one[f"{key}_seconds"] for key in ("mean", "p99", "worst", "saving")]
+        cells = [name, one["steps"], one["saves"], *(f"{number:.2f}" for number in numbers)]
+        rows.append("| " + " | ".join(map(str, cells)) + f" | {one['overhead_percent']:.1f} % |")
+    return "\n".join(rows)
+
+
+def table_of_loads(loads: dict[str, Any]) -> str:
+    """Return the rows of what was read."""
+    rows = ["| strategy | rank | read of the checkpoint, GB | all bytes read (rchar), GB | s |", "| --- " * 5 + "|"]
+    for load in loads["loads"]:
+        for rank, one in enumerate(load["by_rank"]):
+            read = f"{one['bytes_read'] / 1e9:.2f} | {one['rchar'] / 1e9:.2f} | {one['seconds']:.1f}"
+            rows.append(f"| {load['strategy']} | {rank} of {load['ranks']} | {read} |")
+    return "\n".join(rows)
+
+
+def parsed() -> argparse.Namespace:
+    """Return what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="tiny")
+    parser.add_argument("--every", type=float, default=2.0, help="seconds between two saves")
+    parser.add_argument("--turns", type=int, default=2, help="of each mode")
+    parser.add_argument("--limit", type=float, default=470.0, help="seconds in all; no turn begins that passes it")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--folder", type=Path, help="where checkpoints are written; default: the temporary folder")
+    parser.add_argument("--only", choices=("steps", "load"))
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
 
 
 def main() -> None:
     """Measure what was asked for, print it, and write it as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=MODELS, default="tiny")
-    parser.add_argument("--seconds", type=float, default=6.0, help="of each mode")
-    parser.add_argument("--every", type=float, default=1.0, help="seconds between two saves")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--folder", type=Path, help="where checkpoints are written; default: the temporary folder")
-    parser.add_argument("--load", action="store_true")
-    parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    arguments = parsed()
     if arguments.worker:
         load_as_worker(*arguments.worker)
         return
     logging.basicConfig(level=logging.WARNING)
-    folder = Path(tempfile.mkdtemp(prefix="checkpoint-", dir=arguments.folder))
-    try:
-        found = (measure_load if arguments.load else measure_steps)(folder, arguments)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    found: dict[str, Any] = {}
+    for name, measure in (("load", measure_load), ("steps", measure_steps)):
+        if arguments.only in (None, name):
+            folder = Path(tempfile.mkdtemp(prefix="checkpoint-", dir=arguments.folder))
+            try:
+                found[name] = measure(folder, arguments)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+            gc.collect()
     print(json.dumps(found, indent=1))
+    if "steps" in found:
+        print(table(found["steps"]))
+    if "load" in found:
+        print(table_of_loads(found["load"]))
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
 
