@@ -1,16 +1,18 @@
 """Curves of one or several runs as one page that opens offline, from what `metrics.jsonl` holds."""
 
 import math
+import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
 
 from headrace.page.charts import line_chart
-from headrace.page.html import Html, Page, Value, facts, heading, paragraph, table
+from headrace.page.html import Html, Link, Page, Value, facts, heading, paragraph, table
 from headrace.train.runs.metrics import MAX_STEP, Metrics, read_metrics
 from headrace.train.runs.monitor_curves import curves_of
 from headrace.train.steady.bad_steps import z_score
@@ -23,6 +25,14 @@ MAX_SHOWN = 1e300
 """Larger ones are not finite either: the span of a curve must be."""
 OUTLIER_WINDOW = 50
 OUTLIER_Z = 6.0
+
+# Of a step counted from 0: trace and metrics count from 1.
+BAD_STEP_FILE = re.compile(r"(?P<kind>nonfinite|spike)-(?P<step>[0-9]{8,18})-rank[0-9]+\.json")
+BAD_STEPS = {"nonfinite": "loss or gradient not finite", "spike": "spike"}
+
+Remarkable = tuple[str, int]
+"""Folder of a run, and a step of it."""
+NO_PAGES: Mapping[Remarkable, Link] = MappingProxyType({})
 
 CURVES = (
     ("loss", "train", "loss", "Loss of each logged step's global batch."),
@@ -50,6 +60,8 @@ class Run:
     folder: str
     objective: str
     lines: list[Metrics]
+    stopped_at: tuple[tuple[int, str], ...] = ()
+    """Steps that stopped the run, as trace counts them, and why; the run may have gone on from there since."""
 
     def of(self, event: str) -> list[Metrics]:
         """Return the lines of one kind."""
@@ -67,8 +79,16 @@ def read_runs(folders: Sequence[str]) -> list[Run]:
         if not lines:
             raise ValueError(f"{folder}: no run, or one without a step: metrics.jsonl is missing or empty")
         shown = folder if names.count(name) > 1 else name
-        runs.append(Run(name=shown, folder=folder, objective=_objective(Path(folder)), lines=lines))
+        objective, stopped = _objective(Path(folder)), _stopped_at(Path(folder))
+        runs.append(Run(name=shown, folder=folder, objective=objective, lines=lines, stopped_at=stopped))
     return runs
+
+
+def _stopped_at(folder: Path) -> tuple[tuple[int, str], ...]:
+    """Return the steps whose samples a run left in a file as it stopped."""
+    found = (BAD_STEP_FILE.fullmatch(path.name) for path in folder.iterdir())
+    steps = {(int(match["step"]) + 1, BAD_STEPS[match["kind"]]) for match in found if match is not None}
+    return tuple(sorted(steps))
 
 
 def _objective(folder: Path) -> str:
@@ -103,8 +123,8 @@ def _summary(run: Run) -> dict[str, Any]:
     }
 
 
-def render(runs: Sequence[Run], *, title: str) -> bytes:
-    """Return the page."""
+def render(runs: Sequence[Run], *, title: str, pages: Mapping[Remarkable, Link] = NO_PAGES) -> bytes:
+    """Return the page; `pages` show what a step saw, and stand where the command for it would."""
     page = Page(title=title, subtitle=", ".join(run.name for run in runs))
     rows = summaries(runs)
     if len(runs) == 1:
@@ -124,16 +144,17 @@ def render(runs: Sequence[Run], *, title: str) -> bytes:
             chart = line_chart([pair for pair in named if pair[1]], x_label="step", y_label=curves.label)
             page.section(curves.title, chart, paragraph(curves.text))
     for section, columns, found in (
-        ("Skipped steps", "run, step, why, loss, gradient norm, positions, look at it", _skipped(runs)),
+        ("Steps that stopped a run", "run, step, why, look at it", _stopped(runs, pages)),
+        ("Skipped steps", "run, step, why, loss, gradient norm, positions, look at it", _skipped(runs, pages)),
         ("Planned changes", "run, from step, what, before, after", _changes(runs)),
-        ("Steps that stand out", "run, step, gradient norm, deviations, look at it", _outliers(runs)),
+        ("Steps that stand out", "run, step, gradient norm, deviations, look at it", _outliers(runs, pages)),
     ):
         if found:
             page.section(section, _table(columns.split(", "), found))
     return page.render()
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[Value]]) -> Html:
+def _table(head: Sequence[str], rows: Sequence[Sequence[Value | Link]]) -> Html:
     more = f"{len(rows) - MAX_ROWS} more are not shown." if len(rows) > MAX_ROWS else ""
     return Html(table(head, rows[:MAX_ROWS]) + (heading(more) if more else ""))
 
@@ -163,7 +184,19 @@ def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return kept
 
 
-def _skipped(runs: Sequence[Run]) -> list[list[Value]]:
+def remarkable(runs: Sequence[Run]) -> list[Remarkable]:
+    """Return the steps worth a look: that stopped a run, that were skipped, then those that stand out furthest."""
+    found = [(run.folder, step) for run in runs for step, _ in run.stopped_at]
+    found += [(run.folder, line["step"]) for run in runs for line in run.of("skipped")]
+    found += [(run.folder, line["step"]) for _, run, line in _far_above_all(runs)]
+    return list(dict.fromkeys(found))
+
+
+def _stopped(runs: Sequence[Run], pages: Mapping[Remarkable, Link]) -> list[list[Value | Link]]:
+    return [[run.name, step, why, _look(run, step, pages)] for run in runs for step, why in run.stopped_at]
+
+
+def _skipped(runs: Sequence[Run], pages: Mapping[Remarkable, Link]) -> list[list[Value | Link]]:
     return [
         [
             run.name,
@@ -172,14 +205,14 @@ def _skipped(runs: Sequence[Run]) -> list[list[Value]]:
             _shown(line.get("loss")),
             _shown(line.get("grad_norm")),
             _positions(line.get("positions")),
-            _trace(run, line["step"]),
+            _look(run, line["step"], pages),
         ]
         for run in runs
         for line in run.of("skipped")
     ]
 
 
-def _changes(runs: Sequence[Run]) -> list[list[Value]]:
+def _changes(runs: Sequence[Run]) -> list[list[Value | Link]]:
     return [
         [run.name, line["step"], path, str(was), str(now)]
         for run in runs
@@ -199,14 +232,17 @@ def _changes_in(value: Any) -> Iterator[tuple[str, Any, Any]]:
             yield path, *pair
 
 
-def _outliers(runs: Sequence[Run]) -> list[list[Value]]:
-    """Return the steps whose gradient norm is far above those of the lines before, the furthest first."""
-    found = [
-        (z, [run.name, line["step"], line["grad_norm"], round(z, 1), _trace(run, line["step"])])
-        for run in runs
-        for z, line in _far_above(run.of("train"))
+def _outliers(runs: Sequence[Run], pages: Mapping[Remarkable, Link]) -> list[list[Value | Link]]:
+    return [
+        [run.name, line["step"], line["grad_norm"], round(z, 1), _look(run, line["step"], pages)]
+        for z, run, line in _far_above_all(runs)
     ]
-    return [row for _, row in sorted(found, key=lambda pair: -pair[0])]
+
+
+def _far_above_all(runs: Sequence[Run]) -> list[tuple[float, Run, Metrics]]:
+    """Return the steps whose gradient norm is far above those of the lines before, the furthest first."""
+    found = [(z, run, line) for run in runs for z, line in _far_above(run.of("train"))]
+    return sorted(found, key=lambda one: -one[0])
 
 
 def _far_above(lines: Sequence[Metrics]) -> Iterator[tuple[float, Metrics]]:
@@ -220,7 +256,9 @@ def _far_above(lines: Sequence[Metrics]) -> Iterator[tuple[float, Metrics]]:
         past.append(norm)
 
 
-def _trace(run: Run, step: int) -> str:
+def _look(run: Run, step: int, pages: Mapping[Remarkable, Link]) -> Value | Link:
+    if (run.folder, step) in pages:
+        return pages[run.folder, step]
     return f"headrace trace {shlex.quote(run.folder)} --step {step}"
 
 

@@ -16,6 +16,9 @@ NUM_COLOURS = 5
 # Colour 0 is the quiet one: behind in histograms, the rest of a bar.
 _PART_COLOURS, _LAYER_COLOURS, _LINE_COLOURS = (1, 0, 2, 3, 4), (0, 1, 2, 3, 4), (1, 2, 3, 4, 0)
 
+# So many lines as colours times dashes can be told apart.
+_DASHES = ("", "7 3", "2 3", "9 3 2 3")
+
 _WIDTH, _HEIGHT = 520, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 18, 44
 
@@ -130,10 +133,8 @@ def line_chart(series: Sequence[tuple[str, Sequence[tuple[float, float]]]], *, x
                 continue
             path.append(f"{pen}{axes.at_x(x)} {axes.at_y(y)}")
             pen = "L"
-        pencil = f"line line{_LINE_COLOURS[number % NUM_COLOURS]}"
-        parts.append(f'<path class="{pencil}" d="{"".join(path)}"><title>{escape(name)}</title></path>')
-    legend = _legend([name for name, _ in series], _LINE_COLOURS)
-    return join(legend, _chart(f"{y_label} by {x_label}", parts))
+        parts.append(f'<path {_pencil(number)} d="{"".join(path)}"><title>{escape(name)}</title></path>')
+    return join(_legend_of_lines([name for name, _ in series]), _chart(f"{y_label} by {x_label}", parts))
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
@@ -170,6 +171,24 @@ def _legend(names: Sequence[str], colours: Sequence[int]) -> Html:
     keys = "".join(
         f'<span><i class="fill{colour}"></i>{escape(name)}</span>'
         for name, colour in zip(names, cycle(colours), strict=False)
+    )
+    return Html(f'<div class="legend">{keys}</div>')
+
+
+def _pencil(number: int) -> str:
+    """Return how a line is drawn: in the colours, then in the colours again with dashes of another length."""
+    dashes = _DASHES[number // NUM_COLOURS % len(_DASHES)]
+    pattern = f' stroke-dasharray="{dashes}"' if dashes else ""
+    return f'class="line line{_LINE_COLOURS[number % NUM_COLOURS]}"{pattern}'
+
+
+def _legend_of_lines(names: Sequence[str]) -> Html:
+    if len(names) <= NUM_COLOURS:
+        return _legend(names, _LINE_COLOURS)
+    keys = "".join(
+        f'<span><svg width="28" height="11" aria-hidden="true"><path {_pencil(number)} d="M0 5L24 5"/></svg>'
+        f"{escape(name)}</span>"
+        for number, name in enumerate(names)
     )
     return Html(f'<div class="legend">{keys}</div>')
 

@@ -15,11 +15,22 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NewType
+from urllib.parse import quote
 
 Html = NewType("Html", str)
 """Text that is already safe HTML. Made by this module and charts.py only."""
 
 Value = str | int | float | bool | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Link:
+    """A cell that leads to another file."""
+
+    path: tuple[str, ...]
+    """Names from the folder of the page to the file; it never leads elsewhere, whatever is in them."""
+    text: str
+
 
 MAX_TEXT_CHARS = 400
 SEARCHABLE_ROWS = 8
@@ -139,12 +150,12 @@ def facts(items: Sequence[tuple[str, Value]]) -> Html:
     return Html(f'<dl class="facts">{tiles}</dl>')
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Value]], *, caption: str = "") -> Html:
+def table(head: Sequence[str], rows: Sequence[Sequence[Value | Link]], *, caption: str = "") -> Html:
     """A table that sorts by a click on a heading; a long one can be searched."""
     if not rows:
         return Html('<p class="empty">None.</p>')
     numeric = [
-        all(not isinstance(row[column], str) for row in rows) and any(row[column] is not None for row in rows)
+        all(not isinstance(row[column], str | Link) for row in rows) and any(row[column] is not None for row in rows)
         for column in range(len(head))
     ]
     heads = "".join(
@@ -172,10 +183,18 @@ def _number_class(is_number: bool) -> str:
     return ' class="number"' if is_number else ""
 
 
-def _cell(value: Value, is_number: bool) -> str:
+def _cell(value: Value | Link, is_number: bool) -> str:
+    if isinstance(value, Link):
+        return f'<td><a href="{_relative(value.path)}">{escape(value.text)}</a></td>'
     if is_number and isinstance(value, int | float):
         return f'<td class="number" data-value="{float(value)!r}">{escape(value)}</td>'
     return f"<td{_number_class(is_number)}>{escape(value)}</td>"
+
+
+def _relative(path: Sequence[str]) -> str:
+    if any(name in ("", ".", "..") or "/" in name for name in path):
+        raise ValueError(f"a link leads to a file beside the page or below, got {path}")
+    return "/".join((".", *(quote(name, safe="") for name in path)))
 
 
 def gallery(pictures: Sequence[Picture], *, wide: bool = False) -> Html:

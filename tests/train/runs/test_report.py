@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 
+from headrace.page.html import Link, table
 from headrace.trace.history import open_history
 from headrace.train.config import load_run
 from headrace.train.loop import train
 from headrace.train.objectives.aim import Aim
+from headrace.train.runs.folder import NonFiniteError
 from headrace.train.runs.report import MAX_POINTS, read_runs, render, summaries, thinned
 
 
@@ -145,19 +147,70 @@ def test_a_folder_without_a_run_is_named(tmp_path: Path, text: str | None) -> No
         read_runs([str(tmp_path)])
 
 
+def command(*words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-c", "from headrace.cli.app import main; main()", "run-report", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_the_steps_worth_a_look_are_traced_beside_the_page_and_linked(
+    run_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    forward = Aim.forward
+
+    def spoiled(self: Aim, batch: Any) -> Any:
+        loss, report = forward(self, batch)
+        return (loss * float("nan") if self.training and int(batch.position[0]) in (64, 128) else loss), report
+
+    monkeypatch.setattr(Aim, "forward", spoiled)
+    skips = load_run(run_file("a <run>", on_non_finite="skip", validation=None))
+    train(skips)
+    stops = load_run(run_file("b", validation=None))
+    with pytest.raises(NonFiniteError):
+        train(stops)
+    gone = write_metrics(tmp_path / "c", steps=80, spike=70)
+    page = tmp_path / "page.html"
+    done = command(skips.out, stops.out, gone, "--out", str(page), "--traces", "9")
+    assert done.returncode == 0, done.stderr
+    names = ["0-a_run_-step-5.html", "0-a_run_-step-9.html", "1-b-step-5.html"]
+    assert sorted(path.name for path in (tmp_path / "page-traces").iterdir()) == names
+    text = page.read_text()
+    for name in names:
+        assert f'<a href="./page-traces/{name}">pictures of step ' in text
+        assert b"data:image/jpeg" in (tmp_path / "page-traces" / name).read_bytes()
+    assert f"headrace trace {gone} --step 70" in text
+    assert "Steps that stopped a run" in text
+    said = done.stdout.splitlines()
+    assert "c: step 70 cannot be traced: " in said[3]
+    assert said[4] == "3 of 4 steps that stand out are traced"
+    told = json.loads(command(skips.out, "--out", str(page), "--traces", "1", "--json").stdout)
+    traced = {"run": "a <run>", "step": 5, "page": str(tmp_path / "page-traces" / names[0]), "why": None}
+    assert told["traces"] == [traced]
+
+
+def test_a_link_leads_to_nothing_but_a_file_below_the_page() -> None:
+    page = table(["a"], [[Link(path=("x-traces", 'javascript:"<a>&.html'), text="<b>")]])
+    assert '<a href="./x-traces/javascript%3A%22%3Ca%3E%26.html">&lt;b&gt;</a>' in page
+    for path in (("..", "a"), ("a/b",), ("",)):
+        with pytest.raises(ValueError, match="beside the page or below"):
+            table(["a"], [[Link(path=path, text="")]])
+
+
+def test_twenty_runs_can_be_told_apart(tmp_path: Path) -> None:
+    folders = [write_metrics(tmp_path / f"run-{number}", steps=9) for number in range(20)]
+    page = render(read_runs(folders), title="t").decode()
+    section = page[page.index("<h2>Loss</h2>") : page.index("<h2>Validation loss</h2>")]
+    pencils = re.findall(r'<path class="(line line\d)"( stroke-dasharray="[^"]*")? d="M\d+\.', section)
+    assert len(pencils) == len(set(pencils)) == 20
+    assert len(re.findall(r"<span><svg", section)) == 20  # the legend has the same lines
+
+
 def test_the_command_writes_the_page_and_says_the_numbers(tmp_path: Path) -> None:
     folder, page = write_metrics(tmp_path / "a", steps=9), tmp_path / "page.html"
-    program = "from headrace.cli.app import main; main()"
-
-    def command(*words: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, "-c", program, "run-report", *words],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-
     done = command(folder, "--out", str(page))
     assert (done.returncode, done.stdout.splitlines()) == (
         0,
