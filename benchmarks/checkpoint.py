@@ -31,12 +31,12 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from train_data import stepping
 
 from headrace.pipeline import Batch
 from headrace.train.config import RunConfig, load_run
 from headrace.train.model import first_weights, place_model
 from headrace.train.parallel.layout import ALL_OF_IT
-from headrace.train.parallel.precision import autocast
 from headrace.train.parallel.ranks import Ranks, join_ranks
 from headrace.train.runs.background import BackgroundSaver
 from headrace.train.runs.checkpoint import list_checkpoints, load_checkpoint, remove_old, restore, save_checkpoint
@@ -105,15 +105,11 @@ def measure_steps(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]
     _, side, on_cpu, on_gpu = MODELS[arguments.model]
     batch = noise(on_gpu if device.type == "cuda" else on_cpu, side, device)
 
+    train = stepping(objective, lambda batch: objective(batch)[0], device, optimizer)
+
     def step() -> float:
         began = time.perf_counter()
-        with autocast(config.precision, device):
-            loss, _ = objective(batch)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
-        _ = float(norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        train(batch)
         return time.perf_counter() - began
 
     checkpoints = folder / "checkpoints"

@@ -162,9 +162,17 @@ def views_step(device: torch.device, tiny: bool) -> Step:
     return stepping(module, module, device)
 
 
-def stepping(module: nn.Module, loss_of: Callable[[Batch], Tensor], device: torch.device) -> Step:
-    """Return a function that does one optimizer step; it waits for the device once, where the loss is read."""
-    optimizer = AdamWConfig().build(module)
+def stepping(
+    module: nn.Module,
+    loss_of: Callable[[Batch], Tensor],
+    device: torch.device,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> Step:
+    """Return a function that does one optimizer step; it waits for the device once, where the loss is read.
+
+    Without an optimizer it is the AdamW of runs.
+    """
+    optimizer = AdamWConfig().build(module) if optimizer is None else optimizer
 
     def step(batch: Batch) -> None:
         with autocast("auto", device):

@@ -19,21 +19,21 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from train_data import measure_data
+from train_data import measure_data, stepping
 from train_peer import PlainAim, check_peer
 
 from headrace.pipeline import Batch
 from headrace.train.execution import Execution, choose_execution
 from headrace.train.objectives import aim
 from headrace.train.objectives.build import build_objective
-from headrace.train.optim.adamw import AdamWConfig
-from headrace.train.parallel.precision import autocast, uses_bf16
+from headrace.train.parallel.precision import uses_bf16
 from headrace.train.peak import peak_flops
 
 BATCHES = {"tiny": 64, "0.6B": 128, "1B": 96}
@@ -181,21 +181,11 @@ def build_step(cell: Cell, device: torch.device, images: int) -> tuple[Callable[
     flops = sum(ours.needed_flops(batch) for batch in batches) / NUM_BATCHES
     module, loss_of = plain(cell, config, side, device, ours) if cell.execution is None else fast(cell, ours)
     del ours
-    optimizer = AdamWConfig().build(module) if cell.execution else torch.optim.AdamW(module.parameters(), lr=1e-3)
-    turn = 0
-
-    def step() -> None:
-        nonlocal turn
-        batch, turn = batches[turn % NUM_BATCHES], turn + 1
-        with autocast("auto", device):
-            loss = loss_of(batch)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        torch.stack([loss.detach(), norm]).tolist()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step, flops
+    step = stepping(
+        module, loss_of, device, None if cell.execution else torch.optim.AdamW(module.parameters(), lr=1e-3)
+    )
+    turns = cycle(batches)
+    return lambda: step(next(turns)), flops
 
 
 def fast(cell: Cell, ours: aim.Aim) -> tuple[nn.Module, Callable[[Batch], Tensor]]:

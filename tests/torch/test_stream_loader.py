@@ -138,13 +138,15 @@ def positions_of(loader: StreamLoader, batches: int) -> list[int]:
 
 
 def test_the_rank_is_that_of_the_environment_unless_it_is_said(
-    mixture: Mixture, monkeypatch: pytest.MonkeyPatch
+    mixture: Mixture, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with StreamLoader(mixture, batch_size=4) as loader:
         assert (loader.stream.rank, loader.stream.world_size, loader.stream.global_batch) == (1, 2, 8)
         mine = positions_of(loader, 1)
+        positions_of(loader, 1)
+    assert caplog.text.count("torch has no process group") == 1  # not at each loop
     with StreamLoader(mixture, global_batch=8, rank=0, world_size=2) as loader:
         assert loader.batch_size == 4
         assert sorted(mine + positions_of(loader, 1)) == list(range(8))

@@ -7,6 +7,7 @@ finite is written as null: JSON has no word for it.
 
 import contextlib
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from headrace.train.runs.event_file import EventFile
 Metrics = dict[str, Any]
 
 MAX_STEP = 1 << 63
+
+log = logging.getLogger(__name__)
 
 
 class MetricsFile:
@@ -71,15 +74,25 @@ def _json_line(line: Metrics) -> str:
 
 
 def read_metrics(path: Path) -> list[Metrics]:
-    """Return the lines of a metrics file; what a killed process or a bad disk left of a line is not one."""
-    lines = []
+    """Return the lines of a metrics file; what a killed process or a bad disk left of a line is warned of."""
+    lines, broken = [], []
     with contextlib.suppress(FileNotFoundError):
-        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, RecursionError):
-                line = json.loads(text)
-                if isinstance(line, dict) and _is_step(line.get("step")) and isinstance(line.get("event"), str):
-                    lines.append(line)
+        for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
+            if (line := _line_of(text)) is not None:
+                lines.append(line)
+            elif text.strip():
+                broken.append(number)
+    if broken:
+        log.warning("%s: %d lines are not whole and are left out; the first is line %d", path, len(broken), broken[0])
     return lines
+
+
+def _line_of(text: str) -> Metrics | None:
+    with contextlib.suppress(ValueError, RecursionError):
+        line = json.loads(text)
+        if isinstance(line, dict) and _is_step(line.get("step")) and isinstance(line.get("event"), str):
+            return line
+    return None
 
 
 def _is_step(value: Any) -> bool:

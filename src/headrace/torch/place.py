@@ -20,8 +20,11 @@ def rank_and_world_size() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def refuse_other_place(rank: int, world_size: int) -> None:
-    """Raise ValueError where torch's process group has other numbers than the stream; warn where there is none."""
+def refuse_other_place(rank: int, world_size: int, *, warned: bool) -> bool:
+    """Raise ValueError where torch's process group has other numbers than the stream; warn where there is none.
+
+    Return True once that was warned of: whoever loops often hears it once.
+    """
     if distributed.is_available() and distributed.is_initialized():
         mine, size = distributed.get_rank(), distributed.get_world_size()
         if (rank, world_size) != (mine, size):
@@ -30,13 +33,15 @@ def refuse_other_place(rank: int, world_size: int) -> None:
                 "group: samples would be doubled or left out; use the loader only once the process group is there, "
                 "or pass rank and world_size"
             )
-    elif world_size > 1:
+    elif world_size > 1 and not warned:
         log.warning(
             "this loader reads as rank %d of %d, as the environment says, but torch has no process group: "
             "unless something else joins the ranks, each trains a model of its own on a part of the samples",
             rank,
             world_size,
         )
+        return True
+    return warned
 
 
 def refuse_fetcher() -> None:

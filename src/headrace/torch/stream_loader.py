@@ -83,6 +83,7 @@ class StreamLoader:
         )
         self._opened: DeviceBatches | None = None
         self._continues = True  # a finite pass, from a state that was loaded
+        self._warned = False
 
     def __enter__(self) -> "StreamLoader":
         return self
@@ -118,7 +119,7 @@ class StreamLoader:
         """Return the batches up to the end of this epoch or pass, from where the loader stands."""
         batches, stream = self._batches, self.stream
         if self._place is None:
-            refuse_other_place(stream.rank, stream.world_size)
+            self._warned = refuse_other_place(stream.rank, stream.world_size, warned=self._warned)
         if not self.once and self.steps_per_epoch is None:
             refuse_fetcher()
             return cast(Iterator[Any], batches)

@@ -25,6 +25,20 @@ def test_numbers_that_are_not_finite_are_null(tmp_path: Path) -> None:
     assert read_metrics(path) == lines
 
 
+def test_lines_that_are_not_whole_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "metrics.jsonl"
+    whole = '{"event": "train", "step": 1}\n'
+    path.write_text(whole + '{"event": "tr' + "\n\n" + '{"step": 2}\n' + whole)
+    file = MetricsFile(path, step=1)
+    file.close()
+    assert path.read_text() == whole * 2
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said == f"{path}: 2 lines are not whole and are left out; the first is line 2"
+    caplog.clear()
+    assert len(read_metrics(path)) == 2
+    assert not caplog.records
+
+
 def test_a_full_disk_names_the_file(tmp_path: Path, no_more_than: Callable[[int], None]) -> None:
     file = MetricsFile(tmp_path / "metrics.jsonl", step=-1)
     no_more_than(100)
