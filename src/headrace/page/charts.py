@@ -186,7 +186,7 @@ def _legend_of_lines(names: Sequence[str]) -> Html:
     if len(names) <= NUM_COLOURS:
         return _legend(names, _LINE_COLOURS)
     keys = "".join(
-        f'<span><svg width="28" height="11" aria-hidden="true"><path {_pencil(number)} d="M0 5L24 5"/></svg>'
+        f'<span><svg width="28" height="11" aria-hidden="true"><line {_pencil(number)} x1="0" y1="5" x2="24" y2="5"/></svg>'
         f"{escape(name)}</span>"
         for number, name in enumerate(names)
     )
