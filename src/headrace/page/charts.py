@@ -185,12 +185,9 @@ def _pencil(number: int) -> str:
 def _legend_of_lines(names: Sequence[str]) -> Html:
     if len(names) <= NUM_COLOURS:
         return _legend(names, _LINE_COLOURS)
-    keys = "".join(
-        f'<span><svg width="28" height="11" aria-hidden="true"><line {_pencil(number)} x1="0" y1="5" x2="24" y2="5"/></svg>'
-        f"{escape(name)}</span>"
-        for number, name in enumerate(names)
-    )
-    return Html(f'<div class="legend">{keys}</div>')
+    mark = '<svg width="28" height="11" aria-hidden="true"><line {} x1="0" y1="5" x2="24" y2="5"/></svg>'
+    keys = (f"<span>{mark.format(_pencil(number))}{escape(name)}</span>" for number, name in enumerate(names))
+    return Html(f'<div class="legend">{"".join(keys)}</div>')
 
 
 def _chart(label: str, parts: Sequence[str]) -> Html:
