@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from headrace.config import config_to_dict
 from headrace.train.config import RunConfig
 from headrace.train.execution import Execution, choose_execution
 from headrace.train.objectives.build import build_objective
@@ -33,7 +34,7 @@ def place_model(config: RunConfig, ranks: Ranks) -> tuple[Objective, Layout]:
         objective = _built(config)
     refuse_splitting(objective, config, world_size=ranks.size)
     execution = execution_of(config, ranks.device)
-    objective.ranks, objective.reads = ranks, config.mixture
+    objective.ranks, objective.reads = ranks, config_to_dict(config.mixture)
     objective.run_as(execution)
     if ranks.is_first:
         log.info("execution: %s; strategy %s", execution, strategy)

@@ -51,13 +51,14 @@ class CaptionTokens:
             lambda text: tuple(tokenizer.encode(text))
         )
 
-    def __call__(self, captions: Sequence[str]) -> tuple[Tensor, NDArray[np.bool_]]:
-        """Return tokens, int64 [B, T] filled up with 0, and which captions were longer than that."""
+    def __call__(self, captions: Sequence[str]) -> Tensor:
+        """Return tokens, int64 [B, T]: longer captions are cut, shorter ones filled up with 0."""
         tokens_BT = np.zeros((len(captions), self.context_length), np.int64)
-        cut_B = np.zeros(len(captions), np.bool_)
         for row, caption in enumerate(captions):
-            words = self._encode(caption)
-            cut_B[row] = len(words) + 2 > self.context_length
-            kept = (self._first, *words[: self.context_length - 2], self._last)
+            kept = (self._first, *self._encode(caption)[: self.context_length - 2], self._last)
             tokens_BT[row, : len(kept)] = kept
-        return torch.from_numpy(tokens_BT), cut_B
+        return torch.from_numpy(tokens_BT)
+
+    def num_cut(self, captions: Sequence[str]) -> int:
+        """Return how many captions are longer than the tower takes."""
+        return sum(len(self._encode(caption)) + 2 > self.context_length for caption in captions)

@@ -22,10 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headrace.config import config_to_dict
 from headrace.files import atomic_file
 from headrace.pipeline import Batch
-from headrace.pipeline.mixture import Mixture
 from headrace.train.evaluate.matching import PairPass
 from headrace.train.models.clip_shapes import CLIP_MODELS, ClipModelConfig, named_shape
 from headrace.train.models.clip_shapes import ClipTextConfig as ClipTextConfig
@@ -170,7 +168,7 @@ class Clip(Objective):
         """Return the features of all rows, also of those that do not count: so each rank has all gradients."""
         counted = self.counted(batch)
         images_B3HH = self.normalise(batch.images)
-        tokens_BT, _ = self._tokens(batch, counted)
+        tokens_BT = self.tokens(self._captions(batch, counted))
         image_BD = self.model.encode_image(images_B3HH, normalize=True)
         text_BD = self.model.encode_text(on_device(tokens_BT, images_B3HH.device), normalize=True)
         counted_B = on_device(counted.astype(np.float32), images_B3HH.device)
@@ -184,22 +182,22 @@ class Clip(Objective):
         both, _ = self(part)
         return Pairs(both[0], both[1], on_device(self.counted(part).astype(np.float32), both.device))
 
-    def _tokens(self, batch: Batch, counted: NDArray[np.bool_]) -> tuple[Tensor, NDArray[np.bool_]]:
+    def _captions(self, batch: Batch, counted: NDArray[np.bool_]) -> list[str]:
         captions = batch.columns[self.config.column]
-        return self.tokens([caption if good else "" for caption, good in zip(captions, counted, strict=True)])
+        return [caption if good else "" for caption, good in zip(captions, counted, strict=True)]
 
     def _losses(self, own: Pairs, logits: Logits) -> PairLosses:
         return pair_losses(own, logits, loss=self.config.loss, ranks=self.ranks)
 
     def _report(self, batch: Batch, losses: PairLosses) -> Mapping[str, Tensor]:
         counted = self.counted(batch)
-        cut = self._tokens(batch, counted)[1].sum() / max(1, counted.sum())
+        num_counted = max(1, int(counted.sum()))
         logits = self._exact or self._own_logits()
         return {
             "logit_scale": logits.scale.detach()[0],
             **({} if logits.bias is None else {"logit_bias": logits.bias.detach()[0]}),
-            "caption_accuracy": losses.right_B.sum() / max(1, int(counted.sum())),
-            "cut_captions": torch.tensor(float(cut)),
+            "caption_accuracy": losses.right_B.sum() / num_counted,
+            "cut_captions": torch.tensor(self.tokens.num_cut(self._captions(batch, counted)) / num_counted),
         }
 
     def _own_logits(self) -> Logits:
@@ -224,6 +222,7 @@ class Clip(Objective):
         """Keep the scale within [1, 100]."""
         with torch.no_grad():
             piece_of(self.model.logit_scale).local.clamp_(0.0, MAX_LOGIT_SCALE)
+        self._exact = None
 
     def begin_pass(self) -> None:
         """Keep the features of the batches that come, to compare all of them."""
@@ -246,13 +245,14 @@ class Clip(Objective):
                 path.write_text(text, encoding="ascii")
 
 
-def open_clip_config(shape: ClipModelConfig, loss: PairLoss, reads: Mixture | None) -> dict[str, Any]:
+def open_clip_config(shape: ClipModelConfig, loss: PairLoss, reads: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config that open_clip reads: the architecture, and how an image becomes an input.
 
-    The interpolation is that of training. `headrace` says what open_clip has no words for: the crops that were trained
-    on, and the loss.
+    The interpolation is that of training, bicubic where `reads` (a mixture as plain data) says none. `headrace` says
+    what open_clip has no words for: the crops that were trained on, and the loss.
     """
-    views = [] if reads is None else [view.augment or reads.augment for view in reads.views] or [reads.augment]
+    augment = reads.get("augment", {})
+    trained = {"loss": loss, "augment": augment, "views": reads.get("views", [])}
     scale, bias = FIRST_LOGITS[loss]
     # Without the bias, `create_model` would make a model that has none.
     first = {} if bias is None else {"init_logit_scale": scale, "init_logit_bias": bias}
@@ -261,8 +261,7 @@ def open_clip_config(shape: ClipModelConfig, loss: PairLoss, reads: Mixture | No
         "mode": "RGB",
         "mean": list(CLIP_MEAN),
         "std": list(CLIP_STD),
-        "interpolation": views[0].interpolation if views else "bicubic",
+        "interpolation": augment.get("interpolation", "bicubic"),
         "resize_mode": "shortest",
     }
-    trained = {"loss": loss, "augment": [config_to_dict(view) for view in views]}
     return {"model_cfg": asdict(shape) | first, "preprocess_cfg": preprocess_cfg, "headrace": trained}

@@ -7,13 +7,14 @@ differ, and with random prefixes they always do.
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from headrace.pipeline import Batch, Mixture
+from headrace.pipeline import Batch
 from headrace.train.execution import PLAIN, Execution
 from headrace.train.models.encoder import Encoder
 from headrace.train.parallel.ranks import ALONE, Ranks
@@ -49,8 +50,8 @@ class Objective(nn.Module):
     """True if `prepare` finds what the parts of a batch need of each other: micro-batches may share it all the same."""
     scalars: tuple[str, ...] = ()
     """Parameters of one number: [1] here, as a model that is spread wants, and [] in released files."""
-    reads: Mixture | None = None
-    """What pictures are read as; the run sets it before the first step."""
+    reads: Mapping[str, Any] = MappingProxyType({})
+    """The run's mixture as plain data: how pictures are read, for those who export; empty = not known."""
     released_prefix: str = ""
     """What the names of parameters have in front that exported files leave out."""
     ranks: Ranks = ALONE

@@ -133,7 +133,9 @@ def _write_ml_aim(out: Path, weights: Weights, tensors: dict[str, Tensor]) -> in
 
 
 def _write_open_clip(out: Path, weights: Weights, tensors: dict[str, Tensor]) -> int:
-    _sketch(weights).export_beside(out, tensors)
+    sketch = _sketch(weights)
+    sketch.reads = weights.config.get("mixture", {})
+    sketch.export_beside(out, tensors)
     return len(tensors)
 
 

@@ -17,6 +17,7 @@ FILES = {
         "aim-3B": "aim-3B.yaml",
         "aim-7B": "aim-7B.yaml",
         "clip": "clip-tiny.yaml",
+        "clip-flickr8k": "clip-flickr8k.yaml",
         "clip-filter": "clip-filter.yaml",
         "clip-datacomp-small": "clip-datacomp-small.yaml",
         "clip-datacomp-medium": "clip-datacomp-medium.yaml",

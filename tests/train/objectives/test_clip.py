@@ -3,6 +3,9 @@
 import contextlib
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -36,9 +39,12 @@ from headrace.train.optim.adamw import AdamWConfig
 from headrace.train.parallel.layout import ALL_OF_IT
 from headrace.train.parallel.ranks import ALONE
 from headrace.train.runs.checkpoint import refuse_other_config, save_checkpoint
+from headrace.train.runs.formats import export_weights
 from headrace.train.runs.loading import restore
+from headrace.train.runs.metrics import read_metrics
 from headrace.train.runs.plan import plan_run
 from headrace.train.runs.state_file import Progress, read_state
+from headrace.train.runs.weights import read_weights
 
 # open_clip's import meets deprecations of its own dependencies; they are not ours to mend.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -116,8 +122,6 @@ def test_open_clip_loads_what_a_run_exports(clip_run: Path, make_batch: Callable
     import open_clip
     from safetensors.torch import load_file
 
-    from headrace.train.runs.weights import read_weights
-
     ours, batch = small_clip(), make_batch(3)
     read_weights(clip_run).load_into(ours)
     loaded = open_clip.create_model(f"local-dir:{clip_run / 'open_clip'}").eval()
@@ -143,10 +147,6 @@ def test_training_learns_which_caption_is_whose(clip_run: Path) -> None:
 @pytest.fixture
 def clip_run(run_file: Callable[..., Path]) -> Path:
     """A short finished run."""
-    from headrace.config import config_to_dict
-    from headrace.train.config import load_run
-    from headrace.train.loop import train
-
     changes = {"objective": config_to_dict(CONFIG), "validation": None, "optimizer": {"lr": 0.002}, "steps": 10}
     return train(load_run(run_file("clip", **changes))).out
 
@@ -165,7 +165,7 @@ def test_the_table_has_the_sizes_of_open_clip(name: str) -> None:
     import open_clip
 
     theirs = open_clip.get_model_config(name)
-    ours = open_clip_config(named_shape(name, 224), "softmax", None)["model_cfg"]
+    ours = open_clip_config(named_shape(name, 224), "softmax", {})["model_cfg"]
     assert theirs == {**theirs, **{key: ours[key] for key in ("embed_dim", "quick_gelu") if key in theirs}}
     assert bool(theirs.get("quick_gelu")) == ours["quick_gelu"] == name.endswith("-quickgelu")
     for part in ("vision_cfg", "text_cfg"):
@@ -328,9 +328,10 @@ def test_a_caption_longer_than_the_tower_is_cut_and_counted(make_batch: Callable
 
     objective = small_clip()
     texts = ["a b c d e f g h i j", "a b c d e f g h i j k", "short", None]
-    tokens, cut = objective.tokens(["" if text is None else text for text in texts])
-    assert torch.equal(tokens, open_clip.SimpleTokenizer(context_length=12)(["" if t is None else t for t in texts]))
-    assert cut.tolist() == [False, True, False, False]
+    given = ["" if text is None else text for text in texts]
+    tokens = objective.tokens(given)
+    assert torch.equal(tokens, open_clip.SimpleTokenizer(context_length=12)(given))
+    assert [objective.tokens.num_cut([text]) for text in given] == [0, 1, 0, 0]
     assert float(objective(make_batch(4, caption=texts))[1]["cut_captions"]) == pytest.approx(1 / 3)
 
 
@@ -368,7 +369,11 @@ def test_the_export_names_what_the_run_was_trained_with(run_file: Callable[..., 
         config = json.loads((folder / "open_clip_config.json").read_text())
         assert config["preprocess_cfg"]["interpolation"] == interpolation
         assert config["headrace"]["loss"] == "sigmoid"
-        assert config["headrace"]["augment"][0]["scale"] == [0.9, 1.0]
+        assert config["headrace"]["augment"]["scale"] == [0.9, 1.0]
+    again = folder.parent / "again"
+    export_weights(read_weights(folder.parent), again, form="open_clip", dtype="float32")
+    for name in ("open_clip_config.json", "model.safetensors"):
+        assert (again / "open_clip" / name).read_bytes() == (folder / name).read_bytes()
     loaded = open_clip.create_model(f"local-dir:{folder}")
     assert float(loaded.logit_bias.detach()) != -10.0, "trained, so not the one of the start"
     assert float(loaded.logit_bias.detach()) == pytest.approx(-10.0, abs=0.1)
@@ -396,3 +401,37 @@ def test_a_checkpoint_of_a_scale_without_dimension_goes_on(run_file: Callable[..
     # A config of then has fewer keys.
     then = {name: config_to_dict(CONFIG)[name] for name in ("kind", "model_cfg")}
     refuse_other_config(replace(checkpoint, config={**checkpoint.config, "objective": then}), config)
+
+
+# Kills itself, as kill -9 does, when the line of its third step is written.
+KILLED = """
+import os, signal, sys
+from headrace.train.config import load_run
+from headrace.train.loop import train
+train(load_run(sys.argv[1]), on_metrics=lambda line: line["step"] == 3 and os.kill(os.getpid(), signal.SIGKILL))
+"""
+
+
+def test_a_run_in_micro_batches_that_was_killed_goes_on_to_the_last_bit(run_file: Callable[..., Path]) -> None:
+    validation = load_run(run_file("named")).validation
+    assert validation is not None
+    changes = {
+        "objective": config_to_dict(replace(CONFIG, loss="sigmoid")),
+        "validation": {"dataset": validation.dataset, "every": 2},
+        "images_per_micro_batch": 6,
+        "checkpoint": {"every": 2},
+        "steps": 5,
+    }
+    whole = train(load_run(run_file("whole", **changes))).out
+    path = run_file("killed", **changes)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    assert subprocess.run([sys.executable, "-c", KILLED, str(path)], env=environment, check=False).returncode == -9
+    killed = train(load_run(path)).out
+    lines = [
+        [[line[name] for name in ("event", "step", "loss", "auc") if name in line] for line in read_metrics(file)]
+        for file in (whole / "metrics.jsonl", killed / "metrics.jsonl")
+    ]
+    assert lines[0] == lines[1]
+    assert (whole / "open_clip" / "model.safetensors").read_bytes() == (
+        killed / "open_clip" / "model.safetensors"
+    ).read_bytes()
