@@ -263,6 +263,10 @@ class RunConfig:
         for name in ("init_from", "continue_from"):
             if (path := getattr(self, name)) is not None and (not path or "://" in path):
                 raise ValueError(f"{name} must be a local file or folder, got {path!r}")
+        if self.continue_from is not None and Path(self.out).absolute() in Path(self.continue_from).absolute().parents:
+            raise ValueError(
+                f"continue_from {self.continue_from} is a checkpoint of `out` itself; choose another `out`"
+            )
         if self.init_rename and self.init_from is None:
             raise ValueError("init_rename maps names of init_from, which is null")
         if isinstance(self.schedule, ChecksSteps):

@@ -37,6 +37,7 @@ NO_PAGES: Mapping[Remarkable, Link] = MappingProxyType({})
 CURVES = (
     ("loss", "train", "loss", "Loss of each logged step's global batch."),
     ("loss", "validation", "validation loss", "On images that are not trained on."),
+    ("ema_loss", "validation", "validation loss of the average", "Of the weights' moving average, on the same images."),
     ("lr", "train", "learning rate", ""),
     ("grad_norm", "train", "gradient norm", "Before clipping."),
     ("first_layer_grad_norm", "train", "gradient norm of the first layer", "Instabilities show here first."),

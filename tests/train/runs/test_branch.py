@@ -118,6 +118,8 @@ def test_a_branch_that_would_rewrite_the_past_is_refused(run_file: Callable[...,
         with pytest.raises(ValueError, match=message):
             plan_run(wrong)
         assert not Path(wrong.out).exists()
+    with pytest.raises(ValueError, match=r"continue_from .*00000003 is a checkpoint of `out` itself; choose another"):
+        load_run(run_file("trunk", steps=6, continue_from=checkpoint))
     for path, message in (
         (trunk.out, r"expected the folder of one checkpoint .*such as 00000003, 00000006"),
         (f"{trunk.out}/checkpoints", "such as 00000003, 00000006"),
