@@ -17,6 +17,7 @@ from torch import Tensor
 
 from headrace.files import write_atomic
 from headrace.train.models.lora import is_lora
+from headrace.train.models.positions import resampled
 from headrace.train.objectives.objective import Objective, released_names
 from headrace.train.runs.tensor_files import in_our_names, read_tensor_file
 from headrace.train.runs.weights import names_average, read_weights
@@ -41,6 +42,8 @@ class Initial:
     """Names in the file, mapped, that have no place in the objective."""
     fresh: tuple[str, ...]
     """Names of the objective that keep their drawn weights."""
+    resampled: tuple[str, ...] = ()
+    """Learnt positions that were of another resolution."""
 
     def __str__(self) -> str:
         """Return one line."""
@@ -48,6 +51,7 @@ class Initial:
         return (
             f"{self.source}: {len(self.taken)} tensors, {parameters:,} numbers taken; "
             f"left out: {_some(self.left_out)}; drawn afresh: {_some(self.fresh)}"
+            + (f"; positions resampled: {_some(self.resampled)}" if self.resampled else "")
         )
 
     def facts(self) -> dict[str, Any]:
@@ -58,6 +62,7 @@ class Initial:
             "taken": sorted(self.taken),
             "left_out": list(self.left_out),
             "fresh": list(self.fresh),
+            "resampled": list(self.resampled),
         }
 
     def load_into(self, objective: Objective) -> None:
@@ -87,6 +92,8 @@ def initial_weights(objective: Objective, path: Path, rename: Mapping[str, str])
         for name, tensor in found.items()
         if name in own
     }
+    positions = _for_this_resolution(taken, own)
+    taken |= positions
     for name, tensor in taken.items():
         if tensor.shape != own[name].shape:
             raise ValueError(
@@ -106,7 +113,21 @@ def initial_weights(objective: Objective, path: Path, rename: Mapping[str, str])
         taken=taken,
         left_out=tuple(sorted(found.keys() - taken.keys())),
         fresh=tuple(sorted(own.keys() - taken.keys())),
+        resampled=tuple(sorted(positions)),
     )
+
+
+def _for_this_resolution(taken: Tensors, own: Tensors) -> dict[str, Tensor]:
+    """Return learnt positions of image towers that were trained at another resolution, for that of `own`."""
+    found = {}
+    for name, tensor in taken.items():
+        target = own[name]
+        is_grid = name.startswith("visual.") and name.endswith("positional_embedding")
+        if is_grid and tensor.shape != target.shape and tensor.shape[1:] == target.shape[1:]:
+            scaled = resampled(tensor, len(target))
+            if scaled is not None:
+                found[name] = scaled
+    return found
 
 
 def _check_trunk(objective: Objective, own: Tensors, taken: Tensors, path: Path) -> None:

@@ -55,6 +55,12 @@ def plan_run(config: RunConfig) -> list[str]:
     return lines
 
 
+def _trained(objective: Objective) -> str:
+    trained = sum(parameter.numel() for parameter in objective.parameters() if parameter.requires_grad)
+    frozen = sum(not parameter.requires_grad for parameter in objective.parameters())
+    return f", of which {trained:,} are trained" if frozen else ""
+
+
 def _model_lines(config: RunConfig, objective: Objective) -> list[str]:
     parts = {name: sum(p.numel() for p in part.parameters()) for name, part in objective.named_children()}
     images = config.total_steps * config.global_batch
@@ -62,7 +68,7 @@ def _model_lines(config: RunConfig, objective: Objective) -> list[str]:
     counted = ", ".join(f"{name} {count:,}" for name, count in parts.items() if count)
     lines = [
         f"objective: {config.objective.kind}, images of {config.mixture.image_size} pixels",
-        f"parameters: {sum(parts.values()):,} ({counted})",
+        f"parameters: {sum(parts.values()):,} ({counted}){_trained(objective)}",
         f"FLOPs per image: {flops / 1e9:,.3f} G (forward and backward); whole run: {flops * images:.3g}",
         f"steps: {config.total_steps:,} of {config.global_batch:,} images = {images:,} images",
     ]

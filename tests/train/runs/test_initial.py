@@ -158,6 +158,9 @@ def test_an_open_clip_file_is_taken_as_it_is(run_file: Callable[..., Path], tmp_
         {"epoch": 1, "state_dict": {f"module.{name}": tensor for name, tensor in theirs.items()}}, tmp_path / "e.pt"
     )
     assert taken_by(config, tmp_path / "e.pt")[1].fresh == ()
+    larger = {"kind": "clip", "model_cfg": model | {"vision_cfg": vision | {"image_size": 32}}}
+    other = load_run(run_file("larger", validation=None, objective=larger), ["mixture.image_size=32"])
+    assert taken_by(other, tmp_path)[1].facts()["resampled"] == ["visual.positional_embedding"]
 
 
 def test_names_are_mapped_by_the_run_file(config: RunConfig, tmp_path: Path) -> None:
