@@ -55,6 +55,8 @@ PATH_FIELDS = frozenset(
     }
 )
 MAX_SPIKE_WINDOW = 10_000
+# Patches of the prefix that a word of `validation.prefix` stands for; with one patch attention is causal.
+PREFIXES: dict[str, int | None] = {"random": None, "causal": 1}
 
 # A resumed run may have other values of these: they change no step but by rounding. A mixture is the stream's to judge.
 FREE_FIELDS = frozenset(
@@ -103,7 +105,7 @@ class ValidationConfig:
     """Side of the centre crop as a share of the short side; 0.875 is Resize(256) and CenterCrop(224)."""
     interpolation: Interpolation = "bilinear"
     """How the crop is resized; AIM's evaluation has bicubic."""
-    prefix: Literal["random", "causal"] | int = "random"
+    prefix: str | int = "random"
     """Of aim: random = a function of the place in the pass; causal = none; or so many patches in every picture."""
     by_place: bool = False
     """Of aim and masked: a line `loss_by_place` in metrics.jsonl beside each validation, with the mean loss of the
@@ -114,11 +116,13 @@ class ValidationConfig:
     @property
     def fixed_prefix(self) -> int | None:
         """Patches of the prefix of every picture; None = as in training."""
-        return None if self.prefix == "random" else 1 if self.prefix == "causal" else self.prefix
+        return PREFIXES[self.prefix] if isinstance(self.prefix, str) else self.prefix
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.samples < 0:
             raise ValueError("every must be at least 1, samples at least 0")
+        if isinstance(self.prefix, str) and self.prefix not in PREFIXES:
+            raise ValueError(f"prefix must be {', '.join(PREFIXES)} or a number of patches, got {self.prefix[:80]!r}")
         if not 0 < self.center_fraction <= 1:
             raise ValueError(f"center_fraction must be within 0..1, got {self.center_fraction}")
 

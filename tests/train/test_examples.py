@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from headrace.train.config import load_run
+from headrace.train.objectives.aim import AimConfig
 from headrace.train.objectives.build import build_objective
 from headrace.train.objectives.clip import ClipConfig
 from headrace.train.runs import cost
@@ -69,6 +70,28 @@ def test_a_published_size_has_the_papers_numbers(model: str, steps: int, strateg
         objective = build_objective(config.objective, image_size=224, seed=0)
     bytes_each = 16 * sum(parameter.numel() for parameter in objective.parameters())
     assert (bytes_each > 40e9) == (config.parallel.strategy == "fsdp")  # over half of an 80 GB GPU
+
+
+@pytest.mark.parametrize("model", ["0.6B", "1B", "3B", "7B"])
+def test_a_published_size_has_the_papers_pictures(model: str) -> None:
+    """Crops of 0.4 to 1, bicubic, flip, no jitter; validation on Resize(256) and CenterCrop(224), bicubic."""
+    config = load_run(EXAMPLES / f"aim-{model}.yaml")
+    augment, validation = config.mixture.augment, config.validation
+    assert (augment.crop, augment.scale, augment.ratio) == ("random", (0.4, 1.0), (3 / 4, 4 / 3))
+    assert (augment.interpolation, augment.flip, augment.recolours) == ("bicubic", True, False)
+    assert validation is not None
+    assert (validation.center_fraction, validation.interpolation) == (0.875, "bicubic")
+
+
+def test_the_training_codes_recipe_is_beside_the_papers() -> None:
+    config = load_run(EXAMPLES / "aim-0.6B-l3m.yaml")
+    augment, objective = config.mixture.augment, config.objective
+    assert isinstance(objective, AimConfig)
+    assert (augment.colour_jitter, augment.colour_jitter_probability) == ((0.4, 0.4, 0.2, 0.1), 0.8)
+    assert (augment.scale, augment.interpolation) == ((0.4, 1.0), "bicubic")
+    assert (objective.norm_eps, objective.head_identity_residual) == (1e-5, True)
+    rates = [config.schedule.rate(step, steps=125_000, peak=0.001) for step in (0, 3125, 125_000)]
+    assert rates == pytest.approx([1e-6, 0.001, 0.0])
 
 
 def test_a_batch_of_a_published_size_goes_into_its_lanes_and_micro_batches() -> None:

@@ -15,6 +15,7 @@ from headrace.page.charts import line_chart
 from headrace.page.html import Html, Link, Page, Value, facts, heading, paragraph, table
 from headrace.train.runs.metrics import MAX_STEP, Metrics, read_metrics
 from headrace.train.runs.monitor_curves import curves_of
+from headrace.train.runs.place_curves import place_curves
 from headrace.train.steady.bad_steps import z_score
 
 MAX_POINTS = 1000
@@ -144,6 +145,9 @@ def render(runs: Sequence[Run], *, title: str, pages: Mapping[Remarkable, Link] 
         if any(points for _, points in named):
             chart = line_chart([pair for pair in named if pair[1]], x_label="step", y_label=curves.label)
             page.section(curves.title, chart, paragraph(curves.text))
+    if places := place_curves(runs):
+        chart = line_chart(places, x_label="place of the predicted patch", y_label="validation loss")
+        page.section("Loss by place", chart, paragraph("Mean over the validation set; 0 is the first in the order."))
     for section, columns, found in (
         ("Steps that stopped a run", "run, step, why, look at it", _stopped(runs, pages)),
         ("Skipped steps", "run, step, why, loss, gradient norm, positions, look at it", _skipped(runs, pages)),

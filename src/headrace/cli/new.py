@@ -13,6 +13,7 @@ FILES = {
         "aim": "aim-cifar10.yaml",
         "aim-laptop": "aim-laptop.yaml",
         "aim-0.6B": "aim-0.6B.yaml",
+        "aim-0.6B-l3m": "aim-0.6B-l3m.yaml",
         "aim-1B": "aim-1B.yaml",
         "aim-3B": "aim-3B.yaml",
         "aim-7B": "aim-7B.yaml",

@@ -132,7 +132,7 @@ def test_crops_may_be_resized_as_published(config: Callable[..., RunConfig]) -> 
     [
         ({}, {"prefix": 0}, r"validation\.prefix must be 1\.\.15, as a picture has 16 patches, got 0"),
         ({}, {"prefix": 16}, r"validation\.prefix must be 1\.\.15"),
-        ({}, {"prefix": "none"}, r"validation\.prefix"),
+        ({}, {"prefix": "none"}, r"validation: prefix must be random, causal or a number of patches, got 'none'"),
         ({"kind": "masked"}, {"prefix": "causal"}, r"validation\.prefix is for aim, and this is masked; leave it out"),
     ],
 )
