@@ -145,7 +145,8 @@ class Watchdog:
         self._limit = self._limits.of_step(self._steps)
         self._period = min(MAX_PERIOD_SECONDS, self._limit / 16)
         self._presence.period = min(self._presence.period, self._limit / 16)
-        self._presence.look_after = self._limit
+        # All ranks save for minutes on end, and the table of thousands is large.
+        self._presence.look_after = self._limit if self._at.phase in STEPPING else float("inf")
 
     def _watch(self) -> None:
         last = time.monotonic()

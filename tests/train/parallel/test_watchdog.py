@@ -214,6 +214,29 @@ def test_a_process_that_was_suspended_takes_no_sleep_for_a_hang(
     assert not one.left
 
 
+def test_ranks_that_all_save_do_not_all_ask_for_the_table(alone: Callable[..., Alone]) -> None:
+    asked: set[int] = set()
+
+    class Counting:
+        def __init__(self, rank: int) -> None:
+            self.rank, self.store = rank, store
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "multi_get":
+                asked.add(self.rank)
+            return getattr(self.store, name)
+
+    store = distributed.HashStore()
+    ranks = [alone(0.4, store=Counting(rank), rank=rank, size=4) for rank in range(4)]
+    for one in ranks:
+        one.steps(2)
+        one.presence.enters("saving")
+    until(lambda: asked == {0, 1})
+    time.sleep(1.5)
+    assert asked == {0, 1}
+    assert not any(one.left for one in ranks)
+
+
 class Hanging:
     """A store whose keeper was stopped."""
 
