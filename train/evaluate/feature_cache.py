@@ -36,6 +36,7 @@ from headrace.train.parallel.ranks import Ranks
 PIECE_BYTES = 256 << 20
 MAX_PIECE_ROWS = 2048
 HASHING_THREADS = 4
+WAITING = "a cache of features"
 VERSION = 1
 
 log = logging.getLogger(__name__)
@@ -122,20 +123,25 @@ def open_cache(root: Path, trunk: FrozenTrunk, url: str, config: FeaturesConfig,
     shape = cache_shape(row_shape, samples, config.images_per_batch)
     facts["piece_rows"] = shape.piece_rows
     folder = root / hashlib.sha256(canonical_json(facts).encode()).hexdigest()[:32]
+    missing = _missing(folder, shape, _own_pieces(shape, ranks))
+    if ranks.is_first:
+        log.info("cache %s: %s bytes of features of %s", folder, f"{shape.num_bytes:,}", url)
     with contextlib.ExitStack() as stack:
+        # What is whole is read by any number of commands; one writes.
+        if not ranks.sum([len(missing)], WAITING)[0]:
+            return FeatureCache(folder, shape, _has(folder, shape), ranks)
         if ranks.is_first:
             stack.enter_context(only_writer(str(folder)))
             remove_leftovers(str(folder))
             write_atomic(str(folder / "features.json"), (json.dumps(facts, indent=1) + "\n").encode())
-        ranks.wait("a cache of features")
-        mine = _own_pieces(shape, ranks)
-        missing = _missing(folder, shape, mine)
-        _check_room(folder, shape, [int(count) for count in ranks.sum(_sizes(shape, missing), "a cache of features")])
-        if ranks.is_first:
-            log.info("cache %s: %s bytes of features of %s", folder, f"{shape.num_bytes:,}", url)
+        ranks.wait(WAITING)
+        # Another command may have made some until it let go of the folder.
+        missing = [piece for piece in missing if not _is_whole(folder, shape, piece, silent=True)]
+        rows = sum(len(shape.places(piece)) for piece in missing)
+        _check_room(folder, int(ranks.sum([rows], WAITING)[0]) * shape.row_bytes)
         for run in _runs(missing):
             _make(folder, shape, run, trunk=trunk, url=url, config=config)
-        ranks.wait("a cache of features")
+        ranks.wait(WAITING)
     return FeatureCache(folder, shape, _has(folder, shape), ranks)
 
 
@@ -164,12 +170,8 @@ def _own_pieces(shape: CacheShape, ranks: Ranks) -> range:
     return range(first, last)
 
 
-def _sizes(shape: CacheShape, missing: list[int]) -> list[int]:
-    return [sum(len(shape.places(piece)) for piece in missing)]
-
-
-def _check_room(folder: Path, shape: CacheShape, missing_rows: list[int]) -> None:
-    need, free = missing_rows[0] * shape.row_bytes, shutil.disk_usage(folder).free
+def _check_room(folder: Path, need: int) -> None:
+    free = shutil.disk_usage(folder).free
     if need > free:
         raise ValueError(
             f"{folder}: the features take {need:,} bytes more, {free:,} are free there; name another folder, "
@@ -184,18 +186,20 @@ def _missing(folder: Path, shape: CacheShape, pieces: range) -> list[int]:
         return [piece for piece, good in zip(pieces, whole, strict=True) if not good]
 
 
-def _is_whole(folder: Path, shape: CacheShape, piece: int) -> bool:
+def _is_whole(folder: Path, shape: CacheShape, piece: int, *, silent: bool = False) -> bool:
     path = _piece(folder, piece)
     record = _record(folder, piece)
     if record is None:
         return False
     if not path.is_file() or path.stat().st_size != len(shape.places(piece)) * shape.row_bytes:
-        log.warning("%s: is not there with all its bytes; it is made anew", path)
-        return False
-    if sha256_of(str(path)) != record.get("sha256"):
-        log.warning("%s: its sha256 is another than when it was written; it is made anew", path)
-        return False
-    return True
+        fault = "is not there with all its bytes"
+    elif sha256_of(str(path)) != record.get("sha256"):
+        fault = "its sha256 is another than when it was written"
+    else:
+        return True
+    if not silent:
+        log.warning("%s: %s; it is made anew", path, fault)
+    return False
 
 
 def _runs(pieces: list[int]) -> Iterator[range]:
@@ -221,7 +225,7 @@ def _make(folder: Path, shape: CacheShape, run: range, *, trunk: FrozenTrunk, ur
             inside = batch.place_B - here.start
             whole_N[inside] = True
             for which, x in enumerate(batch.sets):
-                rows[inside, which] = as_half(x, url).numpy()
+                rows[inside, which] = as_half(x, url).cpu().numpy()
             batch = next(batches, None)
         _commit(folder, piece, rows, (np.flatnonzero(~whole_N) + here.start).tolist())
 

@@ -219,7 +219,7 @@ def dataset_features(trunk: FrozenTrunk, url: str, *, config: FeaturesConfig, ra
         place = torch.from_numpy(rows.place_B - todo.start)
         label_N[place] = rows.label_B
         for held, x in zip(sets, rows.sets, strict=True):
-            held[place] = as_half(x, url)
+            held[place] = as_half(x, url).cpu()
     whole_N = label_N >= 0
     place_N = np.arange(todo.start, todo.stop)
     if not bool(whole_N.all()):
@@ -229,8 +229,8 @@ def dataset_features(trunk: FrozenTrunk, url: str, *, config: FeaturesConfig, ra
 
 
 def as_half(x: Tensor, url: str) -> Tensor:
-    """Return features in float16 on the CPU. Raises ValueError where they are too large for it."""
-    half = x.half().cpu()
+    """Return features in float16. Raises ValueError where they are too large for it."""
+    half = x.half()
     if not bool(torch.isfinite(half).all()):
         raise ValueError(f"{url}: features are not finite in float16; the checkpoint has diverged")
     return half

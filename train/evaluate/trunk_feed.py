@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from headrace.pipeline import Batch, Mixture, Source, Stream, open_stream
 from headrace.shards.dataset import FAST_COLUMNS, Dataset
-from headrace.train.evaluate.features import FeaturesConfig, iterate_features
+from headrace.train.evaluate.features import FeaturesConfig, as_half, iterate_features
 from headrace.train.evaluate.feeds import Rows, split_rows
 from headrace.train.evaluate.fit import FitBatch
 from headrace.train.evaluate.labels import Labels
@@ -89,7 +89,7 @@ class TrunkFeed:
             images = batch.images[chosen[start : start + size]]
             means = self._trunk.means(images, self._features.layer_sets, pooled=self._features.pooled)
             for part, x in zip(parts, means, strict=True):
-                part.append(x.half())
+                part.append(as_half(x, self._labels.url))
         label_B = torch.from_numpy(self._labels.label_N[place_B[chosen]]).to(self._ranks.device)
         return FitBatch([torch.cat(part) for part in parts], label_B)
 
@@ -110,7 +110,7 @@ def streamed_rows(
     usable_N = labels.label_N >= 0
     wanted_N = usable_N if only is None else usable_N & only
     for rows in iterate_features(trunk, labels.url, features, ranks, only=wanted_N):
-        yield [x.half() for x in rows.sets], rows.place_B
+        yield [as_half(x, labels.url) for x in rows.sets], rows.place_B
 
 
 def shuffled_mixture(url: str, image_size: int, config: ProbeConfig) -> tuple[Mixture, int]:

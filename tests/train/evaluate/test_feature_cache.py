@@ -159,11 +159,14 @@ def test_a_disk_without_the_room_is_refused_before_the_trunk_runs(
     assert not done
 
 
-def test_two_commands_do_not_write_one_cache(trunk: FrozenTrunk, pictures: str, tmp_path: Path) -> None:
-    open_cache(tmp_path, trunk, pictures, CONFIG, ALONE)
+def test_many_commands_read_a_cache_and_one_writes_it(trunk: FrozenTrunk, pictures: str, tmp_path: Path) -> None:
+    whole = read_all(open_cache(tmp_path, trunk, pictures, CONFIG, ALONE))
     (folder,) = tmp_path.iterdir()
-    with only_writer(str(folder)), pytest.raises(ValueError, match="is being written by another process"):
-        open_cache(tmp_path, trunk, pictures, CONFIG, ALONE)
+    with only_writer(str(folder)):
+        assert torch.equal(read_all(open_cache(tmp_path, trunk, pictures, CONFIG, ALONE)), whole)
+        (folder / "00000002.json").unlink()
+        with pytest.raises(ValueError, match="is being written by another process"):
+            open_cache(tmp_path, trunk, pictures, CONFIG, ALONE)
 
 
 @pytest.mark.parametrize(

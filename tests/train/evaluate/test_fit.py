@@ -106,6 +106,14 @@ def test_a_batch_read_in_parts_gives_the_same_step(monkeypatch: pytest.MonkeyPat
         torch.testing.assert_close(in_parts.heads.state_dict()[name], tensor, atol=1e-5, rtol=1e-5)
 
 
+def test_a_step_without_samples_moves_nothing() -> None:
+    fit = fitted("linear", CONFIG, batches(1, pooled=True))
+    before = {name: tensor.clone() for name, tensor in fit.heads.state_dict().items()}
+    fit.take_step(FitBatch([torch.empty(0, WIDTH)], torch.empty(0, dtype=torch.int64)))
+    assert fit.step == 2
+    assert all(torch.equal(before[name], tensor) for name, tensor in fit.heads.state_dict().items())
+
+
 def test_moments_are_those_of_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit_module, "NORM_ROWS", 7)
     x = torch.randn(9, 5, 4) + torch.tensor([1e4, 0, -3, 100])
