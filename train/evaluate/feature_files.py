@@ -10,6 +10,7 @@ killed process loses the piece it was at, and what it wrote in the end is what a
 
 # S sets of blocks, L tokens, D width, N rows
 
+import contextlib
 import json
 import logging
 import math
@@ -150,7 +151,8 @@ def write_features(
         for run in _runs(job.missing(mine)):
             _make(job, run)
         ranks.wait("the features")
-        missing = len(job.missing(range(job.num_pieces)))
+        # Rank 0 looks for all: a moment later the joined pieces are gone.
+        missing = ranks.from_first(0 if _is_finished(job) else len(job.missing(range(job.num_pieces))))
         if not missing:
             with ranks.first_writes("the joined features") as writes:
                 if writes:
@@ -182,7 +184,7 @@ def plan_features(trunk: FrozenTrunk, url: str, config: FilesConfig) -> FeatureJ
     manifest = {
         **{"version": VERSION, "checkpoint": str(trunk.path), "step": trunk.step},
         **{"objective": trunk.model.objective.kind, "weights_sha256": facts.pop("weights")},
-        **{"dataset": without_secrets(url), "shards_sha256": facts.pop("shards"), "samples": samples},
+        **{"dataset": without_secrets(url), "shards_digest": facts.pop("shards"), "samples": samples},
         **{"layers": dict(zip(config.names, map(list, layers), strict=True)), "tokens": config.tokens},
         **{"shape": list(wanted.row_shape(trunk.encoder.shape)), "dtype": config.dtype, "columns": list(columns)},
         **{"image_size": trunk.image_size, "center_fraction": config.center_fraction},
@@ -337,6 +339,8 @@ def _finish(job: FeatureJob) -> None:
     try:
         with only_writer(str(folder)):
             if _is_finished(job):  # by another part, in the meantime
+                with contextlib.suppress(OSError):
+                    folder.rmdir()  # to lock it is to make it
                 return
             remove_leftovers(str(folder))
             paths = [job.path(piece) for piece in range(job.num_pieces)]

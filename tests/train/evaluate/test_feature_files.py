@@ -19,7 +19,7 @@ import torch
 from headrace.shards.dataset import open_dataset
 from headrace.train.config import load_run
 from headrace.train.evaluate import feature_files
-from headrace.train.evaluate.feature_files import FilesConfig, write_features
+from headrace.train.evaluate.feature_files import FeatureJob, FilesConfig, write_features
 from headrace.train.evaluate.features import FeaturesConfig, iterate_features
 from headrace.train.evaluate.trunk import open_trunk
 from headrace.train.loop import train
@@ -47,10 +47,8 @@ from pathlib import Path
 from headrace.train.evaluate import feature_files
 
 feature_files.PIECE_BYTES = 1
-for out in sys.argv[3:]:
-    config = feature_files.FilesConfig(out=out, images_per_batch=16)
-    assert feature_files.write_features(Path(sys.argv[1]), sys.argv[2], config, device="cpu")["finished"]
-    break
+config = feature_files.FilesConfig(out=sys.argv[3], images_per_batch=16)
+assert feature_files.write_features(Path(sys.argv[1]), sys.argv[2], config, device="cpu")["finished"]
 """
 
 
@@ -191,6 +189,23 @@ def test_damaged_samples_are_named(run: Path, pictures: str, tmp_path: Path) -> 
     manifest = json.loads((tmp_path / "f.json").read_bytes())
     assert (manifest["rows"], manifest["damaged"]) == (95, [{"place": 7, "key": "000007"}])
     assert 7 not in pq.read_table(tmp_path / "f.parquet").column("place").to_pylist()
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_a_part_that_ends_behind_the_last_one_finds_it_done(
+    run: Path, pictures: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have seen all pieces; the other was first to join them."""
+    out = tmp_path / "f.parquet"
+    finish = feature_files._finish
+
+    def twice(job: FeatureJob) -> None:
+        finish(job)
+        finish(job)
+
+    monkeypatch.setattr(feature_files, "_finish", twice)
+    assert written(run, pictures, out)["finished"]
+    assert sorted(path.name for path in tmp_path.glob("f*")) == ["f.json", "f.parquet"]
 
 
 def test_what_is_there_is_not_made_again_and_not_overwritten(run: Path, pictures: str, tmp_path: Path) -> None:
