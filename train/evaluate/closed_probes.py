@@ -74,7 +74,10 @@ def few_shot_probe(task: ProbeTask) -> dict[str, Any]:
     bank, test = _everywhere(_share(task, task.train, features, only_N=only_N), task.ranks), _test(task, features)
     sets = range(len(features.layer_sets))
     tables = [_by_shots(_few_shot_rows(task, bank, test, drawn, which=which), config) for which in sets]
-    shown = [next(row for row in table if row["shots"] == DISPLAYED_SHOTS)["test_accuracy"] for table in tables]
+    # At the fixed penalty: published numbers are, and with few shots the choice of another is noisy.
+    shown = [
+        next(row for row in table if row["shots"] == DISPLAYED_SHOTS)["published_l2_test_accuracy"] for table in tables
+    ]
     told = _told(task, len(bank.place_N), test, features, shown)
     return {"accuracy": shown[0], "by_shots": tables[0], **told}
 
