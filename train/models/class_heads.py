@@ -22,7 +22,7 @@ class MeanHead(nn.Module):
     def __init__(self, *, width: int, classes: int) -> None:
         super().__init__()
         self.linear = nn.Linear(width, classes)
-        nn.init.trunc_normal_(self.linear.weight, std=CLASS_STD)
+        nn.init.normal_(self.linear.weight, std=CLASS_STD)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, tokens_BLD: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class AttentiveHead(nn.Module):
         self.linear = nn.Linear(width, classes)
         for layer in (self.key, self.value):
             nn.init.xavier_uniform_(layer.weight)
-        nn.init.trunc_normal_(self.linear.weight, std=CLASS_STD)
+        nn.init.normal_(self.linear.weight, std=CLASS_STD)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, tokens_BLD: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def count_activations(
     residual = torch.bfloat16 if bf16 and config.residual != "fp32" else None
     few, many = SIZES
     with FakeTensorMode(allow_non_fake_inputs=True):
-        objective = build_objective(config.objective, image_size=config.mixture.image_size, seed=config.seed)
+        objective = _without_memory(config)
 
         def peak(recompute: Recompute, size: int) -> int:
             objective.run_as(Execution(recompute=recompute, residual=residual))
@@ -70,6 +70,14 @@ def count_activations(
         slope = (peaks[recomputes[0]] - peak(recomputes[0], few)) / (many - few)
         fixed = max(0.0, peaks[recomputes[0]] - slope * many)
     return {name: Activations(fixed=fixed, per_image=(bytes_ - fixed) / many) for name, bytes_ in peaks.items()}
+
+
+def _without_memory(config: RunConfig) -> Objective:
+    try:
+        return build_objective(config.objective, image_size=config.mixture.image_size, seed=config.seed)
+    except RuntimeError as error:  # trunc_normal_ looks at what it has drawn
+        why = str(error).splitlines()[0][:150]
+        raise ValueError(f"its weights cannot be drawn without memory: {why}") from error
 
 
 def peak_of_step(objective: Objective, batch: Batch, *, bf16: bool) -> int:

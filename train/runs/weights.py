@@ -101,6 +101,22 @@ def read_weights(path: Path) -> Weights:
     return weights
 
 
+def read_model(path: Path) -> ModelRecord:
+    """Return what model the weights at `path` are of; the tensors of a checkpoint are not read.
+
+    Raises ValueError as `read_weights` does.
+    """
+    path = path.parent if names_average(path) else path
+    checkpoint = newest_checkpoint(path / "checkpoints")
+    if checkpoint is None and (path / "state.json").is_file():
+        checkpoint = load_checkpoint(path)
+    if checkpoint is None:
+        return read_weights(path).model
+    record = _record(checkpoint.config, checkpoint.path)
+    merged = record.sketch().exported_config
+    return record if merged is None else dataclasses.replace(record, objective=merged)
+
+
 def averaged(several: Sequence[Weights]) -> Weights:
     """Return the mean of weights of one model, each counted alike, as those of the first.
 

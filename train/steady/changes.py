@@ -151,7 +151,9 @@ def difference_before(old: Mapping[Any, Any], new: Mapping[Any, Any], step: int)
 
 def is_changeable(path: str) -> bool:
     """True if the value at a dotted path of a run file may change on the way."""
-    return any(path == key or path.startswith(f"{key}.") for key in CHANGEABLE) and not path.endswith("kind")
+    inside = any(path == key or path.startswith(f"{key}.") for key in CHANGEABLE)
+    # The groups of an optimizer are made by the one, or by the other.
+    return inside and not path.endswith(("kind", "layer_decay"))
 
 
 def _check_keys(changes: Changes) -> None:

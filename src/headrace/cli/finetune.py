@@ -112,9 +112,9 @@ def _config(options: Any, overrides: list[str]) -> "RunConfig":
     from headrace.config import apply_overrides, build_config
     from headrace.train.config import RunConfig
     from headrace.train.evaluate.recipes import finetune_run
-    from headrace.train.runs.weights import read_weights
+    from headrace.train.runs.weights import read_model
 
-    data = finetune_run(options, read_weights(options.checkpoint).model)
+    data = finetune_run(options, read_model(options.checkpoint))
     return build_config(RunConfig, apply_overrides(data, overrides))
 
 

@@ -25,7 +25,7 @@ from headrace.train.objectives.finetune import PARTNER, Finetune, FinetuneConfig
 from headrace.train.objectives.mixing import MixConfig, draw_mixes
 from headrace.train.objectives.objective import RowError
 from headrace.train.runs.metrics import read_metrics
-from headrace.train.runs.weights import read_weights
+from headrace.train.runs.weights import read_model, read_weights
 
 AIM: dict[str, Any] = {
     "kind": "aim",
@@ -190,6 +190,7 @@ def test_adapters_are_exported_merged_and_frozen_weights_have_no_moments(
     apart.load_state_dict(load_file(newest / "model.safetensors"))
     merged, again = (read_weights(place) for place in (out / "model.safetensors", newest))
     assert all(torch.equal(tensor, again.tensors[name]) for name, tensor in merged.tensors.items())
+    assert read_model(out) == read_model(newest) == read_model(out / "model.safetensors") == merged.model
     joined = merged.model.build()
     images = make_batch(4).images
     logits = []

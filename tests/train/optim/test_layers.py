@@ -1,8 +1,12 @@
 """Layer decay: rates by depth, no group for frozen weights, and the same decisions as without it at 1."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 
+from headrace.train.config import load_run
 from headrace.train.models.lora import LoraConfig
 from headrace.train.objectives.aim import AimConfig
 from headrace.train.objectives.build import build_objective
@@ -48,6 +52,12 @@ def test_frozen_weights_are_in_no_group() -> None:
         optimizer = AdamWConfig(layer_decay=decay).build(module)
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         assert held == {id(p) for p in module.parameters() if p.requires_grad}
+
+
+def test_layer_decay_does_not_change_on_the_way(run_file: Callable[..., Path]) -> None:
+    """Groups by depth are made once: a change would do nothing, and nobody would see it."""
+    with pytest.raises(ValueError, match=r"optimizer\.layer_decay cannot change on the way"):
+        load_run(run_file(changes_at={"4": {"optimizer.layer_decay": 0.7}}))
 
 
 def test_what_has_no_trunk_refuses_layer_decay() -> None:

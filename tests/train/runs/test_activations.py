@@ -172,13 +172,35 @@ def test_an_objective_that_reads_values_is_told_of_and_does_not_stop_the_plan(
     assert any(line.startswith("activations: not counted: objective aim: its step") for line in plan_run(config))
 
 
+def test_weights_that_cannot_be_drawn_without_memory_do_not_stop_the_plan(
+    run_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from headrace.train.objectives import aim
+
+    monkeypatch.setattr(aim.AimConfig, "build", lambda *_, **__: float(torch.ones(1).sum()))
+    with pytest.raises(ValueError, match="its weights cannot be drawn without memory"):
+        count_activations(load_run(run_file(validation=None)), ["none"], bf16=False)
+
+
 def test_every_objective_here_is_counted(run_file: Callable[..., Path]) -> None:
     tiny = {"image_size": 16, "layers": 1, "width": 16, "patch_size": 4, "head_width": 8}
     text = {"width": 16, "layers": 1, "heads": 2, "context_length": 8}
     objectives: list[dict[str, Any]] = [
         {"kind": "supervised", "num_classes": 3, "patch": 4, "width": 16, "depth": 1, "heads": 2},
         {"kind": "clip", "model_cfg": {"embed_dim": 16, "vision_cfg": tiny, "text_cfg": text}},
+        {
+            "kind": "masked",
+            "model": "tiny",
+            "patch": 4,
+            "width": 16,
+            "depth": 1,
+            "heads": 2,
+            "head_width": 16,
+            "head_depth": 1,
+        },
     ]
+    tuned = {"kind": "finetune", "of": objectives[0], "num_classes": 3, "drop_path": 0.1, "mix": {"mixup": 0.8}}
+    objectives += [tuned, tuned | {"head": "attentive", "lora": {"rank": 2}}]
     for objective in objectives:
         config = load_run(run_file(objective=objective, validation=None))
         (line,) = (line for line in plan_run(config) if line.startswith("activations:"))
