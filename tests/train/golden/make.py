@@ -241,6 +241,12 @@ def probe_logits() -> Array:
     return np.array(out)
 
 
+def pairs() -> tuple[Array, Array]:
+    """Return features [5, 8] of pictures and of captions, each near its own."""
+    image = waves("image", 5, 8, size=1.0) ** 3
+    return image, 2 * image + waves("text", 5, 8, size=1.0)
+
+
 def clip_loss(scale: float, image: Array, text: Array) -> float:
     """Mean of both cross-entropies over a batch of features that are not normalised yet."""
     image, text = (np.array([row / math.sqrt(sum(row**2)) for row in rows]) for rows in (image, text))
@@ -250,6 +256,17 @@ def clip_loss(scale: float, image: Array, text: Array) -> float:
             logits = [math.exp(scale) * float(query @ key) for key in keys]
             total += math.log(sum(math.exp(logit) for logit in logits)) - logits[here]
     return total / 2 / len(image)
+
+
+def siglip_loss(scale: float, bias: float, image: Array, text: Array) -> float:
+    """Mean over pictures of the sum over all captions of -log sigmoid(+-logit): arXiv:2303.15343, algorithm 1."""
+    image, text = (np.array([row / math.sqrt(sum(row**2)) for row in rows]) for rows in (image, text))
+    total = 0.0
+    for here in range(len(image)):
+        for there in range(len(text)):
+            logit = math.exp(scale) * float(image[here] @ text[there]) + bias
+            total += math.log1p(math.exp(-logit if here == there else logit))
+    return total / len(image)
 
 
 def adamw_steps(steps: int) -> dict[str, Array]:
@@ -282,7 +299,8 @@ def golden() -> dict[str, Any]:
         "aim_loss": aim_loss(identity_residual=False),
         "aim_loss_identity_residual": aim_loss(identity_residual=True),
         "probe_logits": listed(probe_logits()),
-        "clip_loss": clip_loss(2.6593, waves("image", 5, 8, size=1.0), waves("text", 5, 8, size=2.0)),
+        "clip_loss": clip_loss(2.6593, *pairs()),
+        "siglip_loss": siglip_loss(math.log(10), -10.0, *pairs()),
         "adamw": {name: listed(one) for name, one in adamw_steps(20).items()},
     }
 

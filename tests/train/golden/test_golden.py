@@ -1,10 +1,11 @@
-"""What we compute is what slow code of its own computed once: AIM, its probe, CLIP's loss, AdamW.
+"""What we compute is what slow code of its own computed once: AIM, its probe, the losses of CLIP and SigLIP, AdamW.
 
 `make.py` beside this file says how, in numpy alone; golden.json is what it printed.
 """
 
 import importlib.util
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from headrace.pipeline import Batch
 from headrace.train.models.heads import AttentiveProbes
 from headrace.train.models.vit import Vit, VitConfig, prefix_attention
 from headrace.train.objectives.aim import Aim, AimConfig
+from headrace.train.objectives.pair_loss import Logits, PairLoss, Pairs, pair_losses
 from headrace.train.optim.adamw import AdamWConfig
+from headrace.train.parallel.ranks import ALONE
 from headrace.train.pixels import IMAGENET_MEAN, IMAGENET_STD, Normalise
 
 HERE = Path(__file__).parent
@@ -114,6 +118,21 @@ def test_the_probe_in_eval_mode(trunk: Vit) -> None:
     probes.norm.running_var.copy_(weights["variance"])
     mean = torch.stack(list(trunk.block_outputs(torch.from_numpy(make.images())))[-6:]).mean(dim=0)
     assert close(probes(mean)[0], GOLDEN["probe_logits"])
+
+
+@pytest.mark.parametrize(
+    ("loss", "scale", "bias", "name"),
+    [("softmax", 2.6593, None, "clip_loss"), ("sigmoid", math.log(10), -10.0, "siglip_loss")],
+)
+def test_the_losses_of_pairs(loss: PairLoss, scale: float, bias: float | None, name: str) -> None:
+    image, text = (functional.normalize(torch.from_numpy(features), dim=1) for features in make.pairs())
+    own = Pairs(image, text, torch.ones(len(image), dtype=torch.float64))
+    logits = Logits(
+        scale=torch.tensor([scale], dtype=torch.float64),
+        bias=None if bias is None else torch.tensor([bias], dtype=torch.float64),
+    )
+    found = pair_losses(own, logits, loss=loss, ranks=ALONE)
+    assert close(found.loss_B.mean(), GOLDEN[name], 1e-9)
 
 
 def test_adamw_with_its_exclusions_and_the_clipped_norm() -> None:
