@@ -4,6 +4,7 @@ The trunk is not changed, and the test set decides nothing: learning rate and we
 tenth of the training set. Published tables take the best on the test set; `by_lr` has those numbers too.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
@@ -148,15 +149,17 @@ def probe(
     export: Path | None = None,
     cache: Path | None = None,
     work: Path | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Judge the frozen trunk of `checkpoint` by the config's head; return accuracies and protocol as JSON-able data.
 
     `checkpoint` is a run folder, a checkpoint in it, an exported `model.safetensors`, or a released one of AIM. Into
     the folder `export` the trunk is written with the chosen probe, in the form of the released models. In `cache`
-    features are kept, in `work` the state of a fit. Under torchrun every process is called, and returns the same.
+    features are kept, in `work` the state of a fit. Under torchrun every process is called, and returns the same;
+    who judges several times there joins once, and gives its `ranks`.
     """
     kind = probe_kind(config.head)
-    with join_ranks(device) as ranks:
+    with contextlib.nullcontext(ranks) if ranks is not None else join_ranks(device) as ranks:
         trunk = open_trunk(checkpoint, untrained=config.untrained, device=ranks.device)
         if export is not None:
             check_export(trunk, config)

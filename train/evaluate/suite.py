@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from headrace.text import one_line, printable
 from headrace.train.evaluate.probe_config import ProbeConfig, protocol
 from headrace.train.evaluate.probes import probe, probe_kind
 from headrace.train.evaluate.trunk import open_trunk
-from headrace.train.parallel.ranks import RankError
+from headrace.train.parallel.ranks import RankError, Ranks, join_ranks
 
 TABLE = "suite"
 OWN_FIELDS = ("train", "test", "untrained")
@@ -134,10 +133,13 @@ def run_suite(
     del trunk
     out.mkdir(parents=True, exist_ok=True)
     rows = []
-    for dataset in suite.datasets:
-        row = _row(checkpoint, dataset, suite.probe_of(dataset, untrained=untrained), out, trunk=digest, device=device)
-        rows.append(row)
-        on_row(row)
+    # Once for all datasets: what joins anew may read where the others listened before, and wait for ever.
+    with join_ranks(device) as ranks:
+        for dataset in suite.datasets:
+            config = suite.probe_of(dataset, untrained=untrained)
+            row = _row(checkpoint, dataset, config, out, trunk=digest, ranks=ranks)
+            rows.append(row)
+            on_row(row)
     return rows
 
 
@@ -167,7 +169,7 @@ def markdown(rows: list[SuiteRow]) -> str:
 
 
 def _row(
-    checkpoint: Path, dataset: SuiteDataset, config: ProbeConfig, out: Path, *, trunk: str, device: str
+    checkpoint: Path, dataset: SuiteDataset, config: ProbeConfig, out: Path, *, trunk: str, ranks: Ranks
 ) -> SuiteRow:
     row = SuiteRow(name=dataset.name, metric=config.metric, head=config.head, accuracy=None)
     try:
@@ -175,8 +177,8 @@ def _row(
         path = out / f"{dataset.name}.json"
         kept = _finished(path, digest)
         if kept is None:
-            result = probe(checkpoint, config, device=device, work=out)
-            if os.environ.get("RANK", "0") == "0":
+            result = probe(checkpoint, config, work=out, ranks=ranks)
+            if ranks.is_first:
                 text = json.dumps({"digest": digest, **result}, indent=1, allow_nan=False)
                 write_atomic(str(path), f"{text}\n".encode())
         accuracy = float(result["accuracy"] if kept is None else kept)

@@ -30,20 +30,22 @@ PLACES = ["memory", "cache", "trunk"]
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
 # Fits the three probes it is given, and leaves their results and their last states in a folder.
 PROGRAM = """
-import json, os, sys
+import json, sys
 from pathlib import Path
 from headrace.train.evaluate.fit import FitFile
 from headrace.train.evaluate.probe_config import ProbeConfig
 from headrace.train.evaluate.probes import probe
+from headrace.train.parallel.ranks import join_ranks
 
 FitFile.remove = lambda *_: None
 checkpoint, out, given = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
-for place, (fields, cache) in given.items():
-    fields |= {name: tuple(fields[name]) for name in ("lrs", "weight_decays")}
-    work = out / place
-    work.mkdir(parents=True, exist_ok=True)
-    result = probe(checkpoint, ProbeConfig(**fields), device="cpu", cache=cache and Path(cache), work=work)
-    (work / os.environ.get("RANK", "0")).write_text(json.dumps(result))
+with join_ranks("cpu") as ranks:
+    for place, (fields, cache) in given.items():
+        fields |= {name: tuple(fields[name]) for name in ("lrs", "weight_decays")}
+        work = out / place
+        work.mkdir(parents=True, exist_ok=True)
+        result = probe(checkpoint, ProbeConfig(**fields), cache=cache and Path(cache), work=work, ranks=ranks)
+        (work / str(ranks.rank)).write_text(json.dumps(result))
 """
 
 
@@ -171,7 +173,7 @@ def test_two_processes_fit_what_one_does(trained: Path, config: ProbeConfig, tmp
         if processes > 1:
             launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
             command = [*launcher, "--no-python", *command]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=ENVIRONMENT)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=480, check=False, env=ENVIRONMENT)
         assert done.returncode == 0, done.stderr[-3000:]
     for place in PLACES:
         one, two = tmp_path / "1" / place, tmp_path / "2" / place
