@@ -92,7 +92,7 @@ def report(result: dict[str, Any]) -> dict[str, str]:
     """Return the tables and curves of the study's numbers by file name."""
     runs = arms.runs_by_arm(result)
     losses = [
-        figures.Line(name=f"{arm}{', training' * dashed}", points=run[event][1:], dashed=dashed)
+        figures.Line(name=arm, points=run[event][1:], dashed=dashed)
         for event, dashed in (("validation", False), ("train", True))
         for arm, run in arms.each(runs)
     ]
@@ -102,7 +102,7 @@ def report(result: dict[str, Any]) -> dict[str, str]:
     ]
     return {
         "data.md": f"{arms.facts(result)}\n{_numbers(runs)}\n{_differences(runs)}",
-        "data-loss.svg": figures.chart(losses, title="Loss by step", x_label="step"),
+        "data-loss.svg": figures.chart(losses, title="Validation loss by step; dashed: training loss", x_label="step"),
         "data-probe.svg": figures.chart(probes, title="Accuracy of the attentive probe by step, %", x_label="step"),
     }
 

@@ -11,7 +11,7 @@ from headrace.page.charts import ticks
 
 # Okabe and Ito's colours, which people who see few colours tell apart, without yellow.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 320, 60, 20, 20, 46
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 700, 320, 60, 150, 20, 46
 # From this many standard errors on a difference is called one. Three, as a study asks several questions at once.
 CLEAR = 3.0
 
@@ -45,14 +45,16 @@ def chart(lines: Sequence[Line], *, title: str, x_label: str) -> str:
     for tick in ticks(min(xs), max(xs), 8):
         left, _ = place(tick, low).split()
         parts.append(f'<text x="{left}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{tick:g}</text>')
-    parts.append(f'<text x="{WIDTH // 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
+    parts.append(
+        f'<text x="{(LEFT + WIDTH - RIGHT) // 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>'
+    )
     for line in lines:
         path, dash = "L".join(place(*point) for point in line.points), ' stroke-dasharray="4 3"' * line.dashed
         parts.append(f'<path class="line" stroke="{colours[line.name]}"{dash} d="M{path}"/>')
     for number, name in enumerate(names):
         y = TOP + 8 + 18 * number
-        parts.append(f'<path class="line" stroke="{colours[name]}" d="M{WIDTH - 190} {y}h22"/>')
-        parts.append(f'<text x="{WIDTH - 160}" y="{y + 4}">{escape(name)}</text>')
+        parts.append(f'<path class="line" stroke="{colours[name]}" d="M{WIDTH - RIGHT + 14} {y}h22"/>')
+        parts.append(f'<text x="{WIDTH - RIGHT + 44}" y="{y + 4}">{escape(name)}</text>')
     return "\n".join(
         (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}"'
@@ -118,7 +120,12 @@ def difference(
 def difference_table(differences: Iterable[Difference]) -> str:
     """Return a Markdown table of what differs and what does not."""
     rows = [
-        (item.what, item.pattern.format(item.value), item.pattern.format(item.error).lstrip("+"), item.finding)
+        (
+            item.what,
+            item.pattern.format(item.value),
+            "unknown" if math.isnan(item.error) else item.pattern.format(item.error).lstrip("+"),
+            item.finding,
+        )
         for item in differences
     ]
     return table(("difference", "of means", "standard error", "finding"), rows)

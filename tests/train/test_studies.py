@@ -21,6 +21,7 @@ from headrace.examples.studies import aim_choices, arms, data_mixture, figures, 
 from headrace.shards.parquet import write_parquet
 
 ROOT = Path(__file__).parents[2]
+PAGES = ROOT / "docs" / "studies"
 TINY = [
     *("steps=3", "global_batch=8", "mixture.lanes=4", "objective.width=16", "objective.depth=1"),
     *("objective.head_width=16", "validation.samples=8", "validation.every=3"),
@@ -133,3 +134,22 @@ def test_a_difference_within_the_spread_of_seeds_is_called_so() -> None:
         figures.difference("", [1.0], [8.0], deviation=figures.spread([[1.0], [8.0]])).finding
         == "not known from one seed"
     )
+
+
+@pytest.mark.parametrize(
+    ("study", "report"),
+    [(aim_choices.STUDY, aim_choices.report), (data_mixture.STUDY, data_mixture.report)],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_the_page_of_a_study_says_what_was_measured(
+    study: arms.Study, report: Callable[[dict[str, object]], dict[str, str]]
+) -> None:
+    text = (PAGES / f"{study.name}.json").read_text()
+    result = json.loads(text)
+    assert text == arms.as_json(result)
+    assert {run["arm"] for run in result["runs"]} == set(study.arms)
+    page, files = (PAGES / f"{study.name}.md").read_text(), report(result)
+    assert page == arms.with_tables(PAGES / f"{study.name}.md", files.pop(f"{study.name}.md"))
+    for name, made in files.items():
+        assert (PAGES / name).read_text() == made
+        assert f"]({name})" in page
