@@ -10,9 +10,10 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load
+from safetensors.numpy import load
 from torch import Tensor
 
 TENSOR = "codebook"
@@ -56,17 +57,17 @@ def read_codebook(config: CodebookConfig, num_values: int) -> Tensor:
             "the file that the run was made with, or in a new run this sha256"
         )
     try:
-        codebook: Tensor | None = load(data).get(TENSOR)
+        codebook = load(data).get(TENSOR)
     except SafetensorError as error:
         raise ValueError(f"codebook {path}: no safetensors file: {error}") from error
-    if codebook is None or codebook.dtype != torch.float32 or not bool(torch.isfinite(codebook).all()):
+    if codebook is None or codebook.dtype != np.float32 or not np.isfinite(codebook).all():
         raise ValueError(f"codebook {path}: it has no tensor {TENSOR!r} of finite float32")
-    if tuple(codebook.shape) != (config.size, num_values):
+    if codebook.shape != (config.size, num_values):
         raise ValueError(
             f"codebook {path}: it is {list(codebook.shape)}, and this run's patches with objective.codebook.size need "
             f"{[config.size, num_values]}: codes, and patch x patch x 3 values"
         )
-    return codebook
+    return torch.from_numpy(codebook)
 
 
 def nearest_codes(patches_NP: Tensor, codebook_CP: Tensor) -> tuple[Tensor, Tensor]:

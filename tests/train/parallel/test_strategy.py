@@ -21,6 +21,7 @@ from headrace.train.objectives.build import build_objective
 from headrace.train.parallel.ranks import Ranks
 from headrace.train.parallel.strategy import ParallelConfig, blocks_of, without_weights
 from headrace.train.runs.metrics import read_metrics
+from headrace.train.runs.plan import plan_run
 from headrace.train.runs.weights import read_weights
 
 # Each argument is a run: the run file and its overrides. Each meets on a port of its own.
@@ -186,6 +187,7 @@ def option_runs(run_file: Callable[..., Path]) -> dict[str, Path]:
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options_of_patches_accumulate_and_continue(run_file: Callable[..., Path], tmp_path: Path, name: str) -> None:
     path, alone, parts = option_runs(run_file)[name], tmp_path / "alone", tmp_path / "parts"
+    assert [line for line in plan_run(load_run(path)) if line.startswith("activations: ") and "an image in" in line]
     assert train(load_run(path, [f"out={alone}"])).finished
     assert train(load_run(path, [f"out={parts}", "images_per_micro_batch=6"])).finished
     assert_same_run(parts, alone)
