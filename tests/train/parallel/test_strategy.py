@@ -180,7 +180,7 @@ OPTIONS: dict[str, dict[str, object]] = {
 def option_runs(run_file: Callable[..., Path]) -> dict[str, Path]:
     size = {"model": "tiny", "patch": 4, "width": 16, "depth": 2, "heads": 2, "head_width": 16, "head_depth": 1}
     validation = {"dataset": other_set(run_file), "every": 6, "samples": 20, "by_place": True}
-    every = {"steps": 6, "checkpoint": {"every": 3}, "validation": validation}
+    every = {"steps": 6, "checkpoint": {"every": 3}, "validation": validation, "ema": EMA}
     return {name: run_file(name, objective=size | options, **every) for name, options in OPTIONS.items()}
 
 
