@@ -150,8 +150,8 @@ def test_two_processes_fine_tune_as_one_in_full_and_through_adapters(
     full = tuned | {"label_smoothing": 0.1, "drop_path": 0.4, "mix": {"mixup": 0.8, "cutmix": 1.0}}
     thin = tuned | {"head": "attentive", "mix": {"mixup": 0.8}, "lora": {"rank": 4}}
     paths = [
-        run_file("full", objective=full, steps=3, images_per_micro_batch=3, optimizer={"layer_decay": 0.7}),
-        run_file("thin", objective=thin, steps=3, images_per_micro_batch=3, optimizer={"lr": 0.01}),
+        run_file("full", objective=full, ema=EMA, steps=3, images_per_micro_batch=3, optimizer={"layer_decay": 0.7}),
+        run_file("thin", objective=thin, ema=EMA, steps=3, images_per_micro_batch=3, optimizer={"lr": 0.01}),
     ]
     runs = [(path, how, tmp_path / f"{path.stem}-{how}") for path in paths for how in ("ddp", "fsdp")]
     processes(2, TRAIN, *(told(path, out, f"parallel.strategy={how}") for path, how, out in runs))
