@@ -40,9 +40,19 @@ def make_data(originals: Path, out: Path) -> None:
 def report(result: dict[str, Any]) -> dict[str, str]:
     """Return the tables and curves of the study's numbers by file name."""
     runs = arms.runs_by_arm(result)
+    # Only the first arm is probed untrained: the others begin at the same seed's.
+    first = {(run["seed"], probe): run["accuracy"][probe][0] for run in runs.get("AIM", ()) for probe in PROBES}
     probes = [
         figures.Line(
-            name=arm, points=[(step, 100 * value) for step, value in run["accuracy"][probe]], dashed=probe == "linear"
+            name=arm,
+            points=[
+                (step, 100 * value)
+                for step, value in (
+                    first.get((run["seed"], probe), run["accuracy"][probe][-1]),
+                    run["accuracy"][probe][-1],
+                )
+            ],
+            dashed=probe == "linear",
         )
         for probe in PROBES
         for arm, run in arms.each(runs)
