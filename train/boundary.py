@@ -63,12 +63,13 @@ def monitors_of(config: RunConfig, state: TrainState, ranks: Ranks) -> list[Moni
 
 def _validation(config: RunConfig, state: TrainState, ranks: Ranks) -> dict[str, float]:
     """Return the values of the weights, and under `ema_NAME` those of their average where the run has one."""
-    values = validation_values(state.objective, config, ranks)
     assert config.validation is not None
-    if state.average is None or not config.validation.of_average:
-        return values
-    with state.average.in_place_of(state.objective):
-        averaged = validation_values(state.objective, config, ranks)
+    averaged: dict[str, float] = {}
+    if state.average is not None and config.validation.of_average:
+        with state.average.in_place_of(state.objective):
+            averaged = validation_values(state.objective, config, ranks)
+    # The weights last: `losses_by_place` takes what the newest pass left.
+    values = validation_values(state.objective, config, ranks)
     left_out = state.objective.missing
     return values | {f"{AVERAGE}_{name}": value for name, value in averaged.items() if name != left_out}
 

@@ -202,8 +202,8 @@ class RunConfig:
     """Of several processes, one that waits so long for the others stops the run; a save must take less."""
     hang_seconds: float | None = None
     """A rank that stands so long in one phase of a step, or says nothing for so long, ends the run, named. Waiting for
-    data may take `mixture.read_patience_seconds` longer. null = 20 median steps, at least 300; a process alone is then
-    not watched."""
+    data may take `mixture.read_patience_seconds` longer. null = 20 median steps, at least 300 and at most
+    `timeout_seconds`; a process alone is then not watched."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "global_batch", "log_every"):
@@ -324,15 +324,16 @@ def run_digest(config: RunConfig, step: int = 0) -> str:
     """Return the sha256 of all that must stay the same when a run is continued behind step `step` (0-based)."""
     data = {name: value for name, value in config_to_dict(config).items() if name not in FREE_FIELDS | {"changes_at"}}
     # What came later and plays no part is not named, so that runs from before keep their digest.
-    for name in getattr(config.objective, "idle", ()):
-        del data["objective"][name]
+    for section, part in (("objective", config.objective), ("optimizer", config.optimizer)):
+        for name in getattr(part, "idle", ()):
+            del data[section][name]
     if data["ema"] is None:
         del data["ema"]
     for *sections, key in (where.split(".") for where in FREE_PATHS):
-        part: Any = data
+        holder: Any = data
         for section in sections:
-            part = part.get(section) or {}
-        part.pop(key, None)
+            holder = holder.get(section) or {}
+        holder.pop(key, None)
     made = {str(at): changes for at, changes in planned_changes(config.changes_at).items() if at <= step}
     if made:
         data["changes_at"] = made

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from headrace.config import config_to_dict
-from headrace.train.config import RunConfig, first_difference, load_run
+from headrace.train.config import RunConfig, first_difference, load_run, run_digest
 from headrace.train.optim.adamw import AdamWConfig
 from headrace.train.optim.schedules import CosineConfig
 
@@ -90,6 +90,35 @@ def test_what_a_run_records_reads_back_as_itself(run_file: Callable[..., Path], 
     again = tmp_path / "again.yaml"
     again.write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False))
     assert load_run(again) == config
+
+
+CLIP = {
+    "kind": "clip",
+    "model_cfg": {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 16, "layers": 1, "width": 64, "patch_size": 4},
+        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1},
+    },
+}
+SUPERVISED = {"kind": "supervised", "num_classes": 3, "patch": 4, "width": 16, "depth": 1, "heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("objective", "digest"),
+    [
+        (None, "c75f40f66536e43e30c4cd5637d87816d282f90ec55f670ee3ddd1a09989ca14"),
+        (CLIP, "ac4dc3454fcca72dc835916edc828ecc4cc3e52d6b3aebeeeb7d2f4bc1a160dc"),
+        (SUPERVISED, "fd4dc13f6c6847aec927df13e313609de453379a15c3c3e5f69abd943e53e42c"),
+    ],
+)
+def test_runs_keep_the_digest_that_headrace_gave_them_at_commit_eec0c18(
+    run_file: Callable[..., Path], objective: dict[str, object] | None, digest: str
+) -> None:
+    """Or a step that an older version skipped behind the last checkpoint would be computed."""
+    path = run_file(steps=6) if objective is None else run_file(steps=6, objective=objective)
+    assert run_digest(load_run(path)) == digest
+    assert run_digest(load_run(path, ["optimizer.layer_decay=0.9"])) != digest
+    assert run_digest(load_run(path, ["ema={decay: 0.9}"])) != digest
 
 
 def test_every_field_is_explained() -> None:

@@ -65,6 +65,12 @@ class ClipConfig:
         if not self.column:
             raise ValueError("column must name a column of the index")
 
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Fields that came after the first runs, and have the value that those runs mean."""
+        meant = {"model": "", "loss": "softmax", "column": "caption"}
+        return tuple(name for name, value in meant.items() if getattr(self, name) == value)
+
     def build(self, *, image_size: int, seed: int) -> "Clip":  # noqa: ARG002  torch's generator is seeded by then
         """Return the objective. Raises ValueError for images of another side than the architecture's."""
         return Clip(self, image_size=image_size)

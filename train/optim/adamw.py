@@ -38,6 +38,11 @@ class AdamWConfig:
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay must be above 0 and at most 1, got {self.layer_decay}")
 
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Fields that came after the first runs, and have the value that those runs mean."""
+        return ("layer_decay",) if self.layer_decay == 1 else ()
+
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
         """Return the optimizer over the trainable parameters of `module`."""
         return build_optimizer(module, self)

@@ -249,9 +249,11 @@ def join_ranks(
         torch.cuda.set_device(place)
     if size == 1:
         presence = _presence_alone() if alone_is_watched else None
-        yield Ranks(rank=0, size=1, device=place, presence=presence)
-        if presence is not None:
-            presence.close()
+        try:
+            yield Ranks(rank=0, size=1, device=place, presence=presence)
+        finally:
+            if presence is not None:
+                presence.close()
         return
     rank, presence = int(os.environ.get("RANK", "0")), None
     try:

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from headrace.pipeline import Batch
+from headrace.text import one_line
 from headrace.train.config import RunConfig
 from headrace.train.execution import Execution
 from headrace.train.models.stage import Recompute
@@ -91,7 +92,9 @@ def peak_of_step(objective: Objective, batch: Batch, *, bf16: bool) -> int:
             loss, _ = objective(batch)
             loss.backward()
     except (RuntimeError, KeyError, ValueError, AssertionError) as error:
-        raise ValueError(f"its step cannot be run without memory: {str(error).splitlines()[0][:150]}") from error
+        raise ValueError(
+            f"its step cannot be run without memory: {one_line(str(error) or repr(error))[:150]}"
+        ) from error
     finally:
         objective.zero_grad(set_to_none=True)
     return live.peak
@@ -101,7 +104,9 @@ def _batch(config: RunConfig, objective: Objective, size: int) -> Batch:
     """Return a batch of blank pictures, each with a caption and of class 0."""
     side = config.mixture.image_size
     columns: dict[str, Any] = {
-        name: ["a picture"] * size if name == "caption" else np.zeros(size, np.int64) for name in objective.columns
+        # The texts of `clip` may be in a column of any name.
+        name: ["a picture"] * size if config.objective.kind == "clip" or name == "caption" else np.zeros(size, np.int64)
+        for name in objective.columns
     }
     return Batch(
         images=np.zeros((size, side, side, 3), np.uint8),

@@ -117,6 +117,7 @@ class BackgroundSaver:
 
     def close(self) -> None:
         """End the thread; what it writes is finished first, also where the run ends by a fault."""
+        self._ranks.enters("saving")  # no step that stands still, though a fault broke one off
         self._closing.set()
         self._thread.shutdown(wait=True)
         if self._save is not None and self._job is not None and (error := self._job.exception()) is not None:

@@ -53,7 +53,7 @@ def record_of(config: RunConfig, name: str) -> Path:
     own = Path(config.out) / name
     if own.exists() or config.continue_from is None:
         return own
-    return Path(config.continue_from).parent.parent / name
+    return Path(config.continue_from).absolute().parent.parent / name
 
 
 def take_records(config: RunConfig) -> None:

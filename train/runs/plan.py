@@ -16,7 +16,7 @@ from headrace.train.model import refuse_splitting
 from headrace.train.objectives.build import build_objective
 from headrace.train.objectives.objective import Objective
 from headrace.train.runs.branch import checkpoint_to_continue
-from headrace.train.runs.checkpoint import refuse_other_config
+from headrace.train.runs.checkpoint import list_checkpoints, refuse_other_config
 from headrace.train.runs.cost import PlanError, cost_lines
 from headrace.train.runs.folder import check_out
 from headrace.train.runs.initial import initial_weights
@@ -75,11 +75,11 @@ def _model_lines(config: RunConfig, objective: Objective) -> list[str]:
     plan = periods(config)
     told = [f"{period_at(plan, step).config.rate(step):.3g} at {step:,}" for step in _sampled(config.total_steps)]
     lines.append(f"learning rate: {config.schedule.kind}, {', '.join(told)}")
-    found = checkpoint_to_continue(config)
-    if found is not None:
+    has_begun = bool(list_checkpoints(Path(config.out) / "checkpoints"))  # what it began from may be gone
+    if not has_begun and (found := checkpoint_to_continue(config)) is not None:
         refuse_other_config(found, config)
         lines.append(f"continue_from: {found.path}, {found.progress.step:,} steps are done")
-    if config.init_from is not None:
+    if not has_begun and config.init_from is not None:
         lines.append(f"init_from: {initial_weights(objective, Path(config.init_from), config.init_rename)}")
     for period in plan[1:]:
         lines += [f"at step {period.first_step:,}: {told}" for told in (str(period), period.jump) if told]

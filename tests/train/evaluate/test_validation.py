@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from headrace.config import canonical_json, config_to_dict
 from headrace.pipeline import open_stream
-from headrace.train.config import FREE_FIELDS, RunConfig, load_run, run_digest
+from headrace.train.config import RunConfig, load_run, run_digest
 from headrace.train.evaluate.passes import same_reading
 from headrace.train.evaluate.validation import losses_by_place, validation_values
 from headrace.train.loop import train
 from headrace.train.objectives.aim import Aim
 from headrace.train.objectives.build import build_objective
+from headrace.train.optim.ema import EmaConfig
 from headrace.train.parallel.ranks import ALONE
 from headrace.train.runs.metrics import read_metrics
 
@@ -114,6 +113,16 @@ def test_a_run_writes_them_beside_each_validation_also_where_it_was_killed_betwe
     assert [line for line in read_metrics(file) if line["event"] != "train"] == lines
 
 
+def test_they_are_those_of_the_weights_where_the_run_keeps_an_average(config: Callable[..., RunConfig]) -> None:
+    train(dataclasses.replace(run := config(by_place=True), steps=3, ema=EmaConfig(decay=0.5)))
+    lines = read_metrics(Path(run.out) / "metrics.jsonl")
+    validated, places = ([line for line in lines if line["event"] == name] for name in ("validation", "loss_by_place"))
+    assert validated[-1]["loss"] != pytest.approx(validated[-1]["ema_loss"], rel=1e-3)
+    for line, of_places in zip(validated, places, strict=True):
+        pairs = [pair for pair in zip(of_places["losses"], of_places["terms"], strict=True) if pair[1]]
+        assert line["loss"] == pytest.approx(sum(a * b for a, b in pairs) / sum(b for _, b in pairs), rel=1e-5)
+
+
 def test_crops_may_be_resized_as_published(config: Callable[..., RunConfig]) -> None:
     """AIM's evaluation is Resize(256) and CenterCrop(224), bicubic."""
     assert same_reading(
@@ -150,18 +159,7 @@ def test_places_of_an_objective_without_them_are_refused(run_file: Callable[...,
         load_run(path)
 
 
-def test_runs_from_before_an_option_keep_their_digest(config: Callable[..., RunConfig]) -> None:
-    """What came later is named where it plays a part, and nowhere else."""
-    run = config()
-    old = {name: value for name, value in config_to_dict(run.objective).items() if name not in run.objective.idle}  # type: ignore[attr-defined]
-    assert old.keys() == {
-        *("kind", "model", "patch", "width", "depth", "heads"),
-        *("head_width", "head_depth", "head_identity_residual"),
-    }
-    data = {name: value for name, value in config_to_dict(run).items() if name not in FREE_FIELDS | {"changes_at"}}
-    assert data.pop("ema") is None  # of later runs too
-    before = hashlib.sha256(canonical_json(data | {"objective": old}).encode()).hexdigest()
-    assert run_digest(run) == before
+def test_an_option_is_in_the_digest_where_it_plays_a_part(config: Callable[..., RunConfig]) -> None:
     digests = {run_digest(config(change)) for change in ({}, {"order": "spiral"}, {"targets": "pixels"})}
     assert len(digests) == 3
-    assert run_digest(config({"order": "raster", "norm_eps": 1e-6})) == run_digest(run)
+    assert run_digest(config({"order": "raster", "norm_eps": 1e-6})) == run_digest(config())

@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from headrace.train import boundary
 from headrace.train.config import RunConfig, load_run
 from headrace.train.loop import train
 from headrace.train.parallel.layout import ALL_OF_IT
-from headrace.train.parallel.ranks import ALONE
+from headrace.train.parallel.presence import Presence
+from headrace.train.parallel.ranks import ALONE, Ranks
 from headrace.train.runs import background, saving, staging
 from headrace.train.runs.background import BackgroundSaver
 from headrace.train.runs.checkpoint import list_checkpoints, load_checkpoint, newest_checkpoint
@@ -121,6 +122,24 @@ def test_a_part_that_cannot_be_written_is_said_by_the_next_poll_and_leaves_nothi
     saver.save(progress=Progress(step=2, stream={}), config=config)
     saver.finish()
     assert [path.name for path in list_checkpoints(tmp_path / "c")] == ["00000002"]
+
+
+def test_a_save_that_a_fault_leaves_to_be_finished_is_no_step_that_stands_still(
+    model: tuple[nn.Module, torch.optim.AdamW], config: RunConfig, gate: Gate, tmp_path: Path
+) -> None:
+    presence, phases = Presence(0, 1, distributed.HashStore(), tell_after_seconds=60), []
+    ranks = Ranks(rank=0, size=1, device=torch.device("cpu"), presence=presence)
+    saver = BackgroundSaver(tmp_path / "c", *model, ranks=ranks, layout=ALL_OF_IT)
+    saver.save(progress=Progress(step=1, stream={}), config=config)
+    presence.enters("forward", 1)
+
+    def look() -> None:
+        phases.append(presence.at.phase)
+        gate.open.set()
+
+    threading.Timer(0.3, look).start()
+    saver.close()
+    assert phases == ["saving"]
 
 
 def test_runs_that_save_in_the_background_are_the_same_runs(run_file: Callable[..., Path]) -> None:

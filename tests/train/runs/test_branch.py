@@ -80,6 +80,7 @@ def test_a_branch_with_a_checkpoint_of_its_own_needs_the_other_no_more(run_file:
     train(load_run(run_file("branch", steps=3, **given)))
     shutil.rmtree(trunk.out)
     longer = load_run(run_file("branch", steps=3, **{**given, "changes_at": {3: {"steps": 6}, 6: {"steps": 8}}}))
+    assert not any(line.startswith("continue_from") for line in plan_run(longer))
     assert train(longer).step == 8
 
 
