@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.rendezvous import rendezvous
 
 from headrace.files import is_full_disk
 from headrace.train.parallel.presence import Phase, Presence
@@ -208,6 +209,18 @@ def lost_ranks(rank: int, size: int, error: Exception, missing: str = "") -> Ran
     return RankError(f"rank {rank} of {size} has lost the others: {text[:200]}{who}; the rank that failed says why")
 
 
+def _meeting(rank: int, limit: timedelta) -> Any:
+    """Return the store in which torchrun's processes meet, with other keys each time that they join.
+
+    The library's keys are the same ones each time: who joins anew then may read where the others listened before, and
+    waits for ever.
+    """
+    library = distributed.distributed_c10d
+    store, _, _ = next(rendezvous("env://", timeout=limit))
+    store.set_timeout(limit)
+    return library.PrefixStore(f"headrace/{store.add(f'headrace/joined/{rank}', 1)}", store)
+
+
 def _presence(rank: int, size: int, timeout_seconds: float) -> Presence:
     # Told before the first warning, so that it can name who is missing.
     # A connection of its own: the main thread may hold the other one while it waits in it.
@@ -259,7 +272,13 @@ def join_ranks(
     try:
         # Gradients are reduced inside backward, where only the library's clock ends a wait: a little later than ours.
         limit = timedelta(seconds=timeout_seconds + 2 * SLICE_SECONDS)
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=limit)
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            store=_meeting(rank, limit),
+            rank=rank,
+            world_size=size,
+            timeout=limit,
+        )
         presence = _presence(rank, size, timeout_seconds)
         yield Ranks(rank=rank, size=size, device=place, timeout_seconds=timeout_seconds, presence=presence)
     except RuntimeError as error:

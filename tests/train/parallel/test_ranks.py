@@ -154,6 +154,12 @@ MetricsFile.write = lambda *given: (write(*given), time.sleep(0.2))
 """
 
 
+JOINING = """
+from headrace.train.parallel.ranks import join_ranks
+for number in range(8):
+    with join_ranks("cpu") as ranks:
+        assert ranks.sum([ranks.rank + number])[0] == 1 + 2 * number
+"""
 # One thread and two round differently: what is compared bit for bit must have the same number.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
 
@@ -301,6 +307,11 @@ def test_a_rank_that_waits_for_a_lost_one_says_so_and_leaves(how: str) -> None:
     assert "is the one that hangs: rank 1 did not come" in text.splitlines()[-1]
     end = {"signal": "SIGTERM asked it to stop: it leaves without saving", "timeout": "timeout_seconds is 3;"}
     assert end[how] in text.splitlines()[-1]
+
+
+def test_who_joins_again_and_again_meets_the_others_each_time() -> None:
+    """The library's own keys of the first time made one wait for ever, now and then."""
+    torchrun(2, JOINING)
 
 
 def test_a_rank_that_lost_the_others_says_so_in_one_line() -> None:
