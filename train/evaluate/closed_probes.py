@@ -71,7 +71,8 @@ def few_shot_probe(task: ProbeTask) -> dict[str, Any]:
     ]
     only_N = np.zeros(len(task.train), np.bool_)
     only_N[np.concatenate(drawn)] = True
-    bank, test = _everywhere(_share(task, task.train, features, only_N=only_N), task.ranks), _test(task, features)
+    held = dataclasses.replace(features, memory_bytes=task.config.memory_bytes)
+    bank, test = _everywhere(_share(task, task.train, held, only_N=only_N), task.ranks), _test(task, features)
     sets = range(len(features.layer_sets))
     tables = [_by_shots(_few_shot_rows(task, bank, test, drawn, which=which), config) for which in sets]
     # At the fixed penalty: published numbers are, and with few shots the choice of another is noisy.
@@ -87,7 +88,8 @@ def _cases(config: FewShotConfig) -> list[tuple[int, int]]:
 
 
 def _test(task: ProbeTask, features: FeaturesConfig) -> Pooled:
-    wanted = dataclasses.replace(features, samples=0)
+    # Each process holds all of it, and `features` allow for a share.
+    wanted = dataclasses.replace(features, samples=0, memory_bytes=task.config.memory_bytes)
     return _everywhere(_share(task, task.test, wanted, only_N=task.test.label_N >= 0), task.ranks)
 
 
@@ -124,7 +126,7 @@ def _share(task: ProbeTask, labels: Labels, features: FeaturesConfig, *, only_N:
     for rows in iterate_features(task.trunk, labels.url, features, task.ranks, only=only_N):
         places.append(torch.from_numpy(rows.place_B))
         for part, x_BD in zip(parts, rows.sets, strict=True):
-            part.append(as_half(x_BD, labels.url))
+            part.append(as_half(x_BD, labels.url).cpu())
     empty = torch.empty(0, *features.row_shape(shape), dtype=torch.float16)
     return Pooled(torch.cat(places), [torch.cat([empty, *part]) for part in parts])
 

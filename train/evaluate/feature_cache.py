@@ -123,7 +123,7 @@ def open_cache(root: Path, trunk: FrozenTrunk, url: str, config: FeaturesConfig,
     shape = cache_shape(row_shape, samples, config.images_per_batch)
     facts["piece_rows"] = shape.piece_rows
     folder = root / hashlib.sha256(canonical_json(facts).encode()).hexdigest()[:32]
-    missing = _missing(folder, shape, _own_pieces(shape, ranks))
+    missing = _missing(folder, shape, share(shape.num_pieces, ranks.rank, ranks.size))
     if ranks.is_first:
         log.info("cache %s: %s bytes of features of %s", folder, f"{shape.num_bytes:,}", url)
     with contextlib.ExitStack() as stack:
@@ -139,7 +139,7 @@ def open_cache(root: Path, trunk: FrozenTrunk, url: str, config: FeaturesConfig,
         missing = [piece for piece in missing if not _is_whole(folder, shape, piece, silent=True)]
         rows = sum(len(shape.places(piece)) for piece in missing)
         _check_room(folder, int(ranks.sum([rows], WAITING)[0]) * shape.row_bytes)
-        for run in _runs(missing):
+        for run in runs_of(missing):
             _make(folder, shape, run, trunk=trunk, url=url, config=config)
         ranks.wait(WAITING)
     return FeatureCache(folder, shape, _has(folder, shape), ranks)
@@ -165,8 +165,9 @@ def features_facts(trunk: FrozenTrunk, url: str, config: FeaturesConfig) -> tupl
     return facts, samples
 
 
-def _own_pieces(shape: CacheShape, ranks: Ranks) -> range:
-    first, last = (shape.num_pieces * rank // ranks.size for rank in (ranks.rank, ranks.rank + 1))
+def share(total: int, number: int, of: int) -> range:
+    """Return which of `total` pieces are those of process `number` among `of`."""
+    first, last = (total * each // of for each in (number, number + 1))
     return range(first, last)
 
 
@@ -202,7 +203,7 @@ def _is_whole(folder: Path, shape: CacheShape, piece: int, *, silent: bool = Fal
     return False
 
 
-def _runs(pieces: list[int]) -> Iterator[range]:
+def runs_of(pieces: list[int]) -> Iterator[range]:
     """Yield consecutive pieces together: the stream is opened once for each."""
     start = 0
     for end in range(1, len(pieces) + 1):

@@ -15,7 +15,6 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,9 +27,9 @@ from headrace.shards.columns import with_own_values
 from headrace.shards.dataset import Dataset, open_dataset
 from headrace.shards.parquet import write_parquet
 from headrace.text import without_secrets
-from headrace.train.evaluate.feature_cache import features_facts
+from headrace.train.evaluate.feature_cache import features_facts, runs_of, share
 from headrace.train.evaluate.feature_join import join_pieces
-from headrace.train.evaluate.features import FeatureRows, FeaturesConfig, as_half, iterate_features, key_of
+from headrace.train.evaluate.features import FeatureRows, FeaturesConfig, as_half, iterate_features, keys_at
 from headrace.train.evaluate.trunk import FrozenTrunk, open_trunk, parse_layers
 from headrace.train.parallel.ranks import join_ranks
 
@@ -142,13 +141,16 @@ def write_features(
     with join_ranks(device) as ranks:
         trunk = open_trunk(checkpoint, untrained=config.untrained, device=ranks.device)
         job = plan_features(trunk, url, config)
-        if _is_finished(job):
+        # Rank 0 looks for all, as another part may end at this moment.
+        if ranks.from_first(_is_finished(job), "the features that are there"):
+            if ranks.is_first and not config.is_folder:
+                _remove_pieces(job)  # of a process that was killed behind the join
             return {"finished": True, **_facts(job)}
-        mine = _share(job.num_pieces, part[0] * ranks.size + ranks.rank, part[1] * ranks.size)
+        mine = share(job.num_pieces, part[0] * ranks.size + ranks.rank, part[1] * ranks.size)
         with ranks.first_writes("the folder of features") as writes:
             if writes:
                 _begin(job, mine if part[1] > 1 else range(job.num_pieces))
-        for run in _runs(job.missing(mine)):
+        for run in runs_of(job.missing(mine)):
             _make(job, run)
         ranks.wait("the features")
         # Rank 0 looks for all: a moment later the joined pieces are gone.
@@ -278,20 +280,6 @@ def _json(data: dict[str, Any]) -> bytes:
     return f"{json.dumps(data, indent=1)}\n".encode()
 
 
-def _share(total: int, number: int, of: int) -> range:
-    first, last = (total * each // of for each in (number, number + 1))
-    return range(first, last)
-
-
-def _runs(pieces: list[int]) -> Iterator[range]:
-    """Yield consecutive pieces together: the stream is opened once for each."""
-    start = 0
-    for end in range(1, len(pieces) + 1):
-        if end == len(pieces) or pieces[end] != pieces[end - 1] + 1:
-            yield range(pieces[start], pieces[end - 1] + 1)
-            start = end
-
-
 def _make(job: FeatureJob, run: range) -> None:
     """Write consecutive pieces, each whole before the next one begins."""
     places = range(job.places(run[0]).start, job.places(run[-1]).stop)
@@ -305,8 +293,11 @@ def _make(job: FeatureJob, run: range) -> None:
         while batch is not None and batch.place_B[0] < here.stop:
             found.append(batch_table(batch, job.config, types))
             batch = next(batches, None)
-        there = {place for table in found for place in table.column("place").to_pylist()}
-        damaged = [{"place": place, "key": key_of(dataset, place)} for place in here if place not in there]
+        there = [table.column("place").to_numpy() for table in found]
+        lost = np.setdiff1d(np.arange(here.start, here.stop), np.concatenate([*there, np.empty(0, np.int64)]))
+        damaged = [
+            {"place": place, "key": key} for place, key in zip(lost.tolist(), keys_at(dataset, lost), strict=True)
+        ]
         _commit(job, piece, found, damaged)
 
 
@@ -317,7 +308,7 @@ def batch_table(rows: FeatureRows, config: FilesConfig, types: dict[str, pa.Data
         # Numbers come as arrays, what is missing as -1 or NaN; all else as it stands in the index.
         columns[name] = pa.array(values) if isinstance(values, np.ndarray) else pa.array(values, types[name])
     for name, x in zip(config.names, rows.sets, strict=True):
-        numbers = as_half(x, rows.url).numpy() if config.dtype == "float16" else x.float().cpu().numpy()
+        numbers = (as_half(x, rows.url) if config.dtype == "float16" else x).cpu().numpy()
         flat = pa.array(np.ascontiguousarray(numbers).reshape(-1))
         columns[name] = pa.FixedSizeListArray.from_arrays(flat, math.prod(numbers.shape[1:]))
     return pa.table(columns)
@@ -339,17 +330,29 @@ def _finish(job: FeatureJob) -> None:
     try:
         with only_writer(str(folder)):
             if _is_finished(job):  # by another part, in the meantime
-                with contextlib.suppress(OSError):
-                    folder.rmdir()  # to lock it is to make it
+                if not config.is_folder:
+                    _remove_pieces(job)  # to lock the folder is to make it
                 return
             remove_leftovers(str(folder))
+            if not config.is_folder:
+                # Else a joined file would be nobody's where a kill comes between it and what says that it is whole.
+                write_atomic(str(manifest_of(config)), _json(job.manifest))
             paths = [job.path(piece) for piece in range(job.num_pieces)]
             rows, damaged = join_pieces(paths, None if config.is_folder else Path(config.out), manifest=job.manifest)
             write_atomic(str(manifest_of(config)), _json({**job.manifest, "rows": rows, "damaged": damaged}))
             if not config.is_folder:
-                shutil.rmtree(folder)
+                _remove_pieces(job)
     except ValueError as error:
         if "is being written by another process" not in str(error):
             raise
         log.info("%s: another part joins the pieces", folder)
     log.info("%s: features of %d samples", config.out, job.samples)
+
+
+def _remove_pieces(job: FeatureJob) -> None:
+    """Remove what was joined; the folder stays if something else lies in it."""
+    remove_leftovers(str(job.config.folder))
+    for path in (*map(job.path, range(job.num_pieces)), job.config.folder / MANIFEST):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        job.config.folder.rmdir()

@@ -188,19 +188,24 @@ def _rows(
 
 
 def _say_damaged(dataset: Dataset, damaged: list[int], wanted: int) -> None:
-    named = ", ".join(shown(key_of(dataset, place)) for place in damaged[:NAMED_DAMAGED])
+    named = ", ".join(map(shown, keys_at(dataset, np.array(damaged[:NAMED_DAMAGED]))))
     more = ", ..." if len(damaged) > NAMED_DAMAGED else ""
     if len(damaged) == wanted:
         raise ValueError(f"{dataset.url}: every one of its {wanted} samples is damaged: {named}{more}")
     log.warning("%s: %d damaged samples of %d are left out: %s%s", dataset.url, len(damaged), wanted, named, more)
 
 
-def key_of(dataset: Dataset, place: int) -> str:
-    """Return the key of the sample at a place of the dataset."""
+def keys_at(dataset: Dataset, place_B: NDArray[np.int64]) -> list[str]:
+    """Return the keys of some places of the dataset, '' for -1."""
     ends = np.cumsum(dataset.shards.num_samples)
-    shard = int(np.searchsorted(ends, place, side="right"))
-    table, _ = dataset.index_part(shard, FAST_COLUMNS)
-    return str(table.column("key")[place - int(ends[shard])].as_py())
+    shard_B = np.searchsorted(ends, place_B, side="right")
+    keys = [""] * len(place_B)
+    for shard in np.unique(shard_B[place_B >= 0]).tolist():
+        column = dataset.index_part(shard, FAST_COLUMNS)[0].column("key")
+        start = int(ends[shard]) - int(dataset.shards.num_samples[shard])
+        for row in np.flatnonzero((shard_B == shard) & (place_B >= 0)):
+            keys[row] = column[int(place_B[row]) - start].as_py()
+    return keys
 
 
 def dataset_features(trunk: FrozenTrunk, url: str, *, config: FeaturesConfig, ranks: Ranks = ALONE) -> Features:

@@ -244,6 +244,6 @@ class FitFile:
             self._saved = time.monotonic()
 
     def remove(self, ranks: Ranks) -> None:
-        """Remove the file of a fit whose result is written."""
+        """Remove the file of a fit that has been judged."""
         if ranks.is_first:
             self.path.unlink(missing_ok=True)

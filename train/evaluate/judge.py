@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from headrace.pipeline import Mixture, open_stream
+from headrace.text import without_secrets
 from headrace.train.config import RunConfig
 from headrace.train.evaluate.ground_truth import GroundTruth, GroundTruthConfig, read_ground_truth
 from headrace.train.evaluate.passes import plain_mixture
@@ -50,12 +51,12 @@ def judge(
     return {
         "metric": truth.metric,
         "accuracy": round(tally.right / tally.whole, 6),
-        "test": url,
+        "test": without_secrets(url),
         "test_samples": tally.samples,
         "left_out": known.left_out,
         "damaged": tally.damaged,
         "classes": objective.config.num_classes,
-        "ground_truth": asdict(truth),
+        "ground_truth": {name: without_secrets(value) for name, value in asdict(truth).items()},
         "image_size": weights.model.image_size,
         "center_fraction": center_fraction,
     }

@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +92,7 @@ def plan_probe(
             raise ValueError(
                 "which images? Name datasets by --train and --test, or say --train-images and --test-images"
             )
-        images = given or check_features(trunk, url, _first(features, samples))[0]
+        images = given or check_features(trunk, url, replace(features, samples=samples))[0]
         counts.append(min(images, samples) if samples else images)
         size = features.num_bytes(trunk, counts[-1])
         lines.append(f"{use} {url or 'a dataset'}: {counts[-1]:,} samples, {size:,} bytes of features")
@@ -132,16 +132,6 @@ def planned_model(model: str, config: ProbeConfig) -> PlannedModel:
 
 def _sketched(name: str, record: ModelRecord, checkpoint: Path | None = None) -> PlannedModel:
     return PlannedModel(name, trunk_of(record.sketch(), record, name), checkpoint)
-
-
-def _first(features: FeaturesConfig, samples: int) -> FeaturesConfig:
-    return FeaturesConfig(
-        layers=features.layers,
-        more_layers=features.more_layers,
-        pooled=features.pooled,
-        samples=samples,
-        memory_bytes=features.memory_bytes,
-    )
 
 
 def forward_flops(encoder: Encoder) -> float:

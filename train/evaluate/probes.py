@@ -19,6 +19,7 @@ import torch
 from headrace.config import canonical_json
 from headrace.shards.dataset import open_dataset
 from headrace.shards.permutation import make_key
+from headrace.text import without_secrets
 from headrace.train.evaluate.feature_cache import open_cache
 from headrace.train.evaluate.features import FeaturesConfig, dataset_features
 from headrace.train.evaluate.feeds import Feed, MemoryStore, Rows, StoredFeed, stored_rows
@@ -163,9 +164,7 @@ def probe(
         trunk = open_trunk(checkpoint, untrained=config.untrained, device=ranks.device)
         if export is not None:
             check_export(trunk, config)
-        # A mistake in the test set must not be found after an hour over the training set.
-        train = read_dataset_labels(config.train, config.samples)
-        test = read_ground_truth(config.test, config.truth, num_classes=train.classes)
+        train, test = probe_labels(config)
         task = ProbeTask(
             trunk=trunk, config=config, ranks=ranks, train=train, test=test, cache=cache, work=work, export=export
         )
@@ -176,8 +175,19 @@ def probe(
         "step": trunk.step,
         "seed_of_run": trunk.model.seed,
         "blocks": list(task.layers),
-        "protocol": asdict(config),
+        "protocol": {
+            name: without_secrets(value) if isinstance(value, str) else value for name, value in asdict(config).items()
+        },
     }
+
+
+def probe_labels(config: ProbeConfig) -> tuple[Labels, Labels]:
+    """Return what is fitted on and what is right in the test set. Raises ValueError for a sample without label.
+
+    From the indexes: a mistake in the test set must not be found after an hour over the training set.
+    """
+    train = read_dataset_labels(config.train, config.samples)
+    return train, read_ground_truth(config.test, config.truth, num_classes=train.classes)
 
 
 def probe_kind(name: str) -> ProbeKind:

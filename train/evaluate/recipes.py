@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from headrace.config import config_to_dict
 from headrace.shards.dataset import FAST_COLUMNS, open_dataset
+from headrace.train.evaluate.labels import MAX_CLASSES
 from headrace.train.runs.weights import ModelRecord
 
 LR_BATCH = 256
@@ -201,6 +202,8 @@ def count_classes(url: str, column: str = "label") -> int:
         if numbers.size and numbers.dtype.kind not in "iu":
             raise ValueError(f"{url}: the column {column} does not hold whole numbers, which classes are: 0, 1, 2, ...")
         largest = max(largest, int(numbers.max(initial=-1)))
+    if largest >= MAX_CLASSES:
+        raise ValueError(f"{url}: label {largest} of its column {column} is no class: 0..{MAX_CLASSES - 1} at most")
     if largest < 1:
         raise ValueError(f"{url}: its column {column} has {'one class' if largest == 0 else 'no label'}")
     return max(largest + 1, len(dataset.classes))

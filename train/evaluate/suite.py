@@ -2,7 +2,7 @@
 
 Each dataset is a probe of its own, with its result in a file of its own as soon as it is there. A suite that is started
 again does what is not finished, or what was asked otherwise. A dataset that fails has its reason in its row, and the
-others go on.
+others go on. Of several processes that is so for what the indexes say; a probe that fails on one of them ends all.
 """
 
 import dataclasses
@@ -20,13 +20,13 @@ from headrace.files import write_atomic
 from headrace.shards.dataset import open_dataset
 from headrace.text import one_line, printable
 from headrace.train.evaluate.probe_config import ProbeConfig, protocol
-from headrace.train.evaluate.probes import probe, probe_kind
+from headrace.train.evaluate.probes import probe, probe_kind, probe_labels
 from headrace.train.evaluate.trunk import open_trunk
-from headrace.train.parallel.ranks import RankError, Ranks, join_ranks
+from headrace.train.parallel.ranks import Ranks, join_ranks
 
 TABLE = "suite"
 OWN_FIELDS = ("train", "test", "untrained")
-# They change no result, or by rounding.
+# They change no result but by rounding, and by the order of samples where memory_bytes decides where features are.
 FREE_FIELDS = ("memory_bytes", "images_per_forward")
 
 log = logging.getLogger(__name__)
@@ -172,22 +172,41 @@ def _row(
     checkpoint: Path, dataset: SuiteDataset, config: ProbeConfig, out: Path, *, trunk: str, ranks: Ranks
 ) -> SuiteRow:
     row = SuiteRow(name=dataset.name, metric=config.metric, head=config.head, accuracy=None)
+    path, digest, kept, reason = out / f"{dataset.name}.json", "", None, ""
     try:
         digest = _digest(config, trunk)
-        path = out / f"{dataset.name}.json"
         kept = _finished(path, digest)
         if kept is None:
-            result = probe(checkpoint, config, work=out, ranks=ranks)
-            if ranks.is_first:
-                text = json.dumps({"digest": digest, **result}, indent=1, allow_nan=False)
-                write_atomic(str(path), f"{text}\n".encode())
-        accuracy = float(result["accuracy"] if kept is None else kept)
-    except RankError:
-        raise  # the others are lost, whatever the dataset
+            probe_labels(config)
     except (ValueError, OSError) as error:
-        log.warning("%s: %s", dataset.name, one_line(str(error)))
-        return dataclasses.replace(row, error=one_line(str(error)) or type(error).__name__)
-    return dataclasses.replace(row, accuracy=accuracy, kept=kept is not None)
+        reason = _reason(error)
+    # All take the same branch: what one cannot read, none of them probes.
+    reason = next((text for text in ranks.gathered(reason, "the datasets of a suite") if text), "")
+    if reason:
+        return _failed(row, reason)
+    if ranks.sum([kept is not None], "what is finished")[0] == ranks.size:
+        return dataclasses.replace(row, accuracy=kept, kept=True)
+    try:
+        result = probe(checkpoint, config, work=out, ranks=ranks)
+        if ranks.is_first:
+            text = json.dumps({"digest": digest, **result}, indent=1, allow_nan=False)
+            write_atomic(str(path), f"{text}\n".encode())
+    except (ValueError, OSError) as error:
+        if ranks.size > 1:
+            # The others may be in the midst of it: they would take this rank's next dataset for the same one.
+            error.add_note(f"in dataset {dataset.name} of the suite; the same command goes on")
+            raise
+        return _failed(row, _reason(error))
+    return dataclasses.replace(row, accuracy=float(result["accuracy"]))
+
+
+def _reason(error: Exception) -> str:
+    return one_line(str(error)) or type(error).__name__
+
+
+def _failed(row: SuiteRow, reason: str) -> SuiteRow:
+    log.warning("%s: %s", row.name, reason)
+    return dataclasses.replace(row, error=reason)
 
 
 def _digest(config: ProbeConfig, trunk: str) -> str:

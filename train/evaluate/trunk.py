@@ -64,8 +64,9 @@ class FrozenTrunk:
         return [x.float() for x in means]
 
     def digest(self) -> str:
-        """Return a sha256 over names, shapes, values and the normalisation: what decides the features of a picture."""
-        hashed = hashlib.sha256(repr((self.normalise.mean, self.normalise.std, self.image_size)).encode())
+        """Return a sha256 over sizes, names, values and the normalisation: what decides the features of a picture."""
+        # The same weights in another number of heads, or with another epsilon of the norms, give other features.
+        hashed = hashlib.sha256(repr((self.normalise.mean, self.normalise.std, self.encoder.shape)).encode())
         for name, tensor in sorted(self.encoder.state_dict().items()):
             hashed.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             hashed.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)

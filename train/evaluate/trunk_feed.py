@@ -16,8 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from headrace.pipeline import Batch, Mixture, Source, Stream, open_stream
-from headrace.shards.dataset import FAST_COLUMNS, Dataset
-from headrace.train.evaluate.features import FeaturesConfig, as_half, iterate_features
+from headrace.train.evaluate.features import FeaturesConfig, as_half, iterate_features, keys_at
 from headrace.train.evaluate.feeds import Rows, split_rows
 from headrace.train.evaluate.fit import FitBatch
 from headrace.train.evaluate.labels import Labels
@@ -153,19 +152,6 @@ def places_of(stream: Stream, number: int, batch: Batch) -> NDArray[np.int64]:
         keys = keys_at(dataset, place_B)
         place_B[[key != mine for key, mine in zip(keys, batch.key, strict=True)]] = NOWHERE
     return place_B
-
-
-def keys_at(dataset: Dataset, place_B: NDArray[np.int64]) -> list[str]:
-    """Return the keys of some places, nothing for -1."""
-    ends = np.cumsum(dataset.shards.num_samples)
-    shard_B = np.searchsorted(ends, place_B, side="right")
-    keys = [""] * len(place_B)
-    for shard in np.unique(shard_B[place_B >= 0]).tolist():
-        column = dataset.index_part(shard, FAST_COLUMNS)[0].column("key")
-        start = int(ends[shard]) - int(dataset.shards.num_samples[shard])
-        for row in np.flatnonzero((shard_B == shard) & (place_B >= 0)):
-            keys[row] = column[int(place_B[row]) - start].as_py()
-    return keys
 
 
 def _mask(rows: NDArray[np.int64], size: int) -> NDArray[np.bool_]:

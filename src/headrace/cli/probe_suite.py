@@ -76,7 +76,7 @@ def refuse_other_options(context: typer.Context) -> None:
         if name not in ALLOWED and source is not None and source.name == "COMMANDLINE":
             raise ValueError(
                 f"--{name.replace('_', '-')} and --suite: put it into the suite file, under overrides of a dataset or "
-                "of all"
+                "of all, if it is a field of a probe; else leave it out"
             )
 
 

@@ -19,9 +19,10 @@ from headrace.train.evaluate.few_shot import FewShotConfig, few_shot_accuracies
 from headrace.train.evaluate.ground_truth import GroundTruthConfig
 from headrace.train.evaluate.knn import KnnConfig, knn_classes
 from headrace.train.evaluate.probe_config import ProbeConfig
-from headrace.train.evaluate.probes import probe
+from headrace.train.evaluate.probes import ProbeTask, features_of, probe, probe_labels
 from headrace.train.evaluate.trunk import open_trunk
 from headrace.train.loop import train
+from headrace.train.parallel.ranks import Ranks
 
 SHARED = """
 import json, sys
@@ -110,6 +111,22 @@ def test_a_subset_of_classes_is_chosen_among(
 def test_features_that_do_not_fit_are_refused(run: Path, pictures: str, other_pictures: str) -> None:
     with pytest.raises(ValueError, match=r"take 3072 bytes, over memory_bytes 3000"):
         probe(run, config_of("knn", pictures, other_pictures, memory_bytes=3000), device="cpu")
+
+
+def test_what_each_process_holds_whole_is_bounded_in_each(run: Path, pictures: str, other_pictures: str) -> None:
+    """The test set takes 1,440 bytes in both of two processes, not 720."""
+    config = config_of("knn", pictures, other_pictures, memory_bytes=1000)
+    train, test = probe_labels(config)
+    ranks = Ranks(rank=0, size=2, device=torch.device("cpu"))
+    task = ProbeTask(trunk=open_trunk(run), config=config, ranks=ranks, train=train, test=test)
+    with pytest.raises(ValueError, match=r"take 1440 bytes, over memory_bytes 1000"):
+        closed_probes._test(task, features_of(task))
+
+
+@pytest.mark.cuda
+def test_heads_without_steps_read_features_of_a_gpu(run: Path, pictures: str, other_pictures: str) -> None:
+    for head in ("knn", "few-shot"):
+        assert probe(run, config_of(head, pictures, other_pictures), device="cuda")["accuracy"] > 0.8
 
 
 def test_two_processes_have_the_numbers_of_one(run: Path, pictures: str, other_pictures: str, tmp_path: Path) -> None:

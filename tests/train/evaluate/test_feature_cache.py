@@ -18,6 +18,7 @@ from headrace.train.evaluate import feature_cache
 from headrace.train.evaluate.feature_cache import FeatureCache, cache_shape, open_cache
 from headrace.train.evaluate.features import FeaturesConfig, dataset_features, iterate_features
 from headrace.train.evaluate.trunk import FrozenTrunk, open_trunk
+from headrace.train.models.vit import Vit
 from headrace.train.parallel.ranks import ALONE, Ranks
 
 CONFIG = FeaturesConfig(layers=(0, 1), images_per_batch=8)
@@ -140,6 +141,18 @@ def test_other_weights_pictures_blocks_or_cuts_have_another_cache(
     assert {fact["weights"] for fact in facts} == {trunk.digest(), fresh.digest()}
 
 
+@pytest.mark.parametrize("change", [{"heads": 4}, {"norm_eps": 1e-2}])
+def test_the_same_weights_in_another_shape_are_another_trunk(trunk: FrozenTrunk, change: dict[str, float]) -> None:
+    """They have the same tensors and other features, as fresh weights of two configs with one seed."""
+    assert isinstance(trunk.encoder, Vit)
+    other = Vit(dataclasses.replace(trunk.encoder.config, **change))  # type: ignore[arg-type]  # of two types
+    other.load_state_dict(trunk.encoder.state_dict())
+    images = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), np.uint8)
+    reshaped = dataclasses.replace(trunk, encoder=other)
+    assert not torch.allclose(reshaped.means(images, [(1,)])[0], trunk.means(images, [(1,)])[0], atol=1e-4)
+    assert reshaped.digest() != trunk.digest()
+
+
 def test_a_copy_of_the_dataset_elsewhere_has_the_same_cache(
     trunk: FrozenTrunk, pictures: str, tmp_path: Path, done: list[int]
 ) -> None:
@@ -181,7 +194,7 @@ def test_pieces_are_whole_batches(row: tuple[int, ...], samples: int, batch: int
 
 def test_each_process_makes_and_reads_a_part(trunk: FrozenTrunk, pictures: str, tmp_path: Path) -> None:
     shape = cache_shape((1, 16, 16), 96, 8)
-    shares = [feature_cache._own_pieces(shape, Ranks(rank=r, size=4, device=torch.device("cpu"))) for r in range(4)]
+    shares = [feature_cache.share(shape.num_pieces, r, 4) for r in range(4)]
     assert [piece for share in shares for piece in share] == list(range(6))
     cache = open_cache(tmp_path, trunk, pictures, CONFIG, ALONE)
     places = np.arange(10)

@@ -137,6 +137,39 @@ def test_killed_it_goes_on_to_the_same_bytes(run: Path, pictures: str, tmp_path:
 
 
 @pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("suffix", [".parquet", ".npy"])
+@pytest.mark.parametrize("killed_at", ["write_atomic", "_remove_pieces"])
+def test_killed_behind_the_join_it_ends_like_one_that_was_not(
+    run: Path, pictures: str, tmp_path: Path, suffix: str, *, killed_at: str
+) -> None:
+    """Once before it is said that the file is whole, once before its pieces are gone."""
+    whole, out = (tmp_path / folder / f"f{suffix}" for folder in ("whole", "cut"))
+    written(run, pictures, whole)
+    act = getattr(feature_files, killed_at)
+
+    def dying(*given: Any) -> None:
+        if killed_at == "_remove_pieces" or b'"rows"' in given[1]:
+            raise KeyboardInterrupt
+        act(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feature_files, killed_at, dying)
+        with pytest.raises(KeyboardInterrupt):
+            written(run, pictures, out)
+    assert out.is_file()
+    assert out.with_name(f"{out.name}.pieces").is_dir()
+    assert written(run, pictures, out)["finished"]
+    assert contents(out.parent) == contents(whole.parent)
+
+
+@pytest.mark.cuda
+def test_features_of_a_gpu_become_rows(run: Path, pictures: str, tmp_path: Path) -> None:
+    for dtype in ("float16", "float32"):
+        config = FilesConfig(out=str(tmp_path / f"{dtype}.parquet"), dtype=dtype)  # type: ignore[arg-type]
+        assert write_features(run, pictures, config, device="cuda")["finished"]
+
+
+@pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("suffix", [".parquet", ".npy", ""])
 def test_parts_make_the_file_of_one(run: Path, pictures: str, tmp_path: Path, suffix: str) -> None:
     whole, shared = tmp_path / f"whole{suffix}", tmp_path / f"shared{suffix}"

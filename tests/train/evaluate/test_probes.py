@@ -313,6 +313,15 @@ def test_a_test_set_with_more_classes_is_refused_before_the_fit(
         probe(trained, dataclasses.replace(config, head="linear"), device="cpu", export=tmp_path / "x")
 
 
+def test_a_result_has_no_secrets(trained: Path, config: ProbeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = probes_module.probe_labels(config)
+    monkeypatch.setattr(probes_module, "probe_labels", lambda _: labels)
+    monkeypatch.setitem(PROBES, "linear", lambda _: {"accuracy": 1.0})
+    told = probe(trained, dataclasses.replace(config, head="linear", train="https://me:secret@host/data"), device="cpu")
+    assert told["protocol"]["train"] == "https://me:***@host/data"
+    assert told["protocol"]["test"] == config.test
+
+
 def test_a_head_of_the_table_gets_the_trunk_the_labels_and_the_ranks(
     trained: Path, config: ProbeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

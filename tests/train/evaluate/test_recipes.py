@@ -67,3 +67,6 @@ def test_classes_are_counted(tmp_path: Path, write_dataset: Callable[..., str]) 
         count_classes(none)
     with pytest.raises(ValueError, match="has no column genus"):
         count_classes(some, "genus")
+    far = write_dataset(tmp_path / "far", samples=6, change=lambda n, columns: columns | {"label": n + 10**9})
+    with pytest.raises(ValueError, match="label 1000000005 of its column label is no class"):
+        count_classes(far)

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,36 @@ from headrace.train.config import load_run
 from headrace.train.evaluate.suite import SuiteConfig, SuiteRow, load_suite, markdown
 from headrace.train.loop import train
 
+# Of three datasets rank 1 cannot read the first, both probe the second, and rank 1 fails in the third.
+ONE_FAILS = """
+import json, os, sys
+from pathlib import Path
+from headrace.train.evaluate import suite as module
+
+rank, out, told = os.environ["RANK"], Path(sys.argv[3]), []
+digest = module._digest
+
+def unreadable(config, trunk):
+    if rank == "1" and not told:
+        raise OSError("index of one")
+    return digest(config, trunk)
+
+def probe(checkpoint, config, *, work, ranks):
+    if rank == "1" and len(told) == 2:
+        raise ValueError("of rank 1")
+    ranks.wait("a probe")
+    return {"accuracy": 0.5}
+
+module._digest, module.probe = unreadable, probe
+on_row = lambda row: told.append(f"{row.name}: {row.error or row.accuracy}")
+try:
+    module.run_suite(Path(sys.argv[1]), module.load_suite(Path(sys.argv[2])), out, device="cpu", on_row=on_row)
+except ValueError as error:
+    end = f"ValueError: {error}, {error.__notes__[0].split(';')[0]}"
+except OSError as error:
+    end = type(error).__name__
+(out / f"told-{rank}").write_text(json.dumps([told, end]))
+"""
 QUICK = {"epochs": 2, "lrs": [0.02], "images_per_batch": 16}
 
 
@@ -93,6 +125,19 @@ def test_one_that_fails_has_its_reason_and_the_others_are_there(trunk: Path, sui
     assert "| **mean over 1 of 3** |" in (trunk / "suite-three" / "suite.md").read_text()
     shutil.move(f"{third}-away", third)
     assert [row["kept"] for row in suite(trunk, "--suite", suite_file)["rows"]] == [True, False, False]
+
+
+def test_of_two_processes_one_that_fails_takes_the_other_along(trunk: Path, suite_file: Path, tmp_path: Path) -> None:
+    """What one cannot read none of them probes; a probe that fails on one gives no number on the other."""
+    command = [sys.executable, "-c", ONE_FAILS, str(trunk), str(suite_file), str(tmp_path / "out")]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    done = subprocess.run([*launcher, *command], capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected = {
+        "0": [["one: index of one", "two: 0.5"], "RankError"],
+        "1": [["one: index of one", "two: 0.5"], "ValueError: of rank 1, in dataset real of the suite"],
+    }
+    assert {rank: json.loads((tmp_path / "out" / f"told-{rank}").read_text()) for rank in "01"} == expected
 
 
 @pytest.mark.parametrize(
