@@ -16,6 +16,8 @@ from headrace.train.objectives.objective import RowError
 
 # A caption is asked for twice where a step has micro-batches, and comes again in the next epoch.
 CACHED_CAPTIONS = 1 << 15
+# Words that the tokenizer keeps before it begins anew; by itself it keeps all that it ever saw.
+CACHED_WORDS = 1 << 18
 
 
 def says_something(column: NDArray[np.generic] | list[Any], name: str) -> NDArray[np.bool_]:
@@ -47,9 +49,8 @@ class CaptionTokens:
         self.tokenizer = tokenizer = open_clip.SimpleTokenizer(context_length=context_length)
         self.context_length = context_length
         self._first, self._last = tokenizer.sot_token_id, tokenizer.eot_token_id
-        self._encode: Callable[[str], tuple[int, ...]] = lru_cache(CACHED_CAPTIONS)(
-            lambda text: tuple(tokenizer.encode(text))
-        )
+        self._first_words = dict(tokenizer.cache)
+        self._encode: Callable[[str], tuple[int, ...]] = lru_cache(CACHED_CAPTIONS)(self._encoded)
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
         """Return tokens, int64 [B, T]: longer captions are cut, shorter ones filled up with 0."""
@@ -58,6 +59,11 @@ class CaptionTokens:
             kept = (self._first, *self._encode(caption)[: self.context_length - 2], self._last)
             tokens_BT[row, : len(kept)] = kept
         return torch.from_numpy(tokens_BT)
+
+    def _encoded(self, text: str) -> tuple[int, ...]:
+        if len(self.tokenizer.cache) > CACHED_WORDS:
+            self.tokenizer.cache = dict(self._first_words)
+        return tuple(self.tokenizer.encode(text))
 
     def num_cut(self, captions: Sequence[str]) -> int:
         """Return how many captions are longer than the tower takes."""

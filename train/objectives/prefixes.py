@@ -10,11 +10,9 @@ made one by one: a run that goes on sees the prefixes it would have seen. Source
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.pipeline.augment.philox import philox
 from headrace.shards.permutation import make_key
 
-ROUNDS = 10
-MULTIPLIERS = (np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157))
-WEYL = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
 LOW, HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
@@ -44,21 +42,6 @@ def prefix_lengths(positions: NDArray[np.int64], num_patches: int, seed: int) ->
 
 def _words(positions: NDArray[np.int64], key: int) -> list[NDArray[np.uint64]]:
     """Return the first eight 32-bit words of each position's generator; numpy counts once before it draws."""
-    block = [positions.astype(np.uint64) + np.uint64(1), *(np.zeros(len(positions), np.uint64) for _ in range(3))]
-    for number in range(ROUNDS):
-        keys = [np.uint64((start + number * weyl) % (1 << 64)) for start, weyl in zip((key, 0), WEYL, strict=True)]
-        high_0, low_0 = _product(block[0], MULTIPLIERS[0])
-        high_1, low_1 = _product(block[2], MULTIPLIERS[1])
-        block = [high_1 ^ block[1] ^ keys[0], low_1, high_0 ^ block[3] ^ keys[1], low_0]
-    return [half for word in block for half in (word & LOW, word >> HALF)]
-
-
-def _product(values: NDArray[np.uint64], factor: np.uint64) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Return the upper and the lower 64 bits of the products."""
-    upper, lower = values >> HALF, values & LOW
-    factor_upper, factor_lower = factor >> HALF, factor & LOW
-    low = lower * factor_lower
-    cross = upper * factor_lower + (low >> HALF)
-    middle = lower * factor_upper + (cross & LOW)
-    high: NDArray[np.uint64] = upper * factor_upper + (cross >> HALF) + (middle >> HALF)
-    return high, values * factor
+    first = positions.astype(np.uint64) + np.uint64(1)
+    block = philox(key, first, np.zeros_like(first))
+    return [half for word in range(4) for half in (block[:, word] & LOW, block[:, word] >> HALF)]

@@ -1,6 +1,6 @@
 """`headrace export`: the weights of a run in the form that another program loads.
 
-Every form can be read back: `headrace probe`, `init_from` and `headrace export` take what is written here.
+`init_from` reads every form back; `headrace probe` and `headrace export` all but open_clip's.
 """
 
 import json
@@ -65,8 +65,10 @@ def export_weights(weights: Weights, out: Path, *, form: str, dtype: str = "floa
     check_export(weights, form=form, dtype=dtype)
     if form in ("ml-aim", "timm") and _shape(weights).norm_eps != NORM_EPS:
         eps = _shape(weights).norm_eps
-        log.warning("its norms have epsilon %g, %s computes with %g: outputs differ by about 2e-5", eps, form, NORM_EPS)
-    tensors = {name: _cast(name, tensor, dtype) for name, tensor in weights.tensors.items()}
+        log.warning(
+            "its norms have epsilon %g, %s computes with %g: outputs differ (1e-5: by 2e-5)", eps, form, NORM_EPS
+        )
+    tensors = {name: _cast(f"{weights.path}: {name}", tensor, dtype) for name, tensor in weights.tensors.items()}
     number = FORMATS[form].write(out, weights, tensors)
     log.info("exported %s: %d tensors, %d bytes", out, number, num_bytes(tensors))
     load = FORMATS[form].load.replace("FOLDER", str(out))
@@ -86,12 +88,12 @@ def check_export(weights: Weights, *, form: str, dtype: str) -> None:
         raise ValueError(f"{weights.path}: an objective {kind} has no towers of open_clip's, only clip has")
 
 
-def _cast(name: str, tensor: Tensor, dtype: str) -> Tensor:
+def _cast(where: str, tensor: Tensor, dtype: str) -> Tensor:
     if not tensor.is_floating_point():
         return tensor
     cast = tensor.to(DTYPES[dtype])
     if not bool(torch.isfinite(cast).all()):
-        raise ValueError(f"{name} is not finite in {dtype}; export another dtype, or an earlier checkpoint")
+        raise ValueError(f"{where} is not finite in {dtype}; export another dtype, or an earlier checkpoint")
     return cast
 
 
@@ -144,10 +146,11 @@ def _write_timm(out: Path, weights: Weights, tensors: dict[str, Tensor]) -> int:
     side = shape.image_size // shape.patch
     named = {_timm_name(name): tensor for name, tensor in trunk_only(tensors).items()}
     named[TIMM_POSITIONS] = sincos_positions(side, side, shape.width)[None].to(next(iter(named.values())).dtype)
-    classes = 0
-    if {"head.weight", "head.bias"} <= tensors.keys():
-        named |= {name: tensors[name] for name in ("head.weight", "head.bias")}
-        classes = len(tensors["head.bias"])
+    head = _timm_head(tensors)
+    if head is None and not weights.trunk_only:
+        log.warning("%s: timm has no place for its head: the trunk alone is written", weights.path)
+    named |= head or {}
+    classes = 0 if head is None else len(head["head.bias"])
     return _write_with_config(out, named, _timm_config(weights, classes), {"format": "pt"})
 
 
@@ -168,7 +171,7 @@ FORMATS: dict[str, Format] = {
         write=_write_ml_aim,
     ),
     "timm": Format(
-        says="a vision transformer of timm's, with the head of a supervised run",
+        says="a vision transformer of timm's, with the head of a supervised run or a `mean` one of finetune",
         load='timm.create_model("local-dir:FOLDER", pretrained=True)',
         write=_write_timm,
     ),
@@ -223,6 +226,15 @@ def _timm_name(name: str) -> str:
         if name.startswith(start):
             return end + name.removeprefix(start)
     return name.removeprefix("trunk.").replace(".norm_", ".norm")
+
+
+def _timm_head(tensors: Tensors) -> dict[str, Tensor] | None:
+    """Return a linear layer on the mean of the last norm's tokens under timm's names; None if the head is another."""
+    for stem in ("head.", "classifier.linear."):
+        names = {f"{stem}{kind}" for kind in ("weight", "bias")}
+        if {name for name in tensors if name.startswith(stem.split(".")[0] + ".")} == names:
+            return {f"head.{name.rpartition('.')[2]}": tensors[name] for name in names}
+    return None
 
 
 def _timm_config(weights: Weights, classes: int) -> dict[str, Any]:

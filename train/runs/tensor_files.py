@@ -3,7 +3,6 @@
 Names are mapped for files of l3m, of timm (a trunk of AIM's form only) and of AIM's releases. open_clip's are ours.
 """
 
-import pickle
 import re
 import warnings
 from collections.abc import Mapping
@@ -97,8 +96,11 @@ def _read_pickle(path: Path) -> TensorFile:
     try:
         with warnings.catch_warnings(action="ignore"):  # of old protocols, which are read all the same
             data = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        # torch speaks of switching the protection off first; the reason is said behind this.
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        # Of broken files torch raises nearly every kind: IndexError, TypeError, struct.error, AssertionError.
+        # It speaks of switching the protection off first; the reason is said behind this.
         reason = re.split(r"WeightsUnpickler error:\s*|trusted source\.\s*", str(error))[-1]
         why = reason.split("\n")[0][:200]
         raise ValueError(f"{path}: not a file of tensors alone, and nothing else in it is run: {why}") from error
@@ -128,18 +130,19 @@ def _from_l3m(tensors: Tensors, path: Path) -> dict[str, Tensor]:
         stem, letter, kind = part.groups()
         if letter == "q":
             three = [tensors.get(name.replace(".q_proj.", f".{other}_proj.")) for other in "qkv"]
-            if any(one is None for one in three):
-                raise ValueError(f"{path}: {stem}: q, k and v are not all there")
-            found[f"{stem}qkv.{kind}"] = torch.cat([one for one in three if one is not None])
+            there = [one for one in three if one is not None and one.shape == tensor.shape]
+            if len(there) < len(three) or not tensor.ndim:
+                raise ValueError(f"{path}: {stem}: q, k and v are not all there, of one shape")
+            found[f"{stem}qkv.{kind}"] = torch.cat(there)
     return found
 
 
 def _from_timm(tensors: Tensors, path: Path) -> dict[str, Tensor]:
     """Map timm's names; its positions are a parameter, and must hold what is computed here."""
     positions = tensors[TIMM_POSITIONS]
-    length, width = positions.shape[-2:]
+    length, width = positions.shape[-2:] if positions.ndim > 1 else (0, 0)
     side = isqrt(length)
-    if side * side != length or width % 4:
+    if side * side != length or width % 4 or positions.numel() != length * width or not length:
         raise ValueError(f"{path}: positions of shape {list(positions.shape)} are of no square of patches")
     away = float((positions.float().reshape(length, width) - sincos_positions(side, side, width)).abs().max())
     if not away <= POSITIONS_TOLERANCE:

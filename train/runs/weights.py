@@ -203,11 +203,11 @@ def _released(path: Path, kind: str, tensors: dict[str, Tensor]) -> Weights:
     config, image_size = released_config(path, tensors)
     try:
         config.trunk(image_size)
+        record = ModelRecord(objective=config, image_size=image_size, seed=0)
     except ValueError as error:
         raise ValueError(f"{path}: {error}; {path.parent / 'config.json'} may say img_size and num_heads") from error
     heads = sorted({name.split(".")[0] for name in tensors.keys() - trunk_only(tensors).keys()})
     log.info("%s: %s, its trunk is taken; left out: %s", path, kind, ", ".join(heads) or "nothing")
-    record = ModelRecord(objective=config, image_size=image_size, seed=0)
     return Weights(path=path, model=record, step=0, tensors=trunk_only(tensors), trunk_only=True)
 
 

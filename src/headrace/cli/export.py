@@ -27,7 +27,7 @@ def export_command(
 ) -> None:
     """Write the weights of a run for ml-aim, timm, open_clip, or as one file of tensors.
 
-    What is written can be read back: by `headrace probe`, by `init_from`, by this command.
+    What is written can be read back: by `init_from`, and all but open_clip's form by `headrace probe` and this command.
 
     Example: headrace export runs/a --format timm --out exported/a
 

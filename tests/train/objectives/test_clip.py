@@ -30,6 +30,7 @@ from headrace.train.models.clip_shapes import (
     named_shape,
 )
 from headrace.train.models.clip_towers import PairLoss
+from headrace.train.objectives import captions
 from headrace.train.objectives.build import build_objective
 from headrace.train.objectives.captions import says_something
 from headrace.train.objectives.clip import MAX_LOGIT_SCALE, Clip, ClipConfig, open_clip_config
@@ -333,6 +334,17 @@ def test_a_caption_longer_than_the_tower_is_cut_and_counted(make_batch: Callable
     assert torch.equal(tokens, open_clip.SimpleTokenizer(context_length=12)(given))
     assert [objective.tokens.num_cut([text]) for text in given] == [0, 1, 0, 0]
     assert float(objective(make_batch(4, caption=texts))[1]["cut_captions"]) == pytest.approx(1 / 3)
+
+
+def test_the_words_that_a_tokenizer_keeps_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(captions, "CACHED_WORDS", 20)
+    tokens, plain = captions.CaptionTokens(12), captions.CaptionTokens(12)
+    texts = [f"word{letter * number}" for number in range(1, 20) for letter in "xyz"]
+    monkeypatch.setattr(plain, "_encode", plain.tokenizer.encode)
+    for text in texts:
+        assert torch.equal(tokens([text]), plain([text]))
+        assert len(tokens.tokenizer.cache) <= 22
+    assert torch.equal(tokens(["<end_of_text>"]), plain(["<end_of_text>"]))
 
 
 @pytest.mark.parametrize(

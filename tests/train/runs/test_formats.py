@@ -153,6 +153,22 @@ def test_timm_gives_the_logits_and_the_preprocessing_of_a_supervised_run(
     assert (data["interpolation"], data["crop_pct"], data["input_size"]) == ("bicubic", 0.875, (3, 16, 16))
 
 
+@pytest.mark.parametrize("head", ["mean", "attentive"])
+def test_timm_takes_the_head_of_fine_tuning_where_it_has_a_place(
+    run_file: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, head: str
+) -> None:
+    pretrained = {"kind": "aim", "model": "tiny", "patch": 4, "width": 16, "depth": 2, "heads": 2}
+    objective = {"kind": "finetune", "of": pretrained, "num_classes": 3, "head": head, "lora": {"rank": 2}}
+    weights = read_weights(train(load_run(run_file("tuned", steps=1, validation=None, objective=objective))).out)
+    export_weights(weights, tmp_path, form="timm")
+    found, told = load_file(tmp_path / "model.safetensors"), json.loads((tmp_path / "config.json").read_text())
+    assert torch.equal(features(read_weights(tmp_path)), features(weights))
+    if head == "mean":
+        assert torch.equal(found["head.weight"], weights.tensors["classifier.linear.weight"])
+    assert ("head.bias" in found, told["num_classes"]) == ((True, 3) if head == "mean" else (False, 0))
+    assert ("timm has no place for its head" in caplog.text) == (head == "attentive")
+
+
 def test_a_trunk_of_timm_starts_a_run(run: Path, tmp_path: Path) -> None:
     weights = read_weights(run)
     export_weights(weights, tmp_path, form="timm")
@@ -172,6 +188,10 @@ def test_a_vision_transformer_with_other_positions_is_refused(run: Path, tmp_pat
     save_file(tensors | {"pos_embed": tensors["pos_embed"] + 0.5}, path)
     with pytest.raises(ValueError, match=r"its positions are not AIM's fixed sines and cosines, but up to 0\.5 away"):
         read_weights(tmp_path)
+    for shape in ((), (3,), (2, 16, 16)):
+        save_file(tensors | {"pos_embed": torch.zeros(shape)}, path)
+        with pytest.raises(ValueError, match=r"model\.safetensors: positions of shape .* are of no square of patches"):
+            read_weights(tmp_path)
 
 
 def test_weights_can_be_exported_in_half_the_bytes(run: Path, tmp_path: Path) -> None:
@@ -201,7 +221,7 @@ def test_what_a_model_is_not_is_refused_before_anything_is_written(run: Path, tm
     with pytest.raises(ValueError, match="known: float32, bfloat16, float16"):
         export_weights(weights, tmp_path / "out", form="timm", dtype="int8")
     weights.tensors["trunk.blocks.0.mlp.fc1.weight"][0, 0] = 1e6
-    with pytest.raises(ValueError, match=r"trunk.blocks.0.mlp.fc1.weight is not finite in float16"):
+    with pytest.raises(ValueError, match=r"00000003: trunk.blocks.0.mlp.fc1.weight is not finite in float16"):
         export_weights(weights, tmp_path / "out", form="timm", dtype="float16")
     assert not (tmp_path / "out").exists()
 

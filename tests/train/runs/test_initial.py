@@ -109,6 +109,10 @@ def test_l3m_names_are_mapped(config: RunConfig, tmp_path: Path) -> None:
     save_file(theirs, tmp_path / "part.safetensors")
     with pytest.raises(ValueError, match="q, k and v are not all there"):
         taken_by(config, tmp_path / "part.safetensors")
+    theirs["trunk.blocks.1.attn.k_proj.weight"] = torch.zeros(3)
+    save_file(theirs, tmp_path / "part.safetensors")
+    with pytest.raises(ValueError, match=r"part\.safetensors: .*q, k and v are not all there, of one shape"):
+        taken_by(config, tmp_path / "part.safetensors")
 
 
 def test_a_released_file_gives_its_trunk(config: RunConfig, tmp_path: Path) -> None:
@@ -218,7 +222,10 @@ def test_what_a_pickle_says_is_never_run(config: RunConfig, tmp_path: Path) -> N
     torch.save({"model": own(objective_of(config)), "extra": _Payload(target)}, tmp_path / "evil.pth")
     (tmp_path / "plain.pth").write_bytes(pickle.dumps({"state_dict": _Payload(target)}))
     (tmp_path / "cut.pth").write_bytes((tmp_path / "evil.pth").read_bytes()[:900])
-    for name in ("evil.pth", "plain.pth", "cut.pth"):
+    # A stack that is empty, a number cut short: each another kind of error in torch.
+    (tmp_path / "empty.pth").write_bytes(b"\x80\x02]q\x00a.")
+    (tmp_path / "short.pth").write_bytes(b"\x80\x02J\x00.")
+    for name in ("evil.pth", "plain.pth", "cut.pth", "empty.pth", "short.pth"):
         with pytest.raises(ValueError, match="nothing else in it is run") as caught:
             taken_by(config, tmp_path / name)
         assert "set to `False`" not in str(caught.value)  # torch's advice would run it
