@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from headrace.cli.result import JsonOption, say_json, say_plan
+from headrace.cli.stopping import leaving_lost_ranks
 
 
 def features_command(
@@ -71,7 +72,8 @@ def features_command(
         ]
         say_plan("features", [*lines, *([] if config.is_folder else [f"joined into {out}"])], json=json)
         return
-    result = write_features(checkpoint, dataset, config, part=(number - 1, of), device=device)
+    with leaving_lost_ranks():
+        result = write_features(checkpoint, dataset, config, part=(number - 1, of), device=device)
     if os.environ.get("RANK", "0") != "0":
         return
     if json:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headrace.cli.result import JsonOption, say_json, say_next
+from headrace.cli.stopping import leaving_lost_ranks
 from headrace.cli.train import end_training, plan_training, run_training
 from headrace.text import printable
 
@@ -98,9 +99,9 @@ def finetune_command(
     result = run_training(config, json=json)
     facts: dict[str, Any] = {"out": out, "step": result.step, "recipe": recipe, "accuracy": None}
     if result.finished:
-        facts |= judge(
-            result.out / "model.safetensors", test, truth, center_fraction=_center(config), device=config.device
-        )
+        weights = result.out / "model.safetensors"
+        with leaving_lost_ranks():
+            facts |= judge(weights, test, truth, center_fraction=_center(config), device=config.device)
     if result.is_first:
         if result.finished:
             _write_result(result.out / RESULT, facts)

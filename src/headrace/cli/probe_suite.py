@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from headrace.cli.result import say_json, say_plan
+from headrace.cli.stopping import leaving_lost_ranks
 from headrace.text import printable
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ def probe_suite(checkpoint: Path, path: Path, options: SuiteOptions) -> None:
         if is_first:
             typer.echo(printable(_line(row)), err=True)
 
-    rows = run_suite(checkpoint, suite, target, untrained=options.untrained, device=options.device, on_row=tell)
+    with leaving_lost_ranks():
+        rows = run_suite(checkpoint, suite, target, untrained=options.untrained, device=options.device, on_row=tell)
     failed = [row.name for row in rows if row.accuracy is None]
     if is_first:
         facts: dict[str, Any] = {
