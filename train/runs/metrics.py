@@ -34,7 +34,7 @@ class MetricsFile:
         self._file: AppendedFile | None = None
         self._events: EventFile | None = None
         if path is not None:
-            self.lines = [line for line in read_metrics(path) if line["step"] <= step]
+            self.lines = [line for line in read_metrics(path) if _stands(line, step)]
             write_atomic(str(path), "".join(map(_json_line, self.lines)).encode())
             self._file = AppendedFile(path, patient=patient)
             self._events = EventFile(path.parent, self.lines, patient=patient) if tensorboard else None
@@ -64,6 +64,11 @@ class MetricsFile:
             self._file.close()
         if self._events is not None:
             self._events.close()
+
+
+def _stands(line: Metrics, step: int) -> bool:
+    """True if a line is still true where the run goes on behind `step`: a change just there may be another by now."""
+    return bool(line["step"] < step or (line["step"] == step and line["event"] != "change"))
 
 
 def _json_line(line: Metrics) -> str:

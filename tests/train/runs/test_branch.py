@@ -56,6 +56,25 @@ def test_one_run_is_cooled_down_at_several_points(run_file: Callable[..., Path])
     assert weights(trunk) == before
 
 
+def test_a_branch_tells_of_its_own_change_at_the_step_of_a_change_of_its_parent(run_file: Callable[..., Path]) -> None:
+    changes = {3: {"steps": 5, "optimizer.lr": 0.5}}
+    trunk = load_run(run_file("trunk", steps=6, schedule=OPEN_ENDED, changes_at={3: {"clip_grad_norm": 0.5}}))
+    train(trunk)
+    branch = load_run(
+        run_file(
+            "branch",
+            steps=6,
+            schedule=OPEN_ENDED,
+            changes_at=changes,
+            continue_from=f"{trunk.out}/checkpoints/00000003",
+        )
+    )
+    planned = load_run(run_file("planned", steps=6, schedule=OPEN_ENDED, changes_at=changes))
+    train(branch)
+    train(planned)
+    assert lines(branch) == lines(planned)
+
+
 def test_a_branch_killed_before_its_first_checkpoint_begins_again(run_file: Callable[..., Path]) -> None:
     trunk = load_run(run_file("trunk", steps=6))
     train(trunk)
