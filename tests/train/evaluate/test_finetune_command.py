@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,6 +48,23 @@ def test_it_tunes_and_judges_and_the_same_command_goes_on_and_judges_again(
     (tmp_path / "subset.json").write_text("[0, 1, 2]")
     again = json.loads(finetune(*words, "--class-subset", tmp_path / "subset.json", "--json"))
     assert again["accuracy"] == first["accuracy"]
+
+
+def test_two_processes_judge_what_they_have_tuned(
+    trained: Path, tmp_path: Path, pictures: str, other_pictures: str
+) -> None:
+    """They join twice: to train, and to judge."""
+    words = [trained, "--train", pictures, "--test", other_pictures, *FAST]
+    finetune(*words, "--out", tmp_path / "one")
+    program = "import sys; from headrace.cli.app import app; app(['finetune', *sys.argv[1:]])"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    command = [*launcher, sys.executable, "-c", program, *map(str, words), "--out", str(tmp_path / "two")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(re.findall(r"top1 [01]\.\d+ on 45 samples", done.stdout)) == 1
+    one, two = (json.loads((tmp_path / name / "finetune.json").read_text()) for name in ("one", "two"))
+    assert two["test_samples"] == one["test_samples"] == 45
+    assert two["accuracy"] == pytest.approx(one["accuracy"], abs=0.05)
 
 
 def test_adapters_from_an_exported_file_at_another_resolution_then_fine_tuned_again(
