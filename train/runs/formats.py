@@ -52,8 +52,8 @@ class Format:
     """What it is, a line."""
     load: str
     """How to load it, with FOLDER for its place."""
-    write: Callable[[Path, Weights, dict[str, Tensor]], int]
-    """Write into a folder; return how many tensors. Raises ValueError where the model has no such form."""
+    write: Callable[[Path, Weights, dict[str, Tensor]], Tensors]
+    """Write into a folder; return what was written. Raises ValueError where the model has no such form."""
 
 
 def export_weights(weights: Weights, out: Path, *, form: str, dtype: str = "float32") -> Exported:
@@ -69,10 +69,10 @@ def export_weights(weights: Weights, out: Path, *, form: str, dtype: str = "floa
             "its norms have epsilon %g, %s computes with %g: outputs differ (1e-5: by 2e-5)", eps, form, NORM_EPS
         )
     tensors = {name: _cast(f"{weights.path}: {name}", tensor, dtype) for name, tensor in weights.tensors.items()}
-    number = FORMATS[form].write(out, weights, tensors)
-    log.info("exported %s: %d tensors, %d bytes", out, number, num_bytes(tensors))
+    written = dict(FORMATS[form].write(out, weights, tensors))
+    log.info("exported %s: %d tensors, %d bytes", out, len(written), num_bytes(written))
     load = FORMATS[form].load.replace("FOLDER", str(out))
-    return Exported(folder=str(out), format=form, tensors=number, bytes=num_bytes(tensors), load=load)
+    return Exported(folder=str(out), format=form, tensors=len(written), bytes=num_bytes(written), load=load)
 
 
 def check_export(weights: Weights, *, form: str, dtype: str) -> None:
@@ -97,15 +97,15 @@ def _cast(where: str, tensor: Tensor, dtype: str) -> Tensor:
     return cast
 
 
-def _write_safetensors(out: Path, weights: Weights, tensors: dict[str, Tensor]) -> int:
+def _write_safetensors(out: Path, weights: Weights, tensors: dict[str, Tensor]) -> Tensors:
     if weights.trunk_only:
         return _write_with_config(out, tensors, _facts(weights), {"format": "pt"})
     with atomic_file(str(out / "model.safetensors")) as path:
         save_tensors(path, tensors, {CONFIG_KEY: canonical_json(_published(weights))})
-    return len(tensors)
+    return tensors
 
 
-def _write_torch(out: Path, weights: Weights, tensors: dict[str, Tensor]) -> int:
+def _write_torch(out: Path, weights: Weights, tensors: dict[str, Tensor]) -> Tensors:
     data: dict[str, Any] = {"state_dict": tensors}
     if not weights.trunk_only:
         data[CONFIG_KEY] = canonical_json(_published(weights))
@@ -113,10 +113,10 @@ def _write_torch(out: Path, weights: Weights, tensors: dict[str, Tensor]) -> int
         torch.save(data, path)
     if weights.trunk_only:
         _write_json(out / "config.json", _facts(weights))
-    return len(data["state_dict"])
+    return tensors
 
 
-def _write_ml_aim(out: Path, weights: Weights, tensors: dict[str, Tensor]) -> int:
+def _write_ml_aim(out: Path, weights: Weights, tensors: dict[str, Tensor]) -> Tensors:
     trunk = trunk_only(tensors)
     width = _shape(weights).width
     empty = {
@@ -134,21 +134,21 @@ def _write_ml_aim(out: Path, weights: Weights, tensors: dict[str, Tensor]) -> in
     return _write_with_config(out, trunk | head, facts, {"format": "pt"})
 
 
-def _write_open_clip(out: Path, weights: Weights, tensors: dict[str, Tensor]) -> int:
+def _write_open_clip(out: Path, weights: Weights, tensors: dict[str, Tensor]) -> Tensors:
     sketch = _sketch(weights)
     sketch.reads = weights.config.get("mixture", {})
     sketch.export_beside(out, tensors)
-    return len(tensors)
+    return tensors
 
 
-def _write_timm(out: Path, weights: Weights, tensors: dict[str, Tensor]) -> int:
+def _write_timm(out: Path, weights: Weights, tensors: dict[str, Tensor]) -> Tensors:
     shape = _shape(weights)
     side = shape.image_size // shape.patch
     named = {_timm_name(name): tensor for name, tensor in trunk_only(tensors).items()}
     named[TIMM_POSITIONS] = sincos_positions(side, side, shape.width)[None].to(next(iter(named.values())).dtype)
     head = _timm_head(tensors)
-    if head is None and not weights.trunk_only:
-        log.warning("%s: timm has no place for its head: the trunk alone is written", weights.path)
+    if head is None and any(name.startswith("classifier.") for name in tensors):
+        log.warning("%s: timm has no place for its classifier: the trunk alone is written", weights.path)
     named |= head or {}
     classes = 0 if head is None else len(head["head.bias"])
     return _write_with_config(out, named, _timm_config(weights, classes), {"format": "pt"})
@@ -186,11 +186,11 @@ EMPTY_CLASSES = 1000
 """Of a classifier that holds zeros, as many as AIM's releases have."""
 
 
-def _write_with_config(out: Path, tensors: Tensors, config: Mapping[str, Any], metadata: Mapping[str, str]) -> int:
+def _write_with_config(out: Path, tensors: Tensors, config: Mapping[str, Any], metadata: Mapping[str, str]) -> Tensors:
     with atomic_file(str(out / "model.safetensors")) as path:
         save_tensors(path, tensors, metadata)
     _write_json(out / "config.json", config)
-    return len(tensors)
+    return tensors
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:
