@@ -1,11 +1,12 @@
 """What the user chooses of an augmentation: window, flip, colours, and how many views of every picture."""
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 MAX_IMAGE_SIZE = 4096
 
 Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
+INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 
 
 def _check(good: bool, message: str) -> None:

@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from headrace.files import only_writer, remove_leftovers, write_atomic
+from headrace.pipeline.augment.config import INTERPOLATIONS, Interpolation
 from headrace.shards.columns import with_own_values
 from headrace.shards.dataset import Dataset, open_dataset
 from headrace.shards.parquet import write_parquet
@@ -61,6 +62,8 @@ class FilesConfig:
     """Fresh weights from the run's seed."""
     center_fraction: float = 1.0
     """Side of the centre crop as a share of the short side; 0.875 is Resize(256) and CenterCrop(224)."""
+    interpolation: Interpolation = "bilinear"
+    """How a picture is resized."""
     images_per_batch: int = 256
     """Images that go through the trunk at once, of one process."""
 
@@ -73,6 +76,8 @@ class FilesConfig:
             raise ValueError(f"layers: one is given twice: {', '.join(self.layers)}")
         if self.dtype not in ("float16", "float32"):
             raise ValueError(f"dtype: unknown {self.dtype!r}; known: float16, float32")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation: unknown {self.interpolation!r}; known: {', '.join(INTERPOLATIONS)}")
         if "://" in self.out:
             raise ValueError(f"out must be a local file or folder, got {self.out}")
 
@@ -175,6 +180,7 @@ def plan_features(trunk: FrozenTrunk, url: str, config: FilesConfig) -> FeatureJ
         pooled=not config.tokens,
         samples=config.samples,
         center_fraction=config.center_fraction,
+        interpolation=config.interpolation,
         images_per_batch=config.images_per_batch,
         columns=columns,
     )
@@ -190,6 +196,7 @@ def plan_features(trunk: FrozenTrunk, url: str, config: FilesConfig) -> FeatureJ
         **{"layers": dict(zip(config.names, map(list, layers), strict=True)), "tokens": config.tokens},
         **{"shape": list(wanted.row_shape(trunk.encoder.shape)), "dtype": config.dtype, "columns": list(columns)},
         **{"image_size": trunk.image_size, "center_fraction": config.center_fraction},
+        **{"interpolation": config.interpolation},
         **{"pixel_mean": list(trunk.normalise.mean), "pixel_std": list(trunk.normalise.std)},
         **{"pictures": facts["pictures"], "bf16": facts["bf16"]},
         **{"images_per_batch": config.images_per_batch, "piece_rows": piece_rows},

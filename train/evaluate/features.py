@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headrace.pipeline import Batch, Stream, open_stream
+from headrace.pipeline.augment.config import Interpolation
 from headrace.pipeline.collate import Column
 from headrace.shards.dataset import FAST_COLUMNS, Dataset
 from headrace.text import shown
@@ -51,6 +52,8 @@ class FeaturesConfig:
     """Most that they may take where they are held in memory."""
     center_fraction: float = 1.0
     """Side of the centre crop as a share of the short side."""
+    interpolation: Interpolation = "bilinear"
+    """How a picture is resized."""
     images_per_batch: int = IMAGES_PER_BATCH
     """Images that go through the trunk at once, of one process."""
     columns: tuple[str, ...] = ("label",)
@@ -158,7 +161,9 @@ def share_of(total: int, images_per_batch: int, ranks: Ranks) -> range:
 
 def open_pass(url: str, trunk: EncoderShape, config: FeaturesConfig) -> Stream:
     """Open the finite pass over all of a dataset; nothing is read yet. Raises ValueError if a column is missing."""
-    mixture = plain_mixture(url, trunk.image_size, center_fraction=config.center_fraction)
+    mixture = plain_mixture(
+        url, trunk.image_size, center_fraction=config.center_fraction, interpolation=config.interpolation
+    )
     return open_stream(mixture, global_batch=config.images_per_batch, columns=config.columns, once=True)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from headrace.pipeline import Mixture, open_stream
+from headrace.pipeline.augment.config import Interpolation
 from headrace.text import without_secrets
 from headrace.train.config import RunConfig
 from headrace.train.evaluate.ground_truth import GroundTruth, GroundTruthConfig, read_ground_truth
@@ -28,7 +29,13 @@ def check_judge(config: RunConfig, url: str, truth: GroundTruthConfig) -> None:
 
 
 def judge(
-    path: Path, url: str, truth: GroundTruthConfig, *, center_fraction: float = 1.0, device: str = "auto"
+    path: Path,
+    url: str,
+    truth: GroundTruthConfig,
+    *,
+    center_fraction: float = 1.0,
+    interpolation: Interpolation = "bilinear",
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Return the accuracy of the classifier in the exported file `path`, with what it was measured on.
 
@@ -42,7 +49,7 @@ def judge(
     with torch.no_grad():
         weights.load_into(objective)
     known = read_ground_truth(url, truth, num_classes=objective.config.num_classes)
-    mixture = plain_mixture(url, weights.model.image_size, center_fraction=center_fraction)
+    mixture = plain_mixture(url, weights.model.image_size, center_fraction=center_fraction, interpolation=interpolation)
     with join_ranks(device) as ranks:
         objective.eval().to(ranks.device)
         tally = _tally(objective, known, mixture, ranks)
@@ -59,6 +66,7 @@ def judge(
         "ground_truth": {name: without_secrets(value) for name, value in asdict(truth).items()},
         "image_size": weights.model.image_size,
         "center_fraction": center_fraction,
+        "interpolation": interpolation,
     }
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from headrace.pipeline import Augment
+from headrace.pipeline.augment.config import INTERPOLATIONS, Interpolation
 from headrace.train.evaluate.ground_truth import GroundTruthConfig
 
 AUGMENTS: dict[str, Augment | None] = {
@@ -28,6 +29,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "warmup_epochs": 5.0,
         "augment": "aim",
         "center_fraction": 0.875,
+        "interpolation": "bicubic",
     },
     # MoCo v3, main_lincls.py: SGD, rate 3 x batch / 256, no decay, no clipping.
     "moco_v3": {
@@ -89,6 +91,8 @@ class ProbeConfig:
     every epoch, or a cache on disk is read."""
     center_fraction: float = 1.0
     """Side of the centre crop as a share of the short side; 0.875 is Resize(256) and CenterCrop(224), as published."""
+    interpolation: Interpolation = "bilinear"
+    """How a picture is resized where it is judged, and where it is fitted without `augment`; AIM's is bicubic."""
     images_per_forward: int = 256
     """Images that go through the trunk at once, of one process."""
 
@@ -114,7 +118,11 @@ class ProbeConfig:
             raise ValueError(f"warmup_epochs must be at least 0 and under the {self.epochs} epochs")
         if not (0 <= self.min_lr < math.inf and 0 <= self.clip_grad_norm < math.inf):
             raise ValueError("min_lr and clip_grad_norm must be at least 0 and finite")
-        for what, name, known in (("optimizer", self.optimizer, OPTIMIZERS), ("augment", self.augment, AUGMENTS)):
+        for what, name, known in (
+            ("optimizer", self.optimizer, OPTIMIZERS),
+            ("augment", self.augment, AUGMENTS),
+            ("interpolation", self.interpolation, INTERPOLATIONS),
+        ):
             if name not in known:
                 raise ValueError(f"{what}: unknown {name!r}; known: {', '.join(known)}")
 

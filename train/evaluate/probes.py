@@ -214,6 +214,7 @@ def features_of(task: ProbeTask) -> FeaturesConfig:
         samples=config.samples,
         memory_bytes=config.memory_bytes * task.ranks.size,
         center_fraction=config.center_fraction,
+        interpolation=config.interpolation,
         images_per_batch=config.images_per_forward,
     )
 

@@ -169,6 +169,7 @@ def finetune_run(options: FinetuneOptions, model: ModelRecord) -> dict[str, Any]
         "validation": {
             "dataset": options.validation,
             "every": steps_per_epoch,
+            "interpolation": "bicubic",
             "center_fraction": CENTER_FRACTION if image_size >= SMALL_PIXELS else 1.0,
         },
         "checkpoint": {"every": steps_per_epoch, "keep": 2},

@@ -30,6 +30,7 @@ def features_command(
     center_fraction: Annotated[
         float, typer.Option(help="Side of the centre crop as a share of the short side; 0.875 as published.")
     ] = 1.0,
+    interpolation: Annotated[str, typer.Option(help="bilinear or bicubic: how a picture is resized.")] = "bilinear",
     images_per_batch: Annotated[int, typer.Option(help="Images that go through the trunk at once.")] = 256,
     part: Annotated[str, typer.Option(help="1/4: the first of four commands that share the work.")] = "1/1",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -58,6 +59,7 @@ def features_command(
         samples=samples,
         untrained=untrained,
         center_fraction=center_fraction,
+        interpolation=interpolation,  # type: ignore[arg-type]  # the config refuses another
         images_per_batch=images_per_batch,
     )
     number, of = _part(part)

@@ -101,7 +101,7 @@ def finetune_command(
     if result.finished:
         weights = result.out / "model.safetensors"
         with leaving_lost_ranks():
-            facts |= judge(weights, test, truth, center_fraction=_center(config), device=config.device)
+            facts |= judge(weights, test, truth, **_reading(config), device=config.device)
     if result.is_first:
         if result.finished:
             _write_result(result.out / RESULT, facts)
@@ -119,8 +119,10 @@ def _config(options: Any, overrides: list[str]) -> "RunConfig":
     return build_config(RunConfig, apply_overrides(data, overrides))
 
 
-def _center(config: "RunConfig") -> float:
-    return 1.0 if config.validation is None else config.validation.center_fraction
+def _reading(config: "RunConfig") -> dict[str, Any]:
+    """Return how the test set is read: as the validation set is."""
+    names = ("center_fraction", "interpolation")
+    return {} if config.validation is None else {name: getattr(config.validation, name) for name in names}
 
 
 def _write(config: "RunConfig", path: Path) -> None:

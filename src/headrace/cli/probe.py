@@ -69,6 +69,9 @@ def probe_command(
         float | None,
         typer.Option(help="Side of the centre crop as a share of the short side; 0.875 as published, quick: 1."),
     ] = None,
+    interpolation: Annotated[
+        str | None, typer.Option(help="bilinear or bicubic: how a picture is resized; quick: bilinear, aim: bicubic.")
+    ] = None,
     memory_bytes: Annotated[
         int | None, typer.Option(help="Most that features held in memory take; 8 GiB if not given.")
     ] = None,

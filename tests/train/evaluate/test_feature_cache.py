@@ -132,11 +132,12 @@ def test_other_weights_pictures_blocks_or_cuts_have_another_cache(
         (trunk, pictures, {"layers": (1,)}),
         (trunk, pictures, {"pooled": True}),
         (trunk, pictures, {"center_fraction": 0.875}),
+        (trunk, pictures, {"interpolation": "bicubic"}),
         (trunk, pictures, {"samples": 20}),
         (trunk, pictures, {"more_layers": ((0,),)}),
     ):
         open_cache(tmp_path, of, url, dataclasses.replace(CONFIG, **changes), ALONE)
-    assert len(list(tmp_path.iterdir())) == 8
+    assert len(list(tmp_path.iterdir())) == 9
     facts = [json.loads((folder / "features.json").read_text()) for folder in tmp_path.iterdir()]
     assert {fact["weights"] for fact in facts} == {trunk.digest(), fresh.digest()}
 

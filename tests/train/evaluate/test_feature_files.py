@@ -278,6 +278,7 @@ def test_a_dataset_without_labels_has_features_too(
         ({"columns": ("nothing",)}, "nothing"),
         ({"dtype": "int8"}, "dtype: unknown 'int8'"),
         ({"center_fraction": 0.0}, "center_fraction"),
+        ({"interpolation": "nearest"}, "interpolation: unknown 'nearest'; known: bilinear, bicubic"),
     ],
 )
 def test_a_mistake_is_refused_before_anything_is_written(

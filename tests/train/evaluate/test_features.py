@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from headrace.pipeline.augment.config import Interpolation
 from headrace.shards.dataset import open_dataset
 from headrace.train.config import load_run
 from headrace.train.evaluate.features import FeaturesConfig, dataset_features, iterate_features, share_of
 from headrace.train.evaluate.trunk import FrozenTrunk, means_of_blocks, open_trunk
 from headrace.train.loop import train
 from headrace.train.models.vit import Vit, VitConfig
-from headrace.train.parallel.ranks import Ranks
+from headrace.train.parallel.ranks import ALONE, Ranks
 
 CONFIG = FeaturesConfig(layers=(0, 1), images_per_batch=8)
 
@@ -105,3 +106,12 @@ def test_the_digest_of_a_trunk_is_that_of_its_values(run_file: Callable[..., Pat
     assert not any(parameter.requires_grad for parameter in first.encoder.parameters())
     next(again.encoder.parameters()).view(-1)[0] += 1e-3
     assert again.digest() != first.digest()
+
+
+def test_pictures_are_resized_as_asked_for(trunk: FrozenTrunk, pictures: str) -> None:
+    def features(interpolation: Interpolation) -> torch.Tensor:
+        config = FeaturesConfig(layers=(0, 1), interpolation=interpolation)
+        return torch.cat([rows.sets[0] for rows in iterate_features(trunk, pictures, config, ALONE)])
+
+    assert torch.equal(features("bicubic"), features("bicubic"))
+    assert not torch.equal(features("bicubic"), features("bilinear"))
