@@ -81,7 +81,11 @@ def classes_of(column: object, url: str) -> NDArray[np.int64]:
     if not len(labels):
         return labels
     if labels.min() < 0:
-        raise ValueError(f"{url}: a sample has no label; a probe needs one for each")
+        lacking = int((labels < 0).sum())
+        told = "a sample has" if lacking < len(labels) else "its samples have"
+        raise ValueError(
+            f"{url}: {told} no label ({lacking:,} of {len(labels):,} looked at); a probe needs one for each"
+        )
     if labels.max() >= MAX_CLASSES:
         raise ValueError(f"{url}: label {labels.max()} is no class: they are 0..{MAX_CLASSES - 1} at most")
     return labels

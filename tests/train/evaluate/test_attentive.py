@@ -149,7 +149,8 @@ def test_damaged_samples_are_left_out_of_a_probe(
     [
         (["red", "blue"], "does not hold whole numbers"),
         (np.array([0.0, 0.5]), "does not hold whole numbers"),
-        (np.array([0, -1]), "a sample has no label"),
+        (np.array([0, -1]), r"a sample has no label \(1 of 2"),
+        (np.array([-1, -1]), r"its samples have no label \(2 of 2"),
         (np.array([0, 10**12]), "label 1000000000000 is no class"),
     ],
 )
