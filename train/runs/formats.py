@@ -25,6 +25,8 @@ from headrace.train.runs.weights import Weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PUBLISHED_CROP = 0.875
+EMPTY_CLASSES = 1000
+"""Of a classifier that holds zeros, as many as AIM's releases have."""
 
 log = logging.getLogger(__name__)
 
@@ -181,9 +183,6 @@ FORMATS: dict[str, Format] = {
         write=_write_open_clip,
     ),
 }
-
-EMPTY_CLASSES = 1000
-"""Of a classifier that holds zeros, as many as AIM's releases have."""
 
 
 def _write_with_config(out: Path, tensors: Tensors, config: Mapping[str, Any], metadata: Mapping[str, str]) -> Tensors:

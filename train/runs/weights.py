@@ -127,13 +127,12 @@ def averaged(several: Sequence[Weights]) -> Weights:
     for other in others:
         if (other.model.objective, other.model.image_size) != (first.model.objective, first.model.image_size):
             raise ValueError(f"{other.path} is of another model than {first.path}: their weights have no mean")
-    for other in others:
-        for name, tensor in first.tensors.items():
-            if tensor.is_floating_point():
-                tensor += other.tensors[name]
-    for tensor in first.tensors.values():
+    for name, tensor in first.tensors.items():
         if tensor.is_floating_point():
-            tensor /= len(several)
+            # Summed in fp32 at least: a sum of bf16 would be rounded once for each.
+            wide = torch.promote_types(tensor.dtype, torch.float32)
+            total = sum((other.tensors[name].to(wide) for other in others), start=tensor.to(wide))
+            first.tensors[name] = (total / len(several)).to(tensor.dtype)
     return first
 
 

@@ -214,6 +214,14 @@ def test_the_mean_of_two_models(run: Path, supervised: Path, tmp_path: Path) -> 
         averaged([second, read_weights(supervised)])
 
 
+def test_a_mean_of_bfloat16_is_rounded_once(run: Path) -> None:
+    several = [read_weights(run) for _ in range(3)]
+    for weights, value in zip(several, (256.0, 1.0, 1.0), strict=True):
+        for name, tensor in weights.tensors.items():
+            weights.tensors[name] = torch.full_like(tensor, value, dtype=torch.bfloat16)
+    assert {float(tensor.max()) for tensor in averaged(several).tensors.values()} == {86.0}
+
+
 def test_what_a_model_is_not_is_refused_before_anything_is_written(run: Path, tmp_path: Path) -> None:
     weights = read_weights(run)
     for form, message in (("open_clip", "only clip has"), ("onnx", "known: safetensors, torch, ml-aim, timm")):
