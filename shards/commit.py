@@ -37,6 +37,16 @@ def commit(folder: str, name: str, record: Mapping[str, Any]) -> bool:
     return files.put_if_absent(_record_url(folder, name), (canonical_json(dict(record)) + "\n").encode())
 
 
+def replace_commit(folder: str, name: str, record: Mapping[str, Any]) -> None:
+    """Replace the record of a unit whose files were rewritten; nothing else ever changes a record."""
+    files.write_atomic(_record_url(folder, name), (canonical_json(dict(record)) + "\n").encode())
+
+
+def remove_commit(folder: str, name: str) -> None:
+    """Remove the record of a unit that is no more."""
+    files.remove(_record_url(folder, name))
+
+
 def committed(folder: str) -> list[str]:
     """Return the sorted names of finished units."""
     names = files.list_names(files.join(folder, "commits"), suffix=_SUFFIX)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -29,6 +29,7 @@ from headrace.shards.manifest import (
     parse_manifest,
     remedy,
 )
+from headrace.shards.undo import Undo, with_rows_back
 from headrace.text import shown, without_secrets
 
 log = logging.getLogger(__name__)
@@ -57,10 +58,14 @@ class Dataset:
     recipe_digest: str | None = None
     group: GroupConfig = BY_RULE
     """How the members of its tars become samples."""
+    manifest_sha256: str = field(default="", compare=False)
+    """Of the manifest that was opened."""
     not_held: tuple[str, ...] = ()
     """Columns that the index of some shard was made without (`headrace index --fast`): null there means not read."""
     stamps: Mapping[str, str] = field(default_factory=dict, compare=False)
     """By shard, what changes with the content of a tar that has no sum, where that is known: mtime or ETag."""
+    undo: Undo | None = field(default=None, compare=False)
+    """Of a dataset as it was before samples were taken down (`forgotten.as_of`): how its indexes looked."""
 
     @property
     def num_samples(self) -> int:
@@ -119,7 +124,51 @@ class Dataset:
         Raises ShardError as `index` does.
         """
         url, entry = self.index_url(shard), self.shards[shard]
-        return read_checked(url, read, lambda data: _check_index(data, url, entry, columns))
+        if self.undo is not None and entry.name in self.undo.rows:
+            return self._index_before(entry, columns, read)
+        try:
+            return read_checked(url, read, lambda data: _check_index(data, url, entry, columns))
+        except (ShardError, FileNotFoundError) as error:
+            self.check_unchanged(read, error)
+            raise
+
+    def _index_before(
+        self, entry: ShardEntry, columns: Sequence[str] | None, read: ReadBytes
+    ) -> tuple[pa.Table, tuple[str, ...]]:
+        """Read the index of a shard of which samples were taken down since."""
+        assert self.undo is not None
+        now = self.undo.current.number_of(entry.name)
+        if now is None:  # nothing of it is left
+            table, names = INDEX_SCHEMA.empty_table(), tuple(INDEX_SCHEMA.names)
+            table = table if columns is None else table.select([name for name in columns if name in names])
+        else:
+            table, names = replace(self, shards=self.undo.current, undo=None).index_part(now, columns, read=read)
+        table = with_rows_back(table, self.undo.rows[entry.name])
+        if table.num_rows != entry.num_samples:
+            raise ShardError(
+                f"{table.num_rows} rows with those that were taken down, {entry.num_samples} before: the dataset was "
+                "built again since",
+                shard=self.index_url(self.shards.number_of(entry.name) or 0),
+            )
+        return table, names
+
+    def check_unchanged(self, read: ReadBytes, cause: Exception | None = None) -> None:
+        """Raise ShardError, from `cause`, if the dataset is not the one that was opened, as samples were taken down."""
+        if self.layout != OWN_LAYOUT or not self.manifest_sha256:
+            return
+        try:
+            summary = json.loads(read(files.join(self.index_base, SUMMARY_NAME)))
+            same = summary.get("manifest_sha256") == self.manifest_sha256
+        except FileNotFoundError:
+            same = False
+        except (OSError, ValueError, AttributeError):
+            return
+        if not same:
+            raise ShardError(
+                "the dataset was changed since it was opened (a take-down by headrace forget, or another build): what "
+                "was opened is not there any more; open it again",
+                shard=self.url,
+            ) from cause
 
 
 def read_checked(url: str, read: ReadBytes, check: Callable[[bytes], T]) -> T:
@@ -181,6 +230,7 @@ def open_dataset(url: str, *, index_dir: str | None = None, read: ReadBytes = fi
         classes=_texts(summary, "classes", summary_url),
         recipe_digest=digest if isinstance(digest, str) else None,
         group=_group(summary, summary_url),
+        manifest_sha256=str(summary.get("manifest_sha256") or ""),
         not_held=_not_held(summary, shards, summary_url),
     )
 
@@ -257,7 +307,10 @@ def _why_missing(url: str, base: str) -> str:
             f"{files.join(url, '*.tar')}); run: headrace index {url}{option}"
         )
     if holds_commits:
-        return f"{url} is an unfinished dataset ({where} is missing); run the command that writes it again"
+        return (
+            f"{url} is an unfinished dataset ({where} is missing); run the command that writes it again (headrace "
+            "build; headrace forget if a take-down was under way)"
+        )
     return f"{url} is not a dataset: {where} is missing"
 
 

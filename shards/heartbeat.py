@@ -98,12 +98,19 @@ _PULSE: ContextVar[Pulse | None] = ContextVar("headrace.pulse", default=None)
 @contextlib.contextmanager
 def pulse(send: Callable[[Beat], None]) -> Iterator[Pulse]:
     """Count what is counted inside."""
-    counting = Pulse(send)
-    token = _PULSE.set(counting)
+    begun = Pulse(send)
+    token = _PULSE.set(begun)
     try:
-        yield counting
+        yield begun
     finally:
         _PULSE.reset(token)
+
+
+def counting(send: Callable[[Beat], None]) -> Pulse:
+    """Count what is counted in this context from now on; for a context that is a unit's own."""
+    begun = Pulse(send)
+    _PULSE.set(begun)
+    return begun
 
 
 def beat(*, failed: str | None = None, **counts: int) -> None:
@@ -111,9 +118,9 @@ def beat(*, failed: str | None = None, **counts: int) -> None:
 
     Without arguments: only show that the unit is alive.
     """
-    counting = _PULSE.get()
-    if counting is not None:
-        counting.count(counts, failed)
+    current = _PULSE.get()
+    if current is not None:
+        current.count(counts, failed)
 
 
 @contextlib.asynccontextmanager
@@ -134,12 +141,12 @@ async def beating() -> AsyncIterator[None]:
 
 def expect(**counts: int) -> None:
     """Say how much this unit will count, for the time that is left: `expect(rows=10_000)`."""
-    counting = _PULSE.get()
-    if counting is not None:
-        counting.expect(counts)
+    current = _PULSE.get()
+    if current is not None:
+        current.expect(counts)
 
 
 def waiting(host: str) -> contextlib.AbstractContextManager[None]:
     """Count the time inside as a request to `host`."""
-    counting = _PULSE.get()
-    return contextlib.nullcontext() if counting is None else counting.waiting(host)
+    current = _PULSE.get()
+    return contextlib.nullcontext() if current is None else current.waiting(host)

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,14 +113,29 @@ def logging_to(send: Callable[[Mapping[str, Any]], None], logs: WorkerLogs) -> I
         package.setLevel(level)
 
 
+_NAMED: ContextVar[int | None] = ContextVar("headrace.unit", default=None)
+
+
+def named_lines(unit: int) -> None:
+    """Say that what is logged in this context is of a unit; for a process that has several under way."""
+    _NAMED.set(unit)
+
+
+def named_unit() -> int | None:
+    """Return the unit that this context is of."""
+    return _NAMED.get()
+
+
 @contextlib.contextmanager
-def unit_log(name: str, folder: str | None) -> Iterator[None]:
-    """Write the lines inside to the file of the unit, too."""
+def unit_log(name: str, folder: str | None, *, unit: int | None = None) -> Iterator[None]:
+    """Write the lines inside to the file of the unit, too; of several under way only those of `unit`'s context."""
     if folder is None:
         yield
         return
     package = logging.getLogger(PACKAGE)
     handler = BoundedFile(Path(folder) / f"{re.sub('[^A-Za-z0-9._-]+', '-', name)}.log", max_bytes=MAX_UNIT_BYTES)
+    if unit is not None:
+        handler.addFilter(lambda _: _NAMED.get() == unit)
     package.addHandler(handler)
     try:
         yield

@@ -219,6 +219,8 @@ def _take(facts: Facts, name: str, value: Any) -> None:
         facts.values["caption"] = _text(value[0])
         if len(value) > 1:
             facts.extras["captions"] = [_text(item) for item in value]
+    elif name == "captions" and isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        facts.extras["captions"] = [_text(item) for item in value]
     elif name == "caption" or name in _TEXT_COLUMNS:
         facts.values[name] = _text(value)
     elif isinstance(value, list | dict) or not name:

@@ -242,10 +242,12 @@ class ShardWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.close()
-        self._sink.aborted = True
-        self._sink.file.close()
+        try:
+            if kind is None:
+                self.close()
+        finally:  # of a full disk too, which the end of the archive may be the first to meet
+            self._sink.aborted = True
+            self._sink.file.close()
 
     @property
     def num_bytes(self) -> int:

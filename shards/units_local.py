@@ -24,6 +24,7 @@ from headrace.shards.attend import Ended, Unit, attend, hear
 from headrace.shards.channel import Channel, Sender
 from headrace.shards.logs import WorkerLogs, worker_logs
 from headrace.shards.progress import Tally
+from headrace.shards.resources import has_gpu, resources_of
 
 LISTEN_SECONDS = 0.1
 MAX_BROKEN_POOLS = 10
@@ -34,7 +35,10 @@ _DESK: ContextVar[Callable[..., Ended[Any]]] = ContextVar("headrace.desk")
 
 
 def run_local(workers: int, work: Callable[[Any], Any], units: Mapping[int, Unit], tally: Tally[Any]) -> dict[int, str]:
-    """Run units in processes, `workers` at a time; return those whose worker died, with how it died."""
+    """Run units in processes, `workers` at a time; return those whose worker died, with how it died.
+
+    Of units that take a GPU one runs at a time, beside others that take none.
+    """
     suspects: dict[int, str] = {}
     queue = list(units.items())[::-1]
     with Channel() as channel:
@@ -59,6 +63,7 @@ class _Pool:
         self._work = work
         self._writer = writer
         self._running: dict[Future[Ended[Any]], int] = {}
+        self._on_gpu: set[int] = set()
 
     def run(self, queue: list[tuple[int, Unit]], tally: Tally[Any], listen: Callable[[], None]) -> dict[int, str]:
         """Take units from the end of `queue` until it is empty or a worker dies; return those that ran then."""
@@ -76,7 +81,7 @@ class _Pool:
                         tally.ended(self._running.pop(future), ended.result, ended.beat)
             except BrokenProcessPool:
                 pool.shutdown()  # until then futures and exit codes are not all there
-                return dict.fromkeys(self._suspects(tally), _how_died(processes.values()))
+                return dict.fromkeys(self._suspects(tally), how_died(processes.values()))
             except BaseException as error:  # whatever ends the run; it is raised again
                 if not isinstance(error, Exception):  # Ctrl-C, or another signal
                     _kill_workers(pool)
@@ -85,11 +90,22 @@ class _Pool:
         return {}
 
     def _submit(self, pool: ProcessPoolExecutor, queue: list[tuple[int, Unit]]) -> None:
-        while queue and len(self._running) < self._workers:
-            number, unit = queue[-1]
-            with _without_ctrl_c():
+        while len(self._running) < self._workers:
+            place = self._next(queue)
+            if place is None:
+                return
+            number, unit = queue[place]
+            with without_ctrl_c():
                 self._running[pool.submit(_attend, self._work, number, unit)] = number
-            queue.pop()  # not before: a pool that broke meanwhile takes no unit
+            del queue[place]  # not before: a pool that broke meanwhile takes no unit
+            if _takes_gpu(unit):
+                self._on_gpu.add(number)
+
+    def _next(self, queue: list[tuple[int, Unit]]) -> int | None:
+        """Return the place of the next unit: its end, but where a unit has the GPU, the last that needs none."""
+        if not queue or not self._on_gpu.intersection(self._running.values()):
+            return len(queue) - 1 if queue else None
+        return next((place for place in reversed(range(len(queue))) if not _takes_gpu(queue[place][1])), None)
 
     def _suspects(self, tally: Tally[Any]) -> list[int]:
         suspects = []
@@ -102,7 +118,11 @@ class _Pool:
         return suspects
 
 
-def _how_died(processes: Iterable[BaseProcess]) -> str:
+def _takes_gpu(unit: Unit) -> bool:
+    return resources_of(unit).takes_gpu(there_are=has_gpu())
+
+
+def how_died(processes: Iterable[BaseProcess]) -> str:
     """Say what ended the first of them to die: the pool ends the others by SIGTERM."""
     codes = [process.exitcode for process in processes if process.exitcode not in (None, 0, -signal.SIGTERM)]
     if not codes or codes[0] is None:
@@ -111,7 +131,7 @@ def _how_died(processes: Iterable[BaseProcess]) -> str:
 
 
 @contextlib.contextmanager
-def _without_ctrl_c() -> Iterator[None]:
+def without_ctrl_c() -> Iterator[None]:
     """Leave Ctrl-C to this process: workers started here never get it, also not while they still import."""
     resource_tracker.ensure_running()  # on its first start it would unblock the signal again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -132,11 +152,11 @@ def _attend(work: Callable[[Any], Any], number: int, unit: Unit) -> Ended[Any]:
 
 
 def _start_worker(writer: Connection, logs: WorkerLogs) -> None:
-    _die_with_parent()
+    die_with_parent()
     _DESK.set(functools.partial(attend, send=Sender(writer).send, logs=logs, driver=False))
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Make the kernel kill this worker when the driver dies, even by kill -9."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from headrace import files
 from headrace.config import canonical_json
+from headrace.lease import NO_FENCE, Fence
 from headrace.shards.commit import SHARD_FIELDS, check_name, commit, committed, read_commit
 from headrace.shards.dataset import SCHEMA_VERSION
 from headrace.shards.errors import ShardError
@@ -36,6 +37,8 @@ class Sample:
     image: bytes
     extension: str
     columns: Mapping[str, Any] = field(default_factory=dict)
+    in_json: tuple[str, ...] = ()
+    """Columns of lists that stand in the `.json` too."""
 
 
 def write_shard(
@@ -52,9 +55,12 @@ def write_shard(
 
 
 def write_shard_files(
-    dataset_url: str, name: str, samples: Iterable[Sample], schema: pa.Schema = INDEX_SCHEMA
+    dataset_url: str, name: str, samples: Iterable[Sample], schema: pa.Schema = INDEX_SCHEMA, *, fence: Fence = NO_FENCE
 ) -> dict[str, Any]:
-    """Write tar and index of one shard without committing; return the record to commit."""
+    """Write tar and index of one shard without committing; return the record to commit.
+
+    Raises OSError if another process writes the dataset by now, as `fence` tells.
+    """
     check_name(name)
     full_schema = index_schema(schema)
     rows: list[dict[str, Any]] = []
@@ -67,8 +73,10 @@ def write_shard_files(
                     raise ShardError("the key comes twice", shard=name, key=sample.key)
                 seen.add(sample.key)
                 rows.append(_write_sample(writer, name, sample, full_schema))
+        fence.check()
         record: dict[str, Any] = {"num_samples": len(rows), "num_bytes": writer.num_bytes, "sha256": writer.sha256}
     index = parquet_bytes(_table(rows, full_schema, name))
+    fence.check()
     files.write_atomic(files.join(dataset_url, "shards", f"{name}.parquet"), index)
     return {**record, "index_sha256": hashlib.sha256(index).hexdigest()}
 
@@ -108,9 +116,7 @@ def clear_leftovers(url: str, *folders: str) -> None:
 
 def write_manifest(url: str, records: Iterable[Mapping[str, Any]], facts: Mapping[str, Any]) -> None:
     """Write the two files that make a folder a dataset; dataset.json last, as `open_dataset` looks for it."""
-    table = pa.Table.from_pylist(
-        [{name: record[name] for name in MANIFEST_SCHEMA.names} for record in records], schema=MANIFEST_SCHEMA
-    )
+    table = _manifest_table(records)
     manifest = parquet_bytes(table)
     summary = {
         "schema": SCHEMA_VERSION,
@@ -122,6 +128,16 @@ def write_manifest(url: str, records: Iterable[Mapping[str, Any]], facts: Mappin
     }
     files.write_atomic(files.join(url, MANIFEST_NAME), manifest)
     files.write_atomic(files.join(url, SUMMARY_NAME), (canonical_json(summary) + "\n").encode())
+
+
+def manifest_bytes(records: Iterable[Mapping[str, Any]]) -> bytes:
+    """Return `shards.parquet` of a dataset with these records."""
+    return parquet_bytes(_manifest_table(records))
+
+
+def _manifest_table(records: Iterable[Mapping[str, Any]]) -> pa.Table:
+    rows = [{name: record[name] for name in MANIFEST_SCHEMA.names} for record in records]
+    return pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
 
 
 def _write_sample(writer: ShardWriter, name: str, sample: Sample, schema: pa.Schema) -> dict[str, Any]:
@@ -154,7 +170,11 @@ def _place(member: TarMember) -> dict[str, int]:
 
 def _members(sample: Sample, row: Mapping[str, Any]) -> dict[str, bytes]:
     """The tar members of a sample: image, `.json` with the plain columns, `.txt` caption, `.cls` label."""
-    plain = {column: value for column, value in row.items() if _is_plain(value)}
+    plain = {
+        column: value
+        for column, value in row.items()
+        if _is_plain(value) or (column in sample.in_json and value is not None)
+    }
     members = {sample.extension: sample.image, "json": canonical_json(plain).encode()}
     if row.get("caption") is not None:
         members["txt"] = str(row["caption"]).encode()

@@ -13,6 +13,7 @@ from typing import Any
 
 from headrace import files
 from headrace.config import config_to_dict
+from headrace.lease import only_writer
 from headrace.shards.dataset import fast_not_held, layout_of
 from headrace.shards.errors import ShardError
 from headrace.shards.foreign.settle import Agreement, SettleUnit, agree_on, settle_index
@@ -96,7 +97,7 @@ def index_folder(
         files.check_shared(folder, base)
     work = [TarUnit(files.join(folder, tar), base, config.group, config.fast, config.rebuild) for tar in tars]
     log.info("%s: index of %d tars begins", folder, len(tars))
-    with files.only_writer(base):
+    with only_writer(base):
         records = run_units(index_tar, work, engine, on_progress)
         _check_whole(records)
         repaired = tuple(record.pop("repaired") for record in records if "repaired" in record)

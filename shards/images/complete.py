@@ -29,20 +29,23 @@ def _webp(data: bytes) -> bool:
 
 def _gif(data: bytes) -> bool:
     # The first frame is all that is ever used; many writers leave out the trailer.
-    return any(whole for _, whole in _gif_blocks(data))
+    return any(whole for _, whole in gif_blocks(data))
 
 
 def gif_first_frame(data: bytes) -> tuple[int, int, int, int] | None:
     """Return (left, top, width, height) of the first frame on the screen; None if there is none before the end."""
-    for position, _ in _gif_blocks(data):
+    for position, _ in gif_blocks(data):
         if position is not None:
             left, top, width, height = struct.unpack_from("<HHHH", data, position + 1)
             return left, top, width, height
     return None
 
 
-def _gif_blocks(data: bytes) -> Iterator[tuple[int | None, bool]]:
-    """Walk to the end of the first frame; yield (its place, False), then (None, True) where it or the file is whole."""
+def gif_blocks(data: bytes, *, stop_after_first: bool = True) -> Iterator[tuple[int | None, bool]]:
+    """Walk to the end of the first frame; yield (its place, False), then (None, True) where it or the file is whole.
+
+    Without `stop_after_first` the walk goes on to the next frame.
+    """
     if len(data) < 13:
         return
     position, in_blocks, in_frame = 13 + _colour_table_bytes(data[10]), False, False
@@ -55,7 +58,9 @@ def _gif_blocks(data: bytes) -> Iterator[tuple[int | None, bool]]:
             position += data[position] + 1
             if in_frame and not in_blocks:
                 yield None, True
-                return
+                if stop_after_first:
+                    return
+                in_frame = False
         elif kind == b";":
             yield None, True
             return

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from headrace import files
 from headrace.config import canonical_json, config_to_dict
+from headrace.lease import only_writer
 from headrace.shards.columns import TYPES
 from headrace.shards.commit import SHARD_FIELDS, committed, read_commit
 from headrace.shards.foreign.find import expand_files, refuse_compressed
@@ -185,7 +186,7 @@ def import_images(
         raise ValueError(f"{source.url}: nothing in it to import")
     if engine.executor != "inline":
         files.check_shared(out, source.url)
-    with files.only_writer(out):
+    with only_writer(out):
         digest = _own(source, out, config)
         num_units = -(-source.num_inputs // config.samples_per_shard)
         spool = _spool(source, out, config, engine)

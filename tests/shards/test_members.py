@@ -42,6 +42,12 @@ def test_captions(text: str, expected: str | None) -> None:
     assert caption_of(text) == expected
 
 
+def test_lists_of_captions_are_held_whichever_way_they_are_spelt() -> None:
+    for record in ({"caption": ["c", "d"]}, {"caption": "c", "captions": ["c", "d"]}):
+        facts = facts_of(record, where="a.json")
+        assert (facts.values, facts.extras, facts.left_out) == ({"caption": "c"}, {"captions": ["c", "d"]}, [])
+
+
 def test_a_record_names_what_it_does_not_carry() -> None:
     facts = facts_of(
         {"caption": "c", "a": 1, "b": [1], "": 2, "width": 5, "nan": float("nan"), "label": "x"}, where="a.parquet"

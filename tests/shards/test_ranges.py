@@ -109,7 +109,7 @@ def test_a_missing_file_stops_at_once(range_server: OpenServer, reader: RangeRea
 def test_closing_wakes_a_reader_that_waits(range_server: OpenServer, blob: Path) -> None:
     server = range_server(str(blob.parent))
     server.faults[:] = ["stall"] * 10
-    reader = RangeReader(Patience(timeout_seconds=60, retries=5))
+    reader = RangeReader(Patience(timeout_seconds=200, retries=5))
     errors = []
 
     def read() -> None:

@@ -1,7 +1,10 @@
 """Tar shards: every corruption is seen, names are only identifiers, and the answer is tarfile's."""
 
+import contextlib
 import io
+import resource
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -278,6 +281,16 @@ def test_a_writer_left_by_an_exception_leaves_no_whole_tar(tmp_path: Path) -> No
         fail()
     with pytest.raises(ShardError):
         scan_tar(str(path))
+
+
+def test_a_writer_that_meets_a_full_disk_leaves_no_file_open(
+    tmp_path: Path, no_more_than: Callable[[int], None]
+) -> None:
+    with contextlib.suppress(OSError), ShardWriter(tmp_path / "a.tar") as writer:
+        writer.write("a", {"jpg": bytes(4 * BLOCK)})
+        no_more_than(5 * BLOCK)  # the end of the archive does not fit
+    no_more_than(resource.RLIM_INFINITY)
+    assert writer._sink.file.closed
 
 
 def _signed(header: bytearray) -> bytes:

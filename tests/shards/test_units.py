@@ -1,8 +1,11 @@
 """Promises of units of work: every unit runs, an error names its unit, a killer is named and costs no other unit."""
 
+import itertools
 import logging
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -16,6 +19,8 @@ import pytest
 from headrace.shards.heartbeat import beat, expect
 from headrace.shards.logs import RunLog
 from headrace.shards.progress import Progress
+from headrace.shards.quarantine import Quarantine
+from headrace.shards.resources import Resources
 from headrace.shards.units import EngineConfig, run_units
 
 
@@ -193,3 +198,83 @@ def test_a_run_stops_where_every_unit_kills_its_worker(tmp_path: Path, monkeypat
 
 def test_no_units_is_no_work() -> None:
     assert run_units(mark, [], EngineConfig()) == []
+
+
+def test_a_killer_is_noted_and_comes_last_in_the_next_run(tmp_path: Path) -> None:
+    place = Quarantine(str(tmp_path / "job/quarantine/fetch"))
+    engine = EngineConfig(workers=1)
+    with pytest.raises(ChildProcessError, match=r"u0 \(SIGKILL\).*noted in .*/job/quarantine/fetch"):
+        run_units(mark, _units(tmp_path, "kill", "fine"), engine, quarantine=place)
+    assert place.deaths() == {"u0": 2}
+    order: list[int] = []
+    run_units(
+        mark,
+        _units(tmp_path, "fine", "fine"),
+        engine,
+        on_result=lambda number, _: order.append(number),
+        quarantine=place,
+    )
+    assert order == [1, 0]
+    assert place.deaths() == {}
+
+
+ALONE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_units import _units, mark
+from headrace.shards.desk import Streaming
+from headrace.shards.quarantine import Quarantine
+from headrace.shards.units import INLINE, run_units
+
+def each(desk):
+    while (taken := desk.take()) is not None:
+        taken.ended(mark(taken.unit))
+
+if __name__ == "__main__":
+    folder = Path({folder!r})
+    work = Streaming(each) if {streaming} else mark
+    run_units(work, _units(folder, "kill", "fine"), INLINE, quarantine=Quarantine(str(folder / "quarantine/fetch")))
+"""
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_unit_that_kills_this_process_twice_is_named_by_the_third_run(tmp_path: Path, streaming: bool) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(ALONE.format(tests=str(Path(__file__).parent), folder=str(tmp_path), streaming=streaming))
+    ended = [
+        subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=False) for _ in range(3)
+    ]
+    assert [done.returncode for done in ended] == [-signal.SIGKILL, -signal.SIGKILL, 1]
+    assert "1 of 2 units killed their worker twice, the second time alone: u0 (SIGKILL)" in ended[2].stderr
+    assert (tmp_path / "u1").exists()
+
+
+ON_GPU = Resources(gpu="one")
+
+
+@dataclass(frozen=True)
+class Heavy(Mark):
+    """A unit that takes a GPU."""
+
+    resources: Resources = ON_GPU
+
+
+def spend(unit: Mark) -> tuple[float, float]:
+    """Take some time, and the first of those with a GPU and of those without until one of the others has begun."""
+    begun = time.monotonic()
+    kinds = ["with", "without"] if isinstance(unit, Heavy) else ["without", "with"]
+    mine, theirs = (Path(unit.folder) / kind for kind in kinds)
+    mine.touch()
+    while not theirs.exists() and time.monotonic() < begun + 150:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    return begun, time.monotonic()
+
+
+def test_of_units_that_take_a_gpu_one_runs_at_a_time_beside_others(tmp_path: Path) -> None:
+    units = [*(Heavy(f"g{number}", str(tmp_path)) for number in range(3)), *_units(tmp_path, "fine", "fine", "fine")]
+    found = run_units(spend, units, EngineConfig(workers=3))
+    heavy = sorted(found[:3])
+    assert all(end <= begun for (_, end), (begun, _) in itertools.pairwise(heavy))
+    assert any(begun < end_of and begun_of < end for begun, end in found[3:] for begun_of, end_of in heavy)

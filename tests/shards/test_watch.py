@@ -6,31 +6,32 @@ import time
 import pytest
 
 from headrace.patience import Stop
-from headrace.shards.watch import SlowReads
+from headrace.shards.watch import SlowReads, UnderWay
 
 
 def test_a_slow_read_is_named_with_its_bytes_and_then_more_seldom(caplog: pytest.LogCaptureFixture) -> None:
-    stop = Stop()
-    watch = SlowReads(stop, 0.1)
+    slow = UnderWay("http://me:secret@host/a.tar", 100, 5000, 10.0)
+    slow.tell(1200)
     with caplog.at_level(logging.WARNING):
-        with watch.reading("http://me:secret@host/a.tar", 100, 5000) as slow:
-            slow.tell(1200)
-            time.sleep(0.9)
-        with watch.reading("http://host/quick.tar", 0, 10):
-            pass
-        time.sleep(0.3)
-    stop.set()
-    watch.close()
-    messages = [record.getMessage() for record in caplog.records]
-    assert 2 <= len(messages) <= 4  # after 0.1, 0.2, 0.4 and 0.8 s
-    assert all("http://me:***@host/a.tar: at byte 100: 1200 of 5000 bytes in " in message for message in messages)
+        for seconds in range(100):
+            slow.say_if_late(slow.began + seconds)
+    come = "http://me:***@host/a.tar: at byte 100: 1200 of 5000 bytes in {}.0 s; other chunks are read meanwhile"
+    assert caplog.messages == [come.format(seconds) for seconds in (10, 20, 40, 80)]
 
 
-def test_where_nobody_tells_the_bytes_none_are_claimed(caplog: pytest.LogCaptureFixture) -> None:
+def test_only_a_read_under_way_is_spoken_of_and_no_bytes_are_claimed_that_nobody_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     stop = Stop()
     watch = SlowReads(stop, 0.05)
-    with caplog.at_level(logging.WARNING), watch.reading("s3://bucket/a.tar", 7, 5000):
-        time.sleep(0.3)
+    with caplog.at_level(logging.WARNING):
+        watch.reading("http://host/never-begun.tar", 0, 10)
+        with watch.reading("s3://bucket/a.tar", 7, 5000):
+            end = time.monotonic() + 120
+            while "s3://bucket/a.tar: at byte 7: 5000 bytes in " not in caplog.text:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+        assert not watch._under_way
     stop.set()
     watch.close()
-    assert "s3://bucket/a.tar: at byte 7: 5000 bytes in " in caplog.text
+    assert all("s3://bucket/a.tar" in message for message in caplog.messages)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from headrace import files
+from headrace.lease import only_writer
 from headrace.shards.dataset import open_dataset
 from headrace.shards.errors import ShardError
 from headrace.shards.foreign.find import find_tars
@@ -246,7 +246,7 @@ def test_many_processes_write_what_one_writes(tars: str, tmp_path: Path) -> None
 
 
 def test_of_two_runs_over_one_folder_the_second_is_refused(tars: str) -> None:
-    with files.only_writer(tars), pytest.raises(ValueError, match="another process"):
+    with only_writer(tars), pytest.raises(ValueError, match="another process"):
         index_folder(tars, ["00000.tar"], IndexConfig())
     with pytest.raises(ValueError, match="seen by one process only"):
         index_folder(tars, ["00000.tar"], IndexConfig(index_dir="memory://index"), engine=EngineConfig())

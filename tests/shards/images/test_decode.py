@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from headrace.shards.images.decode import apply_orientation, decode_rgb
+from headrace.shards.images.decode import apply_orientation, decode_rgb, decode_stored
 from headrace.shards.images.header import check_complete, read_header
 from headrace.shards.images.jpeg import BombError
 from headrace.shards.images.pillow import without_metadata
@@ -230,7 +230,7 @@ def test_wide_integer_pixels_are_refused() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-@settings(max_examples=250, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_mutated_images_decode_or_raise_value_error(encode_image: Encode, data: st.DataObject) -> None:
     mutated = bytearray(encode_image(data.draw(st.sampled_from(FORMATS)), (19, 17), seed=1))
@@ -263,3 +263,35 @@ for compression in ("tiff_lzw", "tiff_adobe_deflate"):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200, check=True)
     assert done.stdout.count("tiff: ") == 2
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("image_format", ["jpeg", "png", "gif"])
+@given(at=st.floats(0, 1), value=st.binary(min_size=1, max_size=3), kept=st.floats(0.5, 1))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_stored_pixels_are_those_of_the_upright_image_however_it_is_damaged(
+    encode_image: Encode, image_format: str, at: float, value: bytes, kept: float
+) -> None:
+    data = bytearray(encode_image(image_format, (64, 40), **({"orientation": 6} if image_format == "jpeg" else {})))
+    place = int(at * len(data))
+    data[place : place + len(value)] = value
+    damaged = bytes(data[: int(kept * len(data))] if kept < 0.8 else data)
+    try:
+        header = read_header(damaged)
+    except ValueError:
+        return
+    found = []
+    for decode in (
+        lambda: apply_orientation(*decode_stored(damaged, max_pixels=1 << 16, header=header, scratch=_scratch)),
+        lambda: decode_rgb(damaged, max_pixels=1 << 16, header=header),
+    ):
+        try:
+            found.append(decode()[..., :3])
+        except ValueError:
+            found.append(None)
+    stored, upright = found
+    assert (stored is None) == (upright is None)
+    assert stored is None or np.array_equal(stored, upright)
+
+
+def _scratch(num_bytes: int) -> np.ndarray:
+    return np.empty(num_bytes + 7, np.uint8)

@@ -99,7 +99,7 @@ def test_what_is_wrong_is_said(data: bytes, message: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-@settings(max_examples=150, deadline=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     prefix=st.sampled_from(
         [
@@ -121,7 +121,7 @@ def test_any_bytes_give_a_header_or_a_value_error(prefix: bytes, tail: bytes) ->
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-@settings(max_examples=200, deadline=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_mutated_images_give_a_header_or_a_value_error(encode_image: Encode, data: st.DataObject) -> None:
     image_format = data.draw(st.sampled_from(FORMATS))

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from headrace import files
+from headrace.lease import only_writer
 from headrace.shards.commit import committed
 from headrace.shards.dataset import open_dataset
 from headrace.shards.errors import ShardError
@@ -349,7 +349,7 @@ def test_another_source_or_setting_is_refused(folder: Path, tmp_path: Path, data
 
 
 def test_of_two_imports_into_one_folder_the_second_is_refused(folder: Path, tmp_path: Path) -> None:
-    with files.only_writer(str(tmp_path / "out")), pytest.raises(ValueError, match="another process"):
+    with only_writer(str(tmp_path / "out")), pytest.raises(ValueError, match="another process"):
         _import(folder, tmp_path / "out")
     _import(folder, tmp_path / "out")
 
