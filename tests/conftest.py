@@ -15,6 +15,10 @@ from urllib.parse import unquote
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.swift_server import s3_settings, swift
+
+__all__ = ["s3_settings", "swift"]
+
 # On a busy machine an example may take seconds; what fails once must fail again.
 settings.register_profile(
     "headrace", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None

@@ -22,6 +22,7 @@ job: {job}
 unsafe_images: off
 input: {{urls: [{urls}], url_column: url, caption_column: caption}}
 fetch: {{allow_private: ["127.0.0.1:{port}"], samples_per_shard: 4}}
+annotate: {{faces: {{detector: haar, accept_weak: true}}}}
 select:
   - {{step: rule, name: min_side, keep: "least(image_width, image_height) >= 64"}}
   - {{step: exact_duplicates}}

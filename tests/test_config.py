@@ -58,13 +58,15 @@ def test_yaml_becomes_typed_and_frozen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("nam: a", "unknown key 'nam'; known keys here: name, unsafe, optimizer, steps, extra"),
+        ("nam: a", "unknown key 'nam'; did you mean 'name'? known keys here: name, unsafe, optimizer, steps, extra"),
         ("name: a\noptimizer: {rate: 1}", "unknown key 'optimizer.rate'; known keys here: lr, betas"),
         ("name: a\nextra: {rate: 1}", "unknown key 'extra.rate'; known keys here: lr, betas"),
         ("name: a\nsteps: [{step: keep, q: 1}]", "unknown key 'steps.0.q'; known keys here: step, fraction"),
         ("name: a\nsteps: [{step: drop}]", "steps.0.step: unknown 'drop'; known: keep, rule"),
         ("name: a\nsteps: [{step: keep, fraction: 2}]", "fraction must be in"),
         ("name: 3", "name: input should be a valid string, got 3"),
+        ("name: a\nunsafe: remov", "or 'off', got 'remov'; did you mean 'remove'?"),
+        ("name: a\nsteps: [{step: rul}]", "steps.0.step: unknown 'rul'; did you mean 'rule'? known: keep, rule"),
         ("name: a\noptimizer: {lr: '1e-3'}", "optimizer.lr: input should be a valid number"),
         ("unsafe: off", "missing key 'name'"),
         ("name: a\nname: b", "line 2: key 'name' is given twice"),
@@ -173,7 +175,11 @@ def test_a_config_survives_the_way_to_plain_data_and_back() -> None:
 
 
 def test_the_known_keys_are_listed_once_for_all_unknown_ones(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"; unknown keys 'nam', 'step'; known keys here: name, [a-z, ]*$") as refused:
+    told = (
+        r"; unknown keys 'nam' \(did you mean 'name'\?\), 'step' \(did you mean 'steps'\?\); "
+        r"known keys here: name, [a-z, ]*$"
+    )
+    with pytest.raises(ValueError, match=told) as refused:
         _load(tmp_path, "nam: a\nstep: []\n")
     assert str(refused.value).count("known keys here") == 1
 
@@ -203,7 +209,7 @@ def test_a_field_of_one_of_several_dataclasses_is_read_and_written_back() -> Non
     [
         ({"step": "moco"}, "first.step: unknown 'moco'; known: keep, rule"),
         ({"sql": "a"}, "missing key 'first.step'"),
-        ({"step": "rule", "sq": "a"}, "unknown key 'first.sq'; known keys here: step, sql"),
+        ({"step": "rule", "sq": "a"}, "unknown key 'first.sq'; did you mean 'sql'? known keys here: step, sql"),
         ({"step": "keep", "fraction": 2}, "first: fraction must be in (0, 1], got 2.0"),
     ],
 )
@@ -262,5 +268,5 @@ def test_a_dataclass_made_when_a_config_is_loaded_knows_its_keys() -> None:
         part: Annotated[_Extendable, Extended(lambda: made)]
 
     assert build_config(Whole, {"part": {"more": 3}}).part == made(more=3)
-    with pytest.raises(ValueError, match=r"unknown key 'part.mor'; known keys here: name, more"):
+    with pytest.raises(ValueError, match=r"unknown key 'part.mor'; did you mean 'more'\? known keys here: name, more"):
         build_config(Whole, {"part": {"mor": 3}})

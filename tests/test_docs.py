@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 
 from headrace.cli.app import COMMANDS
+from headrace.curation.models.known import KNOWN_MODELS
 from headrace.curation.needs import check_needs, check_recipe
 from headrace.curation.recipe import load_recipe
 
@@ -82,11 +83,19 @@ def test_every_source_file_named_in_the_concepts_exists() -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
-def test_the_first_recipe_needs_no_model_and_no_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_recipe_needs_one_known_file_and_no_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HEADRACE_MODELS", str(tmp_path))
     recipe = load_recipe(ROOT / "examples" / "first.yaml", ["job=jobs/first", "input.urls.0=urls.csv"])
     check_recipe(recipe)
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    check_needs(recipe, ("fetch", "annotate", "select", "build", "report"))
+    with pytest.raises(ValueError, match="run: headrace models get centerface"):
+        check_needs(recipe, ("fetch", "annotate", "select", "build", "report"))
+    model = KNOWN_MODELS["centerface"]
+    with (tmp_path / model.file).open("wb") as file:
+        file.truncate(model.num_bytes)
+    with pytest.raises(ValueError, match=r"centerface\.onnx does not load in OpenCV.*annotate\.faces"):
+        check_needs(recipe, ("fetch", "annotate", "select", "build", "report"))
+    check_needs(recipe, ("fetch",))
 
 
 @pytest.mark.full

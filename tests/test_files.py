@@ -1,8 +1,8 @@
 """Promises of files at any URL, on the local disk and on a remote file system."""
 
+import errno
 import multiprocessing
 import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -50,6 +50,26 @@ def test_put_if_absent_never_replaces(folder: str) -> None:
     assert files.read_bytes(url) == b"first"
 
 
+@pytest.mark.parametrize(("status", "expected"), [(409, True), (412, False)])
+def test_a_put_that_s3_refuses_is_tried_again_or_came_second(
+    monkeypatch: pytest.MonkeyPatch, status: int, expected: bool
+) -> None:
+    class Store:
+        puts = 0
+
+        def pipe_file(self, _path: str, _data: bytes, *, mode: str) -> None:
+            self.puts += 1
+            if self.puts == 1:
+                error = OSError(errno.EIO, f"{mode}: refused")
+                error.response = {"ResponseMetadata": {"HTTPStatusCode": status}}  # type: ignore[attr-defined]
+                raise error
+
+    store = Store()
+    monkeypatch.setattr(files, "open_store", lambda *_: (store, "a"))
+    assert files.put_if_absent("s3://bucket/a", b"x") == expected
+    assert store.puts == 1 + expected
+
+
 def _put(url: str, number: int, results: "multiprocessing.Queue[tuple[int, bool]]") -> None:
     results.put((number, files.put_if_absent(url, str(number).encode())))
 
@@ -92,25 +112,6 @@ def test_a_killed_writer_leaves_only_a_hidden_file_that_can_be_cleared(tmp_path:
     assert files.list_names(str(tmp_path)) == []
     files.remove_leftovers(str(tmp_path))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_has_one_writer_and_a_killed_one_leaves_nothing_behind(tmp_path: Path) -> None:
-    folder = str(tmp_path / "out")
-    ready, told = os.pipe()
-    if (child := os.fork()) == 0:
-        with files.only_writer(folder):
-            os.write(told, b"x")
-            signal.pause()
-        os._exit(1)
-    try:
-        assert os.read(ready, 1) == b"x"
-        with pytest.raises(ValueError, match="out is being written by another process"), files.only_writer(folder):
-            pass
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    with files.only_writer(folder):
-        assert list(Path(folder).iterdir()) == []
 
 
 def test_what_only_this_process_sees_is_told_from_what_all_see() -> None:

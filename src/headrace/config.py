@@ -19,7 +19,7 @@ import yaml
 from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError, create_model
 from pydantic_core import CoreSchema, core_schema
 
-from headrace.text import printable
+from headrace.text import did_you_mean, known_words, printable
 from headrace.text import shown as quoted
 
 MAX_CONFIG_BYTES = 1 << 20
@@ -216,7 +216,8 @@ def _list_index(target: list[Any], part: str, where: str, annotation: Any) -> in
             )
     if not named:
         raise ValueError(
-            f"override: {where}: the list has {len(target)} items, {part!r} is not one of 0..{len(target) - 1}"
+            f"override: {where}: the list has {len(target)} items, {part!r} is not one of 0..{len(target) - 1}; "
+            f"to make it longer give all of it: {'.'.join(where.split('.')[:-1])}=[...]"
         )
     raise ValueError(f"override: {where}: no item is {part!r}; there are {_listed(target, list(named), keys)}")
 
@@ -313,12 +314,19 @@ def _explain(cls: type[Any], items: Sequence[Mapping[str, Any]]) -> list[str]:
         owner, shown = _walk(cls, [part for part in item["loc"] if part != "root"])
         where = ".".join(shown) or "top level"
         if item["type"] == "unexpected_keyword_argument" and owner is not None:
-            unknown.setdefault(owner, []).append(repr(where))
+            unknown.setdefault(owner, []).append(where)
         else:
             texts.append(_explain_one(item, where))
     for owner, keys in unknown.items():
-        known = ", ".join(field.name for field in dataclasses.fields(owner))
-        texts.append(f"unknown key{'s' if len(keys) > 1 else ''} {', '.join(keys)}; known keys here: {known}")
+        known = [field.name for field in dataclasses.fields(owner)]
+        hints = {key: did_you_mean(key.rpartition(".")[2], known) for key in keys}
+        if len(keys) == 1:
+            (key,) = keys
+            named, hint = f" {key!r}", f"{hints[key]} " if hints[key] else ""
+        else:
+            named = "s " + ", ".join(f"{key!r}" + (f" ({hints[key]})" if hints[key] else "") for key in keys)
+            hint = ""
+        texts.append(f"unknown key{named}; {hint}known keys here: {', '.join(known)}")
     return texts
 
 
@@ -329,13 +337,16 @@ def _explain_one(item: Mapping[str, Any], where: str) -> str:
         return f"{where}: {item['ctx']['error']}"
     if item["type"] == "union_tag_invalid":
         tag = item["ctx"]["discriminator"].strip("'()")
-        known = ", ".join(name.strip("'") for name in item["ctx"]["expected_tags"].split(", "))
-        return f"{where}.{tag}: unknown {quoted(item['ctx']['tag'])}; known: {known}"
+        known = [name.strip("'") for name in item["ctx"]["expected_tags"].split(", ")]
+        return f"{where}.{tag}: unknown {quoted(item['ctx']['tag'])}; {known_words(item['ctx']['tag'], known)}"
     if item["type"] == "union_tag_not_found" and isinstance(item["input"], dict):
         return f"missing key {where + '.' + item['ctx']['discriminator'].strip(chr(39))!r}"
     if item["type"] == "union_tag_not_found":
         return f"{where}: expected a mapping, got {quoted(item['input'])}"
     got = "" if isinstance(item["input"], dict | list) else f", got {quoted(item['input'])}"
+    if item["type"] == "literal_error" and isinstance(item["input"], str):
+        hint = did_you_mean(item["input"], re.findall(r"'([^']*)'", item["ctx"]["expected"]))
+        got += f"; {hint}" if hint else ""
     return f"{where}: {item['msg'][:1].lower() + item['msg'][1:]}{got}"
 
 

@@ -7,7 +7,6 @@ an http address are percent-encoded, names taken from one decoded: a shard may b
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import io
 import logging
@@ -32,6 +31,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 KEPT_BLOCKS = 16
+PRECONDITION_FAILED = 412
+"""What a store says of `If-None-Match: *` where the file is there."""
+CONFLICT = 409
+"""What S3 says of two such puts at one moment: neither is done, and it asks to try again."""
 LINE_BUFFER_BYTES = 1 << 20
 HASHED_BYTES = 16 << 20
 
@@ -99,7 +102,6 @@ def exists(url: str) -> bool:
             return False
         return True
     fs, path = _open_to_read(url)
-    fs.invalidate_cache()
     return bool(_read(url, lambda: fs.exists(path)))
 
 
@@ -121,7 +123,6 @@ def list_names(url: str, suffix: str = "") -> list[str]:
             names = [name.rstrip("/") for name in _links(url)]
         else:
             fs, path = _open_to_read(url)
-            fs.invalidate_cache()
             names = [basename(str(name)) for name in _read(url, lambda: fs.ls(path, detail=False))]
     except FileNotFoundError:
         return []
@@ -286,7 +287,6 @@ def stamps_in(url: str) -> dict[str, tuple[int, str]]:
         with os.scandir(local_path(url)) as entries:
             return {entry.name: _local_stamp(entry.stat()) for entry in entries if entry.is_file()}
     fs, path = _open_to_read(url)
-    fs.invalidate_cache()
     found = _read(url, lambda: fs.ls(path, detail=True))
     return {basename(str(info["name"])): _stamp(info) for info in found if info["type"] == "file"}
 
@@ -300,7 +300,10 @@ def _stamp(info: dict[str, Any]) -> tuple[int, str]:
 
 
 def _open_to_read(url: str, access: Access | None = None) -> tuple[Any, str]:
-    return open_store(url, (access or default_access()).patience)
+    fs, path = open_store(url, (access or default_access()).patience)
+    if not is_local(url):
+        fs.invalidate_cache()  # another process may just have written what a kept listing does not hold
+    return fs, path
 
 
 def _read(url: str, action: Callable[[], T], access: Access | None = None) -> T:
@@ -338,8 +341,7 @@ def atomic_file(url: str) -> Iterator[Path]:
             temporary.chmod(0o666 & ~_umask())
             temporary.replace(local_path(url))
         else:
-            fs, path = open_fs(url)
-            fs.put_file(str(temporary), path)
+            _remote(url, lambda fs, path: fs.put_file(str(temporary), path))
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -382,43 +384,60 @@ def put_if_absent(url: str, data: bytes) -> bool:
         finally:
             Path(name).unlink(missing_ok=True)
         return True
-    fs, path = open_fs(url)
+    return _remote(url, lambda fs, path: _create(fs, path, data))
+
+
+def _create(fs: Any, path: str, data: bytes) -> bool:
     try:
         fs.pipe_file(path, data, mode="create")
     except FileExistsError:
         return False
+    except Exception as error:  # every object store has its own
+        status = status_of(error)
+        if status == CONFLICT:
+            raise ConnectionError("another process puts it at this moment") from None  # transient: it is tried again
+        if status != PRECONDITION_FAILED:
+            raise
+        return False
     return True
 
 
-@contextlib.contextmanager
-def only_writer(folder: str) -> Iterator[None]:
-    """Be the one process that writes a local folder; whoever comes second gets a ValueError.
+def _remote(url: str, action: Callable[[Any, str], T]) -> T:
+    """Return `action(fs, path)`, which changes something far away, patiently.
 
-    The kernel holds the lock, so it ends with the process however that ends. Remote folders have none: there, two
-    runs of one command write the same bytes twice.
+    A fault may come after the change was made: the action must be one that may be done twice.
     """
-    if not is_local(folder):
-        yield
-        return
-    local_path(folder).mkdir(parents=True, exist_ok=True)
-    handle = os.open(local_path(folder), os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{folder} is being written by another process; wait until that ends") from None
-        except OSError as error:
-            log.info("%s: cannot be locked (%s); take care that one process writes it", folder, error)
-        yield
-    finally:
-        os.close(handle)
+    access = default_access()
+    fs, path = open_store(url, access.patience)
+    return access.run(url, lambda: access.call(lambda: action(fs, path)))
 
 
 def remove(url: str) -> None:
     """Remove a file; nothing happens if there is none."""
-    fs, path = open_fs(url)
     with contextlib.suppress(FileNotFoundError):
-        fs.rm_file(path)
+        if is_local(url):
+            fs, path = open_fs(url)
+            fs.rm_file(path)
+        else:
+            _remote(url, lambda fs, path: fs.rm_file(path))
+
+
+def remove_folder(url: str) -> None:
+    """Remove a local folder if it is there and empty; object stores have none."""
+    if is_local(url):
+        with contextlib.suppress(OSError):
+            local_path(url).rmdir()
+
+
+def remove_all(url: str) -> None:
+    """Remove a folder and all in it, if it is there."""
+    if is_local(url):
+        fs, path = open_fs(url)
+        if fs.exists(path):
+            fs.rm(path, recursive=True)
+        return
+    with contextlib.suppress(FileNotFoundError):
+        _remote(url, lambda fs, path: fs.rm(path, recursive=True))
 
 
 def remove_leftovers(folder: str) -> None:

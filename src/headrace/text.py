@@ -4,7 +4,9 @@ Names in tars, URLs, captions, server answers: all of it may hold escape codes, 
 writing. Whatever is shown to a person goes through here once, at the border.
 """
 
+import difflib
 import re
+from collections.abc import Iterable
 
 MAX_SHOWN = 200
 """Letters of one quoted value; a message is read by people."""
@@ -20,6 +22,19 @@ _SECRET = re.compile(
     r"awsaccesskeyid|api[_-]?key|key-pair-id|policy|sig|auth|access[_-]?key)=)[^&\s'\"#]+",
     re.IGNORECASE,
 )
+
+
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """Return `did you mean 'WORD'?` of the known word that is most like one that is not; empty if none is."""
+    near = difflib.get_close_matches(str(word)[:MAX_SHOWN], list(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else ""
+
+
+def known_words(word: object, known: Iterable[str], *, what: str = "known") -> str:
+    """Return `did you mean 'WORD'? known: A, B` of a word that is none of them; no question if none is like it."""
+    words = list(known)
+    near = did_you_mean(word, words)
+    return f"{near} {what}: {', '.join(words)}".lstrip()
 
 
 def without_secrets(text: str) -> str:

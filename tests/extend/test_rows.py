@@ -154,7 +154,7 @@ print("tokens:", [list(out.shape) for out in model.block_outputs(torch.zeros(3, 
                 "from headrace.train.optim.schedules import CosineConfig\n",
                 "from headrace.train.optim.sgd import SgdConfig\n",
             ),
-            (OPTIMIZERS, '{"adamw": AdamWConfig', ', "sgd": SgdConfig'),
+            (OPTIMIZERS, '    "lars": LarsConfig,\n', '    "sgd": SgdConfig,\n'),
         ),
         program=PICTURES
         + TRAIN

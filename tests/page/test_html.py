@@ -15,7 +15,7 @@ from PIL import Image
 from headrace.page import charts
 from headrace.page import html as page
 from headrace.page.charts import Bar
-from headrace.page.html import Page, Picture
+from headrace.page.html import Copy, Page, Picture
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -65,7 +65,10 @@ def everything(text: str) -> bytes:
         page.details(text, page.paragraph(text)),
         page.facts([(text, text)]),
         page.table([text, "n"], [(text, number) for number in range(20)], caption=text),
-        page.gallery([Picture(data=jpeg(), title=text, lines=(text, text))]),
+        page.gallery([Picture(data=jpeg(), title=text, lines=(text, text), uid=text)]),
+        page.pairs([(Picture(data=jpeg(), title=text, uid=text), Picture(data=b"", title=text, lines=(text,)), text)]),
+        page.table(["a", "b"], [(Copy(text=text), text)]),
+        charts.heat([1, 2, 4], [[1, 0], [0, 3]], x_label=text, y_label=text),
         charts.bar_chart([Bar(label=text, parts=(1, 2), value=text)], legend=(text, text)),
         charts.histogram([0, 1, 2], [(text, [1, 2]), ("b", [0, 1])], x_label=text, cuts=[(text, 1.5)]),
         page.columns(charts.line_chart([(text, [(0, 1), (1, 2)])], x_label=text, y_label=text)),

@@ -1,4 +1,4 @@
-"""Charts of a page as inline SVG: bars, histograms, lines.
+"""Charts of a page as inline SVG: bars, histograms, lines, rows of marks.
 
 Every text goes through `escape`, every place is a number with two digits, so equal values give equal bytes. Colours are
 classes of page.css: the page's policy forbids style attributes.
@@ -21,6 +21,7 @@ _DASHES = ("", "7 3", "2 3", "9 3 2 3")
 
 _WIDTH, _HEIGHT = 520, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 18, 44
+_ROW = 18
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,18 +71,22 @@ class Axes:
         low, high = self.y
         return f"{_HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * (value - low) / ((high - low) or 1):.2f}"
 
-    def draw(self, x_label: str) -> str:
-        """Return grid lines, numbers and the name of the x axis."""
+    def draw(
+        self,
+        x_label: str,
+        *,
+        x_ticks: Sequence[tuple[float, str]] | None = None,
+        y_ticks: Sequence[tuple[float, str]] | None = None,
+    ) -> str:
+        """Return grid lines, numbers and the name of the x axis; ticks are (place, text), else round numbers."""
         parts = []
-        for tick in ticks(*self.y, 4):
+        for tick, text in _numbered(self.y, 4) if y_ticks is None else y_ticks:
             y = self.at_y(tick)
             parts.append(f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
-            parts.append(f'<text x="{_LEFT - 8}" y="{y}" dy="4" text-anchor="end">{escape(_short(tick))}</text>')
-        for tick in ticks(*self.x, 7):
+            parts.append(f'<text x="{_LEFT - 8}" y="{y}" dy="4" text-anchor="end">{escape(text)}</text>')
+        for tick, text in _numbered(self.x, 7) if x_ticks is None else x_ticks:
             x = self.at_x(tick)
-            parts.append(
-                f'<text x="{x}" y="{_HEIGHT - _BOTTOM + 17}" text-anchor="middle">{escape(_short(tick))}</text>'
-            )
+            parts.append(f'<text x="{x}" y="{_HEIGHT - _BOTTOM + 17}" text-anchor="middle">{escape(text)}</text>')
         middle = (_LEFT + _WIDTH - _RIGHT) // 2
         parts.append(f'<text x="{middle}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
         return "".join(parts)
@@ -116,8 +121,14 @@ def histogram(
     return join(_legend([name for name, _ in layers], colours), _chart(f"Histogram of {x_label}", parts))
 
 
-def line_chart(series: Sequence[tuple[str, Sequence[tuple[float, float]]]], *, x_label: str, y_label: str) -> Html:
-    """Lines through (x, y) points; points that are not finite are left out, as a gap."""
+def line_chart(
+    series: Sequence[tuple[str, Sequence[tuple[float, float]]]],
+    *,
+    x_label: str,
+    y_label: str,
+    cuts: Sequence[tuple[str, float]] = (),
+) -> Html:
+    """Lines through (x, y) points, with lines at the cuts; points that are not finite are left out, as a gap."""
     points = [point for _, line in series for point in line if all(map(math.isfinite, point))]
     if not points:
         return Html('<p class="empty">None.</p>')
@@ -133,8 +144,59 @@ def line_chart(series: Sequence[tuple[str, Sequence[tuple[float, float]]]], *, x
                 continue
             path.append(f"{pen}{axes.at_x(x)} {axes.at_y(y)}")
             pen = "L"
-        parts.append(f'<path {_pencil(number)} d="{"".join(path)}"><title>{escape(name)}</title></path>')
-    return join(_legend_of_lines([name for name, _ in series]), _chart(f"{y_label} by {x_label}", parts))
+        parts.append(f'<path {line_pencil(number)} d="{"".join(path)}"><title>{escape(name)}</title></path>')
+    parts.extend(_cut(axes, label, value) for label, value in cuts if axes.x[0] <= value <= axes.x[1])
+    return join(legend_of_lines([name for name, _ in series]), _chart(f"{y_label} by {x_label}", parts))
+
+
+def heat(edges: Sequence[float], counts: Sequence[Sequence[int]], *, x_label: str, y_label: str) -> Html:
+    """Counts over two numbers with the same edges, `counts[y][x]`; more is darker, on a scale of square roots."""
+    most = max((count for row in counts for count in row), default=0)
+    filled = [place for place, row in enumerate(counts) if any(row)]
+    filled += [place for row in counts for place, count in enumerate(row) if count]
+    if not most:
+        return Html('<p class="empty">None.</p>')
+    low, high = min(filled), max(filled) + 1
+    size = (_HEIGHT - _TOP - _BOTTOM) / (high - low)
+    parts = []
+    for y in range(low, high):
+        for x in range(low, high):
+            if counts[y][x]:
+                top = _HEIGHT - _BOTTOM - size * (y - low + 1)
+                title = f"{show(edges[x])} to {show(edges[x + 1])} by {show(edges[y])} to {show(edges[y + 1])}"
+                parts.append(
+                    f'<rect class="fill1" x="{_LEFT + size * (x - low):.2f}" y="{top:.2f}" width="{size:.2f}" '
+                    f'height="{size:.2f}" fill-opacity="{0.12 + 0.88 * math.sqrt(counts[y][x] / most):.3f}">'
+                    f"<title>{escape(f'{title}: {show(counts[y][x])}')}</title></rect>"
+                )
+    every = max(1, math.ceil(36 / size))
+    for place in range(low, high + 1, every):
+        across, up = _LEFT + size * (place - low), _HEIGHT - _BOTTOM - size * (place - low)
+        text = escape(number_label(float(edges[place])))
+        parts.append(f'<text x="{across:.2f}" y="{_HEIGHT - _BOTTOM + 17}" text-anchor="middle">{text}</text>')
+        parts.append(f'<text x="{_LEFT - 8}" y="{up:.2f}" dy="4" text-anchor="end">{text}</text>')
+    parts.append(f'<text x="{_LEFT}" y="{_HEIGHT - 6}">{escape(f"{x_label} across, {y_label} up")}</text>')
+    return _chart(f"{y_label} by {x_label}", parts)
+
+
+def mark_rows(rows: Sequence[tuple[str, Sequence[tuple[float, str]]]], *, x: tuple[float, float], x_label: str) -> Html:
+    """Rows of marks along one axis: each mark is a place, and a text that shows where the pointer rests on it."""
+    height, left = _ROW * len(rows) + _TOP + _BOTTOM, 190
+    axis = height - _BOTTOM
+    scale = (_WIDTH - left - _RIGHT) / ((x[1] - x[0]) or 1)
+    parts = []
+    for tick in ticks(*x, 6):
+        at = f"{left + scale * (tick - x[0]):.2f}"
+        parts.append(f'<line class="axis" x1="{at}" x2="{at}" y1="{_TOP}" y2="{axis}"/>')
+        parts.append(f'<text x="{at}" y="{axis + 17}" text-anchor="middle">{escape(number_label(tick))}</text>')
+    for number, (name, marks) in enumerate(rows):
+        y = _TOP + _ROW * (number + 0.5)
+        parts.append(f'<text x="{left - 8}" y="{y:.2f}" dy="4" text-anchor="end">{escape(name, limit=28)}</text>')
+        for at_x, text in marks:
+            place = f'cx="{left + scale * (at_x - x[0]):.2f}" cy="{y:.2f}"'
+            parts.append(f'<circle class="fill1" {place} r="3.5"><title>{escape(text)}</title></circle>')
+    parts.append(f'<text x="{(left + _WIDTH) // 2}" y="{height - 6}" text-anchor="middle">{escape(x_label)}</text>')
+    return _chart(f"marks by {x_label}", parts, height=height)
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
@@ -147,7 +209,8 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     return [round(index * step, 12) for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _short(value: float) -> str:
+def number_label(value: float) -> str:
+    """Return a number as it stands at an axis: 4 digits, k, M and G."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             return f"{value / (1e3 if unit == 'k' else size):.4g}{unit}"
@@ -175,23 +238,38 @@ def _legend(names: Sequence[str], colours: Sequence[int]) -> Html:
     return Html(f'<div class="legend">{keys}</div>')
 
 
-def _pencil(number: int) -> str:
-    """Return how a line is drawn: in the colours, then in the colours again with dashes of another length."""
+def _numbered(span: tuple[float, float], count: int) -> list[tuple[float, str]]:
+    return [(tick, number_label(tick)) for tick in ticks(*span, count)]
+
+
+def line_pencil(number: int, *, mark: bool = False) -> str:
+    """Return how a line is drawn: in the colours, then in the colours again with dashes of another length.
+
+    A `mark` is filled, in the colour of the line.
+    """
+    if mark:
+        return f'class="fill{_LINE_COLOURS[number % NUM_COLOURS]}"'
     dashes = _DASHES[number // NUM_COLOURS % len(_DASHES)]
     pattern = f' stroke-dasharray="{dashes}"' if dashes else ""
     return f'class="line line{_LINE_COLOURS[number % NUM_COLOURS]}"{pattern}'
 
 
-def _legend_of_lines(names: Sequence[str]) -> Html:
+def legend_of_lines(names: Sequence[str]) -> Html:
+    """Return what says which line is which."""
     if len(names) <= NUM_COLOURS:
         return _legend(names, _LINE_COLOURS)
     mark = '<svg width="28" height="11" aria-hidden="true"><line {} x1="0" y1="5" x2="24" y2="5"/></svg>'
-    keys = (f"<span>{mark.format(_pencil(number))}{escape(name)}</span>" for number, name in enumerate(names))
+    keys = (f"<span>{mark.format(line_pencil(number))}{escape(name)}</span>" for number, name in enumerate(names))
     return Html(f'<div class="legend">{"".join(keys)}</div>')
 
 
-def _chart(label: str, parts: Sequence[str]) -> Html:
+def plot(label: str, parts: Sequence[str], legend: Html) -> Html:
+    """Return a chart of what `Axes` placed, under its legend."""
+    return join(legend, _chart(label, parts))
+
+
+def _chart(label: str, parts: Sequence[str], *, height: int = _HEIGHT) -> Html:
     return Html(
-        f'<div class="chart"><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(label)}">'
+        f'<div class="chart"><svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(label)}">'
         f"{''.join(parts)}</svg></div>"
     )

@@ -24,6 +24,13 @@ Value = str | int | float | bool | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Copy:
+    """A cell, or a line under a picture, that a click copies: a uid."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Link:
     """A cell that leads to another file."""
 
@@ -41,9 +48,11 @@ class Picture:
     """One picture of a gallery."""
 
     data: bytes
-    """A whole JPEG, PNG or WebP file."""
+    """A whole JPEG, PNG or WebP file; empty: there is none, and the first of `lines` says why."""
     title: str
     lines: tuple[str, ...] = ()
+    uid: str = ""
+    """Shown last, to copy; empty: none."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -53,19 +62,21 @@ class Page:
     title: str
     subtitle: str = ""
     footer: str = ""
-    _sections: list[tuple[str, Html]] = field(default_factory=list)
+    _sections: list[tuple[str, Html, bool]] = field(default_factory=list)
 
-    def section(self, title: str, *blocks: Html) -> None:
-        """Add a section of `blocks`; a page without content for it should not call this."""
-        self._sections.append((title, join(*blocks)))
+    def section(self, title: str, *blocks: Html, closed: bool = False) -> None:
+        """Add a section of `blocks`, which a click opens and closes; one without content should not be added."""
+        self._sections.append((title, join(*blocks), closed))
 
     def render(self) -> bytes:
         """Return the whole file."""
         css, script = (_asset(name) for name in ("page.css", "page.js"))
-        links = "".join(f'<a href="#s{number}">{escape(title)}</a>' for number, (title, _) in enumerate(self._sections))
+        titles = [escape(title) for title, _, _ in self._sections]
+        links = "".join(f'<a href="#s{number}">{title}</a>' for number, title in enumerate(titles))
         sections = "\n".join(
-            f'<section id="s{number}"><h2>{escape(title)}</h2>\n{body}</section>'
-            for number, (title, body) in enumerate(self._sections)
+            f'<section id="s{number}"><details{"" if closed else " open"}><summary><h2>{escape(title)}</h2></summary>\n'
+            f"{body}</details></section>"
+            for number, (title, body, closed) in enumerate(self._sections)
         )
         policy = (
             f"default-src 'none'; img-src data:; style-src {_hash(css)}; script-src {_hash(script)}; base-uri 'none'"
@@ -76,7 +87,8 @@ class Page:
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             '<meta name="referrer" content="no-referrer"><link rel="icon" href="data:,">'
             f"<title>{escape(self.title)}</title><style>{css}</style></head>\n<body>"
-            f'<header><h1>{escape(self.title)}</h1><p class="soft">{escape(self.subtitle)}</p><nav>{links}</nav>'
+            f'<header><h1>{escape(self.title)}</h1><p class="soft">{escape(self.subtitle)}</p><nav>{links}'
+            '<button type="button" class="all" hidden>Open all</button></nav>'
             f"</header>\n<main>\n{sections}\n</main>\n<footer>{escape(self.footer)}</footer><script>{script}</script></body></html>\n"
         )
         return text.encode()
@@ -112,6 +124,14 @@ def show(value: Value) -> str:
     if not math.isfinite(value):
         return str(value)
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+
+
+def human_bytes(count: int) -> str:
+    """Return a size as a person reads it: 1,536 is 1.54 kB."""
+    value, units = float(count), ["bytes", "kB", "MB", "GB", "TB", "PB"]
+    while abs(value) >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.3g} {units[0]}" if units[0] != "bytes" else f"{count} bytes"
 
 
 def join(*blocks: Html) -> Html:
@@ -150,12 +170,13 @@ def facts(items: Sequence[tuple[str, Value]]) -> Html:
     return Html(f'<dl class="facts">{tiles}</dl>')
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Value | Link]], *, caption: str = "") -> Html:
+def table(head: Sequence[str], rows: Sequence[Sequence[Value | Link | Copy]], *, caption: str = "") -> Html:
     """A table that sorts by a click on a heading; a long one can be searched."""
     if not rows:
         return Html('<p class="empty">None.</p>')
     numeric = [
-        all(not isinstance(row[column], str | Link) for row in rows) and any(row[column] is not None for row in rows)
+        all(not isinstance(row[column], str | Link | Copy) for row in rows)
+        and any(row[column] is not None for row in rows)
         for column in range(len(head))
     ]
     heads = "".join(
@@ -183,7 +204,9 @@ def _number_class(is_number: bool) -> str:
     return ' class="number"' if is_number else ""
 
 
-def _cell(value: Value | Link, is_number: bool) -> str:
+def _cell(value: Value | Link | Copy, is_number: bool) -> str:
+    if isinstance(value, Copy):
+        return f"<td>{_copy(value.text)}</td>"
     if isinstance(value, Link):
         return f'<td><a href="{_relative(value.path)}">{escape(value.text)}</a></td>'
     if is_number and isinstance(value, int | float):
@@ -205,16 +228,38 @@ def gallery(pictures: Sequence[Picture], *, wide: bool = False) -> Html:
     return Html(f'<div class="{kind}">{"".join(_figure(picture) for picture in pictures)}</div>')
 
 
+def pairs(items: Sequence[tuple[Picture, Picture, str]]) -> Html:
+    """Pictures side by side, each two with a line that says why they are compared."""
+    if not items:
+        return Html('<p class="empty">None.</p>')
+    drawn = "".join(
+        f'<div class="pair"><div class="sides">{_figure(left)}{_figure(right)}</div><p>{escape(note)}</p></div>'
+        for left, right, note in items
+    )
+    return Html(f'<div class="pairs">{drawn}</div>')
+
+
 def _figure(picture: Picture) -> str:
+    lines = "<br>".join(escape(line, limit=120) for line in picture.lines)
+    copied = _copy(picture.uid) if picture.uid else ""
+    words = f"<figcaption><b>{escape(picture.title, limit=120)}</b>{lines}{copied}</figcaption>"
+    if not picture.data:
+        return f'<figure class="none"><div class="frame">not shown</div>{words}</figure>'
     kinds = {b"\xff\xd8": "jpeg", b"\x89P": "png", b"RI": "webp"}
     if picture.data[:2] not in kinds:
         raise ValueError(f"a picture starts with {picture.data[:2]!r}, not as JPEG, PNG or WebP")
     source = f"data:image/{kinds[picture.data[:2]]};base64,{base64.b64encode(picture.data).decode()}"
-    lines = "<br>".join(escape(line, limit=120) for line in picture.lines)
+    # A button, so that the keyboard reaches it; without a script it does nothing.
     return (
-        f'<figure><div class="frame"><img loading="lazy" src="{source}" alt="{escape(picture.title, limit=120)}"></div>'
-        f"<figcaption><b>{escape(picture.title, limit=120)}</b>{lines}</figcaption></figure>"
+        '<figure><div class="frame"><button type="button" class="zoom" aria-haspopup="dialog">'
+        f'<img loading="lazy" src="{source}" alt="{escape(picture.title, limit=120)}"></button></div>'
+        f"{words}</figure>"
     )
+
+
+def _copy(text: str) -> str:
+    shown = escape(text, limit=64)
+    return f'<button type="button" class="copy" title="Copy">{shown}</button>'
 
 
 def _asset(name: str) -> str:

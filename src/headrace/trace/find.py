@@ -13,9 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace.curation.ledger import place_of_key
+from headrace.curation.ledger import CAPTION_COLUMNS, place_of_key
 from headrace.pipeline.catalog import OpenedSource
 from headrace.shards.columns import plain_numbers
+from headrace.shards.dataset import FAST_COLUMNS
+from headrace.shards.forgotten import forgotten_samples, sha256_of
 from headrace.shards.manifest import FOREIGN_LAYOUT
 from headrace.shards.progress import OnProgress, Progress, no_progress
 from headrace.trace.lookup import Opened
@@ -54,12 +56,16 @@ def find_samples(
 ) -> Iterator[Match]:
     """Yield every sample of every source that has one of the texts, in the order of the indexes.
 
+    A uid names the samples that hold the caption of its row, too.
+    One that was taken down since the run read it is found by the digest that is kept of it.
+
     Raises ValueError if a source's index does not hold the column (`headrace index --fast`).
     """
     jobs: list[tuple[int, int, Asked]] = []
     for number, source in enumerate(opened.sources):
         named, rest = _by_place(opened, number, asked)
         yield from named
+        yield from _taken_down(source, number, asked)
         if rest.size:
             source.dataset.require_columns(rest.texts)
             jobs += [(number, shard, rest) for shard in range(len(source.dataset.shards))]
@@ -73,6 +79,21 @@ def find_samples(
             on_progress(Progress(done=done, total=len(jobs), noun="indexes"))
 
 
+def taken_down(opened: Opened) -> Iterator[tuple[Match, str]]:
+    """Yield every sample that was taken down since the run read it, by its key, and the name of the take-down."""
+    for number, source in enumerate(opened.sources):
+        for sample, gone, name in forgotten_samples(source.dataset):
+            yield Match("key", gone.key, number, sample), name
+
+
+def _taken_down(source: OpenedSource, number: int, asked: Asked) -> Iterator[Match]:
+    digests = {kind: {sha256_of(text): text for text in asked.texts.get(kind, ())} for kind in ("url", "uid")}
+    for sample, gone, _ in forgotten_samples(source.dataset):
+        for kind, digest in (("url", gone.url), ("uid", gone.uid)):
+            if digest in digests[kind]:
+                yield Match(kind, digests[kind][digest], number, sample)
+
+
 def _in_shard(opened: Opened, source: int, shard: int, asked: Asked) -> list[Match]:
     table = opened.column(source, shard, [kind for kind in asked.texts if kind != "key"])
     start = int(opened.sources[source].starts[shard])
@@ -82,7 +103,21 @@ def _in_shard(opened: Opened, source: int, shard: int, asked: Asked) -> list[Mat
         rows = np.flatnonzero(plain_numbers(pc.is_in(column, pa.array(texts, pa.string())).cast(pa.uint8())))
         found = column.take(pa.array(rows)).to_pylist()
         matches += [Match(kind, text, source, start + int(row)) for row, text in zip(rows.tolist(), found, strict=True)]
+    if "uid" in asked.texts:
+        own = {(match.text, match.sample) for match in matches if match.kind == "uid"}
+        taken = _captions_of(opened, source, shard, asked.texts["uid"])
+        matches += [Match("uid", uid, source, start + row) for row, uid in taken if (uid, start + row) not in own]
     return matches
+
+
+def _captions_of(opened: Opened, source: int, shard: int, uids: Sequence[str]) -> list[tuple[int, str]]:
+    """Return the samples of a shard that hold the caption of a row with one of `uids`: (row, uid)."""
+    table, _ = opened.sources[source].dataset.index_part(shard, (*FAST_COLUMNS, *CAPTION_COLUMNS))
+    wanted, found = set(uids), set[tuple[int, str]]()
+    for name in set(CAPTION_COLUMNS) & set(table.column_names):
+        for row, held in enumerate(table[name].to_pylist()):
+            found.update((row, uid) for uid in ([held] if isinstance(held, str) else held or ()) if uid in wanted)
+    return sorted(found)
 
 
 def _by_place(opened: Opened, source: int, asked: Asked) -> tuple[list[Match], Asked]:

@@ -16,16 +16,19 @@ from numpy.typing import NDArray
 
 from headrace import files
 from headrace.pipeline.augment.views import PlannedView, planned_views
-from headrace.pipeline.catalog import OpenedSource
+from headrace.pipeline.catalog import OpenedSource, open_source
 from headrace.pipeline.decode import dali_fault
 from headrace.pipeline.decode.resize import fast_fault
 from headrace.pipeline.indexes import Indexes
-from headrace.pipeline.mixture import Mixture
+from headrace.pipeline.mixture import Mixture, Source
 from headrace.pipeline.opening import endless_plan
 from headrace.pipeline.order.order import Placements
 from headrace.pipeline.order.plan import EndlessPlan
 from headrace.pipeline.state import check_state, continuing, identity_of
-from headrace.shards.dataset import FAST_COLUMNS
+from headrace.pipeline.taken_down import digests_in
+from headrace.shards.dataset import FAST_COLUMNS, Dataset
+from headrace.shards.forgotten import as_of
+from headrace.shards.manifest import OWN_LAYOUT
 from headrace.trace.history import History
 
 IntArray = NDArray[np.int64]
@@ -116,7 +119,11 @@ def open_sources(history: History) -> Opened:
     """Open the datasets of a history and lay out its plan. Raises ValueError if they are not those of its steps."""
     mixture = dataclasses.replace(_decodable(history.mixture), memory_bytes=1 << 62, quarantine="")
     indexes = Indexes(None)
-    sources = tuple(OpenedSource(source, (), indexes) for source in mixture.sources)
+    digests = digests_in(history.state)
+    sources = tuple(
+        OpenedSource(source, (), indexes, dataset=_as_it_was(source, digests.get(source.name)))
+        for source in mixture.sources
+    )
     plan = endless_plan(mixture, sources, global_batch=history.global_batch, rank=0, world_size=1)
     identity = identity_of(
         mixture, sources, global_batch=history.global_batch, once=False, ends=plan.timeline.drained_from
@@ -131,6 +138,14 @@ def open_sources(history: History) -> Opened:
                 f"changed since: {error}"
             ) from error
     return Opened(history, sources, plan, identity, indexes, _differences(history, identity))
+
+
+def _as_it_was(source: Source, digest: str | None) -> Dataset:
+    """Return the dataset of a source, in the version of the run where samples were taken down since."""
+    dataset = open_source(source)
+    if digest is None or dataset.shards.digest() == digest or dataset.layout != OWN_LAYOUT:
+        return dataset
+    return as_of(dataset, digest) or dataset
 
 
 def _decodable(mixture: Mixture) -> Mixture:

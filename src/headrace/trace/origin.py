@@ -23,7 +23,7 @@ from headrace.text import without_secrets
 
 log = logging.getLogger(__name__)
 
-ROW_FACTS = ("uid", "input_file", "input_row", "raw_shard", "key", "caption_of")
+ROW_FACTS = ("uid", "input_file", "input_row", "raw_shard", "key", "caption_of", "captions_of")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

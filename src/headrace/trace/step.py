@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.pipeline.captions import CAPTION, CAPTIONS, Rotation
 from headrace.pipeline.seen import digest_of, row_hashes, text_of
 from headrace.shards.imports.source import SOURCE_COLUMN
 from headrace.text import without_secrets
@@ -134,7 +135,7 @@ def _rows(
 ) -> tuple[list[dict[str, Any]], dict[int, str]]:
     """Return the index row of the sample that each position gave, and the key of the one planned there."""
     placed = opened.placed(np.array(positions, np.int64))
-    columns = (*TEXTS, SOURCE_COLUMN)
+    columns = (*TEXTS, SOURCE_COLUMN, CAPTIONS)
     rows: list[dict[str, Any]] = [{} for _ in positions]
     for source in np.unique(placed.source).tolist():
         here = np.flatnonzero(placed.source == source)
@@ -165,7 +166,7 @@ def _sample(
         key=row["key"],
         uid=_text(row.get("uid")),
         url=_text(row.get("url")),
-        caption=_text(row.get("caption")),
+        caption=_text(_caption_given(opened, row)),
         label=row.get("label") if isinstance(row.get("label"), int) else _text(row.get("label")),
         imported_from=_text(row.get(SOURCE_COLUMN)),
         instead_of=planned if damage else None,
@@ -175,6 +176,15 @@ def _sample(
         if redrawn
         else (),
     )
+
+
+def _caption_given(opened: Opened, row: Mapping[str, Any]) -> str | None:
+    """Return the caption that a stream gives of a row, of those that it holds."""
+    config = opened.sources[row["number"]].config
+    if config.captions == "first":
+        return row.get(CAPTION)
+    rotation = Rotation(opened.history.mixture.seed, config.name)
+    return rotation.of_epoch(row.get(CAPTIONS), key=row["key"], epoch=row["epoch"]) or row.get(CAPTION)
 
 
 def _picture_of(row: Mapping[str, Any], redrawn: Mapping[int, Redrawn]) -> bytes:
