@@ -7,6 +7,8 @@ for the rules of select, which say so in the ledger.
 import hashlib
 
 from headrace.curation.fetch.errors import FetchError
+from headrace.curation.forgotten import FORGOTTEN, TAKEN_DOWN
+from headrace.curation.raw.schema import BLOCKED
 from headrace.shards.images.complete import CHECKS
 from headrace.shards.images.header import ImageHeader, check_complete, read_header, sniff_format
 from headrace.shards.images.jpeg import BombError
@@ -49,12 +51,40 @@ def check_start(data: bytes) -> None:
         raise FetchError("not-image", f"no known image format: starts with {data[:12].hex(' ')}")
 
 
-def check_sha256(data: bytes, expected: str | None) -> str:
-    """Return the sha256 of `data` (hex). Raises FetchError `sha256-mismatch` if it is not the expected one."""
+def check_sums(data: bytes, *, sha256: str | None = None, md5: str | None = None, sha512: str | None = None) -> str:
+    """Return the sha256 of `data` (hex). Raises FetchError such as `md5-mismatch` for a sum that is not as expected."""
     found = hashlib.sha256(data).hexdigest()
-    if expected and found != expected.strip().lower():
-        raise FetchError("sha256-mismatch", f"sha256 is {found}, the list says {expected.strip().lower()[:64]}")
+    _compare("sha256", found, sha256)
+    if md5:
+        _compare("md5", hashlib.md5(data, usedforsecurity=False).hexdigest(), md5)
+    if sha512:
+        _compare("sha512", hashlib.sha512(data).hexdigest(), sha512)
     return found
+
+
+def _compare(name: str, found: str, expected: str | None) -> None:
+    if expected and found != expected.strip().lower():
+        told = expected.strip().lower()[: len(found)]
+        raise FetchError(f"{name}-mismatch", f"{name} is {found}, the list says {told}")
+
+
+def check_not_listed(is_listed: bool, what: str) -> None:
+    """Refuse what is on a blocklist, without a word of what it is."""
+    if is_listed:
+        raise FetchError(BLOCKED, f"{what} is on a blocklist")
+
+
+def check_problem(problem: str | None) -> None:
+    """Refuse a row for what the list, as it was spilled, has against it; None: nothing."""
+    check_not_forgotten(problem == TAKEN_DOWN)
+    if problem is not None:
+        raise FetchError("bad-url", problem)
+
+
+def check_not_forgotten(is_forgotten: bool) -> None:
+    """Refuse what was taken down from the job, without a word of what it is."""
+    if is_forgotten:
+        raise FetchError(FORGOTTEN, "it was taken down from this job")
 
 
 def _said(error: Exception) -> str:

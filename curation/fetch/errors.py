@@ -22,7 +22,13 @@ class FetchError(Exception):
         self.wait_seconds = wait_seconds
         """What the server asked for with Retry-After."""
         self.stands_for: float | None = None
-        """Where the host was not asked: when the attempt ended that this failure is concluded from."""
+        """Since when the host gives no answer, where that is not since this attempt began."""
+        self.is_refusal = False
+        """The server said that it has too much to do (429, 503)."""
+        self.is_slow = False
+        """The answer dripped; the next one would."""
+        self.not_asked = False
+        """Concluded from other rows of the host: it was not asked for this one."""
 
     def __str__(self) -> str:
         return self.message

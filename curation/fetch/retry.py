@@ -6,6 +6,7 @@ holds only the rows that succeeded now; where none did there is no shard, its nu
 the folder of the generation's rows.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -15,13 +16,14 @@ from headrace import files
 from headrace.config import canonical_json
 from headrace.curation.fetch.config import FetchConfig
 from headrace.curation.fetch.lists.rows import LIST_PROBLEM
-from headrace.curation.fetch.lists.spill import SpilledList
+from headrace.curation.fetch.lists.spill import SpilledList, SpilledSegment, read_places
 from headrace.curation.job import Job
 from headrace.curation.raw.read import read_raw
 from headrace.curation.raw.record import read_json
-from headrace.curation.raw.schema import RAW_COLUMNS
+from headrace.curation.raw.schema import LISTED_COLUMNS, RAW_COLUMNS
+from headrace.curation.raw.segments import list_shards, read_segments
 from headrace.shards.commit import committed
-from headrace.shards.parquet import write_parquet
+from headrace.shards.parquet import open_parquet, write_parquet
 
 IDENTITY = ("uid", "input_file", "input_row")
 
@@ -55,14 +57,23 @@ def generations(job: Job) -> list[Generation]:
     return found
 
 
-def begin(job: Job, config: FetchConfig, *, num_list_shards: int) -> Generation | None:
-    """Return the retry to work on: one that was cut short, or a new one; None if nothing can be tried again."""
+def next_shard(job: Job) -> int:
+    """Return the first number after the raw shards of all retries; 0 without one."""
+    return max((item.first_shard + item.num_shards for item in generations(job)), default=0)
+
+
+def begin(job: Job, config: FetchConfig, spilled_list: Sequence[SpilledSegment]) -> Generation | None:
+    """Return the retry to work on: one that was cut short, or a new one; None if nothing can be tried again.
+
+    `spilled_list` is the list as it was spilled, segment by segment.
+    """
+    segments = read_segments(job)
     begun = generations(job)
     _remove_leftovers(job, len(begun))
     if begun and not _is_finished(job, begun[-1]):
         return begun[-1]
-    first = begun[-1].first_shard + begun[-1].num_shards if begun else num_list_shards
-    rows = failed_rows(job, config.retry_classes, num_list_shards=num_list_shards)
+    first = max(next_shard(job), *(segment.first_shard + segment.num_shards for segment in segments))
+    rows = failed_rows(job, config, listed=list_shards(segments), spilled_list=spilled_list)
     if rows.num_rows == 0:
         return None
     folder = _generation_folder(job, len(begun))
@@ -78,27 +89,45 @@ def _is_finished(job: Job, generation: Generation) -> bool:
     return all(f"{generation.first_shard + number:05d}" in done for number in range(generation.num_shards))
 
 
-def failed_rows(job: Job, classes: tuple[str, ...], *, num_list_shards: int) -> pa.Table:
-    """Return the rows that failed with one of `classes` and have not succeeded since, in raw order."""
+def failed_rows(
+    job: Job, config: FetchConfig, *, listed: frozenset[str], spilled_list: Sequence[SpilledSegment]
+) -> pa.Table:
+    """Return the rows that failed with one of `classes` and have not succeeded since, in raw order.
+
+    `listed` are the raw shards of the list; the others are those of retries.
+    """
     succeeded: set[tuple[str, str, int]] = set()
     names = committed(job.raw)
     for name in names:
-        if int(name) >= num_list_shards:
+        if name not in listed:
             identity = read_raw(job, name).select(IDENTITY)
             succeeded.update(zip(*(column.to_pylist() for column in identity.columns), strict=True))
     parts = []
     for name in names:
-        if int(name) < num_list_shards:
-            table = read_raw(job, name)
-            table = table.filter(pc.is_in(table.column("error_class"), pa.array(classes, pa.string())))
+        if name in listed:
+            table = _with_listed(read_raw(job, name), int(name), config, spilled_list)
+            table = table.filter(pc.is_in(table.column("error_class"), pa.array(config.retry_classes, pa.string())))
             identity = zip(*(table.column(column).to_pylist() for column in IDENTITY), strict=True)
             parts.append(table.filter(pa.array([row not in succeeded for row in identity], pa.bool_())))
-    table = pa.concat_tables(parts)
-    carried = [name for name in table.column_names if name not in RAW_COLUMNS]
+    table = pa.concat_tables([part.select(parts[0].column_names) for part in parts])  # older tables: another order
+    carried = [name for name in table.column_names if name not in (*RAW_COLUMNS, *config.made_columns)]
     problems = _problems(table)
     table = table.select(["url", "caption", "input_file", "input_row", *carried])
     table = table.append_column("problem", problems)
     return table.add_column(0, "place", pa.array(range(table.num_rows), pa.int64()))
+
+
+def _with_listed(table: pa.Table, number: int, config: FetchConfig, spilled_list: Sequence[SpilledSegment]) -> pa.Table:
+    """Return a raw table with what the list says of each image; tables of before 2026-12 do not hold it."""
+    segment = max((item for item in spilled_list if item.first_shard <= number), key=lambda item: item.first_shard)
+    with open_parquet(segment.rows.run_url(0)) as run:
+        missing = [name for name in LISTED_COLUMNS if name in run.schema.names and name not in table.column_names]
+    if missing:
+        start = (number - segment.first_shard) * config.samples_per_shard
+        rows = read_places(segment.rows, start, start + table.num_rows)
+        for name in missing:
+            table = table.append_column(name, rows.column(name))
+    return table
 
 
 def _problems(table: pa.Table) -> pa.Array:

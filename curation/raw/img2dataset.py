@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import pyarrow as pa
@@ -53,6 +53,9 @@ _FOREIGN_ERRORS = (
     (r"refused|reset|unreachable|closed connection|No route", "connect"),
     (r"unknown url type|no host given|unknown uri|URL can't contain", "bad-url"),
     (r"IncompleteRead", "truncated"),
+    (r"image too small", "image-too-small"),
+    (r"image area too large", "image-too-large"),
+    (r"aspect ratio too large", "image-too-long"),
     (r"decoding error|cannot identify", "not-image"),
 )
 
@@ -72,9 +75,9 @@ class Adopted:
         """Return what was recorded of one shard. Raises ValueError if the record is damaged."""
         advice = "put back the file that this job began with, or give the new one a job folder of its own"
         if self.records is None:
-            return Recorded(place=self.url, advice=advice)
+            return Recorded(place=self.url, advice=advice, folder=self.url, own=False)
         place = files.join(self.records, f"{shard}.json")
-        return parse_record(read_json(place), place=place, advice=advice)
+        return parse_record(read_json(place), place=place, advice=advice, folder=self.url, own=False)
 
 
 def adopt_raw(job: Job, url: str) -> list[str]:
@@ -99,6 +102,7 @@ def check_adoptable(job: Job, url: str) -> list[str]:
 
     Nothing is written.
     """
+    _adopted_elsewhere.cache_clear()
     shards = foreign_shards(url)
     if committed(job.raw):
         raise ValueError(f"{job.raw} holds fetched shards already; give input.raw a job folder of its own")
@@ -112,14 +116,32 @@ def check_adoptable(job: Job, url: str) -> list[str]:
 
 def _record(job: Job, url: str, shard: str) -> None:
     """Look at one shard and record what it holds. Raises ValueError that names a damaged file."""
+    data, table = _checked(url, shard)
+    record = {
+        "schema": RECORD_SCHEMA,
+        "count": table.num_rows,
+        "successes": _successes(table),
+        "table": {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
+        "tar": {"bytes": files.size_of(files.join(url, f"{shard}.tar"))},
+    }
+    # Written over, as a killed run may have recorded other files before the job began with them.
+    files.write_atomic(files.join(job.raw, FOREIGN_RECORDS, f"{shard}.json"), (canonical_json(record) + "\n").encode())
+
+
+def recorded_foreign_table(url: str, shard: str) -> pa.Table:
+    """Return the table of a finished shard with our columns. Raises ShardError where its stats say otherwise."""
+    return foreign_table(_checked(url, shard)[1], files.join(url, f"{shard}.parquet"))
+
+
+def _checked(url: str, shard: str) -> tuple[bytes, pa.Table]:
+    """Return the bytes and the table of one shard; its rows and images are those that its stats tell of."""
     table_url = files.join(url, f"{shard}.parquet")
     data = files.read_bytes(table_url)
     table = ParquetReader(data, table_url).read()
     foreign_table(table, table_url)
-    rows, successes = table.num_rows, pc.sum(pc.equal(table["status"], "success")).as_py() or 0
     stats_url = files.join(url, f"{shard}_stats.json")
     stats = _stats(stats_url)
-    for name, found in (("count", rows), ("successes", successes)):
+    for name, found in (("count", table.num_rows), ("successes", _successes(table))):
         counted = stats.get(name, found)
         if counted != found:
             what = "rows" if name == "count" else "images"
@@ -127,15 +149,11 @@ def _record(job: Job, url: str, shard: str) -> None:
                 f"{found} {what}, {stats_url} says {shown(counted)}; copy both files again from where they were made",
                 shard=table_url,
             )
-    record = {
-        "schema": RECORD_SCHEMA,
-        "count": rows,
-        "successes": successes,
-        "table": {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
-        "tar": {"bytes": files.size_of(files.join(url, f"{shard}.tar"))},
-    }
-    # Written over, as a killed run may have recorded other files before the job began with them.
-    files.write_atomic(files.join(job.raw, FOREIGN_RECORDS, f"{shard}.json"), (canonical_json(record) + "\n").encode())
+    return data, table
+
+
+def _successes(table: pa.Table) -> int:
+    return int(pc.sum(pc.equal(table["status"], "success")).as_py() or 0)
 
 
 def _stats(url: str) -> dict[str, Any]:
@@ -228,12 +246,23 @@ def foreign_error_class(status: str, message: str) -> str:
 
 def adopted(job: Job) -> Adopted | None:
     """Return the raw shards that this job uses instead of its own; None if it fetched. Raises ValueError if damaged."""
+    try:
+        return _adopted(job) if files.is_local(job.raw) else _adopted_elsewhere(job)
+    except FileNotFoundError:
+        return None
+
+
+@lru_cache(maxsize=4)
+def _adopted_elsewhere(job: Job) -> Adopted:
+    """Read it once of a job in a bucket: what a job has adopted never changes."""
+    return _adopted(job)
+
+
+def _adopted(job: Job) -> Adopted:
     place = files.join(job.raw, FOREIGN)
     try:
         record = json.loads(files.read_bytes(place))
         records = None if record.get("schema") is None else files.join(job.raw, FOREIGN_RECORDS)
         return Adopted(str(record["url"]), tuple(sorted(str(name) for name in record["shards"])), records)
-    except FileNotFoundError:
-        return None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{place}: damaged: {error}; restore it, or begin again in another job folder") from error

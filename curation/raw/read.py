@@ -4,22 +4,22 @@ Whoever wrote them, a table has exactly the columns of `schema.py`, then the car
 finished: rows that are gone later would be missing in the ledger without a word.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import pyarrow as pa
 
 from headrace import files
 from headrace.curation.job import Job
-from headrace.curation.raw.img2dataset import Adopted, adopted, foreign_table
+from headrace.curation.raw.img2dataset import adopted, foreign_table
 from headrace.curation.raw.record import (
     Recorded,
     check_rows,
     check_table_bytes,
     check_tar_size,
     parse_record,
-    read_json,
 )
 from headrace.curation.raw.schema import LATER_COLUMNS, OWN_SCHEMA
+from headrace.curation.raw.segments import read_segments
 from headrace.shards.commit import committed, read_commit
 from headrace.shards.errors import ShardError
 from headrace.shards.parquet import ParquetReader
@@ -43,71 +43,73 @@ def raw_shards(job: Job) -> list[str]:
 
 def check_list_is_fetched(job: Job) -> None:
     """Raise ValueError if a raw shard of the job's list is not finished: its rows would be missing in the ledger."""
-    place = files.join(job.url, "input", "plan.json")
-    if not files.exists(place):
-        return  # raw shards of others, or of another program
-    plan = read_json(place)
-    try:
-        num_shards = -(-sum(plan["rows"]) // plan["samples_per_shard"])
-    except (KeyError, TypeError, ZeroDivisionError) as error:
-        raise ValueError(f"{place}: damaged: {error!r}; restore it") from error
+    listed = [name for segment in read_segments(job) for name in segment.names]
     done = set(committed(job.raw))
-    missing = [name for name in (f"{number:05d}" for number in range(num_shards)) if name not in done]
+    missing = [name for name in listed if name not in done]
     if missing:
         raise ValueError(
-            f"{job.raw}: {len(missing)} of the {num_shards} raw shards of the list are not finished: {missing[0]}"
+            f"{job.raw}: {len(missing)} of the {len(listed)} raw shards of the list are not finished: {missing[0]}"
             f"{_and_more(missing)}; run `headrace fetch` again"
         )
 
 
-def read_raw(job: Job, shard: str) -> pa.Table:
-    """Return one raw parquet with the columns of the contract. Raises ShardError if it is not what was finished."""
-    foreign = adopted(job)
-    recorded = _recorded(job, foreign, shard)
-    url = files.join(job.raw if foreign is None else foreign.url, f"{shard}.parquet")
+def read_raw(job: Job, shard: str, columns: Collection[str] | None = None) -> pa.Table:
+    """Return one raw parquet with the columns of the contract, or those of `columns` that it has.
+
+    Raises ShardError if it is not what was finished.
+    """
+    recorded = recorded_of(job, shard)
+    url = files.join(recorded.folder, f"{shard}.parquet")
     try:
         data = files.read_bytes(url)
     except FileNotFoundError as error:
         raise ShardError(f"missing; {recorded.advice}", shard=url) from error
-    if foreign is None:
+    if recorded.own:
         check_table_bytes(data, url, recorded)
-        table = _own_table(ParquetReader(data, url).read(), url, recorded)
+        reader = ParquetReader(data, url)
+        if columns is not None:
+            return _own_columns(reader, url, recorded, columns)
+        table = _own_table(reader.read(), url, recorded)
         check_rows(table, url, recorded)
     else:
         # What another program wrote: first what is wrong with it, then that it is not what this job began with.
         table = foreign_table(ParquetReader(data, url).read(), url)
         check_rows(table, url, recorded)
         check_table_bytes(data, url, recorded)
-    return table
+    return table if columns is None else table.select([name for name in table.schema.names if name in columns])
 
 
 def recorded_of(job: Job, shard: str) -> Recorded:
-    """Return what was recorded of a raw shard when it was finished. Raises ValueError if the record is damaged."""
-    return _recorded(job, adopted(job), shard)
+    """Return what was recorded of a raw shard when it was finished. Raises ValueError if the record is damaged.
 
-
-def _recorded(job: Job, foreign: Adopted | None, shard: str) -> Recorded:
-    if foreign is not None:
-        return foreign.recorded(shard)
+    A job has shards of its own or of others, never both: only where it has none is it asked whose it took.
+    """
     place = files.join(job.raw, "commits", f"{shard}.json")
     advice = f"put the file back, or remove {place} and run `headrace fetch` again"
     try:
         record = read_commit(job.raw, shard)
     except FileNotFoundError as error:
-        raise ShardError("missing; run `headrace fetch` again", shard=place) from error
-    return parse_record(record, place=place, advice=advice, key_prefix=shard)
+        foreign = adopted(job)
+        if foreign is None:
+            raise ShardError("missing; run `headrace fetch` again", shard=place) from error
+        return foreign.recorded(shard)
+    return parse_record(record, place=place, advice=advice, folder=job.raw, own=True, key_prefix=shard)
 
 
 def raw_tar_url(job: Job, shard: str) -> str:
     """Return the URL of a raw shard's tar."""
-    foreign = adopted(job)
-    return files.join(job.raw if foreign is None else foreign.url, f"{shard}.tar")
+    return tar_of(recorded_of(job, shard), shard)
+
+
+def tar_of(recorded: Recorded, shard: str) -> str:
+    """Return the URL of the tar of a raw shard of which this was recorded."""
+    return files.join(recorded.folder, f"{shard}.tar")
 
 
 def check_raw_tar(job: Job, shard: str) -> Recorded:
     """Check that a raw shard's tar has its size; return the record. Raises FileNotFoundError, ShardError."""
     recorded = recorded_of(job, shard)
-    check_tar_size(raw_tar_url(job, shard), recorded)
+    check_tar_size(tar_of(recorded, shard), recorded)
     return recorded
 
 
@@ -120,6 +122,17 @@ def _own_table(table: pa.Table, url: str, recorded: Recorded) -> pa.Table:
         names = ", ".join(table.schema.names)
         raise ShardError(f"not a raw parquet of headrace; columns: {names}; {recorded.advice}", shard=url)
     return table
+
+
+def _own_columns(reader: ParquetReader, url: str, recorded: Recorded, columns: Collection[str]) -> pa.Table:
+    """Return those of `columns` that one of our tables has, or would have today."""
+    schema = _own_table(reader.schema.empty_table(), url, recorded).schema
+    table = reader.read([name for name in reader.schema.names if name in columns or name in ("key", "status")])
+    check_rows(table, url, recorded)
+    for field in schema:
+        if field.name in columns and field.name not in reader.schema.names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table.select([name for name in schema.names if name in columns])
 
 
 def _and_more(names: Iterable[str]) -> str:

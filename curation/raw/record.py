@@ -21,6 +21,8 @@ from headrace.text import shown
 
 log = logging.getLogger(__name__)
 
+BEGUN = "begun_sha256"
+"""Entry of a record whose table was rewritten by a take-down."""
 RECORD_SCHEMA = 2
 """Of a record that holds sums; records without a schema hold rows only."""
 
@@ -33,6 +35,10 @@ class Recorded:
     """Where the record is, for messages."""
     advice: str
     """What to do if the files are others."""
+    folder: str
+    """Where the files are."""
+    own: bool
+    """False if somebody else made them."""
     rows: int | None = None
     successes: int | None = None
     table_bytes: int | None = None
@@ -40,6 +46,8 @@ class Recorded:
     tar_bytes: int | None = None
     key_prefix: str = ""
     """What every key begins with; empty for the tables of others."""
+    begun_sha256: str | None = None
+    """Of the table before rows of it were taken down: what ledgers that follow from it are named by."""
 
     @property
     def has_sums(self) -> bool:
@@ -52,15 +60,20 @@ class Recorded:
         return self.has_sums and bool(self.key_prefix)
 
 
-def parse_record(record: Mapping[str, Any], *, place: str, advice: str, key_prefix: str = "") -> Recorded:
+def parse_record(
+    record: Mapping[str, Any], *, place: str, advice: str, folder: str, own: bool, key_prefix: str = ""
+) -> Recorded:
     """Read a record of either schema. Raises ValueError that names the record if it is damaged."""
     schema = record.get("schema")
     if schema is None:
         return Recorded(
             place=place,
             advice=advice,
+            folder=folder,
+            own=own,
             rows=_number(record, "count", place, required=False),
             successes=_number(record, "successes", place, required=False),
+            begun_sha256=record.get(BEGUN),
         )
     if schema != RECORD_SCHEMA:
         raise ValueError(f"{place}: record of schema {shown(schema)}, this headrace reads schema {RECORD_SCHEMA}")
@@ -71,12 +84,15 @@ def parse_record(record: Mapping[str, Any], *, place: str, advice: str, key_pref
     return Recorded(
         place=place,
         advice=advice,
+        folder=folder,
+        own=own,
         rows=_number(record, "count", place),
         successes=_number(record, "successes", place),
         table_bytes=_number(table, "bytes", place),
         table_sha256=sha256,
         tar_bytes=_number(tar, "bytes", place),
         key_prefix=key_prefix,
+        begun_sha256=record.get(BEGUN),
     )
 
 

@@ -24,23 +24,38 @@ RAW_COLUMNS = (
     "format",
     "sha256",
     "stored_sha256",
+    "reused_from",
     "input_file",
     "input_row",
 )
 """The columns of every raw parquet, in order; carried columns come after them.
 
 `sha256` is of the bytes as fetched, `stored_sha256` of those in the tar where fetch encoded them again; null where it
-did not, and in the tables of others.
+did not, and in the tables of others. `reused_from` is SOURCE#KEY of an image that was there already, null of one that
+was fetched.
 """
 
 STORED_COLUMNS = ("sha256", "stored_sha256", "width", "height", "original_width", "original_height")
 """What `stored_sha256` needs of a row."""
 
-LATER_COLUMNS = ("stored_sha256",)
+LATER_COLUMNS = ("stored_sha256", "reused_from")
 """What tables of older jobs lack."""
 
-RESERVED_COLUMNS = (*RAW_COLUMNS, "expected_sha256", "place", "problem")
-"""Names that a list's carried columns cannot have."""
+LISTED_COLUMNS = ("expected_sha256", "expected_md5", "expected_sha512", "boxes")
+"""What a list says of an image, where the recipe names its columns: checked or used when it is fetched, and carried, as
+a retry needs it too. `boxes` is the JSON of [[x0, y0, x1, y1], ...]."""
+
+REUSE_COLUMN = "__reuse"
+"""Of the rows of a list while they are fetched: what of an earlier job they take."""
+
+MADE_COLUMNS = ("md5", "sha512", "exif")
+"""Further columns of a raw parquet, where the recipe asks for them (`fetch.hashes`, `fetch.exif`)."""
+
+INTERNAL_COLUMNS = ("place", "problem", REUSE_COLUMN)
+"""Of the rows of a list while they are fetched; not in a raw parquet."""
+
+RESERVED_COLUMNS = (*RAW_COLUMNS, LISTED_COLUMNS[0], *INTERNAL_COLUMNS)
+"""Names that a list's carried columns cannot have; where the others are made, those neither."""
 
 _INT32 = ("width", "height", "original_width", "original_height")
 
@@ -66,13 +81,31 @@ ERROR_CLASSES = (
     "truncated",
     "bomb",
     "sha256-mismatch",
+    "md5-mismatch",
+    "sha512-mismatch",
+    "image-too-small",
+    "image-too-large",
+    "image-too-long",
+    "image-format",
+    "bad-boxes",
     "resize",
     "refused-scheme",
     "refused-address",
     "opted-out",
     "bad-url",
     "protocol",
+    "blocklisted",
+    "forgotten",
 )
+
+BLOCKED = "blocklisted"
+"""Class of a row that nothing may name: its table has neither its URL nor its caption."""
+
+UNNAMED = (BLOCKED, "forgotten")
+"""Classes of rows that nothing may name; the second is that of what was taken down."""
+
+RESIZE_CLASSES = ("image-too-small", "image-too-large", "image-too-long", "image-format", "bad-boxes", "resize")
+"""What img2dataset finds while it resizes, and calls so."""
 
 TRANSIENT_CLASSES = ("dns", "connect", "timeout", "http-429", "http-5xx", "truncated")
 """What may be gone another day; the default of `FetchConfig.retry_classes`."""
@@ -96,4 +129,4 @@ def status_of(error_class: str | None) -> str:
     """Return img2dataset's word for what became of a row."""
     if error_class is None:
         return "success"
-    return "failed_to_resize" if error_class == "resize" else "failed_to_download"
+    return "failed_to_resize" if error_class in RESIZE_CLASSES else "failed_to_download"

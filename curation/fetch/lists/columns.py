@@ -14,6 +14,9 @@ def wanted_columns(config: InputConfig) -> dict[str, str]:
         "url_column": config.url_column,
         "caption_column": config.caption_column,
         "sha256_column": config.sha256_column,
+        "md5_column": config.md5_column,
+        "sha512_column": config.sha512_column,
+        "bbox_column": config.bbox_column,
     }
     wanted = {setting: name for setting, name in own.items() if name is not None}
     return wanted | {f"columns ({name})": name for name in config.columns}
@@ -30,10 +33,16 @@ def check_columns(url: str, known: Sequence[str], config: InputConfig, *, hint: 
         if name not in known:
             none = ", or to null if the list has none" if setting == "caption_column" else ""
             raise ValueError(
-                f"{url}: no column {shown(name)}; its columns: {_listed(known)}; set input.{setting}{none}{hint}"
+                f"{url}: no column {shown(name)}; its columns: {_cells(known)}; set input.{setting}{none}{hint}"
             )
         if known.count(name) > 1:
             raise ValueError(f"{url}: {known.count(name)} columns are named {shown(name)}; rename all but one")
+
+
+def _cells(known: Sequence[str]) -> str:
+    """Return the columns as a message lists them; of a header that is one cell, those that it seems to hold."""
+    apart = next((mark for mark in ";\t|" if len(known) == 1 and mark in known[0]), None)
+    return _listed(known) if apart is None else f"{_listed(known[0].split(apart))} (if {apart!r} separates them)"
 
 
 def _listed(names: Sequence[str]) -> str:

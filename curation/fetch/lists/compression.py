@@ -50,6 +50,11 @@ def counted(stream: BinaryIO, on_bytes: OnBytes) -> BinaryIO:
     return stream if on_bytes is no_bytes else io.BufferedReader(_Counted(stream, on_bytes))
 
 
+def limited(stream: BinaryIO, num_bytes: int | None) -> BinaryIO:
+    """Return the first bytes of a stream; with None the stream itself."""
+    return stream if num_bytes is None else io.BufferedReader(_Limited(stream, num_bytes))
+
+
 def decompressed(stream: BinaryIO, compression: str) -> BinaryIO:
     """Return the bytes inside a compressed stream; with `compression` "" the stream itself."""
     if compression == "gzip":
@@ -86,6 +91,22 @@ class _Counted(io.RawIOBase):
         data = self._stream.read(len(buffer))
         buffer[: len(data)] = data
         self._on_bytes(len(data))
+        return len(data)
+
+
+class _Limited(io.RawIOBase):
+    """A stream that ends after so many bytes."""
+
+    def __init__(self, stream: BinaryIO, num_bytes: int) -> None:
+        self._stream, self._left = stream, num_bytes
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(min(len(buffer), self._left))
+        buffer[: len(data)] = data
+        self._left -= len(data)
         return len(data)
 
 

@@ -100,7 +100,7 @@ class _Reader:
             numbers=numbers,
             urls=column(config.url_column),
             captions=column(config.caption_column),
-            hashes=column(config.sha256_column),
+            listed={own: column(name) for own, name in config.listed_columns.items()},
             carried=[column(name) for name in config.columns],
             problems=problems,
             known=known,

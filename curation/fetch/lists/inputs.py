@@ -25,6 +25,7 @@ from headrace.curation.fetch.lists.compression import (
     counted,
     decompressed,
     is_damage,
+    limited,
     no_bytes,
 )
 from headrace.curation.fetch.lists.delimited import read_delimited
@@ -50,6 +51,10 @@ class ListFile:
     format: str
     compression: str
     """One of COMPRESSIONS, or ""."""
+    num_bytes: int | None = None
+    """No more than so many bytes of a text list are read; None: all."""
+    start_row: int = 0
+    """Rows before this one are left out: another segment holds them."""
 
 
 def list_files(config: InputConfig) -> tuple[ListFile, ...]:
@@ -115,11 +120,14 @@ def _names(urls: list[str]) -> list[str]:
     return ["/".join(part[shared:]) for part in parts]
 
 
-def fingerprint(file: ListFile) -> dict[str, Any]:
-    """Return what tells a changed list: name, bytes, and sha256 of the whole (of its two ends beyond 64 MiB)."""
+def fingerprint(file: ListFile, num_bytes: int | None = None) -> dict[str, Any]:
+    """Return what tells a changed list: name, bytes, and sha256 of the whole (of its two ends beyond 64 MiB).
+
+    With `num_bytes`, that of its first bytes.
+    """
     digest, half = hashlib.sha256(), HASHED_BYTES // 2
     with files.opened(file.url, in_blocks=False) as stream:
-        size = stream.seek(0, io.SEEK_END)
+        size = stream.seek(0, io.SEEK_END) if num_bytes is None else num_bytes
         starts = (0,) if size <= HASHED_BYTES else (0, size - half)
         for start in starts:
             stream.seek(start)
@@ -135,7 +143,10 @@ def opened(file: ListFile, on_bytes: OnBytes = no_bytes) -> Iterator[BinaryIO]:
     """
     try:
         with files.opened(file.url) as stream:
-            yield stream if file.format == "parquet" else decompressed(counted(stream, on_bytes), file.compression)
+            if file.format == "parquet":
+                yield stream
+            else:
+                yield decompressed(counted(limited(stream, file.num_bytes), on_bytes), file.compression)
     except (*UNREADABLE, pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, NotTextError) as error:
         raise _cannot_be_read(file, error) from error
     except OSError as error:
@@ -153,15 +164,28 @@ def text_blocks(
     file: ListFile, config: InputConfig, tally: Tally, on_bytes: OnBytes = no_bytes
 ) -> Generator[Block, None, None]:
     """Yield the rows of a list that is not parquet; `on_bytes` is that of `opened`."""
+    left_out = file.start_row
+    read = Tally()
     with opened(file, on_bytes) as stream:
-        if file.format == "txt":
-            yield from _txt_blocks(stream, file, tally)
-        elif file.format in ("csv", "tsv"):
-            yield from read_delimited(stream, file.url, file.format, config, name=file.name, tally=tally)
-        elif file.format == "json":
-            yield from read_json_array(stream, file.url, config)
-        else:
-            yield from read_json_lines(stream, config, name=file.name, tally=tally)
+        for block in _blocks(stream, file, config, read):
+            part = block.after(min(left_out, len(block.numbers)))
+            left_out -= len(block.numbers) - len(part.numbers)
+            if part.numbers or not file.start_row:  # what was odd in other rows was counted with those
+                tally.add(read)
+            read.clear()
+            yield part
+        tally.add(read)
+
+
+def _blocks(stream: BinaryIO, file: ListFile, config: InputConfig, tally: Tally) -> Iterator[Block]:
+    if file.format == "txt":
+        yield from _txt_blocks(stream, file, tally)
+    elif file.format in ("csv", "tsv"):
+        yield from read_delimited(stream, file.url, file.format, config, name=file.name, tally=tally)
+    elif file.format == "json":
+        yield from read_json_array(stream, file.url, config)
+    else:
+        yield from read_json_lines(stream, config, name=file.name, tally=tally)
 
 
 def _txt_blocks(stream: BinaryIO, file: ListFile, tally: Tally) -> Iterator[Block]:
@@ -193,8 +217,8 @@ def open_parquet_list(stream: BinaryIO, file: ListFile, config: InputConfig) -> 
     # Buffered: a list is often one row group, whose columns would be read whole.
     parquet = ParquetReader(stream, file.url, buffer_bytes=BUFFER_BYTES)
     check_columns(file.url, parquet.schema.names, config)
-    for name in (config.url_column, config.caption_column, config.sha256_column):
+    for name in (config.url_column, config.caption_column, *config.listed_columns.values()):
         kind = parquet.schema.field(name).type if name is not None else pa.string()
-        if not is_plain_text(kind):
+        if not is_plain_text(kind) and not (name == config.bbox_column and pa.types.is_nested(kind)):
             raise ValueError(f"{file.url}: column {name!r} is {kind}, expected text")
     return parquet

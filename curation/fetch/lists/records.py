@@ -166,7 +166,7 @@ def _blocks(records: Iterator[Any], config: InputConfig, *, place: str, first: i
             numbers=list(range(number, number + len(held))),
             urls=[record.get(config.url_column) for record in held],
             captions=_column(held, config.caption_column),
-            hashes=_column(held, config.sha256_column),
+            listed={own: _column(held, name) for own, name in config.listed_columns.items()},
             carried=[[record.get(name) for record in held] for name in config.columns],
             problems=problems,
             known=tuple(known),

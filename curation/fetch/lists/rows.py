@@ -7,7 +7,7 @@ is left out. `Tally` holds the counts by reason, with the place of the first.
 import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +18,8 @@ from headrace.curation.fetch.config import InputConfig
 from headrace.curation.fetch.lists.lines import valid_text
 
 BLOCK_ROWS = 8192
+BOXES = "boxes"
+"""Of the listed columns the one whose values are JSON, not text."""
 
 LIST_PROBLEM = re.compile(r"(?:line|record|row) [0-9]+: ")
 """How a problem begins, and so the error message of its row."""
@@ -65,6 +67,11 @@ class Tally:
             for reason, odd in its.items():
                 _count(mine, reason, odd.first, odd.rows)
 
+    def clear(self) -> None:
+        """Forget all counts."""
+        self.rejected.clear()
+        self.repaired.clear()
+
 
 def _count(counts: dict[str, Odd], reason: str, where: str, rows: int) -> None:
     odd = counts.setdefault(reason, Odd(first=where))
@@ -82,13 +89,28 @@ class Block:
     numbers: list[int] = field(default_factory=list)
     urls: list[Any] = field(default_factory=list)
     captions: list[Any] = field(default_factory=list)
-    hashes: list[Any] = field(default_factory=list)
+    listed: dict[str, list[Any]] = field(default_factory=dict)
+    """Values of the columns of `InputConfig.listed_columns`, by our name."""
     carried: list[list[Any]] = field(default_factory=list)
     """Values of each of the configured columns."""
     problems: dict[int, str] = field(default_factory=dict)
     """Place in the block -> why that row cannot be fetched."""
     known: Iterable[str] = ()
     """Names of columns or keys that the list has."""
+
+    def after(self, rows: int) -> "Block":
+        """Return the block without its first rows."""
+        if not rows:
+            return self
+        return replace(
+            self,
+            numbers=self.numbers[rows:],
+            urls=self.urls[rows:],
+            captions=self.captions[rows:],
+            listed={name: values[rows:] for name, values in self.listed.items()},
+            carried=[values[rows:] for values in self.carried],
+            problems={row - rows: problem for row, problem in self.problems.items() if row >= rows},
+        )
 
     def where(self, row: int) -> str:
         """Return the place in the file of one row of the block, for a person."""
@@ -99,18 +121,19 @@ def settle(block: Block, config: InputConfig, file_name: str, tally: Tally) -> d
     """Return the block's own columns as arrow arrays, every value text or null, and count what was odd."""
     urls, odd_urls = to_text(block.urls)
     captions, odd_captions = to_text(block.captions) if config.caption_column else (None, {})
-    hashes, odd_hashes = to_text(block.hashes) if config.sha256_column else (None, {})
+    listed = {name: to_text(block.listed.get(name, [None] * len(block.urls))) for name in config.listed_columns}
     problems = block.problems
     for row, value in odd_urls.items():
         problems.setdefault(row, URL_NO_TEXT if isinstance(value, str) else URL_NO_STRING)
     if any(reason == URL_NO_STRING for reason in problems.values()):
         urls = pc.if_else(pa.array([problems.get(row) != URL_NO_STRING for row in range(len(urls))]), urls, None)
-    for row, value in (*odd_captions.items(), *odd_hashes.items()):
+    odd = [odd_captions, *(found for name, (_, found) in listed.items() if name != BOXES)]
+    for row, value in (item for found in odd for item in found.items()):
         tally.repair(NO_TEXT if isinstance(value, str) else NOT_A_STRING, f"{file_name} {block.where(row)}")
     return {
         "url": urls,
         "caption": captions,
-        "expected_sha256": hashes,
+        **{name: texts for name, (texts, _) in listed.items()},
         "problem": problem_column(urls, problems, block.where, file_name, tally),
         "input_row": pa.array(block.numbers, pa.int64()),
     }

@@ -9,26 +9,24 @@ for the arithmetic.
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from headrace import files
-from headrace.config import canonical_json, config_to_dict
-from headrace.curation.fetch.config import InputConfig
-from headrace.curation.fetch.lists.inputs import fingerprint, list_files
+from headrace.config import canonical_json
+from headrace.curation.fetch.config import FetchConfig, InputConfig
+from headrace.curation.fetch.lists.plan import READER, Agreed, Plan, PlannedSegment, agree, planned_file
 from headrace.curation.fetch.lists.rows import Odd, Tally
-from headrace.curation.fetch.lists.table import scan, tables
+from headrace.curation.fetch.lists.seam import check_seam, check_types
+from headrace.curation.fetch.lists.table import Scan, scan, tables
 from headrace.shards.parquet import ParquetReader, open_parquet, write_parquet
 from headrace.shards.permutation import make_key, permute
 
 log = logging.getLogger(__name__)
 
-# Raised whenever the same list would give other rows. 1: until quotes of tsv became letters.
-READER = 2
 RUN_ROWS = 1 << 17
 MIN_GROUP_ROWS = 256
 
@@ -46,91 +44,151 @@ class SpilledList:
         return files.join(self.folder, f"{number:05d}.parquet")
 
 
-def describe_input(config: InputConfig, *, seed: int, samples_per_shard: int) -> dict[str, Any]:
-    """Return what fixes the rows of every raw shard."""
-    return {
-        "files": [fingerprint(file) for file in list_files(config)],
-        "input": {name: value for name, value in config_to_dict(config).items() if name != "urls"},
-        "samples_per_shard": samples_per_shard,
-        "seed": seed,
-    }
+@dataclass(frozen=True, slots=True)
+class SpilledSegment:
+    """The shuffled rows of one segment, and the first of the raw shards that they become."""
+
+    rows: SpilledList
+    first_shard: int
 
 
-def spill(config: InputConfig, folder: str, *, seed: int, samples_per_shard: int) -> SpilledList:
-    """Write the runs that are not there yet. Raises ValueError if the list is not the one this job began with."""
-    lists = list_files(config)
-    told = describe_input(config, seed=seed, samples_per_shard=samples_per_shard)
-    plan_url = _plan_url(folder)
-    runs_folder = files.join(folder, "runs")
+def spill(
+    config: InputConfig, folder: str, *, seed: int, fetch: FetchConfig, next_shard: int = 0
+) -> tuple[SpilledSegment, ...]:
+    """Plan what is new in the lists as one more segment and write the runs that are not there yet.
+
+    `next_shard` is the first number that no raw shard outside of the list has. Raises ValueError if a list that was
+    planned is not what it was.
+    """
+    plan_url = files.join(folder, "plan.json")
     files.remove_leftovers(folder)
+    agreed = agree(config, plan_url, seed=seed, fetch=fetch)
     found = None
-    if not files.exists(plan_url):
-        found = scan(lists, config)
-        if sum(found.rows) == 0:
-            raise ValueError(f"input.urls: the lists hold no rows: {', '.join(file.url for file in lists)}")
-        plan = {**told, "reader": READER, "rows": list(found.rows)}
-        files.put_if_absent(plan_url, (canonical_json(plan) + "\n").encode())
-    plan = _read_plan(plan_url)
-    _check_same(plan_url, plan, told)
-    num_rows = sum(plan["rows"])
-    spilled = SpilledList(runs_folder, -(-num_rows // RUN_ROWS), num_rows)
-    if len(files.list_names(runs_folder, ".parquet")) < spilled.num_runs:
-        if plan.get("reader", 1) != READER:
-            raise ValueError(
-                f"{plan_url}: an older headrace began this job, which cut this list into other rows, and some of "
-                f"{runs_folder} is missing; give the list a new job folder, or finish this fetch with the older version"
-            )
-        files.remove_leftovers(runs_folder)
-        found = found or scan(lists, config)
-        if sum(found.rows) != num_rows:
-            raise ValueError(f"input.urls: {num_rows} rows at first, {sum(found.rows)} now; the list was changed")
-        tally = Tally()
-        blocks = tables(lists, config, found.schema, tally)
-        _write_runs(blocks, tally, spilled, seed=seed, samples_per_shard=samples_per_shard)
+    if agreed.new:
+        found = _scan_new(agreed, config, folder)
+        if sum(found.rows):
+            first = max([next_shard, *(place.first_shard + place.num_shards for place in agreed.plan.places)])
+            agreed = _with_segment(agreed, found, first)
+            agreed.plan.write(plan_url)
+        elif not agreed.segments:
+            raise ValueError(f"input.urls: the lists hold no rows: {', '.join(file.url for file in agreed.new)}")
+    spilled = spilled_segments(agreed.plan, folder)
+    for number, segment in enumerate(spilled):
+        if len(files.list_names(segment.rows.folder, ".parquet")) < segment.rows.num_runs:
+            fresh = found if number + 1 == len(agreed.segments) else None
+            schema = None if number == 0 else _schema(agreed, config, folder)
+            _spill_segment(agreed, number, segment.rows, config, scanned=fresh, schema=schema)
     return spilled
 
 
-def check_begun(config: InputConfig, folder: str, *, seed: int, samples_per_shard: int) -> int | None:
-    """Return the rows of the list this job began with; None if it did not. Raises ValueError if that is another list.
+def spilled_segments(plan: Plan, folder: str) -> tuple[SpilledSegment, ...]:
+    """Return where the rows of each planned segment are, or will be."""
+    return tuple(
+        SpilledSegment(
+            SpilledList(_runs_folder(folder, number), -(-place.num_rows // RUN_ROWS), place.num_rows), place.first_shard
+        )
+        for number, place in enumerate(plan.places)
+    )
+
+
+def _scan_new(agreed: Agreed, config: InputConfig, folder: str) -> Scan:
+    """Count what is new. Raises ValueError where it does not go on from what was planned."""
+    for file in agreed.new:
+        if file.start_row:
+            check_seam(file, agreed.plan, config)
+    found = scan(agreed.new, config)
+    if agreed.segments:
+        check_types(found.schema, _schema(agreed, config, folder), agreed.new[0].url)
+    return found
+
+
+def _with_segment(agreed: Agreed, found: Scan, first_shard: int) -> Agreed:
+    planned = tuple(planned_file(file, rows) for file, rows in zip(agreed.new, found.rows, strict=True))
+    plan = replace(agreed.plan, segments=(*agreed.plan.segments, PlannedSegment(planned, first_shard, READER)))
+    if agreed.segments:
+        log.info("%d new rows in %d lists: segment %d", sum(found.rows), len(planned), len(agreed.segments))
+    return Agreed(plan, (*agreed.segments, agreed.new), ())
+
+
+def _schema(agreed: Agreed, config: InputConfig, folder: str) -> pa.Schema:
+    """Return the schema of the first segment, which all others take over."""
+    first = files.join(_runs_folder(folder, 0), "00000.parquet")
+    if not files.exists(first):
+        return scan(agreed.segments[0], config).schema
+    with open_parquet(first) as run:
+        return pa.schema([field for field in run.schema if field.name != "place"])
+
+
+def _runs_folder(folder: str, segment: int) -> str:
+    """Return where the runs of a segment are; what is recorded of its lists lies beside that folder."""
+    return files.join(_segment_folder(folder, segment), "runs")
+
+
+def _segment_folder(folder: str, segment: int) -> str:
+    return files.join(folder, "segments", f"{segment:05d}") if segment else folder
+
+
+def _spill_segment(
+    agreed: Agreed,
+    number: int,
+    rows: SpilledList,
+    config: InputConfig,
+    *,
+    scanned: Scan | None,
+    schema: pa.Schema | None,
+) -> None:
+    """Write the runs of one segment that are missing.
+
+    `scanned` is there if its lists were scanned just now, `schema` is that of the first segment for all others.
+    """
+    segment, lists = agreed.plan.segments[number], agreed.segments[number]
+    folder = files.parent(rows.folder)
+    if segment.reader != READER:
+        raise ValueError(
+            f"{rows.folder}: an older headrace began this job, which cut this list into other rows, and some of "
+            "its runs are missing; give the list a new job folder, or finish this fetch with the older version"
+        )
+    files.remove_leftovers(folder)
+    files.remove_leftovers(rows.folder)
+    found = scanned or scan(lists, config)
+    if found.rows != tuple(file.rows for file in segment.files):
+        told = sum(file.rows for file in segment.files)
+        raise ValueError(f"input.urls: {told} rows at first, {sum(found.rows)} now; the list was changed")
+    tally = Tally()
+    key = make_key("fetch order", agreed.plan.seed, *([number] if number else []))
+    blocks = tables(lists, config, found.schema if schema is None else schema, tally)
+    _write_runs(blocks, tally, rows, key=key, samples_per_shard=agreed.plan.samples_per_shard)
+
+
+def check_begun(config: InputConfig, folder: str, *, seed: int, fetch: FetchConfig) -> Agreed:
+    """Compare the lists with those this job began with. Raises ValueError where something planned has changed.
 
     Nothing is written.
     """
-    plan_url = _plan_url(folder)
-    if not files.exists(plan_url):
-        return None
-    plan = _read_plan(plan_url)
-    _check_same(plan_url, plan, describe_input(config, seed=seed, samples_per_shard=samples_per_shard))
-    return int(sum(plan["rows"]))
+    agreed = agree(config, files.join(folder, "plan.json"), seed=seed, fetch=fetch)
+    for file in agreed.new:
+        if file.start_row:
+            check_seam(file, agreed.plan, config)
+    return agreed
 
 
-def _plan_url(folder: str) -> str:
-    return files.join(folder, "plan.json")
+def check_carried(agreed: Agreed, carried: pa.Schema, config: InputConfig, folder: str) -> None:
+    """Raise ValueError if carried columns of what is new do not go with those that this job has."""
+    if agreed.segments and agreed.new:
+        check_types(carried, _schema(agreed, config, folder), agreed.new[0].url)
 
 
-def _read_plan(url: str) -> dict[str, Any]:
-    try:
-        plan = json.loads(files.read_bytes(url))
-        if all(isinstance(rows, int) and rows >= 0 for rows in plan["rows"]):
-            return dict(plan)
-        raise ValueError("rows are no counts")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{url}: damaged: {error}; give the list a new job folder") from error
-
-
-def _check_same(plan_url: str, plan: dict[str, Any], told: dict[str, Any]) -> None:
-    names = {"files": "the files of input.urls", "input": "the settings of input"}
-    changed = [names.get(name, name) for name in told if plan.get(name) != told[name]]
-    if changed:
-        raise ValueError(
-            f"{plan_url}: this job began with another input; changed: {', '.join(changed)}. "
-            "Give the new list a job folder of its own, or restore the old one"
-        )
+def read_tallies(folder: str, num_segments: int) -> Tally:
+    """Return what was odd in the lists of all segments."""
+    found = Tally()
+    for number in range(max(1, num_segments)):
+        found.add(read_tally(_runs_folder(folder, number)))
+    return found
 
 
 def _write_runs(
-    blocks: Iterator[pa.Table], tally: Tally, spilled: SpilledList, *, seed: int, samples_per_shard: int
+    blocks: Iterator[pa.Table], tally: Tally, spilled: SpilledList, *, key: int, samples_per_shard: int
 ) -> None:
-    key = make_key("fetch order", seed)
     group = max(MIN_GROUP_ROWS, min(RUN_ROWS, samples_per_shard * RUN_ROWS // spilled.num_rows))
     done = set(files.list_names(spilled.folder, ".parquet"))
     start = 0
@@ -164,7 +222,7 @@ def read_tally(runs_folder: str) -> Tally:
 
 
 def _tally_url(runs_folder: str) -> str:
-    return files.join(runs_folder.removesuffix("/runs"), "lists.json")
+    return files.join(files.parent(runs_folder), "lists.json")
 
 
 def _cut(blocks: Iterator[pa.Table]) -> Iterator[pa.Table]:
@@ -187,7 +245,7 @@ def read_places(spilled: SpilledList, start: int, stop: int) -> pa.Table:
     parts = []
     for number in range(spilled.num_runs):
         with open_parquet(spilled.run_url(number)) as run:
-            parts.append(_read_run(run, start, stop))
+            parts.append(read_range(run, start, stop))
     table = pa.concat_tables(parts).sort_by("place")
     place = table.column("place").to_numpy()
     if not np.array_equal(place, np.arange(start, stop)):
@@ -197,7 +255,8 @@ def read_places(spilled: SpilledList, start: int, stop: int) -> pa.Table:
     return table
 
 
-def _read_run(run: ParquetReader, start: int, stop: int) -> pa.Table:
+def read_range(run: ParquetReader, start: int, stop: int) -> pa.Table:
+    """Return the rows of one run whose place is in [start, stop)."""
     bounds = [run.bounds(group, "place") or (start, start) for group in range(len(run.group_rows))]
     groups = [group for group, (least, greatest) in enumerate(bounds) if least < stop and greatest >= start]
     table = run.read(groups=groups)

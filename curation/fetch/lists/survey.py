@@ -36,6 +36,8 @@ class Survey:
     """Of all lists."""
     tally: Tally = field(default_factory=Tally)
     """What was odd in the rows that were read."""
+    carried: pa.Schema = field(default_factory=lambda: pa.schema([]))
+    """The carried columns, as far as they were seen."""
 
 
 def survey(lists: Sequence[ListFile], config: InputConfig) -> Survey:
@@ -43,12 +45,17 @@ def survey(lists: Sequence[ListFile], config: InputConfig) -> Survey:
     found = Survey()
     carried, text_rows, text_read, unread = pa.schema([]), 0, 0, 0
     for file in lists:
-        size = files.size_of(file.url)
+        size = files.size_of(file.url) if file.num_bytes is None else file.num_bytes
         found.num_bytes += size
         if file.format == "parquet":
             rows, schema = _look_at_parquet(file, config, found)
             found.rows += rows
             carried = unified(carried, schema, file) if rows else carried
+            continue
+        if file.start_row:  # the rows before are no sample of these
+            look = _look_at_text(file, config, found, size + 1)
+            found.rows += look.rows
+            carried = unified(carried, look.schema, file) if look.rows else carried
             continue
         if text_read >= SURVEY_BYTES:
             check_list(file, config)
@@ -62,6 +69,7 @@ def survey(lists: Sequence[ListFile], config: InputConfig) -> Survey:
         else:
             unread += max(0, size - look.num_bytes)
             found.exact = False
+    found.carried = carried
     found.rows += text_rows
     if unread:
         found.exact = False

@@ -13,13 +13,14 @@ from typing import Any
 import pyarrow as pa
 
 from headrace.curation.fetch.config import InputConfig
-from headrace.curation.fetch.lists.carried import carried_type, carry, plain_text
+from headrace.curation.fetch.lists.carried import carried_type, carry, is_plain_text, plain_text
 from headrace.curation.fetch.lists.columns import check_columns, wanted_columns
 from headrace.curation.fetch.lists.inputs import ListFile, open_parquet_list, opened, text_blocks
 from headrace.curation.fetch.lists.kinds import CarriedKinds
 from headrace.curation.fetch.lists.label import LABEL, check_label_type, label_column, labels
 from headrace.curation.fetch.lists.rows import (
     BLOCK_ROWS,
+    BOXES,
     NO_TEXT,
     URL_NO_TEXT,
     Block,
@@ -40,7 +41,7 @@ class Scan:
     rows: tuple[int, ...]
     """Rows of each file."""
     schema: pa.Schema
-    """Of the tables: url, caption, problem, input_file, input_row, expected_sha256 if configured, carried columns."""
+    """Of the tables: url, caption, problem, input_file, input_row, listed columns, carried columns."""
 
 
 def scan(files: Sequence[ListFile], config: InputConfig) -> Scan:
@@ -51,7 +52,7 @@ def scan(files: Sequence[ListFile], config: InputConfig) -> Scan:
         counts.append(count)
         carried = unified(carried, schema, file) if count else carried
     kinds = {field.name: field.type for field in carried if not pa.types.is_null(field.type)}
-    expected = (("expected_sha256", pa.string()),) if config.sha256_column else ()
+    expected = ((name, pa.string()) for name in config.listed_columns)
     columns = ((name, kinds.get(name, pa.string())) for name in config.columns)
     return Scan(tuple(counts), pa.schema([*_OWN, *_PLACE, *expected, *columns]))
 
@@ -106,7 +107,7 @@ def check_known(file: ListFile, known: Sequence[str], config: InputConfig, *, an
 
 
 def _check_txt(file: ListFile, config: InputConfig) -> None:
-    if config.sha256_column or config.columns:
+    if config.listed_columns or config.columns:
         raise ValueError(f"{file.url}: a txt list has no columns, but the input names some to carry")
 
 
@@ -171,7 +172,7 @@ def parquet_blocks(
     file: ListFile, config: InputConfig, schema: pa.Schema, tally: Tally
 ) -> Generator[dict[str, Any], None, None]:
     """Yield the columns of a parquet list, some thousand rows at a time. `schema` holds the carried ones."""
-    own = {"url": config.url_column, "caption": config.caption_column, "expected_sha256": config.sha256_column}
+    own = {"url": config.url_column, "caption": config.caption_column, **config.listed_columns}
     wanted = sorted({*(name for name in own.values() if name is not None), *config.columns})
     start = 0
     with opened(file) as stream:
@@ -181,6 +182,9 @@ def parquet_blocks(
             problems: dict[int, str] = {}
             for name, source in own.items():
                 if source is not None:
+                    if name == BOXES and not is_plain_text(batch.column(source).type):
+                        block[name] = to_text(batch.column(source).to_pylist())[0]
+                        continue
                     block[name], broken = plain_text(batch.column(source))
                     for row in broken:
                         if name == "url":

@@ -27,6 +27,8 @@ class Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.buffer = bytearray()
+        self.num_received = 0
+        """Bytes that have come since it was opened."""
         self.reused = False
         """It has given an answer before."""
         self.ended = False
@@ -54,6 +56,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Called by the loop."""
         self.buffer += data
+        self.num_received += len(data)
         if len(self.buffer) > BUFFER_BYTES and not self._paused and self._transport is not None:
             self._transport.pause_reading()
             self._paused = True
@@ -73,6 +76,11 @@ class Connection(asyncio.Protocol):
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        """Raise `error` for whoever waits for more."""
+        self._error = error
+        self._wake()
 
     def write(self, data: bytes) -> None:
         """Send `data`; it is small, so nobody waits for it to leave."""

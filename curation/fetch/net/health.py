@@ -30,7 +30,10 @@ MAX_WAIT_SECONDS = 30.0
 DEAD_AFTER = 8
 """Attempts in a row that failed, the last one an attempt's time or more after the first: then a host is asked once in
 DEAD_SECONDS. Measured from the first's end, as an overloaded host lets one attempt hang and answers the others."""
+SLOW_AFTER = 3
+"""Answers in a row that dripped: then too, as each was watched from its first byte on."""
 DEAD_SECONDS = 30.0
+MAX_STREAKS = 100_000
 
 
 @dataclass(slots=True)
@@ -43,15 +46,26 @@ class _Streak:
     failed: float
     """When the last attempt ended."""
     attempts: int = 0
+    slow: int = 0
+    """Of these, answers that dripped."""
+    is_told: bool = False
+    """Others know that the host is dead, or said so."""
 
 
 class Health:
     """What is known of the hosts of one client. Use it inside a running loop."""
 
     def __init__(
-        self, probe: Callable[[URL], Awaitable[bool]], *, outage_seconds: float, attempt_seconds: float
+        self,
+        probe: Callable[[URL], Awaitable[bool]],
+        *,
+        outage_seconds: float,
+        attempt_seconds: float,
+        on_dead: Callable[[str, str], None] = lambda _host, _error_class: None,
     ) -> None:
+        """`on_dead` hears of each host that is left alone from now on, and of the class it failed with."""
         self._probe = probe
+        self._on_dead = on_dead
         self._outage_seconds = outage_seconds
         self._attempt_seconds = attempt_seconds
         self._streaks: dict[str, _Streak] = {}
@@ -73,32 +87,66 @@ class Health:
     def check_host(self, host: str) -> None:
         """Raise FetchError for a host that has failed for so long that it is not asked again yet."""
         streak, now = self._streaks.get(host), asyncio.get_running_loop().time()
-        if streak is None or streak.attempts < DEAD_AFTER or now - streak.began < self._attempt_seconds:
+        if streak is None or not self._is_dead(streak, now):
             return
         if now - streak.asked < DEAD_SECONDS:
-            error = FetchError(streak.error_class, "the host did not answer other rows of this shard; not asked again")
+            error = FetchError(streak.error_class, "the host did not answer other rows; not asked again")
             error.stands_for = streak.failed
+            error.not_asked = True
             raise error
         streak.asked = now
+
+    def is_dead(self, host: str) -> bool:
+        """True if a host has failed for so long that asking it twice for one row is in vain."""
+        streak = self._streaks.get(host)
+        return streak is not None and self._is_dead(streak, asyncio.get_running_loop().time())
+
+    def _is_dead(self, streak: _Streak, now: float) -> bool:
+        if streak.is_told or streak.slow >= SLOW_AFTER:
+            return True
+        return streak.attempts >= DEAD_AFTER and now - streak.began >= self._attempt_seconds
+
+    @property
+    def has_heard(self) -> bool:
+        """True if anybody has answered: then a silent host says something about itself."""
+        return self._heard_at > float("-inf")
 
     def succeeded(self, host: str) -> None:
         """Note a whole answer, whatever it says."""
         self._streaks.pop(host, None)
 
-    def failed(self, host: str, error_class: str) -> None:
+    def failed(self, host: str, error_class: str, *, slow: bool = False) -> None:
         """Note the end of an attempt without one."""
         now = asyncio.get_running_loop().time()
-        streak = self._streaks.setdefault(host, _Streak(now, now, error_class, now))
+        streak = self._streak(host, error_class, now)
         streak.attempts, streak.failed = streak.attempts + 1, now
-        if streak.attempts == DEAD_AFTER:
-            log.info("%s: %s attempts without an answer; it is asked less", host, DEAD_AFTER)
+        streak.slow += slow
+        if self._is_dead(streak, now) and not streak.is_told:
+            streak.is_told, streak.asked = True, now
+            log.info("%s: %d attempts without a whole answer; it is asked less", host, streak.attempts)
+            self._on_dead(host, error_class)
+
+    def told(self, host: str, error_class: str, seconds_ago: float) -> None:
+        """Take the word of another process that a host does not answer."""
+        if error_class not in UNREACHED:
+            return
+        now = asyncio.get_running_loop().time()
+        streak = self._streak(host, error_class, now)
+        if not streak.is_told:
+            streak.is_told, streak.asked = True, now - seconds_ago
+
+    def _streak(self, host: str, error_class: str, now: float) -> _Streak:
+        if len(self._streaks) > MAX_STREAKS:
+            del self._streaks[next(iter(self._streaks))]
+        return self._streaks.setdefault(host, _Streak(now, now, error_class, now))
 
     async def was_outage(self, host: str, began: float) -> bool:
         """True if an attempt that began then and reached nobody must be made again: the network was down, and is back.
 
         Raises ConnectionError if it does not come back in time.
         """
-        self._silent.add(host)
+        if not self.has_heard:  # counted until then: a web crawl meets millions
+            self._silent.add(host)
         if not self._outage_seconds or len(self._witnesses) < MIN_WITNESSES:
             return False
         async with self._lock:

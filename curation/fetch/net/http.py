@@ -37,9 +37,10 @@ from headrace.curation.fetch.net.head import (
     parse_head,
     parse_status,
 )
-from headrace.curation.fetch.net.opt_out import opt_out, user_agent_tokens
+from headrace.curation.fetch.net.meter import Meter
 from headrace.curation.fetch.net.pool import Place, Pool
 from headrace.curation.fetch.net.resolve import CheckedResolver, Lookup, RefusedSocketError, lookup_host, open_socket
+from headrace.curation.fetch.signals.headers import opt_out, user_agent_tokens
 
 MAX_INTERIM_ANSWERS = 10
 
@@ -47,6 +48,15 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _OUR_SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 _REQUEST = re.compile(r"GET [\x21-\x7e]+ HTTP/1\.1\r\nHost: [\x21-\x7e]+\r\n")
 _RANGE = re.compile(r"bytes +([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked for."""
+
+    max_bytes: int
+    image: bool = True
+    """Judged by its first bytes, refused if it is longer; else a text of a site, of which the first bytes are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +93,8 @@ class HttpClient:
     async def __aenter__(self) -> "HttpClient":
         self._resolver = CheckedResolver(self._allowed, lookup=self._lookup)
         self._pool = Pool()
+        self._meter = Meter(min_bytes_per_second=self._config.min_bytes_per_second, seconds=self._config.slow_seconds)
+        self._watch = asyncio.create_task(self._meter.watch())
         self._make_socket = partial(open_socket, allowed=self._allowed)
         if self._ssl is None:
             self._ssl = ssl.create_default_context()
@@ -90,23 +102,28 @@ class HttpClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._watch.cancel()
         await self._pool.close()
         await self._resolver.close()
 
-    async def get(self, url: URL) -> Reply:
-        """Request `url` once. Raises FetchError; OSError if this machine is out of file handles or memory."""
+    async def get(self, url: URL, wanted: Wanted | None = None, begun: asyncio.Event | None = None) -> Reply:
+        """Request `url` once; an image, if `wanted` does not say otherwise. `begun` is set when an answer begins.
+
+        Raises FetchError; OSError if this machine is out of file handles or memory.
+        """
         host, port = url.raw_host or "", url.port or 0
         literal = literal_address(host)
         if literal is not None:
             check_address(literal, port, self._allowed)
         request = self._request(url)
+        wanted = wanted or Wanted(self._config.max_bytes)
         used = self._pool.take(_place(url))
         if used is not None:
             try:
-                return await self._exchange(url, request, used)
+                return await self._exchange(url, request, used, wanted, begun)
             except _StaleConnectionError:
                 pass  # it was closed, or spoke before it was asked; a GET may be sent twice
-        return await self._exchange(url, request, await self._connect(url))
+        return await self._exchange(url, request, await self._connect(url), wanted, begun)
 
     def _request(self, url: URL) -> bytes:
         first = f"GET {url.raw_path_qs} HTTP/1.1\r\nHost: {url.host_port_subcomponent}\r\n"
@@ -147,15 +164,20 @@ class HttpClient:
         self._pool.add(connection)
         return connection
 
-    async def _exchange(self, url: URL, request: bytes, connection: Connection) -> Reply:
+    async def _exchange(
+        self, url: URL, request: bytes, connection: Connection, wanted: Wanted, begun: asyncio.Event | None
+    ) -> Reply:
         """Ask, and read the answer; the connection goes back to the pool if it stands at a clean end."""
         body = None
         try:
-            connection.write(request)
-            head = await _read_head(connection)
-            self._on_answer(url, True)
-            body = Body(connection, framing(head))
-            return await self._read(head, body)
+            with self._meter.watching(url.raw_host or "", connection):
+                connection.write(request)
+                head = await _read_head(connection)
+                self._on_answer(url, True)
+                if begun is not None:
+                    begun.set()
+                body = Body(connection, framing(head))
+                return await self._read(head, body, wanted)
         except FetchError as error:
             # What stands where it should not may be the rest of the answer before.
             error.retryable = error.retryable or (connection.reused and error.error_class == "protocol")
@@ -166,9 +188,9 @@ class HttpClient:
             else:
                 self._pool.end(connection)
 
-    async def _read(self, head: Head, body: Body) -> Reply:
-        if self._config.honor_opt_out:
-            refusal = opt_out(head.values("x-robots-tag"), head.values("tdm-reservation"), self._tokens)
+    async def _read(self, head: Head, body: Body, wanted: Wanted) -> Reply:
+        if wanted.image:
+            refusal = opt_out(head.values, self._tokens, self._config.obeyed)
             if refusal is not None:
                 raise FetchError("opted-out", refusal)
         if head.status in _REDIRECTS:
@@ -178,7 +200,7 @@ class HttpClient:
             body.drop()
             return Reply(location=location)
         _check_status(head, body)
-        data = await _read_body(head, body, self._config.max_bytes)
+        data = await _read_body(head, body, wanted)
         if head.status == 206:
             _check_range(head, len(data))
         return Reply(body=data, declared=body.declared)
@@ -209,7 +231,7 @@ async def _read_head(connection: Connection) -> Head:
             raise _StaleConnectionError from error
         raise FetchError("connect", _reason(error), retryable=True) from error
     except FetchError as error:
-        if connection.reused:
+        if connection.reused and not error.is_slow:
             raise _StaleConnectionError from error
         raise
 
@@ -244,9 +266,11 @@ def _check_status(head: Head, body: Body) -> None:
         return
     body.drop()
     if status == 429 or status == 503:
-        raise FetchError(
+        busy = FetchError(
             "http-429" if status == 429 else "http-5xx", message, retryable=True, wait_seconds=_retry_after(head)
         )
+        busy.is_refusal = True
+        raise busy
     if 400 <= status < 500:
         raise FetchError("http-4xx", message)
     if 500 <= status < 600:
@@ -272,9 +296,9 @@ def _retry_after(head: Head) -> float | None:
         return None
 
 
-async def _read_body(head: Head, body: Body, max_bytes: int) -> bytes:
-    length = body.framing.length
-    if length is not None and length > max_bytes:
+async def _read_body(head: Head, body: Body, wanted: Wanted) -> bytes:
+    length, max_bytes = body.framing.length, wanted.max_bytes
+    if wanted.image and length is not None and length > max_bytes:
         raise FetchError("too-large", f"Content-Length is {length}, over the cap of {max_bytes} bytes")
     layers = decoders([*head.words("content-encoding"), *body.framing.codings], max_bytes)
     data, received, sniffed = bytearray(), 0, False
@@ -284,8 +308,10 @@ async def _read_body(head: Head, body: Body, max_bytes: int) -> bytes:
             piece = layer.feed(piece)
         data += piece
         if received > max_bytes or len(data) > max_bytes:
+            if not wanted.image:
+                return bytes(data[:max_bytes])
             raise FetchError("too-large", f"the body is over the cap of {max_bytes} bytes")
-        if not sniffed and len(data) >= SNIFF_BYTES:
+        if wanted.image and not sniffed and len(data) >= SNIFF_BYTES:
             check_start(bytes(data[:SNIFF_BYTES]))
             sniffed = True
     try:

@@ -33,7 +33,7 @@ class RefusedSocketError(OSError):
 
 
 class CheckedResolver:
-    """Resolve names in threads, check every address, remember the answers for a while."""
+    """Resolve names in threads, check every address, remember the answers for a while, also that a name has none."""
 
     def __init__(self, allowed: AllowedPairs, *, lookup: Lookup = lookup_host, threads: int = 32) -> None:
         self._allowed = allowed
@@ -62,11 +62,21 @@ class CheckedResolver:
         if task is None or expires < now or (task.done() and _is_temporary(task)):
             while len(self._cache) >= MAX_CACHED_NAMES:
                 del self._cache[next(iter(self._cache))]
-            task = asyncio.create_task(self._ask(host))
+            task = asyncio.create_task(self._ask_again(host, task))
             task.add_done_callback(_is_temporary)  # marks the exception as seen if every waiter has given up
             self._cache[host] = (now + CACHE_SECONDS, task)
         # A waiter that runs out of time must not cancel the look-up of the others.
         return await asyncio.shield(task)
+
+    async def _ask_again(self, host: str, before: asyncio.Task[list[Address]] | None) -> list[Address]:
+        """Ask; while the name server gives no answer, what it said before holds (RFC 8767)."""
+        try:
+            return await self._ask(host)
+        except FetchError as error:
+            known = before is not None and before.done() and not before.cancelled() and before.exception() is None
+            if before is None or not known or not error.retryable:
+                raise
+            return before.result()
 
     async def _ask(self, host: str) -> list[Address]:
         loop = asyncio.get_running_loop()

@@ -12,10 +12,16 @@ import pytest
 from PIL import Image
 
 from headrace.curation.fetch.config import FetchConfig, InputConfig
+from headrace.curation.fetch.errors import FetchError
 from headrace.curation.fetch.net.fetcher import Fetcher
-from headrace.curation.fetch.unit import fetch_row
+from headrace.curation.fetch.row import Record, fetch_row
+from headrace.curation.fetch.signals.config import SignalsConfig
 from headrace.curation.raw.write import Outcome
 from headrace.shards.units import EngineConfig
+
+HEADERS_ONLY = SignalsConfig(
+    robots_txt=False, tdm_file=False, content_usage=False, content_signal=False, crawl_delay_seconds=0.0
+)
 
 Answer = bytes | Callable[["WebServer", asyncio.StreamWriter], Awaitable[None]]
 
@@ -61,7 +67,7 @@ class WebServer:
         self.port = self._server.sockets[0].getsockname()[1]
 
     def _call(self, task: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(task, self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(task, self._loop).result(60)
 
     def url(self, path: str = "/") -> str:
         return f"http://{self.address}:{self.port}{path}"
@@ -93,6 +99,7 @@ class WebServer:
     def close(self) -> None:
         async def stop() -> None:
             self._server.close()
+            await asyncio.sleep(0.01)  # a task that is cancelled before it began would not close what was accepted
             tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
             for task in tasks:
                 task.cancel()
@@ -101,7 +108,7 @@ class WebServer:
 
         self._call(stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(60)
         self._loop.close()
 
 
@@ -123,11 +130,16 @@ def forbidden(server: WebServer) -> Iterator[WebServer]:
 
 
 def config_for(server: WebServer, **settings: Any) -> FetchConfig:
-    """A config that may fetch from `server`, without retries."""
+    """A config that may fetch from `server`, without retries; the server is not asked what it allows."""
     defaults: dict[str, Any] = {
+        "signals": HEADERS_ONLY,
         "retries": 0,
         "backoff_seconds": 0.01,
-        "attempt_seconds": 20.0,  # a busy machine may stall for seconds; tests of deadlines say their own
+        # A busy machine may stall for a long while; tests of deadlines say their own.
+        "connect_seconds": 60.0,
+        "attempt_seconds": 120.0,
+        "deadline_seconds": 240.0,
+        "slow_seconds": 60.0,
         "allow_private": (server.pair,),
     }
     return FetchConfig(**(defaults | settings))
@@ -137,11 +149,19 @@ def fetch(url: str | None, config: FetchConfig, *, expected_sha256: str | None =
     """Fetch one row as a unit of work does."""
 
     async def run() -> Outcome:
-        record = {"url": url, "problem": None, "expected_sha256": expected_sha256}
+        record = Record(url, expected_sha256=expected_sha256)
         async with Fetcher(config, **parts) as fetcher:
-            return await fetch_row(fetcher, record, config, io.BytesIO())
+            return await outcome_of(fetcher, record, config)
 
     return asyncio.run(run())
+
+
+async def outcome_of(fetcher: Fetcher, record: Record, config: FetchConfig) -> Outcome:
+    """What becomes of a row that cannot be put off."""
+    try:
+        return (await fetch_row(fetcher, record, config))[0]
+    except FetchError as error:
+        return Outcome(error.error_class, error.message)
 
 
 def recipe_for(job: Any, urls: Any, config: FetchConfig, **settings: Any) -> Any:
@@ -164,6 +184,7 @@ def web() -> SimpleNamespace:
         redirect=redirect,
         config_for=config_for,
         fetch=fetch,
+        outcome_of=outcome_of,
         recipe_for=recipe_for,
         WebServer=WebServer,
     )

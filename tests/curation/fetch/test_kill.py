@@ -43,14 +43,15 @@ def start(
 
 
 def finish(process: subprocess.Popen[bytes]) -> None:
-    assert process.wait(120) == 0
+    assert process.wait(300) == 0
 
 
 def files_of(folder: Path) -> dict[str, str]:
+    """Return the sha256 of every file but what sites said, which holds when they were asked."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and "permissions" not in path.parts
     }
 
 
@@ -91,7 +92,7 @@ def test_a_killed_fetch_goes_on_to_the_same_bytes(
         time.sleep(moments.uniform(0, 0.1))
         assert process.poll() is None, "the driver ended before it could be killed"
         os.kill(process.pid, signal.SIGKILL)
-        process.wait(30)
+        process.wait(120)
         left = NUM_ROWS // SHARD_ROWS - committed(tmp_path / "killed")
         assert left > 0, "nothing was left to do at the kill, so this proved nothing"
         print(f"killed with {left} of {NUM_ROWS // SHARD_ROWS} shards uncommitted")  # noqa: T201
@@ -129,7 +130,7 @@ def test_a_killed_retry_goes_on_to_the_same_bytes(
             time.sleep(0.005)
         assert process.poll() is None, "the driver ended before it could be killed"
         os.kill(process.pid, signal.SIGKILL)
-        process.wait(30)
+        process.wait(120)
         assert len(list(records.glob("*.json"))) < num_empty
     finish(start(tmp_path, "killed", settings, None, "retry"))
     assert files_of(tmp_path / "killed") == whole

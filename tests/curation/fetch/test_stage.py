@@ -3,8 +3,8 @@
 import asyncio
 import errno
 import hashlib
-import io
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from headrace.curation.fetch.config import InputConfig
+from headrace.curation.fetch.config import FetchConfig, InputConfig
 from headrace.curation.fetch.lists import spill as spilling
 from headrace.curation.fetch.lists.spill import read_places, spill
 from headrace.curation.job import Job
@@ -87,6 +87,21 @@ def test_rows_stand_where_the_permutation_says_whatever_order_they_came_in(serve
     rows = all_rows(tmp_path / "job")
     assert [place[row["input_row"]] for row in rows] == list(range(23))
     assert [row["key"] for row in rows] == [f"{number // 10:05d}{number % 10:04d}" for number in range(23)]
+
+
+def test_what_a_lost_machine_left_is_gone_at_the_end(server, web, tmp_path: Path) -> None:
+    write_list(tmp_path / "list.jsonl", server, web)
+    left = [tmp_path / "job/raw" / part / ".00000.lost.tmp" for part in ("", "commits")]
+
+    async def lose(_: Any, writer: Any) -> None:
+        for path in left:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"half")
+        writer.write(web.reply(web.jpeg(0)))
+
+    server.answers["/0.jpg"] = lose
+    run_fetch(web.recipe_for(tmp_path / "job", tmp_path / "list.jsonl", web.config_for(server)))
+    assert not [path for path in left if path.exists()]
 
 
 def test_the_tar_is_img2datasets_layout(server, web, tmp_path: Path) -> None:
@@ -300,13 +315,17 @@ def test_a_full_disk_ends_the_run_and_costs_no_row(server, web, tmp_path: Path, 
     write_list(tmp_path / "list.jsonl", server, web)
     recipe = web.recipe_for(tmp_path / "job", tmp_path / "list.jsonl", web.config_for(server, samples_per_shard=10))
 
-    class Full(io.BytesIO):
-        def write(self, _: Any) -> int:
+    room, write = [4000], os.pwritev
+
+    def until_full(handle: int, parts: list[bytes], offset: int) -> int:
+        room[0] -= sum(map(len, parts))
+        if room[0] < 0:
             raise OSError(errno.ENOSPC, "No space left on device")
+        return write(handle, parts, offset)
 
     with monkeypatch.context() as patch:
-        patch.setattr("tempfile.TemporaryFile", lambda **_: Full())
-        with pytest.raises(OSError, match="No space left"):
+        patch.setattr("os.pwritev", until_full)
+        with pytest.raises(OSError, match=r"No space left on device: '.*spool/00000\.rows'"):
             run_fetch(recipe)
     assert committed(f"{tmp_path}/job/raw") == []
     assert run_fetch(recipe).fetched == 20
@@ -356,7 +375,7 @@ def test_any_shard_reads_its_rows_from_all_runs(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(spilling, "MIN_GROUP_ROWS", 16)
     (tmp_path / "list.txt").write_text("".join(f"http://a.example/{number}\n" for number in range(5000)))
     config = InputConfig(urls=(str(tmp_path / "list.txt"),))
-    found = spill(config, str(tmp_path / "input"), seed=3, samples_per_shard=300)
+    found = spill(config, str(tmp_path / "input"), seed=3, fetch=FetchConfig(samples_per_shard=300))[0].rows
     assert found.num_runs == 8
     place = permute(np.arange(5000), 5000, make_key("fetch order", 3))
     whole = np.argsort(place)
@@ -364,7 +383,7 @@ def test_any_shard_reads_its_rows_from_all_runs(tmp_path: Path, monkeypatch: pyt
         rows = read_places(found, start, min(start + 300, 5000))
         assert rows.column("input_row").to_pylist() == whole[start : start + 300].tolist()
     (tmp_path / "input/runs/00003.parquet").unlink()
-    again = spill(config, str(tmp_path / "input"), seed=3, samples_per_shard=300)
+    again = spill(config, str(tmp_path / "input"), seed=3, fetch=FetchConfig(samples_per_shard=300))[0].rows
     assert read_places(again, 0, 300).num_rows == 300
 
 
@@ -372,9 +391,9 @@ def test_any_shard_reads_its_rows_from_all_runs(tmp_path: Path, monkeypatch: pyt
 SPILL = """
 import re, sys
 from pathlib import Path
-from headrace.curation.fetch import InputConfig
+from headrace.curation.fetch import FetchConfig, InputConfig
 from headrace.curation.fetch.lists.spill import spill
-spill(InputConfig(urls=(sys.argv[1],)), sys.argv[2], seed=0, samples_per_shard=10_000)
+spill(InputConfig(urls=(sys.argv[1],)), sys.argv[2], seed=0, fetch=FetchConfig())
 print(int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) >> 10)
 """
 
@@ -421,7 +440,7 @@ def test_a_job_whose_list_an_older_reader_cut_goes_on_only_with_its_rows(server,
     run_fetch(recipe)
     plan = tmp_path / "job/input/plan.json"
     told = json.loads(plan.read_text())
-    assert told.pop("reader") == spilling.READER
+    assert told["segments"][0].pop("reader") == spilling.READER
     plan.write_text(json.dumps(told))
     (tmp_path / "job/input/lists.json").unlink()
     assert run_fetch(recipe).rows == 23
@@ -443,7 +462,7 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(server, web, tmp_path: Path
     lines = plan_fetch(recipe)
     assert any("3 raw shards are finished and stay as they are; 0 rows are left" in line for line in lines)
     changed = tmp_path / "list.jsonl"
-    changed.write_bytes(changed.read_bytes() + b"{}\n")
+    changed.write_bytes(changed.read_bytes().replace(b"image 4", b"image 5"))
     raw = {"raw": str(tmp_path / "none")}
     for refused, message in (
         (recipe, "changed: the files of input.urls"),

@@ -17,13 +17,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from headrace import files
 from headrace.config import build_config
 from headrace.curation import stages
 from headrace.curation.fetch.config import FetchConfig, InputConfig
 from headrace.curation.job import Job
-from headrace.curation.raw.img2dataset import foreign_error_class
-from headrace.curation.raw.read import raw_shards, raw_tar_url, read_raw
+from headrace.curation.raw.img2dataset import adopt_raw, foreign_error_class
+from headrace.curation.raw.read import check_raw_tar, raw_shards, raw_tar_url, read_raw
 from headrace.curation.raw.schema import RAW_COLUMNS
+from headrace.curation.raw.write import Outcome, RawShard, write_raw_shard
 from headrace.curation.recipe import Recipe
 from headrace.curation.stages import fetch as run_fetch
 from headrace.curation.stages import plan_fetch
@@ -69,11 +71,36 @@ def test_a_foreign_folder_is_used_where_it_lies(tmp_path: Path) -> None:
     assert plan_fetch(recipe) == [f"use the 2 finished raw shards in {tmp_path / 'raw'}"]
     assert not (tmp_path / "job").exists()
     summary = run_fetch(recipe)
-    assert (summary.rows, summary.fetched, summary.failed) == (6, 2, {"http-4xx": 2, "resize": 2})
+    assert (summary.rows, summary.fetched, summary.failed) == (6, 2, {"http-4xx": 2, "image-too-small": 2})
     job = Job(recipe.job)
     assert raw_shards(job) == ["00000", "00002"]
     assert raw_tar_url(job, "00002") == f"{tmp_path}/raw/00002.tar"
     run_fetch(recipe)
+
+
+@pytest.mark.parametrize("whose", ["own", "others"])
+def test_whose_the_raw_shards_are_is_asked_once_however_many_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str
+) -> None:
+    job, folder = Job(f"memory://{tmp_path}/job"), foreign_folder(tmp_path / "raw", unfinished=False)
+    if whose == "others":
+        adopt_raw(job, str(folder))
+    else:
+        rows = pa.table({"url": ["http://a/1"], "caption": ["a"], "input_file": ["list"], "input_row": [0]})
+        for number in range(3):
+            write_raw_shard(RawShard(job.raw, number, 100), rows, [Outcome("timeout", "slow")], lambda _: b"")
+    asked: list[str] = []
+    read = files.read_bytes
+
+    def counted(url: str) -> bytes:
+        asked.append(files.basename(url))
+        return read(url)
+
+    monkeypatch.setattr(files, "read_bytes", counted)
+    for shard in raw_shards(job) * 3:
+        tar = check_raw_tar(job, shard), raw_tar_url(job, shard), len(read_raw(job, shard))
+        assert tar[1].startswith(str(folder) if whose == "others" else job.raw)
+    assert asked.count("foreign.json") <= 1
 
 
 def test_what_a_foreign_table_lacks_is_filled(tmp_path: Path) -> None:
@@ -83,7 +110,7 @@ def test_what_a_foreign_table_lacks_is_filled(tmp_path: Path) -> None:
     assert tuple(table.column_names) == (*RAW_COLUMNS, "similarity")
     assert table.column("input_file").to_pylist() == ["00002.parquet"] * 3
     assert table.column("input_row").to_pylist() == [0, 1, 2]
-    assert table.column("error_class").to_pylist() == [None, "http-4xx", "resize"]
+    assert table.column("error_class").to_pylist() == [None, "http-4xx", "image-too-small"]
     assert table.column("uid").to_pylist()[1] == hashlib.md5(b"http://a/2").hexdigest()
     assert table.column("format").null_count == 3
     assert table.schema.field("width").type == pa.int32()
@@ -154,7 +181,7 @@ if __name__ == "__main__":
     download(
         url_list=sys.argv[1], input_format="parquet", url_col="url", caption_col="caption", output_format="webdataset",
         output_folder=sys.argv[2], processes_count=1, thread_count=4, image_size=32, resize_mode="keep_ratio",
-        resize_only_if_bigger=True, number_sample_per_shard=8, enable_wandb=False, retries=0, timeout=5,
+        resize_only_if_bigger=True, number_sample_per_shard=8, enable_wandb=False, retries=0, timeout=60,
     )
 """
 

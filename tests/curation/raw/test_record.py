@@ -26,7 +26,9 @@ WHOLE: dict[str, Any] = {
 
 
 def parse(record: dict[str, Any]) -> Recorded:
-    return parse_record(record, place="commits/00000.json", advice="fetch again", key_prefix="00000")
+    return parse_record(
+        record, place="commits/00000.json", advice="fetch again", folder="raw", own=True, key_prefix="00000"
+    )
 
 
 def table(keys: list[str], statuses: list[str]) -> pa.Table:

@@ -292,3 +292,8 @@ def test_a_tsv_is_split_at_tabs_and_nothing_else(table: list[list[str]]) -> None
             assert row["problem"].endswith(delimited.MORE_CELLS)
         else:
             assert (row["caption"], row["note"]) == tuple(cell or None for cell in [*cells, "", ""][:2])
+
+
+def test_a_header_that_is_one_cell_is_shown_as_the_columns_it_seems_to_hold(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"its columns: id, Image URL, Alt \(if ';' separates them\); set input.url"):
+        read_text(tmp_path, "l.csv", f"id;Image URL;Alt\n1;{url(0)};a\n", url_column="link")

@@ -231,6 +231,7 @@ def peak_bytes(path: Path, num_rows: int) -> int:
     return peak
 
 
+@pytest.mark.full
 def test_the_memory_to_read_a_list_does_not_grow_with_it(tmp_path: Path) -> None:
     short, long = peak_bytes(tmp_path / "short.jsonl", 17_000), peak_bytes(tmp_path / "long.jsonl", 40_000)
     assert long < 1.2 * short

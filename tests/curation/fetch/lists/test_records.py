@@ -111,6 +111,7 @@ def test_a_damaged_array_is_refused_with_the_line(tmp_path: Path, text: str, rea
     assert reason in str(caught.value)
 
 
+@pytest.mark.full
 def test_the_memory_to_read_an_array_does_not_grow_with_it(tmp_path: Path) -> None:
     def peak_bytes(num_rows: int) -> int:
         text = json.dumps([{"url": url(row), "caption": "b" * 100} for row in range(num_rows)])

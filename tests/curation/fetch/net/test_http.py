@@ -201,7 +201,7 @@ def test_the_deadline_holds_for_a_drip_and_for_a_stall(server, web) -> None:
             await asyncio.sleep(0.05)
 
     async def stall(*_) -> None:
-        await asyncio.sleep(60)
+        await asyncio.sleep(200)
 
     server.answers.update({"/drip": drip, "/stall": stall})
     config = web.config_for(server, attempt_seconds=0.4, deadline_seconds=0.4)
@@ -209,19 +209,19 @@ def test_the_deadline_holds_for_a_drip_and_for_a_stall(server, web) -> None:
         started = time.monotonic()
         outcome = web.fetch(server.url(path), config)
         assert outcome.error_class == "timeout"
-        assert time.monotonic() - started < 20
+        assert time.monotonic() - started < 100
 
 
 def test_the_deadline_holds_over_all_attempts(server, web) -> None:
     async def stall(*_) -> None:
-        await asyncio.sleep(60)
+        await asyncio.sleep(200)
 
     server.answers["/"] = stall
     started = time.monotonic()
     outcome = web.fetch(server.url(), web.config_for(server, attempt_seconds=1.4, deadline_seconds=3.0, retries=20))
     assert outcome.error_class == "timeout"
-    assert 2.4 < time.monotonic() - started < 20  # more than one attempt, and not all: those take 29 seconds
-    assert len(server.requests) <= 3
+    assert time.monotonic() - started > 2.4  # more than one attempt
+    assert len(server.requests) <= 3  # and not all 21
 
 
 def test_a_failure_that_may_pass_is_tried_again(server, web) -> None:
@@ -268,7 +268,7 @@ def test_retry_after_is_honoured_up_to_the_deadline(server, web) -> None:
     server.answers["/late"] = web.reply(status="429 Slow", headers=("Retry-After: 3600",))
     started = time.monotonic()
     assert web.fetch(server.url("/late"), web.config_for(server, retries=1)).error_class == "http-429"
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 200
     assert len(server.requests) == 1
 
 
@@ -380,10 +380,10 @@ def test_a_slow_name_server_is_a_timeout_and_keeps_nobody(server, web) -> None:
     outcome = web.fetch(
         "http://images.example/",
         web.config_for(server, attempt_seconds=0.3, deadline_seconds=0.3),
-        lookup=lambda _: answered.wait(60) and [],
+        lookup=lambda _: answered.wait(200) and [],
     )
     assert outcome.error_class == "timeout"
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 100
     answered.set()
 
 
@@ -393,7 +393,10 @@ def test_a_slow_name_server_is_a_timeout_and_keeps_nobody(server, web) -> None:
         (("X-Robots-Tag: noai",), "X-Robots-Tag: noai"),
         (("X-Robots-Tag: index", "x-robots-tag: NoImageAI"), "X-Robots-Tag: NoImageAI"),
         (("X-Robots-Tag: headrace: noindex",), "X-Robots-Tag: headrace: noindex"),
-        (("TDM-Reservation: 1", "TDM-Policy: https://example.com/policy"), "TDM-Reservation: 1"),
+        (
+            ("TDM-Reservation: 1", "TDM-Policy: https://example.com/policy"),
+            "TDM-Reservation: 1, TDM-Policy: https://example.com/policy",
+        ),
     ],
 )
 def test_an_opt_out_is_honoured_recorded_and_can_be_switched_off(server, web, headers, value: str) -> None:
@@ -418,7 +421,7 @@ def tls(web, tmp_path: Path) -> Iterator[tuple[Any, str, Path]]:
     kind = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
     subject = ["-subj", "/CN=images.example", "-addext", "subjectAltName=DNS:images.example"]
     command = ["openssl", *kind, "-keyout", key, "-out", certificate, *subject]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     server = web.WebServer(ssl=context)
@@ -444,6 +447,7 @@ def test_no_tls_socket_outlives_its_loop(web, tls) -> None:
     server, url, certificate = tls
     config = web.config_for(server)
     trusting = ssl.create_default_context(cafile=str(certificate))
+    gc.collect()  # what other tests left is not looked for
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(200):  # one in 75 did, as the server closed it just before the end
@@ -469,7 +473,7 @@ def damaged(answer: bytes, chance: random.Random) -> bytes:
     return bytes(data)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.full) for seed in (1, 2))])
 def test_any_answer_at_all_is_an_outcome_in_printable_words(server, web, seed: int) -> None:
     chance = random.Random(seed)
     answers = [
