@@ -6,7 +6,8 @@ nothing, so select and build can ask for its digest on a machine without torch o
 """
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from headrace import files
 from headrace.config import canonical_json
 from headrace.shards.images.header import ImageHeader
+from headrace.shards.resources import ONE_CPU, Resources
 from headrace.text import without_secrets
 
 Pixels = NDArray[np.uint8]
@@ -38,6 +40,8 @@ class AnnotationBatch:
     """uint8 [H, W, 3], upright; None where `errors` says why, and everywhere if no annotator needs pixels."""
     errors: list[str | None]
     """`class: message` of the images that do not decode."""
+    shared: dict[Any, Any] = field(default_factory=dict)
+    """What annotators of this batch computed for one another, by a key that says of what."""
 
 
 class Annotator:
@@ -53,6 +57,8 @@ class Annotator:
     """Raised whenever the same input and settings would give other values."""
     columns: ClassVar[pa.Schema]
     """The columns after `key`."""
+    earlier: ClassVar[Mapping[int, tuple[str, ...]]] = {}
+    """Version -> its columns, of the versions that it can still make: a job that has tables of one goes on with it."""
     needs_pixels: ClassVar[bool]
     config_type: ClassVar[type[Any]]
     """The frozen dataclass of its settings in a recipe."""
@@ -66,11 +72,38 @@ class Annotator:
     """Columns that build leaves out: facts of the fetched image; the index measures them again on the published one."""
     of_caption: ClassVar[frozenset[str]] = frozenset()
     """Columns that follow from the caption: where a row takes the caption of another, it takes these with it."""
+    hides: ClassVar[str] = ""
+    """Column of boxes (x0, y0, x1, y1 as fractions of the upright image) that build blurs; empty: none."""
     no_amounts: ClassVar[frozenset[str]] = frozenset()
     """Columns of numbers that are no amounts, so that a histogram says nothing."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, made_as: int | None = None) -> None:
         self.config = config
+        self._made_as = made_as
+
+    @property
+    def made_as(self) -> int:
+        """The version whose columns and values it makes: `version`, or one of `earlier`."""
+        return self.version if self._made_as is None else self._made_as
+
+    def schema(self) -> pa.Schema:
+        """Return the columns after `key` of the version that it makes."""
+        if self.made_as == self.version:
+            return self.columns
+        return pa.schema([self.columns.field(name) for name in self.earlier[self.made_as]])
+
+    def needed_packages(self) -> tuple[str, ...]:
+        """Return the packages that this one, with its settings, imports."""
+        return self.packages
+
+    def resources(self) -> Resources:
+        """Return what one process takes that runs it: a scheduler goes by that, no result does."""
+        return ONE_CPU
+
+    @classmethod
+    def remark(cls, settings: Mapping[str, Any]) -> str:  # noqa: ARG003 - most have nothing to say
+        """Return what a reader of the report must know of values made with these settings; empty: nothing."""
+        return ""
 
     def settings(self) -> dict[str, Any]:
         """Return everything but files that changes the values, as plain data."""
@@ -80,8 +113,11 @@ class Annotator:
         """Return role -> URL of each model file. Their content counts, not their place."""
         return {}
 
+    def check_models(self) -> None:
+        """Open the models and ask them once, so that a wrong file stops a job before its fetch. Raises ValueError."""
+
     def annotate(self, batch: AnnotationBatch) -> Columns:
-        """Return a list for each column, null wherever pixels are needed and there are none.
+        """Return a list for each column of `schema` (others are left out), null where there are no pixels it needs.
 
         Raises ValueError if a model cannot be loaded, naming its file.
         """
@@ -92,7 +128,7 @@ def identity(annotator: Annotator) -> dict[str, Any]:
     """Return what the digest is taken of: name, version, settings, sha256 of each model file."""
     return {
         "name": annotator.name,
-        "version": annotator.version,
+        "version": annotator.made_as,
         "settings": annotator.settings(),
         "files": {role: file_sha256(url) for role, url in sorted(annotator.files().items())},
     }

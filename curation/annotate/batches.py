@@ -6,13 +6,17 @@ Where a batch ends depends on the shard alone, so outputs do not depend on worke
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
+from headrace import files
 from headrace.curation.annotate.annotator import AnnotationBatch
 from headrace.curation.annotate.annotators.hashes import sha256_hex
 from headrace.curation.annotate.decode import Decoded, decode
+from headrace.curation.annotate.threads import map_ahead
 from headrace.shards.errors import ShardError
 from headrace.shards.group import GroupConfig, group_members
 from headrace.shards.images.decode import MAX_PIXELS
+from headrace.shards.images.header import read_header
 from headrace.shards.members import MAX_IMAGE_BYTES
 from headrace.shards.payloads import read_payloads
 from headrace.shards.tar import TarMember, scan_tar
@@ -60,29 +64,64 @@ def batches_without_images(rows: Sequence[FetchedRow], batch_size: int) -> Itera
         yield _batch(chosen, [None] * len(chosen), [Decoded()] * len(chosen))
 
 
-def batches_with_images(rows: Sequence[FetchedRow], tar_url: str, batch_size: int) -> Iterator[AnnotationBatch]:
-    """Yield batches of decoded images in the order of `rows`. Raises ShardError if the tar is damaged."""
-    members = _images_by_key(tar_url)
+def batches_with_images(
+    rows: Sequence[FetchedRow], tar_url: str, batch_size: int, *, threads: int = 1
+) -> Iterator[AnnotationBatch]:
+    """Yield batches of decoded images in the order of `rows`, decoded ahead where `threads` is over 1.
+
+    Raises ShardError if the tar is damaged.
+    """
     pending = _Pending()
+    read = ((item, _header_pixels(item.data)) for item in _read_rows(rows, tar_url, batch_size))
+    for row, data, decoded in map_ahead(_decoded, read, threads=threads, budget=MAX_BATCH_PIXELS):
+        if pending.rows and pending.pixels + _num_pixels(decoded) > MAX_BATCH_PIXELS:
+            yield pending.take()
+        pending.add(row, data, decoded)
+        if len(pending.rows) == batch_size:
+            yield pending.take()
+    if pending.rows:
+        yield pending.take()
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadRow:
+    """A row with its stored bytes, or why there are none."""
+
+    row: FetchedRow
+    data: bytes | None
+    missing: str = ""
+
+
+def _read_rows(rows: Sequence[FetchedRow], tar_url: str, batch_size: int) -> Iterator[_ReadRow]:
+    members = _images_by_key(tar_url, files.stamp_of(tar_url))
     for group in _readable(rows, members, batch_size):
         spans = [(member.offset, member.size) for _, member in group if member is not None and _fits(member)]
         payloads = iter(read_payloads(tar_url, spans))
         for row, member in group:
             data = next(payloads) if _fits(member) else None
             _check_stored(row, member, data, tar_url)
-            decoded = decode(data) if data is not None else Decoded(error=_not_read(member))
-            if data is not None and row.sha256 is None:
-                row = replace(row, sha256=sha256_hex(data))
-            if pending.rows and pending.pixels + _num_pixels(decoded) > MAX_BATCH_PIXELS:
-                yield pending.take()
-            pending.add(row, data, decoded)
-            if len(pending.rows) == batch_size:
-                yield pending.take()
-    if pending.rows:
-        yield pending.take()
+            yield _ReadRow(row, data, "" if data is not None else _not_read(member))
 
 
-def _images_by_key(tar_url: str) -> dict[str, TarMember]:
+def _decoded(item: _ReadRow) -> tuple[FetchedRow, bytes | None, Decoded]:
+    if item.data is None:
+        return item.row, None, Decoded(error=item.missing)
+    row = item.row if item.row.sha256 is not None else replace(item.row, sha256=sha256_hex(item.data))
+    return row, item.data, decode(item.data)
+
+
+def _header_pixels(data: bytes | None) -> int:
+    """Return how many pixels decoding gives, or would be refused for."""
+    try:
+        header = read_header(data or b"")
+    except ValueError:
+        return 0
+    return min(header.width * header.height, MAX_BATCH_PIXELS)
+
+
+@lru_cache(maxsize=1)
+def _images_by_key(tar_url: str, _stamp: tuple[int, str]) -> dict[str, TarMember]:
+    """Return where each image is. Kept for the next part of the same shard: some 30,000 headers are read for it."""
     # Keys of raw shards hold no dot, so the rule need not be guessed.
     grouped = group_members(scan_tar(tar_url), GroupConfig(keys="first-dot"))
     for item in grouped.unused:

@@ -50,6 +50,11 @@ def annotators(config: AnnotateConfig) -> dict[str, Annotator]:
     return {name: kind(settings) for name, (kind, settings) in asked.items() if settings is not None}
 
 
+def versions(annotator: Annotator) -> list[Annotator]:
+    """Return the annotator as each version that it can make had it, the newest first."""
+    return [annotator, *(type(annotator)(annotator.config, made_as) for made_as in sorted(annotator.earlier)[::-1])]
+
+
 def _rebuilt(settings: Mapping[str, Any]) -> AnnotateConfig:
     kind = annotate_config_type()
     missing = sorted(set(settings) - {item.name for item in fields(kind)})

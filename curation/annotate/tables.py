@@ -6,10 +6,11 @@ content is part of the digest), but neither torch nor a model in memory.
 """
 
 import hashlib
+from collections.abc import Collection
 
 from headrace import files
-from headrace.curation.annotate.annotator import digest
-from headrace.curation.annotate.config import AnnotateConfig, annotators
+from headrace.curation.annotate.annotator import Annotator, digest
+from headrace.curation.annotate.config import AnnotateConfig, annotators, versions
 from headrace.curation.job import Job
 from headrace.shards.commit import committed, read_commit
 from headrace.shards.errors import ShardError
@@ -21,9 +22,26 @@ def annotation_digests(config: AnnotateConfig) -> dict[str, str]:
     return {name: digest(annotator) for name, annotator in annotators(config).items()}
 
 
-def annotation_folders(config: AnnotateConfig, job: Job) -> dict[str, str]:
-    """Return the folder of each annotator that `config` asks for."""
-    return {name: job.annotations(name, value) for name, value in annotation_digests(config).items()}
+def annotators_of(config: AnnotateConfig, job: Job) -> dict[str, Annotator]:
+    """Return the annotators that `config` asks for, each in the newest version that the job has tables of.
+
+    Where it has none, in the newest there is. So a job that an older headrace began goes on as it was.
+    """
+    return {name: _begun(annotator, job) for name, annotator in annotators(config).items()}
+
+
+def _begun(annotator: Annotator, job: Job) -> Annotator:
+    if annotator.earlier:
+        for made in versions(annotator):
+            if files.exists(files.join(job.annotations(made.name, digest(made)), "annotator.json")):
+                return made
+    return annotator
+
+
+def annotation_folders(config: AnnotateConfig, job: Job, only: Collection[str] | None = None) -> dict[str, str]:
+    """Return the folder of each annotator that `config` asks for, or of some: their model files must be there."""
+    asked = {name: one for name, one in annotators(config).items() if only is None or name in only}
+    return {name: job.annotations(name, digest(_begun(annotator, job))) for name, annotator in asked.items()}
 
 
 def annotated_shards(folder: str) -> set[str]:
@@ -52,3 +70,9 @@ def open_annotation(folder: str, shard: str) -> ParquetReader:
 def annotation_sha256(folder: str, shard: str) -> str:
     """Return the sha256 that a finished table has. Raises FileNotFoundError if it is not finished."""
     return str(read_commit(folder, shard).get("sha256"))
+
+
+def begun_sha256(folder: str, shard: str) -> str:
+    """Return the sha256 that a finished table had before rows of it were taken down."""
+    record = read_commit(folder, shard)
+    return str(record.get("begun_sha256", record.get("sha256")))

@@ -13,7 +13,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace.curation.annotate.annotator import AnnotationBatch, Annotator, Columns, Pixels
-from headrace.curation.annotate.annotators.clip_model import features, load_clip
+from headrace.curation.annotate.annotators.clip_files import clip_files
+from headrace.curation.annotate.annotators.clip_model import image_features, load_clip, text_features
+from headrace.shards.resources import Gpu, Resources
 
 # A resize keeps the aspect, so one line of pixels would become a picture of gigabytes; the centre crop sees only a
 # square in the middle, and a strip of this aspect holds all that it sees.
@@ -25,9 +27,10 @@ class ClipScoreConfig:
     """An open_clip model of local files."""
 
     model: str
-    """Name of an open_clip model, or a .json file: open_clip's model config, or its `open_clip_config.json`."""
-    checkpoint: str
-    """Weights on this machine: .safetensors, or a torch file (read without pickle)."""
+    """Name of an open_clip model or a .json file of its config, each with a `checkpoint`; or a folder that holds both:
+    a finished run of `headrace train`, `local-dir:FOLDER`, or `hf-hub:ORG/NAME` from this machine's cache."""
+    checkpoint: str = ""
+    """Weights on this machine: .safetensors, or a torch file (read without pickle). Empty where `model` is a folder."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes CUDA where there is one. Not part of the digest; the last bits differ between kinds of device."""
     images_per_batch: int = 64
@@ -55,28 +58,53 @@ class ClipScore(Annotator):
     config: ClipScoreConfig
 
     def settings(self) -> dict[str, Any]:
-        named = {} if self.config.model.endswith(".json") else {"model": self.config.model}
-        return {**named, "images_per_batch": self.config.images_per_batch}
+        name = clip_files(self.config.model, self.config.checkpoint).name
+        return {**({"model": name} if name else {}), "images_per_batch": self.config.images_per_batch}
 
     def files(self) -> dict[str, str]:
-        config = {"model": self.config.model} if self.config.model.endswith(".json") else {}
-        return {**config, "checkpoint": self.config.checkpoint}
+        return clip_files(self.config.model, self.config.checkpoint).roles()
+
+    def resources(self) -> Resources:
+        """Return a GPU, where `device` may be one."""
+        gpus: dict[str, Gpu] = {"auto": "if any", "cpu": "none", "cuda": "one"}
+        return Resources(gpu=gpus[self.config.device])
 
     def annotate(self, batch: AnnotationBatch) -> Columns:
-        model = load_clip(self.config.model, self.config.checkpoint, self.config.device)
+        embeddings = embeddings_of(batch, self.config)
+        rows = [row for row, embedding in enumerate(embeddings) if embedding is not None]
         scores: list[float | None] = [None] * len(batch.keys)
-        embeddings: list[NDArray[np.float16] | None] = [None] * len(batch.keys)
-        rows = [row for row, pixels in enumerate(batch.images) if pixels is not None]
+        model = load_clip(self.config.model, self.config.checkpoint, self.config.device)
         step = self.config.images_per_batch
         for start in range(0, len(rows), step):
             chosen = rows[start : start + step]
-            pictures = [center_strip(pixels) for row in chosen if (pixels := batch.images[row]) is not None]
-            images, texts = features(model, pictures, [batch.captions[row] or "" for row in chosen], step)
-            cosines = (images * texts).sum(axis=1)
-            for row, image, cosine in zip(chosen, images, cosines, strict=True):
-                embeddings[row] = image.astype(np.float16)
-                scores[row] = None if batch.captions[row] is None else float(cosine)
-        return {"clip_score": scores, "clip_embedding": embeddings}
+            texts = text_features(model, [batch.captions[row] or "" for row in chosen], step)
+            for row, text in zip(chosen, texts, strict=True):
+                scores[row] = None if batch.captions[row] is None else float((embeddings[row] * text).sum())
+        return {
+            "clip_score": scores,
+            "clip_embedding": [None if item is None else item.astype(np.float16) for item in embeddings],
+        }
+
+
+def embeddings_of(batch: AnnotationBatch, config: ClipScoreConfig) -> list[NDArray[np.float32] | None]:
+    """Return the normalized feature of each image, [D]; computed once for all annotators of one model."""
+    key = ("clip", config.model, config.checkpoint, config.device, config.images_per_batch)
+    if key not in batch.shared:
+        batch.shared[key] = _embeddings(batch, config)
+    found: list[NDArray[np.float32] | None] = batch.shared[key]
+    return found
+
+
+def _embeddings(batch: AnnotationBatch, config: ClipScoreConfig) -> list[NDArray[np.float32] | None]:
+    model = load_clip(config.model, config.checkpoint, config.device)
+    found: list[NDArray[np.float32] | None] = [None] * len(batch.keys)
+    rows = [row for row, pixels in enumerate(batch.images) if pixels is not None]
+    for start in range(0, len(rows), config.images_per_batch):
+        chosen = rows[start : start + config.images_per_batch]
+        pictures = [center_strip(pixels) for row in chosen if (pixels := batch.images[row]) is not None]
+        for row, feature in zip(chosen, image_features(model, pictures, config.images_per_batch), strict=True):
+            found[row] = feature
+    return found
 
 
 def center_strip(pixels: Pixels) -> Pixels:

@@ -22,8 +22,12 @@ from PIL import Image
 
 from headrace import files
 from headrace.curation.annotate.annotator import Pixels
+from headrace.curation.annotate.annotators.clip_files import ClipFiles, clip_files
+from headrace.text import one_line
 
 MAX_MODEL_CONFIG_BYTES = 1 << 20
+# Of a config, what reaches the tokenizer: transformers takes `trust_remote_code` the same way.
+TOKENIZER_SETTINGS = frozenset(("clean", "language", "reduction_mask", "strip_sep_token"))
 
 # open_clip finds weights by these names; the suffix decides who reads them.
 _WEIGHTS = {".safetensors": "open_clip_model.safetensors", ".pt": "open_clip_pytorch_model.bin"}
@@ -48,7 +52,9 @@ def load_clip(model: str, checkpoint: str, device: str) -> ClipModel:
     import torch
     from safetensors import SafetensorError
 
-    config = read_model_config(model)
+    found = clip_files(model, checkpoint)
+    config = read_model_config(found)
+    checkpoint = found.checkpoint
     weights = Path(checkpoint).absolute()
     if weights.suffix not in _WEIGHTS:
         raise ValueError(f"CLIP checkpoint {checkpoint}: expected a file *{', *'.join(_WEIGHTS)}")
@@ -58,6 +64,8 @@ def load_clip(model: str, checkpoint: str, device: str) -> ClipModel:
     with tempfile.TemporaryDirectory(prefix="headrace-clip-") as folder, _quiet():
         Path(folder, "open_clip_config.json").write_text(json.dumps(config))
         Path(folder, _WEIGHTS[weights.suffix]).symlink_to(weights)
+        for name, path in found.tokenizer.items():
+            Path(folder, name).symlink_to(Path(path).absolute())
         try:
             network, transform = open_clip.create_model_from_pretrained(
                 f"local-dir:{folder}", device=place, weights_only=True
@@ -79,10 +87,8 @@ def load_clip(model: str, checkpoint: str, device: str) -> ClipModel:
     return ClipModel(network, transform, tokenize, place, height)
 
 
-def features(
-    model: ClipModel, images: Sequence[Pixels], captions: Sequence[str], size: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the normalized features of as many images and captions, [N, D] each.
+def image_features(model: ClipModel, images: Sequence[Pixels], size: int) -> NDArray[np.float32]:
+    """Return the normalized features [N, D] of at most `size` images.
 
     The forward pass always has `size` rows, filled up: another shape may take another kernel, and give other bits.
     """
@@ -91,16 +97,24 @@ def features(
     inputs = torch.zeros(size, 3, model.image_size, model.image_size)
     for row, pixels in enumerate(images):
         inputs[row] = model.transform(Image.fromarray(pixels))
-    tokens = model.tokenize([*captions, *[""] * (size - len(captions))])
-    with _one_thread(), torch.inference_mode():
+    with torch.inference_mode():
         found = model.network.encode_image(inputs.to(model.device), normalize=True)
-        texts = model.network.encode_text(tokens.to(model.device), normalize=True)
-    return found[: len(images)].float().cpu().numpy(), texts[: len(captions)].float().cpu().numpy()
+    return np.asarray(found[: len(images)].float().cpu().numpy())
+
+
+def text_features(model: ClipModel, captions: Sequence[str], size: int) -> NDArray[np.float32]:
+    """Return the normalized features [N, D] of at most `size` captions, in a forward pass of `size` rows."""
+    import torch
+
+    tokens = model.tokenize([*captions, *[""] * (size - len(captions))])
+    with torch.inference_mode():
+        found = model.network.encode_text(tokens.to(model.device), normalize=True)
+    return np.asarray(found[: len(captions)].float().cpu().numpy())
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Run torch on one thread: the engine runs a process for each core, and sums of one order give the same bits."""
+def one_torch_thread() -> Iterator[None]:
+    """Run torch on one thread: sums of one order give the same bits, and the engine runs a process for each core."""
     import torch
 
     before = torch.get_num_threads()
@@ -111,20 +125,10 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def read_model_config(model: str) -> dict[str, Any]:
+def read_model_config(found: ClipFiles) -> dict[str, Any]:
     """Return {model_cfg, preprocess_cfg} for a name of open_clip or a JSON file in either of its two forms."""
-    import open_clip
-
-    if model.endswith(".json"):
-        config = _read_json(model)
-    else:
-        if ":" in model:
-            raise ValueError(
-                f"CLIP model {model!r}: expected a name of open_clip or a .json file, nothing is downloaded"
-            )
-        config = open_clip.get_model_config(model.replace("/", "-"))
-        if config is None:
-            raise ValueError(f"open_clip knows no model {model!r}; see open_clip.list_models(), or give a .json file")
+    model = found.config or found.name
+    config = _read_json(found.config) if found.config else _named_config(found.name)
     config = config if "model_cfg" in config else {"model_cfg": config}
     parts = config["model_cfg"]
     if not isinstance(parts, dict) or not all(
@@ -132,13 +136,47 @@ def read_model_config(model: str) -> dict[str, Any]:
         for name, kind in (("embed_dim", int), ("vision_cfg", dict), ("text_cfg", dict))
     ):
         raise ValueError(f"CLIP model {model}: not an open_clip config (it needs embed_dim, vision_cfg, text_cfg)")
-    asked = sorted({"hf_model_name", "hf_tokenizer_name"} & set(parts["text_cfg"]))
+    elsewhere = {"hf_model_name"} if found.tokenizer else {"hf_model_name", "hf_tokenizer_name"}
+    asked = sorted(elsewhere & set(parts["text_cfg"]))
     if asked:
         raise ValueError(
-            f"CLIP model {model} needs files of the Hugging Face hub ({', '.join(asked)}), which are not supported; "
-            "take a model with open_clip's own tokenizer"
+            f"CLIP model {model} needs files of the Hugging Face hub ({', '.join(asked)}), and nothing is downloaded "
+            "here; take a model with open_clip's own tokenizer, or local-dir:FOLDER that holds tokenizer.json"
+        )
+    given = parts["text_cfg"].get("tokenizer_kwargs", {})
+    if not isinstance(given, dict) or set(given) - TOKENIZER_SETTINGS:
+        raise ValueError(
+            f"CLIP model {model}: tokenizer_kwargs may hold {', '.join(sorted(TOKENIZER_SETTINGS))}, got "
+            f"{one_line(str(given))[:200]}; others may run code or read files of the Hugging Face hub"
         )
     return {"model_cfg": parts, "preprocess_cfg": config.get("preprocess_cfg", {})}
+
+
+def _named_config(name: str) -> dict[str, Any]:
+    import open_clip
+
+    if ":" in name:
+        raise ValueError(
+            f"CLIP model {name!r}: expected a name of open_clip, a .json file, a folder, local-dir:FOLDER or "
+            "hf-hub:ORG/NAME; nothing is downloaded"
+        )
+    config: dict[str, Any] | None = open_clip.get_model_config(name.replace("/", "-"))
+    if config is None:
+        raise ValueError(f"open_clip knows no model {name!r}; see open_clip.list_models(), or give a .json file")
+    return config
+
+
+def read_tensors(data: bytes) -> dict[str, Any]:
+    """Return the tensors of a torch file by name. Raises pickle.UnpicklingError if it holds other things."""
+    import io
+
+    import torch
+
+    found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    found = found.get("state_dict", found) if isinstance(found, dict) else found
+    if not isinstance(found, dict):
+        raise ValueError(f"expected named tensors, got {type(found).__name__}")
+    return {str(name): value.float().numpy() for name, value in found.items() if isinstance(value, torch.Tensor)}
 
 
 def _read_json(url: str) -> dict[str, Any]:

@@ -1,62 +1,95 @@
 """Face boxes, as fractions of the upright image.
 
-`haar` needs no file and is weak: frontal faces only, no score, and it sees faces where there are none. `yunet` (an ONNX
-file, run by OpenCV) is the one to use. `num_faces` 0 means that none was found, not that there is none; small faces are
+`centerface` and `yunet` need a file each; `haar` needs none and is weak: a recipe that promises blurred faces must say
+`accept_weak: true` to use it alone. `num_faces` 0 means that none was found, not that there is none; small faces are
 lost first, so images are enlarged before they are searched.
 """
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
+from functools import partial
 from typing import Any, ClassVar, Literal
 
-import cv2
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from headrace import files
 from headrace.curation.annotate.annotator import AnnotationBatch, Annotator, Columns, Pixels
+from headrace.curation.annotate.detectors.boxes import Found
+from headrace.curation.annotate.detectors.combine import Rule, combined
+from headrace.curation.annotate.detectors.config import (
+    DetectorConfig,
+    DetectorName,
+    file_of,
+    packages_of,
+    settings_of,
+)
+from headrace.curation.annotate.detectors.measured import RECALL
+from headrace.curation.annotate.detectors.search import search
+from headrace.curation.annotate.detectors.second_look import SecondCheck, confirmed, large_min_score, plausible
+from headrace.curation.annotate.detectors.tiles import search_by_tiles
 
-# The long side of what is searched: YuNet was trained at 640, and finds faces of 10 to 300 pixels.
-MIN_LONG_SIDE = 640
-MAX_LONG_SIDE = 1280
-MIN_SHORT_SIDE = 16
-MAX_FACES = 1000
-
-Boxes = NDArray[np.float32]
+MAX_DETECTORS = 4
+MIN_TILE_PIXELS = 128
+CHECKED_PIXELS = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FacesConfig:
-    """A face detector."""
+    """Which faces are found, and how."""
 
-    detector: Literal["haar", "yunet"] = "haar"
-    """`haar`: comes with OpenCV, weak; `yunet`: needs `model`, recommended."""
+    detector: DetectorName = "centerface"
+    """`centerface`, `yunet` or `scrfd`, each with its file; `haar` comes with OpenCV and misses most faces."""
     model: str = ""
-    """YuNet's ONNX file (any fsspec URL)."""
-    min_score: float = 0.6
-    """Keep YuNet's boxes from this score on."""
+    """ONNX file (any fsspec URL) or a name of `headrace models list`; empty: `centerface` is the known one."""
+    min_score: float | None = None
+    """Keep boxes from this score on; null: 0.35 of CenterFace, 0.6 of YuNet, 0.5 of SCRFD."""
     nms_overlap: float = 0.3
-    """Of two YuNet boxes that overlap more (intersection over union), keep the better."""
+    """Of two boxes that overlap more (intersection over union), keep the better."""
+    run_by: Literal["onnxruntime", "opencv"] = "onnxruntime"
+    """What runs `centerface`: onnxruntime (the extra `onnx`), or OpenCV, which is always there and slower."""
+    detectors: tuple[DetectorConfig, ...] = ()
+    """Several detectors instead of the one above, each with its own keys."""
+    combine: Rule = "union"
+    """Of several: `union` hides what any of them finds, `agreement` what all of them find (fewer animals)."""
+    tile_pixels: int = 0
+    """Search overlapping tiles of this side too, in pixels of the image: for small faces in large images; 0: none."""
+    check: SecondCheck | None = None
+    """A second check of what was found, against animals and things; null: none."""
+    accept_weak: bool = False
+    """True: a promise to blur faces may stand on `haar` alone. The report then says how few it finds."""
 
     def __post_init__(self) -> None:
-        if self.detector == "yunet" and not self.model:
-            raise ValueError("detector yunet needs `model`, the path of its ONNX file; or say detector: haar")
-        if self.detector == "haar" and self.model:
-            raise ValueError("detector haar takes no `model`; say detector: yunet to use the file")
-        if not 0 < self.min_score < 1 or not 0 < self.nms_overlap < 1:
-            raise ValueError("min_score and nms_overlap must be between 0 and 1")
+        single = self.one()
+        if self.detectors and single != DetectorConfig():
+            raise ValueError("give detector, model, min_score, nms_overlap and run_by inside `detectors`, or no list")
+        if len(set(self.detectors)) != len(self.detectors) or len(self.detectors) > MAX_DETECTORS:
+            raise ValueError(f"detectors: at most {MAX_DETECTORS}, no two alike")
+        if self.tile_pixels and self.tile_pixels < MIN_TILE_PIXELS:
+            raise ValueError(f"tile_pixels must be 0 or at least {MIN_TILE_PIXELS}, got {self.tile_pixels}")
 
+    def one(self) -> DetectorConfig:
+        """Return the detector that the keys beside `detectors` describe."""
+        return DetectorConfig(
+            detector=self.detector,
+            model=self.model,
+            min_score=self.min_score,
+            nms_overlap=self.nms_overlap,
+            run_by=self.run_by,
+        )
 
-@dataclass(frozen=True, slots=True)
-class Faces:
-    """Boxes [N, 4] (x0, y0, x1, y1 as fractions), scores [N] or None where the detector has none."""
+    @property
+    def all(self) -> tuple[DetectorConfig, ...]:
+        """The detectors that search."""
+        return self.detectors or (self.one(),)
 
-    boxes: Boxes
-    scores: NDArray[np.float32] | None
+    @property
+    def is_weak(self) -> bool:
+        """True if no promise to blur faces should stand on it: every box needs Haar, or would have to."""
+        weak = [item.detector == "haar" for item in self.all]
+        confirm = self.check.confirm if self.check is not None else None
+        return (all(weak) if self.combine == "union" else any(weak)) or (
+            confirm is not None and confirm.detector == "haar"
+        )
 
 
 class FaceBoxes(Annotator):
@@ -70,6 +103,7 @@ class FaceBoxes(Annotator):
     config_type: ClassVar[type[Any]] = FacesConfig
     by_default: ClassVar[bool] = True
     needs_pixels: ClassVar[bool] = True
+    hides: ClassVar[str] = "face_boxes"
     columns: ClassVar[pa.Schema] = pa.schema(
         [
             ("num_faces", pa.int16()),
@@ -80,14 +114,43 @@ class FaceBoxes(Annotator):
 
     config: FacesConfig
 
+    def needed_packages(self) -> tuple[str, ...]:
+        return tuple(sorted({package for item in _asked(self.config) for package in packages_of(item)}))
+
+    @classmethod
+    def remark(cls, settings: Mapping[str, Any]) -> str:
+        parts = settings.get("detectors") or [settings]
+        names = [str(part.get("detector", "?")) for part in parts]
+        told = "; ".join(f"{name}: {RECALL.get(name, 'not measured here')}" for name in dict.fromkeys(names))
+        how = f" ({settings['combine']})" if len(parts) > 1 else ""
+        return (
+            f"Faces were found by {' and '.join(names)}{how}. Measured recall: {told}. What is missed is not blurred."
+        )
+
     def settings(self) -> dict[str, Any]:
         config = self.config
-        if config.detector == "haar":
-            return {"detector": "haar"}
-        return {"detector": "yunet", "min_score": config.min_score, "nms_overlap": config.nms_overlap}
+        # One detector and nothing else: as it was before there were more, so that what was found then stays.
+        found = [settings_of(item) for item in config.all]
+        settings: dict[str, Any] = found[0] if len(found) == 1 else {"detectors": found, "combine": config.combine}
+        if config.tile_pixels:
+            settings = {**settings, "tile_pixels": config.tile_pixels}
+        if config.check is not None:
+            confirm = config.check.confirm
+            least = [large_min_score(config.check, item.detector) for item in config.all]
+            parts: dict[str, Any] = {"large_share": config.check.large_share, "large_min_scores": least}
+            parts |= {"landmarks": config.check.landmarks, "confirm": confirm and settings_of(confirm)}
+            settings = {**settings, "check": parts}
+        return settings
 
     def files(self) -> dict[str, str]:
-        return {"model": self.config.model or str(_haar_file())}
+        roles = [f"model-{number}" if number else "model" for number in range(len(self.config.all))]
+        found = {role: file_of(item) for role, item in zip(roles, self.config.all, strict=True)}
+        check = self.config.check
+        return {**found, "confirm": file_of(check.confirm)} if check is not None and check.confirm else found
+
+    def check_models(self) -> None:
+        for detector in _asked(self.config):
+            search(np.zeros((CHECKED_PIXELS, CHECKED_PIXELS, 3), np.uint8), detector, enlarged=False)
 
     def annotate(self, batch: AnnotationBatch) -> Columns:
         found = [None if pixels is None else find_faces(pixels, self.config) for pixels in batch.images]
@@ -100,82 +163,32 @@ class FaceBoxes(Annotator):
         }
 
 
-def find_faces(pixels: Pixels, config: FacesConfig) -> Faces:
-    """Return the faces in an upright RGB image, uint8 [H, W, 3]. Raises ValueError if the model does not load."""
-    height, width = pixels.shape[:2]
-    long_side = min(max(height, width, MIN_LONG_SIDE), MAX_LONG_SIDE)
-    scale = long_side / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    if min(size) < MIN_SHORT_SIDE:
-        empty = np.zeros((0, 4), np.float32)
-        return Faces(empty, None if config.detector == "haar" else empty[:, 0])
-    searched = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    with _one_thread():
-        boxes, scores = _haar(searched) if config.detector == "haar" else _yunet(searched, config)
-    return _as_fractions(boxes, scores, size)
+def find_faces(pixels: Pixels, config: FacesConfig) -> Found:
+    """Return the faces in an upright RGB image, uint8 [H, W, 3]: boxes as fractions of it, in reading order.
+
+    Raises ValueError if the model does not load.
+    """
+    size = pixels.shape[1], pixels.shape[0]
+    parts = [_search(pixels, detector, config) for detector in config.all]
+    if config.check is not None:
+        parts = [
+            plausible(part, config.check, item.detector, size) for part, item in zip(parts, config.all, strict=True)
+        ]
+    found = combined(parts, config.combine)
+    if config.check is not None and config.check.confirm is not None:
+        found = confirmed(pixels, found, config.check.confirm, search)
+    return found.in_reading_order()
 
 
-def _as_fractions(boxes: Boxes, scores: NDArray[np.float32] | None, size: tuple[int, int]) -> Faces:
-    """Turn [x, y, width, height] in pixels into sorted fractions; what lies outside the image is cut."""
-    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-    corners = np.asarray(np.clip(corners / np.array([*size, *size]), 0, 1), np.float32)
-    kept = np.flatnonzero((corners[:, 2:] > corners[:, :2]).all(axis=1))
-    order = kept[np.lexsort(corners[kept].T[::-1])]
-    return Faces(corners[order], None if scores is None else scores[order].astype(np.float32))
+def _search(pixels: Pixels, detector: DetectorConfig, config: FacesConfig) -> Found:
+    whole = search(pixels, detector)
+    if not config.tile_pixels:
+        return whole
+    find = partial(search, config=detector)
+    return search_by_tiles(pixels, whole, find, tile_pixels=config.tile_pixels, overlap=detector.nms_overlap)
 
 
-def _haar(pixels: Pixels) -> tuple[Boxes, None]:
-    gray = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-    found = _haar_cascade().detectMultiScale(gray, scaleFactor=1.1, minNeighbors=4, minSize=(30, 30))
-    return np.asarray(found, np.float32).reshape(-1, 4), None
-
-
-def _yunet(pixels: Pixels, config: FacesConfig) -> tuple[Boxes, NDArray[np.float32]]:
-    # OpenCV pads to 32 pixels itself, but then reads memory it never wrote where a side is under 64: measured, other
-    # boxes, some infinite, for the same image. Padding here, to 64 at least, gives the same answer every time.
-    below, right = (max(64, (side + 31) // 32 * 32) - side for side in pixels.shape[:2])
-    padded = cv2.copyMakeBorder(pixels, 0, below, 0, right, cv2.BORDER_CONSTANT)
-    detector = _yunet_detector(config)
-    detector.setInputSize((padded.shape[1], padded.shape[0]))
-    _, found = detector.detect(cv2.cvtColor(padded, cv2.COLOR_RGB2BGR))
-    faces = np.zeros((0, 15), np.float32) if found is None else np.asarray(found, np.float32)
-    faces = faces[np.isfinite(faces).all(axis=1)]
-    return faces[:, :4], faces[:, 14]
-
-
-def _haar_file() -> Path:
-    return Path(cv2.__file__).with_name("data") / "haarcascade_frontalface_default.xml"
-
-
-@cache
-def _haar_cascade() -> Any:
-    return cv2.CascadeClassifier(str(_haar_file()))
-
-
-@cache
-def _yunet_detector(config: FacesConfig) -> Any:
-    """Open the model once in this process, from bytes."""
-    try:
-        model = np.frombuffer(files.read_bytes(config.model), np.uint8)
-        detector = cv2.FaceDetectorYN.create(
-            "onnx", model, np.zeros(0, np.uint8), (64, 64), config.min_score, config.nms_overlap, MAX_FACES
-        )
-        detector.detect(np.zeros((64, 64, 3), np.uint8))
-    except OSError as error:
-        raise ValueError(f"YuNet model {config.model} cannot be read; check annotate.faces.model") from error
-    except cv2.error as error:
-        raise ValueError(
-            f"{config.model} is not a YuNet model that OpenCV {cv2.__version__} can run; check annotate.faces.model"
-        ) from error
-    return detector
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Run OpenCV on one thread: the engine runs a process for each core."""
-    before = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(before)
+def _asked(config: FacesConfig) -> tuple[DetectorConfig, ...]:
+    """Return all detectors that run."""
+    confirm = config.check.confirm if config.check is not None else None
+    return (*config.all, *(() if confirm is None else (confirm,)))

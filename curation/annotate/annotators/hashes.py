@@ -1,11 +1,13 @@
 """sha256 of the bytes as fetched, and PDQ of the picture in its canonical form.
 
 PDQ is taken of the image squeezed to 256 x 256 by area averaging, so that copies of other sizes meet (reference: resize
-to 256 was found in 82 % of cases without, 100 % with, at distance 20), and once more after a uniform border is cut.
+to 256 was found in 82 % of cases without, 100 % with, at distance 20), once more after a uniform border is cut, and
+once of the square in the middle of that, so that a copy cut to a square meets its original (version 2 had no such).
 Hashes are comparable only if all come from `image_hashes`, and face blurring moves them, so they are taken before it.
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -45,10 +47,14 @@ class HashesConfig:
 
 @dataclass(frozen=True, slots=True)
 class ImageHashes:
-    """PDQ of one image, 32 bytes each; quality 0..100, where Meta advises to ignore under 50."""
+    """PDQ of one image, 32 bytes each: whole, without border, the square in the middle of that.
+
+    Quality is of the whole, 0..100; Meta advises to ignore under 50.
+    """
 
     pdq: bytes
     pdq_trimmed: bytes
+    pdq_centre: bytes
     quality: int
 
 
@@ -59,7 +65,8 @@ class Hashes(Annotator):
     """
 
     name: ClassVar[str] = "hashes"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
+    earlier: ClassVar[Mapping[int, tuple[str, ...]]] = {2: ("sha256", "pdq", "pdq_trimmed", "pdq_quality")}
     config_type: ClassVar[type[Any]] = HashesConfig
     by_default: ClassVar[bool] = True
     needs_pixels: ClassVar[bool] = True
@@ -68,6 +75,7 @@ class Hashes(Annotator):
             ("sha256", pa.string()),
             ("pdq", pa.binary(32)),
             ("pdq_trimmed", pa.binary(32)),
+            ("pdq_centre", pa.binary(32)),
             ("pdq_quality", pa.int16()),
         ]
     )
@@ -80,6 +88,7 @@ class Hashes(Annotator):
             "sha256": list(batch.sha256),
             "pdq": [item and item.pdq for item in found],
             "pdq_trimmed": [item and item.pdq_trimmed for item in found],
+            "pdq_centre": [item and item.pdq_centre for item in found],
             "pdq_quality": [None if item is None else item.quality for item in found],
         }
 
@@ -91,9 +100,21 @@ def sha256_hex(data: bytes) -> str:
 
 def image_hashes(pixels: Pixels) -> ImageHashes:
     """Return the hashes of an upright RGB image, uint8 [H, W, 3]."""
-    pdq, quality = _pdq(pixels)
+    pdq, quality = image_pdq(pixels)
     trimmed = trim_border(pixels)
-    return ImageHashes(pdq, pdq if trimmed.shape == pixels.shape else _pdq(trimmed)[0], quality)
+    pdq_trimmed = pdq if trimmed.shape == pixels.shape else image_pdq(trimmed)[0]
+    centre = centre_square(trimmed)
+    return ImageHashes(
+        pdq, pdq_trimmed, pdq_trimmed if centre.shape == trimmed.shape else image_pdq(centre)[0], quality
+    )
+
+
+def centre_square(pixels: Pixels) -> Pixels:
+    """Return the largest square in the middle."""
+    height, width = pixels.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return pixels[top : top + side, left : left + side]
 
 
 def trim_border(pixels: Pixels) -> Pixels:
@@ -153,7 +174,8 @@ def _is_border(line: Luminance, level: float, tolerance: int = BORDER_TOLERANCE)
     return float((np.abs(line - level) <= tolerance).mean()) >= BORDER_SHARE
 
 
-def _pdq(pixels: Pixels) -> tuple[bytes, int]:
+def image_pdq(pixels: Pixels) -> tuple[bytes, int]:
+    """Return PDQ of an upright RGB image in its canonical form, 32 bytes, and its quality, 0..100."""
     size = (CANONICAL_PIXELS, CANONICAL_PIXELS)
     canonical = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
     bits: NDArray[np.int64]

@@ -4,6 +4,7 @@ Select keeps the best copy of a group of near-duplicates by these columns. They 
 different pictures they say less: a fog is not sharp.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 
 from headrace.curation.annotate.annotator import AnnotationBatch, Annotator, Columns, Pixels
 from headrace.curation.annotate.annotators.hashes import trim_border
-from headrace.curation.annotate.annotators.jpeg_history import LOSSLESS, picture_quality, table_quality
+from headrace.curation.annotate.annotators.jpeg.earlier import earlier_saving
+from headrace.curation.annotate.annotators.jpeg.history import LOSSLESS, coefficients_of, picture_quality, table_quality
 from headrace.shards.images.header import ImageHeader
 from headrace.shards.images.pillow import PILLOW_ERRORS, open_image
 
@@ -27,6 +29,8 @@ COLOUR_PIXELS = 128
 SHARPNESS_PIXELS = 1024
 # Keeps the ratio finite where there is nothing to see.
 FLAT = 0.05
+# Of rounding to whole pixels.
+NO_POWER = 0.15
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,10 +45,13 @@ class Quality(Annotator):
     difference of the strongest and the weakest of R, G, B; 0 is gray. `sharpness`: contrast of neighbouring pixels by
     that at half the size; about 0.9, or 0.45 where the image was blown up to twice its size. `encoded_quality`: JPEG
     quality of the file (100: no loss). `picture_quality`: the lowest that the pixels show traces of.
+    `earlier_quality`: that of an earlier saving as JPEG, which may also be higher (100: none shows). `moved_since`:
+    how far the coefficients have moved since that, in its steps: each later saving adds to it. `fine_detail`: power of
+    the finest frequency by that of half of it, in bits; little where the image was enlarged.
     """
 
     name: ClassVar[str] = "quality"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     config_type: ClassVar[type[Any]] = QualityConfig
     by_default: ClassVar[bool] = True
     needs_pixels: ClassVar[bool] = True
@@ -59,8 +66,12 @@ class Quality(Annotator):
             ("sharpness", pa.float32()),
             ("encoded_quality", pa.int16()),
             ("picture_quality", pa.int16()),
+            ("earlier_quality", pa.int16()),
+            ("moved_since", pa.float32()),
+            ("fine_detail", pa.float32()),
         ]
     )
+    earlier: ClassVar[Mapping[int, tuple[str, ...]]] = {1: tuple(columns.names[:-3])}
 
     config: QualityConfig
 
@@ -70,7 +81,8 @@ class Quality(Annotator):
             if data is None or header is None or pixels is None:
                 continue
             content = trim_border(pixels)
-            encoded = encoded_quality(data, header)
+            encoded, steps = encoding(data, header)
+            coefficients = coefficients_of(as_stored(pixels, header.orientation))
             values = {
                 "file_bytes": len(data),
                 "content_width": content.shape[1],
@@ -79,8 +91,11 @@ class Quality(Annotator):
                 "colourfulness": colourfulness(content),
                 "sharpness": sharpness(content),
                 "encoded_quality": encoded,
-                "picture_quality": min(encoded, picture_quality(as_stored(pixels, header.orientation))),
+                "picture_quality": min(encoded, picture_quality(coefficients)),
             }
+            if self.made_as > 1:
+                values["earlier_quality"], values["moved_since"] = earlier_saving(coefficients, steps)
+                values["fine_detail"] = fine_detail(coefficients)
             for name, value in values.items():
                 result[name][row] = value
         return result
@@ -114,18 +129,33 @@ def _lost(gray: NDArray[np.float32], half: NDArray[np.float32]) -> float:
     return float(np.abs(gray - back).mean())
 
 
-def encoded_quality(data: bytes, header: ImageHeader) -> int:
-    """Return the JPEG quality of a file, by its luminance table; for other formats how it would compare."""
+def fine_detail(coefficients: NDArray[np.float32]) -> float:
+    """Return the power of the finest frequency across and down by that of half of it, of coefficients [N, 64], in bits.
+
+    What was enlarged has nothing there: 2 bits less at 125 % of the size, 1 at 110 %.
+    """
+    if len(coefficients) == 0:
+        return 0.0
+    finest, half = (np.mean(coefficients[:, [order, 8 * order]] ** 2, dtype=np.float64) for order in (7, 4))
+    return round(float(np.log2((finest + NO_POWER) / (half + NO_POWER))), 3)
+
+
+def encoding(data: bytes, header: ImageHeader) -> tuple[int, NDArray[np.float64] | None]:
+    """Return the quality of a file and, of a JPEG, the 64 steps of its luminance, row by row.
+
+    Other formats have a quality by which they compare with JPEG.
+    """
     if header.format in ("avif", "webp"):
-        return LOSSLESS if header.format == "webp" and data[12:16] == b"VP8L" else LOSSY_WITHOUT_TABLES
+        return LOSSLESS if header.format == "webp" and data[12:16] == b"VP8L" else LOSSY_WITHOUT_TABLES, None
     try:
         with open_image(header.format, data) as image:
             tables = getattr(image, "quantization", None)
             if tables:
-                return table_quality(np.array(tables[min(tables)], np.float64))
-            return PALETTE if image.mode == "P" else LOSSLESS
+                steps = np.array(tables[min(tables)], np.float64)
+                return table_quality(steps), steps
+            return PALETTE if image.mode == "P" else LOSSLESS, None
     except PILLOW_ERRORS:
-        return LOSSY_WITHOUT_TABLES if header.format == "jpeg" else LOSSLESS
+        return LOSSY_WITHOUT_TABLES if header.format == "jpeg" else LOSSLESS, None
 
 
 def as_stored(pixels: Pixels, orientation: int) -> Pixels:

@@ -1,34 +1,39 @@
-"""A classifier of unsafe images: any ONNX file with one input and one output.
+"""A classifier of unsafe images: any ONNX file with one input and one output, or a head on a CLIP model.
 
-Input: float32 [N, 3, S, S], RGB, the whole image squeezed to S x S by area averaging (nothing is cropped away), scaled
-to 0..1, minus mean, by std. Output: [N] or [N, 1], the probability that the image is unsafe; or [N, 2], logits (safe,
-unsafe), turned into that probability by softmax. S, mean and std are the model's, read from its metadata
-(`headrace.image_size`, `headrace.mean`, `headrace.std`, numbers with commas) unless the recipe says them.
+An ONNX file takes images as `onnx_image` says. Its output: [N] or [N, 1], the probability that the image is unsafe; or
+[N, 2], logits (safe, unsafe), turned into that probability by softmax. A head takes the feature of the CLIP model that
+`clip` names (DataComp's `nsfw_torch.pt` and its kin).
 """
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, ClassVar
 
-import cv2
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from headrace import files
 from headrace.curation.annotate.annotator import AnnotationBatch, Annotator, Columns, Pixels
+from headrace.curation.annotate.annotators.clip import ClipScore, ClipScoreConfig, embeddings_of
+from headrace.curation.annotate.annotators.clip_head import UNSAFE, load_head
+from headrace.curation.annotate.annotators.onnx_image import (
+    ImageModel,
+    InputConfig,
+    Triple,
+    check_input,
+    open_image_model,
+)
 
-MAX_IMAGE_SIZE = 4096
-
-Triple = tuple[float, float, float]
+SLACK = 1e-6
+"""A sigmoid in float32 may leave 0..1 by so much."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnsafeImageConfig:
-    """An ONNX classifier."""
+    """An ONNX classifier, or a head on a CLIP model."""
 
     model: str
-    """The ONNX file (any fsspec URL), weights inside."""
+    """The ONNX file (any fsspec URL), weights inside; with `clip` the head: .safetensors, a torch file, or .onnx."""
+    clip: ClipScoreConfig | None = None
+    """The CLIP model that the head was trained on; null: `model` takes images."""
     image_size: int | None = None
     """Side of the model's input in pixels; null: the model's metadata or input shape."""
     mean: Triple | None = None
@@ -37,28 +42,19 @@ class UnsafeImageConfig:
     """Standard deviation of R, G, B on the scale 0..1; null: the model's metadata."""
 
     def __post_init__(self) -> None:
-        if self.image_size is not None and not 1 <= self.image_size <= MAX_IMAGE_SIZE:
-            raise ValueError(f"image_size must be 1..{MAX_IMAGE_SIZE}, got {self.image_size}")
-        if self.std is not None and not all(value > 0 for value in self.std):
-            raise ValueError(f"std must be above 0, got {list(self.std)}")
+        check_input(self.input())
+        if self.clip is not None and self.input() != InputConfig(None, None, None):
+            raise ValueError("image_size, mean and std are of an ONNX classifier; a head on a CLIP model takes none")
 
-
-@dataclass(frozen=True, slots=True)
-class Classifier:
-    """A session with the names and numbers it needs."""
-
-    session: Any
-    input_name: str
-    output_name: str
-    image_size: int
-    mean: Triple
-    std: Triple
+    def input(self) -> InputConfig:
+        """Return what is said about the input."""
+        return InputConfig(self.image_size, self.mean, self.std)
 
 
 class UnsafeImage(Annotator):
-    """ONNX classifier of unsafe images.
+    """Classifier of unsafe images, ONNX or a head on CLIP.
 
-    One image a run, one thread: no score depends on its neighbours.
+    No score depends on the image's neighbours.
     """
 
     name: ClassVar[str] = "unsafe_image"
@@ -70,113 +66,50 @@ class UnsafeImage(Annotator):
 
     config: UnsafeImageConfig
 
+    def needed_packages(self) -> tuple[str, ...]:
+        return self.packages if self.config.clip is None else ClipScore.packages
+
     def settings(self) -> dict[str, Any]:
-        config = self.config
-        return {
-            "image_size": config.image_size,
-            "mean": None if config.mean is None else list(config.mean),
-            "std": None if config.std is None else list(config.std),
-        }
+        if self.config.clip is None:
+            return self.config.input().as_settings()
+        return {"clip": ClipScore(self.config.clip).settings()}
 
     def files(self) -> dict[str, str]:
-        return {"model": self.config.model}
+        clip = {} if self.config.clip is None else ClipScore(self.config.clip).files()
+        return {"model": self.config.model, **{f"clip-{role}": path for role, path in clip.items()}}
+
+    def check_models(self) -> None:
+        if self.config.clip is None:
+            open_image_model(self.config.model, self.config.input(), self.name)
 
     def annotate(self, batch: AnnotationBatch) -> Columns:
-        classifier = load_classifier(self.config)
+        if self.config.clip is not None:
+            return {"unsafe_image_score": self._by_head(batch, self.config.clip)}
+        model = open_image_model(self.config.model, self.config.input(), self.name)
         return {
-            "unsafe_image_score": [
-                None if pixels is None else unsafe_score(classifier, pixels, self.config.model)
-                for pixels in batch.images
-            ]
+            "unsafe_image_score": [None if pixels is None else unsafe_score(model, pixels) for pixels in batch.images]
         }
 
+    def _by_head(self, batch: AnnotationBatch, clip: ClipScoreConfig) -> list[float | None]:
+        head = load_head(self.config.model, UNSAFE, "annotate.unsafe_image.model")
+        scores = [None if feature is None else head(feature) for feature in embeddings_of(batch, clip)]
+        odd = next((score for score in scores if score is not None and not -SLACK <= score <= 1 + SLACK), None)
+        if odd is not None:
+            raise ValueError(
+                f"head {self.config.model}: expected a probability (0..1), got {odd}; add a sigmoid to the model"
+            )
+        return [None if score is None else float(np.clip(score, 0, 1)) for score in scores]
 
-def unsafe_score(classifier: Classifier, pixels: Pixels, where: str) -> float:
+
+def unsafe_score(model: ImageModel, pixels: Pixels) -> float:
     """Return the probability that an image is unsafe. Raises ValueError if the model's output is not one."""
-    data = classifier_input(pixels, classifier.image_size, classifier.mean, classifier.std)
-    (output,) = classifier.session.run([classifier.output_name], {classifier.input_name: data[None]})
+    output = model.run(pixels)
     values = np.asarray(output, np.float64).reshape(-1)
     if values.size == 2:
         return float(1 / (1 + np.exp(np.clip(values[0] - values[1], -700, 700))))
-    if values.size != 1 or not -1e-6 <= values[0] <= 1 + 1e-6:
+    if values.size != 1 or not -SLACK <= values[0] <= 1 + SLACK:
         raise ValueError(
-            f"ONNX model {where}: expected one probability (0..1) or two logits for an image, got "
+            f"{model.where}: expected one probability (0..1) or two logits for an image, got "
             f"{values[:4].tolist()} of shape {np.shape(output)}; add a sigmoid to the model"
         )
     return float(np.clip(values[0], 0, 1))
-
-
-def classifier_input(pixels: Pixels, size: int, mean: Triple, std: Triple) -> NDArray[np.float32]:
-    """Return float32 [3, size, size] from upright RGB, uint8 [H, W, 3]: what a model must be trained on."""
-    small = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32) / np.float32(255)
-    normalized = (small - np.array(mean, np.float32)) / np.array(std, np.float32)
-    return np.ascontiguousarray(normalized.transpose(2, 0, 1), dtype=np.float32)
-
-
-@cache
-def load_classifier(config: UnsafeImageConfig) -> Classifier:
-    """Open the model once in this process. Raises ValueError naming the file and what is missing."""
-    import onnxruntime
-
-    where = f"ONNX model {config.model}"
-    session = _open_session(onnxruntime, config.model)
-    inputs, outputs = session.get_inputs(), session.get_outputs()
-    if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type != "tensor(float)":
-        raise ValueError(
-            f"{where}: expected one float input [N, 3, S, S] and one output, got "
-            f"{[(item.type, item.shape) for item in inputs]} and {len(outputs)} outputs"
-        )
-    metadata = session.get_modelmeta().custom_metadata_map
-    side = config.image_size or _number(metadata, "headrace.image_size", where) or inputs[0].shape[2]
-    if not isinstance(side, int) or not 1 <= side <= MAX_IMAGE_SIZE:
-        raise ValueError(f"{where}: its input size is not known; set annotate.unsafe_image.image_size")
-    mean = config.mean or _triple(metadata, "headrace.mean", where)
-    std = config.std or _triple(metadata, "headrace.std", where)
-    return Classifier(session, inputs[0].name, outputs[0].name, side, mean, std)
-
-
-def _open_session(onnxruntime: Any, url: str) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.use_deterministic_compute = True
-    options.log_severity_level = 4
-    try:
-        # From bytes, so that the file cannot name another one to read weights from.
-        return onnxruntime.InferenceSession(files.read_bytes(url), options, providers=["CPUExecutionProvider"])
-    except OSError as error:
-        raise ValueError(f"ONNX model {url} cannot be read; check annotate.unsafe_image.model") from error
-    except _session_errors(onnxruntime) as error:
-        message = " ".join(str(error).split())[:200]
-        raise ValueError(f"ONNX model {url} does not load: {message}; check annotate.unsafe_image.model") from error
-
-
-def _session_errors(onnxruntime: Any) -> tuple[type[Exception], ...]:
-    state = onnxruntime.capi.onnxruntime_pybind11_state
-    return (
-        state.Fail,
-        state.InvalidProtobuf,
-        state.InvalidGraph,
-        state.InvalidArgument,
-        state.NotImplemented,
-        state.RuntimeException,
-    )
-
-
-def _number(metadata: dict[str, str], name: str, where: str) -> int | None:
-    text = metadata.get(name)
-    if text is None:
-        return None
-    if not text.strip().isdecimal():
-        raise ValueError(f"{where}: metadata {name} is {text[:40]!r}, expected a whole number")
-    return int(text)
-
-
-def _triple(metadata: dict[str, str], name: str, where: str) -> Triple:
-    text = metadata.get(name)
-    if text is None:
-        raise ValueError(f"{where}: no metadata {name}; set annotate.unsafe_image.{name.rpartition('.')[2]}")
-    try:
-        red, green, blue = (float(part) for part in text.strip("[]() ").split(","))
-    except ValueError as error:
-        raise ValueError(f"{where}: metadata {name} is {text[:40]!r}, expected three numbers with commas") from error
-    return red, green, blue

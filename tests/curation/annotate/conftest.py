@@ -162,3 +162,67 @@ def folder_bytes(folder: str) -> dict[str, bytes]:
 def annotation_files() -> Callable[[Recipe], dict[str, bytes]]:
     """Return a function that reads all that annotate wrote."""
     return lambda recipe: folder_bytes(f"{recipe.job}/annotations")
+
+
+def draw_network(path: Path, layers: Sequence[tuple[str, int, NDArray[np.float32], Sequence[float]]]) -> Path:
+    """Write a network of convolutions that each look at the image once: (output, stride, weights, biases)."""
+    onnx = pytest.importorskip("onnx")
+    helper, numpy_helper, kind = onnx.helper, onnx.numpy_helper, onnx.TensorProto.FLOAT
+    nodes, tensors, outputs = [], [], []
+    for name, stride, weights, biases in layers:
+        tensors += [
+            numpy_helper.from_array(np.asarray(weights, np.float32), f"w.{name}"),
+            numpy_helper.from_array(np.asarray(biases, np.float32), f"b.{name}"),
+        ]
+        nodes.append(helper.make_node("Conv", ["image", f"w.{name}", f"b.{name}"], [name], strides=[stride, stride]))
+        outputs.append(helper.make_tensor_value_info(name, kind, [10, len(biases), 32 // stride, 32 // stride]))
+    # As CenterFace was exported: for ten images of 32 x 32.
+    image = helper.make_tensor_value_info("image", kind, [10, 3, 32, 32])
+    model = helper.make_model(
+        helper.make_graph(nodes, "drawn", [image], outputs, tensors), opset_imports=[helper.make_opsetid("", 13)]
+    )
+    model.ir_version = 8
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def green(stride: int, channels: int = 1, weight: float = 1.0) -> NDArray[np.float32]:
+    """Return weights that see how much greener than red a cell is, 0 to `weight`."""
+    cell = np.zeros((channels, 3, stride, stride), np.float32)
+    cell[:, 1], cell[:, 0] = weight / 255 / stride**2, -weight / 255 / stride**2
+    return cell
+
+
+def write_green_centerface(path: Path, *, sides: float = 1, weight: float = 1) -> Path:
+    """Write a CenterFace whose faces are green cells of 4 x 4 pixels: boxes 60 wide, 40 high, around them."""
+    size = np.log(np.array([40, 60]) * sides / 4)
+    points = [0.4, 0.3, 0.4, 0.7, 0.6, 0.5, 0.8, 0.35, 0.8, 0.65]
+    flat = [(2, size, "scale"), (2, [0.0, 0.0], "offset"), (10, points, "points")]
+    layers = [("heat", 4, green(4, weight=weight), [0.0])]
+    layers += [(name, 4, np.zeros((count, 3, 4, 4), np.float32), list(biases)) for count, biases, name in flat]
+    return draw_network(path, layers)
+
+
+@pytest.fixture
+def write_centerface() -> Callable[..., Path]:
+    """Return `write_green_centerface`."""
+    return write_green_centerface
+
+
+@pytest.fixture
+def green_centerface(tmp_path: Path) -> Path:
+    """The file of a CenterFace that finds green cells of 4 x 4 pixels."""
+    return write_green_centerface(tmp_path / "green.onnx")
+
+
+@pytest.fixture
+def green_picture() -> Callable[..., Pixels]:
+    """Return a function that draws green cells at (row, column) on a grey picture."""
+
+    def draw(cells: Sequence[tuple[int, int]], *, height: int = 480, width: int = 640) -> Pixels:
+        pixels = np.full((height, width, 3), 128, np.uint8)
+        for row, column in cells:
+            pixels[4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = (0, 255, 0)
+        return pixels
+
+    return draw

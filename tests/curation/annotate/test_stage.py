@@ -23,20 +23,38 @@ from headrace.shards.errors import ShardError
 
 # Columns of docs/architecture.md.
 CONTRACT = {
-    "image": ["image_width", "image_height", "aspect", "image_format", "orientation", "decode_error"],
-    "hashes": ["sha256", "pdq", "pdq_trimmed", "pdq_quality"],
+    "image": [
+        *("image_width", "image_height", "aspect", "image_format", "orientation", "decode_error"),
+        *("entropy", "mean_brightness", "greyscale", "single_colour", "has_alpha", "num_frames"),
+        *("chroma_sampling", "bytes_per_pixel", "known_placeholder"),
+    ],
+    "hashes": ["sha256", "pdq", "pdq_trimmed", "pdq_centre", "pdq_quality"],
+    "hash_variants": [
+        *("pdq_mirrored", "pdq_trimmed_mirrored", "pdq_centre_mirrored"),
+        *(f"pdq_crop_{number}" for number in range(9)),
+        *(f"pdq_turn_{number}" for number in range(4)),
+    ],
     "quality": [
         *("file_bytes", "content_width", "content_height", "border"),
-        *("colourfulness", "sharpness", "encoded_quality", "picture_quality"),
+        *("colourfulness", "sharpness", "encoded_quality", "picture_quality", "earlier_quality"),
+        *("moved_since", "fine_detail"),
     ],
-    "caption": ["caption_chars", "caption_words"],
+    "caption": [
+        *("caption_chars", "caption_words", "caption_emails", "caption_phones", "caption_urls", "caption_repetition")
+    ],
+    "caption_minhash": ["caption_minhash"],
+    "language": ["language", "language_score"],
     "clip": ["clip_score", "clip_embedding"],
+    "aesthetic": ["aesthetic_score"],
+    "copy_embedding": ["copy_embedding"],
     "unsafe_text": ["unsafe_text_score", "unsafe_text_words"],
     "unsafe_image": ["unsafe_image_score"],
     "faces": ["num_faces", "face_boxes", "face_scores"],
+    "regions": ["num_regions", "region_boxes", "region_scores", "region_labels"],
+    "c2pa": ["c2pa_training", "c2pa_evidence", "c2pa_error"],
 }
 MORE = {"unsafe_text": UnsafeTextConfig()}
-FULL = {**MORE, "faces": FacesConfig()}
+FULL = {**MORE, "faces": FacesConfig(detector="haar")}
 
 
 def read_annotations(job: Job, config: AnnotateConfig, shard: str) -> pa.Table:
@@ -69,8 +87,7 @@ def test_every_fetched_row_has_a_row_in_raw_order(make_recipe):
             "key",
             "sha256",
             "decode_error",
-            "caption_chars",
-            "caption_words",
+            *CONTRACT["caption"],
             "unsafe_text_score",
             "unsafe_text_words",
         )
@@ -114,6 +131,20 @@ def test_a_second_run_writes_nothing(make_recipe, annotation_files):
     assert all(": 0 of 3 shards" in line for line in plan_annotate(recipe))
 
 
+def test_what_a_lost_machine_left_is_gone_at_the_end(make_recipe, annotation_files):
+    recipe = make_recipe("lost")
+
+    def lose(_) -> None:
+        for folder in Path(recipe.job, "annotations").iterdir():
+            (folder / ".00000.parquet.lost.tmp").write_bytes(b"half")
+            (folder / "commits").mkdir(exist_ok=True)
+            (folder / "commits" / ".00000.json.lost.tmp").write_bytes(b"half")
+
+    run_annotate(recipe, on_progress=lose)
+    run_annotate(whole := make_recipe("whole"))
+    assert annotation_files(recipe) == annotation_files(whole)
+
+
 def test_a_new_annotator_leaves_the_old_tables_alone(make_recipe, annotation_files):
     recipe = make_recipe()
     run_annotate(recipe)
@@ -133,6 +164,35 @@ def test_a_new_annotator_leaves_the_old_tables_alone(make_recipe, annotation_fil
     after = annotation_files(more)
     assert {name: after[name] for name in before} == before
     assert {name: (root / name).stat().st_mtime_ns for name in before} == times
+
+
+@pytest.mark.parametrize("name", [name for name, kind in ANNOTATORS.items() if kind.earlier])
+def test_a_job_goes_on_with_the_tables_of_an_earlier_version(name, make_recipe, annotation_files, monkeypatch):
+    kind = ANNOTATORS[name]
+    columns = kind.earlier[max(kind.earlier)]
+    with monkeypatch.context() as patch:
+        # As the headrace of that time was: it knew that version only, and these columns.
+        patch.setattr(kind, "version", max(kind.earlier))
+        patch.setattr(kind, "earlier", {})
+        patch.setattr(kind, "columns", pa.schema([kind.columns.field(column) for column in columns]))
+        run_annotate(make_recipe(shards=2, **MORE))
+        before = annotation_files(make_recipe(shards=2, **MORE))
+    recipe = make_recipe(shards=2, **MORE)
+    assert all(": 0 of 2 shards" in line for line in plan_annotate(recipe))
+    assert run_annotate(recipe).tables_written == 0
+    assert annotation_files(recipe) == before
+    grown = make_recipe(shards=3, **MORE)
+    assert run_annotate(grown).tables_written == len(annotation_folders(grown.annotate, Job(grown.job)))
+    folder = annotation_folders(grown.annotate, Job(grown.job))[name]
+    assert [field.name for field in open_annotation(folder, "00002").schema] == ["key", *columns]
+    assert any(f"as version {max(kind.earlier)} had it" in line for line in plan_annotate(grown))
+    # Without them it is made anew, with every column.
+    import shutil
+
+    shutil.rmtree(folder)
+    assert run_annotate(grown).tables_written == 3
+    newest = annotation_folders(grown.annotate, Job(grown.job))[name]
+    assert [field.name for field in open_annotation(newest, "00002").schema] == ["key", *kind.columns.names]
 
 
 def test_new_raw_shards_are_all_that_is_done(make_recipe, annotation_files):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,8 @@ from PIL import Image
 
 from headrace.curation.annotate.annotator import digest
 from headrace.curation.annotate.annotators.clip import ClipScore, ClipScoreConfig, center_strip
+from headrace.curation.annotate.annotators.clip_files import clip_files
+from headrace.curation.annotate.annotators.clip_model import read_model_config
 
 open_clip = pytest.importorskip("open_clip")
 torch = pytest.importorskip("torch")
@@ -174,3 +177,82 @@ def test_a_config_that_is_none_is_refused_by_name(text, tiny, tmp_path, images, 
     (tmp_path / "odd.json").write_text(text)
     with pytest.raises(ValueError, match=r"odd\.json"):
         clip(tiny, model=tmp_path / "odd.json").annotate(batch_of(images, CAPTIONS))
+
+
+def test_a_config_that_would_run_code_of_its_tokenizer_is_refused(tmp_path):
+    text_cfg = {**MODEL_CFG["text_cfg"], "tokenizer_kwargs": {"trust_remote_code": True}}
+    (tmp_path / "odd.json").write_text(json.dumps(MODEL_CFG | {"text_cfg": text_cfg}))
+    with pytest.raises(ValueError, match=r"odd\.json: tokenizer_kwargs may hold clean,.*trust_remote_code"):
+        read_model_config(clip_files(str(tmp_path / "odd.json"), "weights.pt"))
+
+
+def parts(tiny, folder, **config):
+    """Write the folder that open_clip and `headrace train` write."""
+    folder.mkdir(parents=True)
+    text = json.dumps({"model_cfg": MODEL_CFG | config, "preprocess_cfg": PREPROCESS_CFG})
+    (folder / "open_clip_config.json").write_text(text)
+    (folder / "open_clip_model.safetensors").symlink_to(tiny.folder / "tiny.safetensors")
+    return folder
+
+
+def test_a_folder_is_its_files(tiny, tmp_path, images, batch_of, monkeypatch):
+    """A run of `headrace train`, local-dir:, and what lies in the hub's cache: the same rows under the same digest."""
+    expected = clip(tiny, "folder.json")
+    folder = parts(tiny, tmp_path / "run" / "open_clip")
+    (folder / "open_clip_config.json").write_bytes((tiny.folder / "folder.json").read_bytes())
+    cache = tmp_path / "hub" / "models--some--clip"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("abc")
+    (cache / "snapshots").mkdir()
+    (cache / "snapshots" / "abc").symlink_to(folder)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    for model in (str(tmp_path / "run"), f"local-dir:{folder}", "hf-hub:some/clip"):
+        made = ClipScore(ClipScoreConfig(model=model, device="cpu"))
+        assert digest(made) == digest(expected)
+        assert made.annotate(batch_of(images, CAPTIONS))["clip_score"] == pytest.approx(
+            expected.annotate(batch_of(images, CAPTIONS))["clip_score"], nan_ok=True
+        )
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("ViT-B-32", "needs a `checkpoint`"),
+        ("local-dir:nowhere", "there is no such folder"),
+        ("hf-hub:org/model", "hf download org/model --local-dir FOLDER"),
+        ("{empty}", "holds none of open_clip_config.json"),
+    ],
+)
+def test_a_model_that_is_not_there_is_refused_with_what_to_do(model, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        digest(ClipScore(ClipScoreConfig(model=model.format(empty=tmp_path))))
+
+
+def test_a_tokenizer_of_the_hub_is_read_from_the_folder(tiny, tmp_path, images, batch_of):
+    """As SigLIP and its kin have it: text_cfg names a repository, the folder holds tokenizer.json."""
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {"[UNK]": 0, "[PAD]": 1, "a": 2, "red": 3, "square": 4}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    folder = parts(tiny, tmp_path / "model", text_cfg={**MODEL_CFG["text_cfg"], "hf_tokenizer_name": "some/where"})
+    made = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]")
+    made.save_pretrained(folder)
+    annotator = ClipScore(ClipScoreConfig(model=str(folder), device="cpu"))
+    assert "tokenizer.json" in annotator.files()
+    scores = annotator.annotate(batch_of(images[:2], ["a red square", "square red a"]))["clip_score"]
+    assert scores[0] != scores[1]
+
+
+@pytest.mark.cuda
+def test_scores_on_a_gpu_are_those_of_the_cpu(tiny, images, batch_of):
+    """`auto` takes the GPU; bits may differ, values do not."""
+    config = clip(tiny, "folder.json").config
+    found = {
+        device: ClipScore(replace(config, device=device)).annotate(batch_of(images, CAPTIONS))
+        for device in ("cpu", "auto")
+    }
+    assert found["auto"]["clip_score"][:3] == pytest.approx(found["cpu"]["clip_score"][:3], abs=2e-3)
+    for ours, theirs in zip(found["auto"]["clip_embedding"], found["cpu"]["clip_embedding"], strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=5e-3)

@@ -11,6 +11,7 @@ from headrace.curation.annotate.decode import decode
 from headrace.shards.images.decode import decode_rgb
 
 MIN_OVERLAP = 0.3
+HAAR = FacesConfig(detector="haar")
 
 
 def overlap(one, other):
@@ -49,7 +50,7 @@ def test_yunet_finds_every_face(shared_data, yunet):
 
 
 def test_haar_finds_most_frontal_faces(shared_data):
-    found, total, wrong = count(shared_data, FacesConfig())
+    found, total, wrong = count(shared_data, HAAR)
     assert total == 43
     assert found >= 38
     assert wrong <= 6
@@ -82,7 +83,7 @@ def test_columns_of_each_detector(shared_data, yunet, batch_of):
     assert ((boxes >= 0) & (boxes <= 1)).all()
     assert (boxes[:, :2] < boxes[:, 2:]).all()
     assert boxes[:, 0].tolist() == sorted(boxes[:, 0].tolist())
-    without_scores = FaceBoxes(FacesConfig()).annotate(batch_of([pixels, blank]))
+    without_scores = FaceBoxes(HAAR).annotate(batch_of([pixels, blank]))
     assert without_scores["face_scores"] == [None, None]
     assert without_scores["num_faces"][1] == 0
 
@@ -90,7 +91,7 @@ def test_columns_of_each_detector(shared_data, yunet, batch_of):
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 3), (17, 17), (2000, 40)])
 def test_odd_shapes_have_an_answer(shape, yunet):
     pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
-    for config in (yunet, FacesConfig()):
+    for config in (yunet, HAAR):
         assert find_faces(pixels, config).boxes.shape[1] == 4
 
 
@@ -105,7 +106,9 @@ def test_a_detector_without_its_model_is_refused():
     with pytest.raises(ValueError, match="yunet needs `model`"):
         FacesConfig(detector="yunet")
     with pytest.raises(ValueError, match="haar takes no `model`"):
-        FacesConfig(model="x.onnx")
+        FacesConfig(detector="haar", model="x.onnx")
+    with pytest.raises(ValueError, match="haar gives no scores"):
+        FacesConfig(detector="haar", min_score=0.5)
 
 
 def test_what_is_found_does_not_depend_on_the_images_before(yunet):

@@ -6,6 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headrace.curation.annotate.annotators.hash_variants import (
+    CUT_COLUMNS,
+    MIRRORED_COLUMNS,
+    HashVariants,
+    HashVariantsConfig,
+    turn,
+)
 from headrace.curation.annotate.annotators.hashes import ImageHashes, image_hashes, trim_border
 from headrace.shards.images.decode import decode_rgb
 
@@ -20,7 +27,8 @@ def distance(one: bytes, other: bytes) -> int:
 
 def nearest(one: ImageHashes, other: ImageHashes) -> int:
     """Return the least distance of any hash of one image to any of the other, as select compares them."""
-    return min(distance(a, b) for a in (one.pdq, one.pdq_trimmed) for b in (other.pdq, other.pdq_trimmed))
+    variants = ("pdq", "pdq_trimmed", "pdq_centre")
+    return min(distance(getattr(one, a), getattr(other, b)) for a in variants for b in variants)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -83,6 +91,19 @@ def test_a_thin_border_is_found_although_colours_bleed_into_it(scene, encode):
     assert trim_border(copy).shape == original.shape
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_copy_cut_to_a_square_is_found_by_the_centre_framed_or_not(seed, scene, encode):
+    original = scene(seed)
+    square = original[:, 40:280]
+    framed = cv2.copyMakeBorder(square, 20, 20, 60, 60, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+    hashes = image_hashes(original)
+    for picture in (square, framed):
+        copy = image_hashes(decode_rgb(encode(picture, quality=75)))
+        assert distance(hashes.pdq_centre, copy.pdq_trimmed) <= COPY
+        assert min(distance(hashes.pdq, copy.pdq), distance(hashes.pdq_trimmed, copy.pdq_trimmed)) > COPY
+    assert image_hashes(square).pdq_centre == image_hashes(square).pdq_trimmed
+
+
 def test_a_picture_without_border_is_not_trimmed(scene):
     original = scene(4)
     assert trim_border(original) is not None
@@ -109,7 +130,7 @@ def test_any_image_has_hashes_and_keeps_16_pixels_each_way(height, width, seed, 
     assert trimmed.shape[0] >= min(16, height)
     assert trimmed.shape[1] >= min(16, width)
     hashes = image_hashes(pixels)
-    assert len(hashes.pdq) == len(hashes.pdq_trimmed) == 32
+    assert len(hashes.pdq) == len(hashes.pdq_trimmed) == len(hashes.pdq_centre) == 32
     assert 0 <= hashes.quality <= 100
 
 
@@ -132,3 +153,20 @@ def test_photographs_and_their_copies_meet(shared_data):
         small = cv2.resize(square, (256, 256), interpolation=cv2.INTER_AREA)
         found += nearest(image_hashes(pixels), image_hashes(small)) <= COPY
     assert found >= 0.9 * len(members)
+
+
+def test_variants_are_those_of_the_changed_picture_and_flat_ones_are_left_out(scene, batch_of):
+    pixels = scene(3)
+    flat = np.full((90, 90, 3), 120, np.uint8)
+    found = HashVariants(HashVariantsConfig(crops=True)).annotate(batch_of([pixels, flat, None]))
+    mirrored = image_hashes(np.ascontiguousarray(pixels[:, ::-1]))
+    assert [found[name][0] for name in MIRRORED_COLUMNS] == [mirrored.pdq, mirrored.pdq_trimmed, mirrored.pdq_centre]
+    height, width = pixels.shape[:2]
+    rows, columns = round(0.95 * height), round(0.95 * width)
+    assert found["pdq_crop_0"][0] == image_hashes(pixels[:rows, :columns]).pdq
+    assert found["pdq_crop_8"][0] == image_hashes(pixels[-rows:, -columns:]).pdq
+    assert distance(found["pdq_turn_2"][0], image_hashes(turn(pixels, 3)).pdq) <= COPY
+    assert all(values[2] is None for values in found.values())
+    assert all(found[name][1] is None for name in CUT_COLUMNS)
+    assert HashVariants(HashVariantsConfig()).schema().names == list(MIRRORED_COLUMNS)
+    assert list(HashVariants(HashVariantsConfig()).annotate(batch_of([pixels]))) == list(MIRRORED_COLUMNS)

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from headrace.curation.annotate.annotators.unsafe_image import UnsafeImage, UnsafeImageConfig, classifier_input
+from headrace.curation.annotate.annotators.copy_embedding import CopyEmbedding, CopyEmbeddingConfig
+from headrace.curation.annotate.annotators.onnx_image import model_input
+from headrace.curation.annotate.annotators.unsafe_image import UnsafeImage, UnsafeImageConfig
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -46,7 +48,7 @@ def test_the_probability_is_the_models_own(tmp_path, batch_of, scene):
     images = [scene(seed) for seed in range(5)]
     found = scores(batch_of([*images, None]), model=write_model(tmp_path / "red.onnx", scale=3.0))
     for pixels, score in zip(images, found, strict=False):
-        red = classifier_input(pixels, SIZE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))[0].mean(dtype=np.float64)
+        red = model_input(pixels, SIZE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))[0].mean(dtype=np.float64)
         assert score == pytest.approx(1 / (1 + np.exp(-3 * red)), abs=1e-5)
     assert found[-1] is None
 
@@ -98,6 +100,17 @@ def test_a_file_that_is_no_model_is_refused_by_name(tmp_path, batch_of, scene):
         scores(batch_of([scene(1)]), model=str(tmp_path / "nowhere.onnx"))
 
 
+def test_a_size_that_the_network_does_not_take_is_one_line(tmp_path, batch_of, scene):
+    write_model(tmp_path / "fixed.onnx", batch=1)
+    model = onnx.load(tmp_path / "fixed.onnx")
+    for place in (2, 3):
+        model.graph.input[0].type.tensor_type.shape.dim[place].dim_value = SIZE
+    onnx.save(model, tmp_path / "fixed.onnx")
+    with pytest.raises(ValueError, match=r"fixed\.onnx does not run on an image of 32 x 32: .*image_size") as why:
+        scores(batch_of([scene(1)]), model=str(tmp_path / "fixed.onnx"), image_size=32)
+    assert "\n" not in str(why.value)
+
+
 def test_weights_outside_the_file_are_refused(tmp_path, batch_of, scene):
     """The digest is of one file, and a model must not make us read another."""
     path = tmp_path / "outside.onnx"
@@ -107,3 +120,19 @@ def test_weights_outside_the_file_are_refused(tmp_path, batch_of, scene):
     assert (tmp_path / "secret.bin").exists()
     with pytest.raises(ValueError, match=r"outside\.onnx.*does not load"):
         scores(batch_of([scene(1)]), model=str(path))
+
+
+def test_a_descriptor_for_copies_has_length_one_and_is_that_of_the_model(tmp_path, batch_of, scene):
+    path = write_model(tmp_path / "copies.onnx", outputs=2, sigmoid=False, scale=3.0)
+    images = [scene(1), scene(2)]
+    found = CopyEmbedding(CopyEmbeddingConfig(model=path)).annotate(batch_of([*images, None]))["copy_embedding"]
+    assert found[2] is None
+    for pixels, vector in zip(images, found, strict=False):
+        red = model_input(pixels, SIZE, (0.5,) * 3, (0.25,) * 3)[0].mean()
+        np.testing.assert_allclose(np.float32(vector), [0, np.sign(red)], atol=1e-3)
+    one = write_model(tmp_path / "one.onnx")
+    with pytest.raises(ValueError, match=r"one\.onnx: expected a descriptor"):
+        CopyEmbedding(CopyEmbeddingConfig(model=one)).annotate(batch_of(images))
+    bare = CopyEmbedding(CopyEmbeddingConfig(model=write_model(tmp_path / "bare.onnx", properties={}), image_size=8))
+    with pytest.raises(ValueError, match=r"set annotate\.copy_embedding\.mean"):
+        bare.annotate(batch_of(images))

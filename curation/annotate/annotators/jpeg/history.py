@@ -38,12 +38,15 @@ MIDDLE = 0.6
 MIN_FREQUENCIES = 4
 
 
-def picture_quality(pixels: Pixels) -> int:
-    """Return the lowest JPEG quality, 1 to 100, that stored (not turned) RGB pixels show the steps of; 100: none."""
-    blocks = _blocks(pixels)
-    if len(blocks) < MIN_BLOCKS:
+def coefficients_of(pixels: Pixels) -> NDArray[np.float32]:
+    """Return coefficients [N, 64] of luminance of at most MAX_BLOCKS blocks of stored (not turned) RGB pixels."""
+    return _blocks(pixels) @ _transform()
+
+
+def picture_quality(coefficients: NDArray[np.float32]) -> int:
+    """Return the lowest JPEG quality, 1 to 100, that coefficients [N, 64] show the steps of; 100: none."""
+    if len(coefficients) < MIN_BLOCKS:
         return LOSSLESS
-    coefficients = blocks @ _transform()
     reach = BINS_PER_LEVEL * MAX_LEVEL
     bins = np.clip(np.rint(coefficients * BINS_PER_LEVEL), -reach, reach).astype(np.int64) + reach
     width = 2 * reach + 1

@@ -1,0 +1,1 @@
+"""What the coefficients of a picture tell of how it was saved."""

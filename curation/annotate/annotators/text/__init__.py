@@ -1,0 +1,1 @@
+"""What is read in captions: disguised spellings, lexicons, patterns."""

@@ -1,0 +1,1 @@
+"""What detectors find of photographs whose faces somebody marked."""
