@@ -1,29 +1,35 @@
 """The database of one run: a DuckDB file in a work folder, locked down before any text of a recipe reaches it.
 
-Tables enter as Arrow and leave as Arrow; the engine itself can open no file and no network. DuckDB returns rows in any
-order, so whatever is written must come from a query that ends in a total ORDER BY.
+Tables enter as Arrow or as parquet of the work folder and leave as Arrow; the engine can open nothing else. DuckDB
+returns rows in any order, so whatever is written must come from a query that ends in a total ORDER BY.
 """
 
 import contextlib
 import errno
 import logging
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from headrace import files
-from headrace.curation.select.expression import first_line
+from headrace.curation.select.expression import first_line, text_literal
 
 log = logging.getLogger(__name__)
 
 WORK_FOLDER = ".work"
 READ_ROWS = 100_000
+
+_PATTERN = re.compile(r"[?*\[\]{}]")
 
 # What DuckDB raises where memory, disk or a file fails; every other error of it is ours.
 _MACHINE_ERRORS = (
@@ -36,14 +42,15 @@ _MACHINE_ERRORS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What the database may use. Never changes the result."""
+    """What the database may use. Memory and threads never change the result."""
 
     memory_bytes: int = 4 << 30
     """Memory of the database; beyond it, it spills to a folder beside the ledger."""
     threads: int = 0
     """Threads of the database; 0: one for each CPU this process may use."""
     max_bucket: int = 2000
-    """Comparisons that one member of a near-duplicate bucket may cost; larger buckets are linked as stars."""
+    """Comparisons that one member of a near-duplicate bucket may cost. Larger buckets are linked as stars, which may
+    miss a pair: the summary's `largest_bucket` says whether there was one."""
 
     def __post_init__(self) -> None:
         if self.memory_bytes < 64 << 20:
@@ -62,11 +69,12 @@ def open_database(ledger_url: str, limits: Limits) -> Iterator[duckdb.DuckDBPyCo
     that DuckDB cannot open). Raises ValueError if the memory is too small, OSError if the disk is.
     """
     beside = files.local_path(files.join(ledger_url, WORK_FOLDER)) if files.is_local(ledger_url) else None
-    if beside is not None and "?" not in str(beside):
+    if beside is not None and not _PATTERN.search(str(beside)):
         folder = beside
         folder.mkdir(parents=True)
     else:
-        # DuckDB takes what follows a `?` for the query of a URL, in local paths and behind links too.
+        # DuckDB takes what follows a `?` for the query of a URL, in local paths and behind links too, and other
+        # letters for a pattern of names.
         folder = Path(tempfile.mkdtemp(prefix="headrace-select-"))
         log.info("%s: the work folder of select is %s", ledger_url, folder)
     try:
@@ -104,18 +112,56 @@ def _connect(folder: Path, limits: Limits) -> duckdb.DuckDBPyConnection:
         "threads": str(limits.threads or len(os.sched_getaffinity(0))),
         "memory_limit": f"{limits.memory_bytes // 1024}KiB",
         "temp_directory": str(folder / "spill"),
-        "autoinstall_known_extensions": "false",
-        "autoload_known_extensions": "false",
-        "allow_community_extensions": "false",
-        "python_enable_replacements": "false",
-        # Order comes from ORDER BY alone; keeping the order of insertion would cost memory.
-        "preserve_insertion_order": "false",
     }
-    connection = duckdb.connect(str(folder / "select.duckdb"), config=config)
+    connection = duckdb.connect(str(folder / "select.duckdb"), config=_CLOSED | config)
+    # The parts of the rows, and what it spills: nothing else can be opened.
+    connection.execute(f"SET allowed_directories = [{text_literal(f'{folder}/')}]")
+    _lock_down(connection)
+    return connection
+
+
+_CLOSED = {
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    "allow_community_extensions": "false",
+    "python_enable_replacements": "false",
+    # Order comes from ORDER BY alone; keeping the order of insertion would cost memory.
+    "preserve_insertion_order": "false",
+}
+
+
+def _lock_down(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute("SET TimeZone = 'UTC'")
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
-    return connection
+
+
+@contextlib.contextmanager
+def open_memory(limits: Limits, spill: Path | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Yield a connection to an empty database in memory, of one thread: for one part of the rows.
+
+    What does not fit goes to the folder `spill`, which is removed at the end. What the database cannot do is told by
+    the driver's, whose limits the user knows.
+    """
+    config = {"threads": "1", "memory_limit": f"{limits.memory_bytes // 1024}KiB"}
+    try:
+        with duckdb.connect(config=_CLOSED | config | {"temp_directory": str(spill or "")}) as connection:
+            _lock_down(connection)
+            yield connection
+    finally:
+        if spill is not None:
+            shutil.rmtree(spill, ignore_errors=True)
+
+
+def work_folder(connection: duckdb.DuckDBPyConnection) -> Path:
+    """Return the work folder that a connection's database lies in."""
+    query = "SELECT path FROM duckdb_databases() WHERE database_name = current_database()"
+    return Path(connection.execute(query).fetchall()[0][0]).parent
+
+
+def shares_folder(connection: duckdb.DuckDBPyConnection, ledger_url: str) -> bool:
+    """Return whether the work folder lies beside the ledger, where all that share the job can read it."""
+    return files.is_local(ledger_url) and work_folder(connection).is_relative_to(files.local_path(ledger_url))
 
 
 def insert(connection: duckdb.DuckDBPyConnection, name: str, table: pa.Table) -> None:
@@ -148,6 +194,29 @@ def read_batches(connection: duckdb.DuckDBPyConnection, query: str, rows: int = 
                 num_waiting -= rows
         if num_waiting:
             yield pa.Table.from_batches(waiting, reader.schema).combine_chunks()
+
+
+def show_parquet(connection: duckdb.DuckDBPyConnection, name: str, paths: Sequence[Path]) -> None:
+    """Create a view of the rows of parquet files in the work folder, which have the same columns."""
+    listed = ", ".join(text_literal(str(path)) for path in paths)
+    connection.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet([{listed}])")
+
+
+def take_parquet(connection: duckdb.DuckDBPyConnection, name: str, paths: Sequence[Path]) -> None:
+    """Create a table of the rows of parquet files in the work folder, which have the same columns, and remove them."""
+    show_parquet(connection, "taken", paths)
+    connection.execute(f"CREATE TABLE {name} AS SELECT * FROM taken")
+    connection.execute("DROP VIEW taken")
+    for path in paths:
+        path.unlink()
+
+
+def column_of(connection: duckdb.DuckDBPyConnection, query: str, kind: type[np.generic]) -> NDArray[Any]:
+    """Return the one column that a query gives; it may hold no null."""
+    with connection.cursor() as cursor:
+        batches = cursor.sql(query).to_arrow_reader(READ_ROWS)
+        pieces = [batch.column(0).to_numpy(zero_copy_only=False).astype(kind, copy=False) for batch in batches]
+    return np.concatenate([np.zeros(0, kind), *pieces])
 
 
 def count(connection: duckdb.DuckDBPyConnection, query: str) -> int:

@@ -1,4 +1,4 @@
-"""Evaluation sets as hashes: each image's sha256, and PDQ of it and of its mirror image, each with and without border.
+"""Evaluation sets as hashes: each image's sha256, and PDQ of it and of its mirror image, as annotate takes them.
 
 The images are read anew in every run, because only their bytes say whether the set is still the same; hashes of bytes
 seen before are taken from `ledger/evaluation/NAME/`. An image that does not decode is still looked for by its sha256,
@@ -7,8 +7,8 @@ and is counted.
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,12 +33,14 @@ MAX_IMAGE_BYTES = 64 << 20
 MAX_UNREADABLE = 0.01
 
 VARIANTS = ("full", "trimmed", "full_flipped", "trimmed_flipped")
+CENTRE_VARIANTS = ("centre", "centre_flipped")
+"""Compared only where the rows have a hash of their centre: an older job is judged as it was."""
 SCHEMA = pa.schema(
     [
         ("name", pa.string()),
         ("sha256", pa.string()),
         ("quality", pa.int16()),
-        *((variant, pa.binary(32)) for variant in VARIANTS),
+        *((variant, pa.binary(32)) for variant in (*VARIANTS, *CENTRE_VARIANTS)),
         ("error", pa.string()),
     ],
     metadata={"headrace.hashes": str(Hashes.version)},
@@ -86,7 +88,7 @@ def hash_evaluation_set(
 
     Raises ValueError if there is no image, or more than 1 % do not decode.
     """
-    units = _units(evaluation, files.join(folder, evaluation.name))
+    units = evaluation_units(evaluation, files.join(folder, evaluation.name))
     files.remove_leftovers(files.join(folder, evaluation.name))
     for name in files.list_names(files.join(folder, evaluation.name), ".parquet")[len(units) :]:
         files.remove(files.join(folder, evaluation.name, name))
@@ -158,15 +160,16 @@ def _hash(data: bytes) -> dict[str, object]:
     except ValueError as error:
         return {"error": " ".join(str(error).split())[:200]}
     plain, flipped = image_hashes(pixels), image_hashes(np.ascontiguousarray(pixels[:, ::-1]))
-    hashes = (plain.pdq, plain.pdq_trimmed, flipped.pdq, flipped.pdq_trimmed)
-    return {"quality": plain.quality, **dict(zip(VARIANTS, hashes, strict=True))}
+    hashes = (plain.pdq, plain.pdq_trimmed, flipped.pdq, flipped.pdq_trimmed, plain.pdq_centre, flipped.pdq_centre)
+    return {"quality": plain.quality, **dict(zip((*VARIANTS, *CENTRE_VARIANTS), hashes, strict=True))}
 
 
 def _read(url: str) -> pa.Table:
     return read_table(url).cast(SCHEMA)
 
 
-def _units(evaluation: EvaluationSet, folder: str) -> list[HashUnit]:
+def evaluation_units(evaluation: EvaluationSet, folder: str) -> list[HashUnit]:
+    """Return the units of work of a set, each with the place of its table under `folder`."""
     groups: list[list[Part]] = []
     room = 0
     for part in find_parts(evaluation.url):
@@ -242,6 +245,18 @@ def read_part(part: Part) -> Iterator[tuple[str, bytes]]:
         yield from zip(part.names, read_payloads(part.url, part.spans), strict=True)
     else:
         yield part.names[0], files.read_bytes(part.url)
+
+
+def read_images(url: str, names: Collection[str]) -> Iterator[tuple[str, bytes]]:
+    """Yield (name, bytes) of some images of a set, in its order; of parquet whole row groups are read for them."""
+    for part in find_parts(url):
+        if part.names:
+            places = [place for place, name in enumerate(part.names) if name in names]
+            if not places:
+                continue
+            spans = tuple(part.spans[place] for place in places) if part.spans else ()
+            part = replace(part, names=tuple(part.names[place] for place in places), spans=spans)
+        yield from ((name, data) for name, data in read_part(part) if name in names)
 
 
 def _read_row_group(part: Part) -> Iterator[tuple[str, bytes]]:

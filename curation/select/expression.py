@@ -16,7 +16,7 @@ from typing import Any
 
 import duckdb
 
-from headrace.text import shown
+from headrace.text import known_words, shown
 
 PROBE = "probe"
 UNKNOWN = "UNKNOWN"
@@ -109,9 +109,10 @@ class Checker:
         read = set()
         for name in names:
             if name.lower() not in self._columns:
-                hint = f"; {self._hints[name.lower()]}" if name.lower() in self._hints else ""
-                known = ", ".join(self.names())
-                raise ValueError(f"{where}: unknown column {name!r}{hint}; known columns: {known}")
+                known = known_words(name, self.names(), what="known columns")
+                if name.lower() in self._hints:
+                    known = f"{self._hints[name.lower()]}; known columns: {', '.join(self.names())}"
+                raise ValueError(f"{where}: unknown column {name!r}; {known}")
             read.add(self._columns[name.lower()])
         if read & self._untyped:
             return Expression(text, UNKNOWN, tuple(sorted(read)))
@@ -220,6 +221,11 @@ def quoted(name: str) -> str:
 def literal(value: float | None) -> str:
     """Return a number as SQL."""
     return "NULL::DOUBLE" if value is None else f"'{value!r}'::DOUBLE"
+
+
+def text_literal(value: str) -> str:
+    """Return a text as SQL."""
+    return "'" + value.replace("'", "''") + "'"
 
 
 def first_line(error: BaseException) -> str:

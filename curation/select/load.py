@@ -1,4 +1,4 @@
-"""Raw shards and their annotations -> one table `rows` in the database, one row an input row.
+"""Raw shards and their annotations as rows, one an input row.
 
 Rows are numbered (`__row`) by raw shard, then key: the order of the ledger. After a retry one input row has several raw
 rows; the first successful one counts, and the others are in no ledger.
@@ -7,8 +7,8 @@ rows; the first successful one counts, and the others are in no ledger.
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import duckdb
@@ -18,20 +18,34 @@ import pyarrow.compute as pc
 
 from headrace import files
 from headrace.curation.annotate.annotators import known_annotators
-from headrace.curation.annotate.tables import annotation_sha256, open_annotation
+from headrace.curation.annotate.annotators.hash_variants import CUT_COLUMNS, MIRRORED_COLUMNS
+from headrace.curation.annotate.tables import begun_sha256, open_annotation
+from headrace.curation.captions import caption_code
+from headrace.curation.forgotten import read_tombstones, without_names
 from headrace.curation.job import Job
-from headrace.curation.raw.read import check_list_is_fetched, raw_shards, raw_tar_url, read_raw, recorded_of
-from headrace.curation.select.database import insert
-from headrace.curation.select.expression import quoted
+from headrace.curation.raw.read import check_list_is_fetched, raw_shards, read_raw, recorded_of
 from headrace.shards.parquet import ParquetReader
 
 IDENTITY = ("uid", "input_file", "input_row")
-LEDGER_COLUMNS = (*IDENTITY, "url", "key", "status", "error_class")
 HASH_COLUMNS = ("pdq", "pdq_trimmed")
+"""What every version of the hashes has."""
+CENTRE_COLUMN = "pdq_centre"
+"""What tables of older versions lack."""
+ALL_HASH_COLUMNS = (*HASH_COLUMNS, CENTRE_COLUMN)
+WORD_COLUMNS = frozenset((*ALL_HASH_COLUMNS, *MIRRORED_COLUMNS, *CUT_COLUMNS))
+"""Columns of hashes, which come as words."""
 HASH_BYTES = 32
 # Letters of a caption without the white space around it; null where there is no caption, or none but white space. Made
 # while rows are loaded, so that steps can tell rows with a caption without holding the texts.
 CAPTION_CHARS = "__caption_chars"
+# What a caption is told apart by where captions are merged: a sum of its letters in one case, NFKC, with single spaces.
+CAPTION_CODE = "__caption_code"
+MADE_COLUMNS = {CAPTION_CHARS: pa.int32(), CAPTION_CODE: pa.binary()}
+"""Columns that no table has."""
+
+
+_PLACE = ("key", "input_file", "input_row")
+"""What stays of a row that was taken down."""
 
 
 class NotReadyError(ValueError):
@@ -55,13 +69,27 @@ class Inputs:
     annotations: tuple[Annotation, ...]
 
     def digests(self) -> dict[str, str]:
-        """Return the sha256 of every table, by its place in the job."""
+        """Return the sha256 of every table, by its place in the job, as it was before take-downs rewrote it.
+
+        So the ledgers that follow from the tables keep their names; `forget` revises them too.
+        """
         found = {f"raw/{shard}": _raw_sha256(self.job, shard) for shard in self.shards}
         for annotation in self.annotations:
             folder = files.basename(annotation.url)
             with _naming_the_stage("annotate"):
-                found |= {f"{folder}/{shard}": annotation_sha256(annotation.url, shard) for shard in self.shards}
+                found |= {f"{folder}/{shard}": begun_sha256(annotation.url, shard) for shard in self.shards}
         return found
+
+    def narrowed(self, columns: Collection[str]) -> "Inputs":
+        """Return the inputs without the annotations that have none of these columns."""
+        needed = [
+            item for item in self.annotations if not set(columns).isdisjoint(_annotation_schema(self, item).names)
+        ]
+        return replace(self, annotations=tuple(needed))
+
+    def sizes(self) -> list[int]:
+        """Return the number of rows of each raw shard."""
+        return [_raw_rows(self.job, shard) for shard in self.shards]
 
 
 def find_inputs(job: Job, annotations: Mapping[str, str]) -> Inputs:
@@ -74,11 +102,17 @@ def find_inputs(job: Job, annotations: Mapping[str, str]) -> Inputs:
 
 
 def _raw_sha256(job: Job, shard: str) -> str:
-    recorded = recorded_of(job, shard).table_sha256
-    if recorded is not None:
-        return recorded
+    recorded = recorded_of(job, shard)
+    known = recorded.begun_sha256 or recorded.table_sha256
+    if known is not None:
+        return known
     with _naming_the_stage("fetch"):
-        return hashlib.sha256(files.read_bytes(raw_tar_url(job, shard).removesuffix(".tar") + ".parquet")).hexdigest()
+        return hashlib.sha256(files.read_bytes(files.join(recorded.folder, f"{shard}.parquet"))).hexdigest()
+
+
+def _raw_rows(job: Job, shard: str) -> int:
+    recorded = recorded_of(job, shard).rows
+    return len(read_raw(job, shard)) if recorded is None else recorded
 
 
 @contextlib.contextmanager
@@ -153,50 +187,57 @@ def sql_types(connection: duckdb.DuckDBPyConnection, schema: pa.Schema) -> dict[
         connection.unregister("arrow_types")
 
 
-def load_rows(connection: duckdb.DuckDBPyConnection, inputs: Inputs, columns: Sequence[str]) -> Iterator[int]:
-    """Fill `rows` with the ledger's columns and `columns`, shard by shard; yields the number of shards done.
+def part_rows(inputs: Inputs, shards: Sequence[str], sizes: Sequence[int], first: int, wanted: pa.Schema) -> pa.Table:
+    """Return columns of some raw shards in the order of their rows, with `__row` from `first` on.
 
-    Each hash column among `columns` also comes as four integers, `__pdq_0` to `__pdq_3`; `__caption_chars` is made.
+    Each hash column among `wanted` also comes as four integers, `__pdq_0` to `__pdq_3`; `MADE_COLUMNS` are made.
     """
-    schema = known_columns(inputs)
-    wanted = list(dict.fromkeys([*LEDGER_COLUMNS, *columns]))
-    with_chars = CAPTION_CHARS in wanted
-    wanted = [name for name in wanted if name != CAPTION_CHARS]
-    missing = [name for name in wanted if name not in schema.names]
-    assert not missing, missing
-    wanted_schema = pa.schema([schema.field(name) for name in wanted])
-    next_row = 0
-    for number, shard in enumerate(inputs.shards):
-        table = _shard_rows(inputs, shard, wanted_schema)
-        if with_chars:
-            table = table.append_column(CAPTION_CHARS, _caption_chars(inputs, shard))
-        rows = np.arange(next_row, next_row + table.num_rows, dtype=np.int64)
-        table = table.append_column("__row", pa.array(rows))
-        table = table.append_column("__shard", pa.array(np.full(table.num_rows, number, np.int32)))
-        insert(connection, "rows", table)
-        next_row += table.num_rows
-        yield number + 1
-    _remove_superseded(connection)
+    made = [name for name in MADE_COLUMNS if name in wanted.names]
+    plain = pa.schema([field for field in wanted if field.name not in made])
+    tables = []
+    for shard, size in zip(shards, sizes, strict=True):
+        table = _shard_rows(inputs, shard, plain)
+        assert table.num_rows == size, f"raw shard {shard} changed while it was read"
+        for name, column in (_made_of_captions(inputs, shard, made) if made else {}).items():
+            table = table.append_column(name, column)
+        tables.append(table)
+    rows = pa.concat_tables(tables).combine_chunks()
+    return rows.add_column(0, "__row", pa.array(np.arange(first, first + rows.num_rows, dtype=np.int64)))
 
 
-def _caption_chars(inputs: Inputs, shard: str) -> pa.ChunkedArray:
-    captions = read_raw(inputs.job, shard).select(["key", "caption"]).sort_by("key")["caption"].cast(pa.string())
+def _made_of_captions(inputs: Inputs, shard: str, made: Collection[str]) -> dict[str, pa.ChunkedArray]:
+    raw = read_raw(inputs.job, shard, ("key", "caption"))
+    captions = _by_key(raw)["caption"].cast(pa.string())
     chars = pc.utf8_length(pc.utf8_trim_whitespace(captions))
-    return pc.if_else(pc.greater(chars, 0), chars, pa.scalar(None, chars.type))
+    chars = pc.if_else(pc.greater(chars, 0), chars, pa.scalar(None, chars.type))
+    columns = {CAPTION_CHARS: chars}
+    if CAPTION_CODE in made:
+        texts = zip(captions.to_pylist(), chars.is_valid().to_pylist(), strict=True)
+        codes = [caption_code(text) if there else None for text, there in texts]
+        columns[CAPTION_CODE] = pa.chunked_array([pa.array(codes, MADE_COLUMNS[CAPTION_CODE])])
+    return {name: columns[name] for name in made}
 
 
 def caption_columns() -> frozenset[str]:
     """Return the columns that go with a caption where a row takes that of another."""
     made = frozenset[str]().union(*(kind.of_caption for kind in known_annotators().values()))
-    return made | {"caption", CAPTION_CHARS}
+    return made | {"caption", *MADE_COLUMNS}
 
 
-def caption_facts(inputs: Inputs, shard: str, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return for some rows of a raw shard the caption, and every column that follows from it, by key."""
-    wanted = pa.schema([field for field in known_columns(inputs) if field.name in (*caption_columns(), "key")])
-    table = _joined(inputs, shard, wanted)
-    table = table.filter(pc.is_in(table["key"], value_set=pa.array(keys, table["key"].type)))
-    return {row.pop("key"): row for row in table.to_pylist()}
+def caption_facts(inputs: Inputs, shard: str, places: Sequence[int]) -> list[tuple[str, dict[str, Any]]]:
+    """Return of some rows of a raw shard the uid and all that follows from the caption.
+
+    `places` are those in the order of the keys. Columns of bytes (a MinHash) are left out: the ledger holds facts as
+    JSON, and a dataset does not carry them.
+    """
+    names = (*caption_columns(), "key", "uid")
+    wanted = [field for field in known_columns(inputs) if field.name in names and not _holds_bytes(field.type)]
+    table = _by_key(_joined(inputs, shard, pa.schema(wanted))).take(pa.array(places, pa.int64())).drop_columns("key")
+    return [(row.pop("uid"), row) for row in table.to_pylist()]
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_fixed_size_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def with_facts_taken(columns: pa.Table, facts: Sequence[str | None]) -> pa.Table:
@@ -218,16 +259,27 @@ def row_columns(inputs: Inputs, shard: str, row: int) -> pa.Table:
 
 
 def _shard_rows(inputs: Inputs, shard: str, wanted: pa.Schema) -> pa.Table:
-    table = _joined(inputs, shard, wanted).sort_by("key")
-    for name in HASH_COLUMNS:
-        if name in table.column_names:
+    """Return columns of a raw shard in the order of the keys, with the words of hashes."""
+    keyed = wanted if "key" in wanted.names else wanted.append(pa.field("key", pa.string()))
+    table = _by_key(_joined(inputs, shard, keyed)).select(wanted.names)
+    for name in table.column_names:
+        if name in WORD_COLUMNS:
             table = _with_words(table, name, shard)
     return table
 
 
+def _by_key(table: pa.Table) -> pa.Table:
+    keys = table["key"].combine_chunks()
+    # They nearly always are in order.
+    if len(keys) < 2 or pc.all(pc.less_equal(keys[:-1], keys[1:])).as_py():
+        return table
+    return table.sort_by("key")
+
+
 def _joined(inputs: Inputs, shard: str, wanted: pa.Schema) -> pa.Table:
     """Return columns of a raw shard, in raw order; null in annotations where the fetch failed."""
-    raw = read_raw(inputs.job, shard)
+    forgotten = read_tombstones(inputs.job.url)
+    raw = read_raw(inputs.job, shard, None if forgotten else ("key", "status", *wanted.names))
     columns = {name: raw[name] for name in raw.column_names if name in wanted.names}
     succeeded = pc.fill_null(pc.equal(raw["status"], "success"), False).combine_chunks().to_numpy(zero_copy_only=False)
     place = pa.array(np.cumsum(succeeded) - 1, mask=~succeeded)
@@ -246,7 +298,9 @@ def _joined(inputs: Inputs, shard: str, wanted: pa.Schema) -> pa.Table:
     if absent:
         raise ValueError(f"raw shard {shard} lacks the column {absent[0]!r}, which shard {inputs.shards[0]} has")
     arrays = [_cast(columns[field.name], field, shard) for field in wanted]
-    return pa.table(arrays, schema=wanted)
+    table = pa.table(arrays, schema=wanted)
+    # Where a take-down left raw shards as they are, or they are those of others.
+    return without_names(table, forgotten.hits(raw), of=raw, kept=_PLACE) if forgotten else table
 
 
 def _cast(column: pa.Array, field: pa.Field, shard: str) -> pa.Array:
@@ -279,21 +333,6 @@ def word_column(name: str, word: int) -> str:
     return f"__{name}_{word}"
 
 
-def _remove_superseded(connection: duckdb.DuckDBPyConnection) -> None:
-    """Delete the raw rows of an input row other than its first successful one (or its first, if none succeeded)."""
-    key = ", ".join(quoted(name) for name in IDENTITY)
-    # Hashes of the key find the few repeated ones without holding every key in memory; the window then compares keys.
-    connection.execute(
-        f"""
-        CREATE TABLE superseded AS
-        SELECT __row FROM (
-            SELECT __row, row_number() OVER (
-                PARTITION BY {key} ORDER BY coalesce(status = 'success', false) DESC, __row) AS place
-            FROM rows SEMI JOIN (
-                SELECT hash({key}) AS code FROM rows GROUP BY code HAVING count(*) > 1
-            ) AS repeated ON hash({key}) = repeated.code)
-        WHERE place > 1
-        """
-    )
-    connection.execute("DELETE FROM rows WHERE __row IN (SELECT __row FROM superseded)")
-    connection.execute("DROP TABLE superseded")
+def present_hashes(names: Collection[str]) -> tuple[str, ...]:
+    """Return the hash columns of a job with columns of these names."""
+    return tuple(name for name in ALL_HASH_COLUMNS if name in HASH_COLUMNS or name in names)

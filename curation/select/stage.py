@@ -1,23 +1,26 @@
 """The stage: what select would do, and running the steps over the tables and writing the ledger.
 
-The state between steps is one table, `alive`; every drop goes into `dropped` with its step. The ledger follows from the
-tables, the steps and the placement alone; limits and engine never change a byte.
+The ledger follows from the tables, the steps, the placement and `limits.max_bucket` alone; memory, threads and engine
+never change a byte.
 """
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import compress, product
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 
 from headrace import files
-from headrace.config import canonical_json, config_to_dict
+from headrace.config import config_to_dict
 from headrace.curation.annotate.annotators import column_hints
+from headrace.curation.forgotten import tombstones_digest
 from headrace.curation.job import Job
 from headrace.curation.ledger import (
+    MERGED_SCHEMA_VERSION,
+    SCHEMA_VERSION,
     Decision,
     LedgerSummary,
     StepSummary,
@@ -29,46 +32,47 @@ from headrace.curation.ledger import (
     write_ledger,
     write_summary,
 )
-from headrace.curation.select.database import Limits, count, insert, open_database, read_batches, remove_leftovers
-from headrace.curation.select.evaluation import hash_evaluation_set
-from headrace.curation.select.expression import TEXT_HINT, UNKNOWN, Checker, first_line, quoted
-from headrace.curation.select.load import (
-    Inputs,
-    NotReadyError,
-    caption_columns,
-    caption_facts,
-    find_inputs,
-    known_columns,
-    load_rows,
-    sql_types,
-)
-from headrace.curation.select.place import Placement, place_rows
-from headrace.curation.select.step import Bench, ReadyStep, Step, StepResult, stored_columns
-from headrace.curation.select.steps import FIRST_STEPS, check_steps
-from headrace.shards.progress import Progress
+from headrace.curation.select.database import Limits, open_database, remove_leftovers, shares_folder
+from headrace.curation.select.evaluation import EvaluationSet, hash_evaluation_set
+from headrace.curation.select.evaluation_facts import with_fact
+from headrace.curation.select.expression import UNKNOWN, Checker
+from headrace.curation.select.forecast import forecast
+from headrace.curation.select.kept import FOLDER as KEPT_FOLDER
+from headrace.curation.select.kept import Kept
+from headrace.curation.select.load import Inputs, NotReadyError, find_inputs, known_columns, sql_types
+from headrace.curation.select.place import SIZE_COLUMN
+from headrace.curation.select.run import EvaluationTables, Run, Selection, prepare_steps
+from headrace.curation.select.step import Step
+from headrace.curation.select.steps import check_steps
+from headrace.curation.select.write import LedgerRows
 from headrace.shards.units import EngineConfig, OnProgress, no_progress
+
+__all__ = [
+    "Selection",
+    "check_columns",
+    "check_selection",
+    "decision_digest",
+    "plan_select",
+    "run_select",
+    "select_rows",
+]
+
+log = logging.getLogger(__name__)
 
 # Raised whenever the same inputs would give another ledger.
 VERSION = 1
 
-NOTED_SCHEMA = pa.schema([("__row", pa.int64()), ("caption_of", pa.string()), ("caption_facts", pa.string())])
-
-EvaluationTables = Mapping[str, Mapping[str, pa.Table]]
-"""Step name -> evaluation set -> its table of hashes."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Selection:
-    """What one run of select decides by, beside the tables."""
-
-    steps: tuple[Step, ...]
-    placement: Placement
-
 
 def plan_select(
-    job: Job, selection: Selection, annotations: Mapping[str, str], *, annotate_first: bool = False
+    job: Job,
+    selection: Selection,
+    annotations: Mapping[str, str],
+    *,
+    limits: Limits,
+    engine: EngineConfig,
+    annotate_first: bool = False,
 ) -> list[str]:
-    """Say what select would do: each step, and whether it fits the columns there are (or will be).
+    """Say what select would do: each step, whether it fits the columns there are (or will be), what it takes and keeps.
 
     `annotations`: annotator -> folder of its tables; with `annotate_first` they are still to be written.
     """
@@ -80,9 +84,10 @@ def plan_select(
     try:
         inputs = find_inputs(job, annotations)
         columns = check_selection(inputs, selection)
+        expected = forecast(inputs, selection, limits=limits, engine=engine, hints=column_hints())
     except NotReadyError as error:
         return [*lines, "from the rows that fetch and annotate will write" if annotate_first else f"not ready: {error}"]
-    return [*lines, f"from {len(inputs.shards)} raw shards with the columns {', '.join(columns)}"]
+    return [*lines, *expected, f"from {len(inputs.shards)} raw shards with the columns {', '.join(columns)}"]
 
 
 def run_select(
@@ -107,35 +112,66 @@ def select_rows(
     Raises ValueError for a step that does not fit the columns, before any row is read.
     """
     check_steps(selection.steps)
-    check_selection(inputs, selection)
+    columns = check_selection(inputs, selection)
     remove_leftovers(inputs.job.ledgers)
     for name in files.list_names(inputs.job.ledgers):
         files.remove_leftovers(files.join(inputs.job.ledgers, name))
     tables = _evaluation_tables(inputs, selection.steps, engine, on_progress)
-    digest = _inputs_digest(inputs, selection, tables)
-    decision = find_decision(inputs.job, digest)
+    sizes = inputs.sizes()
+    digests = _digests(inputs, selection, tables, sum(sizes), limits)
+    found = (find_decision(inputs.job, name) for name in (digests.ledger, *digests.older))
+    decision = next(filter(None, found), None)
     if decision is not None:
+        decision = _measured_again(decision, selection.steps, tables, columns)
         set_latest(decision)
         return decision.summary
     with open_database(inputs.job.ledgers, limits) as connection:
-        checker = Checker(connection, sql_types(connection, known_columns(inputs)), column_hints())
-        steps = _prepare(selection.steps, checker)
-        total = len(inputs.shards) + len(steps) + 1
-        columns = [name for _, prepared in steps for name in prepared.columns]
-        for done in load_rows(connection, inputs, columns):
-            on_progress(Progress(done=done, total=total, noun="steps"))
-        funnel = []
-        for line in _run_steps(connection, steps, limits, tables):
-            funnel.append(line)
-            on_progress(Progress(done=len(inputs.shards) + len(funnel), total=total, noun="steps"))
-        summary = _write(connection, inputs, selection, digest, funnel)
-        on_progress(Progress(done=total, total=total, noun="steps"))
-    return summary
+        if engine.executor == "ray" and not shares_folder(connection, inputs.job.ledgers):
+            engine = EngineConfig(workers=engine.workers)  # other machines could not read the work folder
+        kept = Kept(files.join(inputs.job.ledgers, KEPT_FOLDER))
+        run = Run(
+            *(inputs, selection, sizes, connection, limits, engine, kept, tables),
+            hints=column_hints(),
+            step_digests=digests.steps,
+            on_progress=on_progress,
+        )
+        rows, funnel = run.decide()
+        summary = _write(rows, selection, digests.ledger, funnel)
+        run.end(1)
+        return summary
+
+
+def _measured_again(
+    decision: Decision, steps: Sequence[Step], tables: EvaluationTables, columns: Sequence[str]
+) -> Decision:
+    """Return a ledger that is there with what its summary measures as it is asked for now; no verdict changes."""
+    asked = {step.name: step for step in steps if step.summary_settings}
+    lines = []
+    for line in decision.summary.steps:
+        step = asked.get(line.name)
+        settings = {} if step is None else {name: config_to_dict(step)[name] for name in step.summary_settings}
+        # A summary of before there was a setting stays as it is.
+        if step is not None and any(line.settings.get(name, value) != value for name, value in settings.items()):
+            log.info("ledger %s: step %s is measured anew", decision.ledger.name, step.name)
+            details = {name: value for name, value in line.details.items() if name != "measured"}
+            details |= step.measured_now(tables.get(step.name, {}), columns)
+            line = replace(line, settings={**line.settings, **settings}, details=details)
+        lines.append(line)
+    if lines == list(decision.summary.steps):
+        return decision
+    summary = replace(decision.summary, steps=lines)
+    write_summary(decision.ledger, summary)
+    return replace(decision, summary=summary)
 
 
 def check_selection(inputs: Inputs, selection: Selection) -> list[str]:
-    """Check every expression against the columns; return the known columns. Raises ValueError."""
-    return check_columns(selection.steps, known_columns(inputs))
+    """Check every step against the columns and what made them; return the known columns. Raises ValueError."""
+    names = check_columns(selection.steps, known_columns(inputs))
+    if not set(names).issuperset(selection.placement.columns):
+        raise ValueError(f"placement.bytes_per_shard needs the column {SIZE_COLUMN}: add annotate.quality, or say 0")
+    for step in selection.steps:
+        step.check_annotations({item.name: item.url for item in inputs.annotations})
+    return names
 
 
 def check_columns(steps: Sequence[Step], schema: pa.Schema, untyped: Sequence[str] = ()) -> list[str]:
@@ -143,7 +179,7 @@ def check_columns(steps: Sequence[Step], schema: pa.Schema, untyped: Sequence[st
     with duckdb.connect() as connection:
         types = sql_types(connection, schema) | dict.fromkeys(untyped, UNKNOWN)
         checker = Checker(connection, types, column_hints())
-        _prepare(steps, checker)
+        prepare_steps(steps, checker)
         return checker.names()
 
 
@@ -152,195 +188,99 @@ def _evaluation_tables(
 ) -> EvaluationTables:
     folder = files.join(inputs.job.ledgers, "evaluation")
     return {
-        step.name: {
-            item.name: hash_evaluation_set(item, folder, engine, on_progress) for item in step.evaluation_sets()
-        }
+        step.name: {item.name: _evaluation_table(step, item, folder, engine, on_progress) for item in sets}
         for step in steps
-        if step.evaluation_sets()
+        if (sets := step.evaluation_sets())
     }
 
 
-def _inputs_digest(inputs: Inputs, selection: Selection, tables: EvaluationTables) -> str:
-    sets = {
-        step: {name: table.select(["name", "sha256"]).to_pylist() for name, table in of_step.items()}
+def _evaluation_table(
+    step: Step, evaluation: EvaluationSet, folder: str, engine: EngineConfig, on_progress: OnProgress
+) -> pa.Table:
+    table = hash_evaluation_set(evaluation, folder, engine, on_progress)
+    for fact in step.evaluation_facts():
+        table = with_fact(table, evaluation, fact, folder, engine, on_progress)
+    return table
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Digests:
+    ledger: str
+    """Of all that the ledger follows from."""
+    older: tuple[str, ...]
+    """Of ledgers that older versions of the steps made: a job goes on with the one it has."""
+    steps: tuple[str, ...]
+    """Of all that the outcome of each step follows from."""
+
+
+def _digests(inputs: Inputs, selection: Selection, tables: EvaluationTables, num_rows: int, limits: Limits) -> _Digests:
+    evaluation = {
+        step: {
+            name: digest_of({"rows": table.select(["name", "sha256"]).to_pylist()}) for name, table in of_step.items()
+        }
         for step, of_step in tables.items()
     }
-    parts: dict[str, Any] = {
-        "version": VERSION,
-        "tables": inputs.digests(),
-        "steps": [config_to_dict(step) for step in selection.steps],
-        "placement": config_to_dict(selection.placement),
-        "evaluation": {
-            step: {name: digest_of({"rows": rows}) for name, rows in of.items()} for step, of in sets.items()
-        },
-    }
-    return digest_of(parts)
+    versions, *before = _versions(selection.steps, num_rows)
+    read = {step.name: list(digests) for step in selection.steps if (digests := step.read_digests())}
+
+    def parts_of(steps: Sequence[Step]) -> dict[str, Any]:
+        names = {step.name for step in steps}
+        parts = {"version": VERSION, "steps": [step.decides_by() for step in steps]}
+        parts["evaluation"] = {name: of_step for name, of_step in evaluation.items() if name in names}
+        files_read = {name: digests for name, digests in read.items() if name in names}
+        return parts | ({"files": files_read} if files_read else {})
+
+    def measured_by(step: Step) -> dict[str, Any]:
+        settings = config_to_dict(step)
+        return {"measured": {name: settings[name] for name in step.summary_settings}} if step.summary_settings else {}
+
+    raw = {"tables": inputs.digests()}
+    parts = parts_of(selection.steps) | raw | {"placement": selection.placement.settings()}
+
+    def ledger_by(made: Mapping[str, int]) -> str:
+        return digest_of(parts | ({"versions": made} if made else {}))
+
+    prefix = {"tables": digest_of(raw), "max_bucket": limits.max_bucket, "versions": versions}
+    prefix |= {"forgotten": tombstones_digest(inputs.job.url)}
+    return _Digests(
+        ledger=ledger_by(versions),
+        older=tuple(map(ledger_by, before)),
+        steps=tuple(
+            digest_of(parts_of(selection.steps[: number + 1]) | prefix | measured_by(step))
+            for number, step in enumerate(selection.steps)
+        ),
+    )
+
+
+def _versions(steps: Sequence[Step], num_rows: int) -> list[dict[str, int]]:
+    """Return step -> its version, where over 1: as of now, then as older ones were, of any of the kinds of steps."""
+    now = [(step, made) for step in steps if (made := step.version(num_rows)) > 1]
+    kinds = sorted({step.step for step, _ in now})
+    newer = (set(compress(kinds, chosen)) for chosen in product((True, False), repeat=len(kinds)))
+    return [{step.name: made for step, made in now if step.step in of_now} for of_now in newer]
 
 
 def decision_digest(selection: Selection, annotations: Mapping[str, str]) -> str:
     """Return what `decided_by` of a ledger is; `annotations`: annotator -> name of its folder."""
-    steps = [config_to_dict(step) for step in selection.steps]
-    return digest_of(
-        {"steps": steps, "placement": config_to_dict(selection.placement), "annotations": dict(annotations)}
-    )
+    steps = [step.decides_by() for step in selection.steps]
+    return digest_of({"steps": steps, "placement": selection.placement.settings(), "annotations": dict(annotations)})
 
 
-def _prepare(steps: Sequence[Step], checker: Checker) -> list[tuple[Step, ReadyStep]]:
-    prepared = []
-    for step in (*FIRST_STEPS, *steps):
-        checker.require(step.needs_columns(), f"step {step.name!r}")
-        prepared.append((step, step.prepare(checker)))
-    return prepared
-
-
-def _run_steps(
-    connection: duckdb.DuckDBPyConnection,
-    steps: Sequence[tuple[Step, ReadyStep]],
-    limits: Limits,
-    evaluation: EvaluationTables,
-) -> Iterator[StepSummary]:
-    connection.execute("CREATE TABLE alive AS SELECT __row FROM rows")
-    connection.execute(
-        "CREATE TABLE dropped (__row BIGINT, step VARCHAR, reason VARCHAR, value DOUBLE, threshold DOUBLE, "
-        "duplicate_of VARCHAR)"
-    )
-    connection.execute("CREATE TABLE captions (__row BIGINT, source BIGINT)")
-    num_input = 0
-    num_here = count(connection, "SELECT count(*) FROM alive")
-    for number, (step, prepared) in enumerate(steps):
-        if number == len(FIRST_STEPS):
-            num_input = num_here
-        columns = ", ".join(quoted(name) for name in stored_columns(prepared.columns))
-        connection.execute(
-            f"CREATE TABLE here AS SELECT __row{columns and ', ' + columns} FROM rows SEMI JOIN alive USING (__row)"
-        )
-        try:
-            result = prepared.run(Bench(connection, limits, num_input, num_here, evaluation.get(step.name, {})))
-        except duckdb.BinderException as error:
-            raise ValueError(
-                f"step {step.name!r}: a column is not of the type that it needs: {first_line(error)}{TEXT_HINT}"
-            ) from None
-        except (duckdb.DataError, duckdb.InvalidInputException) as error:
-            hint = TEXT_HINT if isinstance(error, duckdb.ConversionException) else ""
-            raise ValueError(
-                f"step {step.name!r}: an expression has no value for a row: {first_line(error)}{hint}"
-            ) from None
-        line = _settle(connection, step, result, num_here)
-        num_here = line.rows_out
-        yield line
-
-
-def _settle(connection: duckdb.DuckDBPyConnection, step: Step, result: StepResult, num_here: int) -> StepSummary:
-    """Move the rows of `verdict` from `alive` to `dropped`."""
-    reasons = connection.execute("SELECT reason, count(*) FROM verdict GROUP BY reason ORDER BY reason").fetchall()
-    num_dropped = sum(number for _, number in reasons)
-    assert num_dropped == count(connection, "SELECT count(DISTINCT __row) FROM verdict SEMI JOIN here USING (__row)")
-    connection.execute(
-        "INSERT INTO dropped SELECT __row, $name, reason, value, threshold, duplicate_of FROM verdict",
-        {"name": step.name},
-    )
-    if num_dropped:
-        connection.execute("CREATE TABLE left_over AS SELECT __row FROM alive ANTI JOIN verdict USING (__row)")
-        connection.execute("DROP TABLE alive")
-        connection.execute("ALTER TABLE left_over RENAME TO alive")
-    connection.execute("DROP TABLE here")
-    connection.execute("DROP TABLE verdict")
-    taken = _hand_over_captions(connection)
-    threshold = result.threshold
-    return StepSummary(
-        name=step.name,
-        step=step.step,
-        settings={} if step in FIRST_STEPS else config_to_dict(step),
-        rows_in=num_here,
-        dropped=dict(reasons),
-        rows_out=num_here - num_dropped,
-        threshold=threshold if threshold is not None and math.isfinite(threshold) else None,
-        details=result.details | ({} if taken is None else {"captions_taken": taken}),
-    )
-
-
-def _hand_over_captions(connection: duckdb.DuckDBPyConnection) -> int | None:
-    """Give the rows of `captions_taken` the captions of others, for the steps that follow.
-
-    Returns how many there are; None if the step did not make that table.
-    """
-    if not count(connection, "SELECT count(*) FROM duckdb_tables() WHERE table_name = 'captions_taken'"):
-        return None
-    # The other row may have taken its caption itself.
-    connection.execute(
-        """
-        CREATE TABLE handed AS
-        SELECT captions_taken.__row, coalesce(captions.source, captions_taken.source) AS source
-        FROM captions_taken LEFT JOIN captions ON captions.__row = captions_taken.source
-        """
-    )
-    connection.execute("DELETE FROM captions WHERE __row IN (SELECT __row FROM handed)")
-    connection.execute("INSERT INTO captions SELECT __row, source FROM handed")
-    stored = [row[0] for row in connection.execute("DESCRIBE rows").fetchall()]
-    changed = [quoted(name) for name in stored if name in caption_columns()]
-    if changed:
-        values = ", ".join(f"{name} = other.{name}" for name in changed)
-        connection.execute(
-            f"UPDATE rows SET {values} FROM handed JOIN rows AS other ON other.__row = handed.source "
-            "WHERE rows.__row = handed.__row"
-        )
-    taken = count(connection, "SELECT count(*) FROM handed")
-    connection.execute("DROP TABLE handed")
-    connection.execute("DROP TABLE captions_taken")
-    return taken
-
-
-def _note_captions(connection: duckdb.DuckDBPyConnection, inputs: Inputs) -> None:
-    """Create `noted`: for each row that has another's caption, that row's uid and all that follows from the caption."""
-    query = """
-        SELECT captions.__row, other.__shard AS shard, other.key, other.uid
-        FROM captions JOIN alive USING (__row) JOIN rows AS other ON other.__row = captions.source ORDER BY 2, 1
-        """
-    insert(connection, "noted", NOTED_SCHEMA.empty_table())
-    rows = (row for table in read_batches(connection, query) for row in table.to_pylist())
-    for shard, group in groupby(rows, key=lambda row: int(row["shard"])):
-        taken = list(group)
-        facts = caption_facts(inputs, inputs.shards[shard], [row["key"] for row in taken])
-        noted = [
-            {"__row": row["__row"], "caption_of": row["uid"], "caption_facts": canonical_json(facts[row["key"]])}
-            for row in taken
-        ]
-        insert(connection, "noted", pa.Table.from_pylist(noted, NOTED_SCHEMA))
-
-
-def _write(
-    connection: duckdb.DuckDBPyConnection,
-    inputs: Inputs,
-    selection: Selection,
-    digest: str,
-    funnel: Sequence[StepSummary],
-) -> LedgerSummary:
-    placement = selection.placement
-    num_shards = place_rows(connection, placement)
-    shards = pa.table({"__shard": pa.array(range(len(inputs.shards)), pa.int32()), "raw_shard": list(inputs.shards)})
-    insert(connection, "shards", shards)
-    _note_captions(connection, inputs)
-    query = f"""
-        SELECT rows.uid, rows.input_file, rows.input_row, rows.url, shards.raw_shard, rows.key,
-            placed.__row IS NOT NULL AS kept, dropped.step, dropped.reason, dropped.value, dropped.threshold,
-            dropped.duplicate_of, format('{{:05d}}', placed.place // {placement.samples_per_shard}) AS out_shard,
-            (placed.place % {placement.samples_per_shard})::INTEGER AS out_index, noted.caption_of, noted.caption_facts
-        FROM rows JOIN shards USING (__shard) LEFT JOIN dropped USING (__row) LEFT JOIN placed USING (__row)
-            LEFT JOIN noted USING (__row)
-        ORDER BY __row
-        """
+def _write(rows: LedgerRows, selection: Selection, digest: str, funnel: Sequence[StepSummary]) -> LedgerSummary:
+    inputs = rows.inputs
     ledger = ledger_named(inputs.job, digest)
-    sha256 = write_ledger(ledger, read_batches(connection, query))
+    sha256 = write_ledger(ledger, rows.tables(), rows.schema)
     annotations = {item.name: files.basename(item.url) for item in inputs.annotations}
     summary = LedgerSummary(
+        schema=MERGED_SCHEMA_VERSION if rows.merges else SCHEMA_VERSION,
         decided_by=decision_digest(selection, annotations),
         digest=ledger_digest(digest, sha256),
         inputs=digest,
         ledger_sha256=sha256,
         rows=funnel[0].rows_in,
         kept=funnel[-1].rows_out,
-        out_shards=num_shards,
-        samples_per_shard=placement.samples_per_shard,
+        out_shards=rows.placed.num_shards,
+        samples_per_shard=selection.placement.samples_per_shard,
         annotations=annotations,
         steps=list(funnel),
     )

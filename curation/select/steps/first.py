@@ -1,7 +1,7 @@
 """The two steps that come first in every selection and need not be written: `fetch` and `decode`."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from headrace.curation.select.expression import Checker
 from headrace.curation.select.step import Bench, ReadyStep, Step, StepResult, write_verdict
@@ -13,6 +13,8 @@ class FetchStep(Step):
 
     step: Literal["fetch"] = "fetch"
     name: str = "fetch"
+
+    each_row: ClassVar[bool] = True
 
     def needs_columns(self) -> tuple[str, ...]:
         return ("status", "error_class")
@@ -35,6 +37,8 @@ class DecodeStep(Step):
 
     step: Literal["decode"] = "decode"
     name: str = "decode"
+
+    each_row: ClassVar[bool] = True
 
     def prepare(self, checker: Checker) -> ReadyStep:
         known = "decode_error" in checker.names()

@@ -4,7 +4,7 @@ No answer (NULL, NaN) is never a yes; such rows are dropped with a reason of the
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from headrace.curation.select.expression import Checker, literal
 from headrace.curation.select.step import Bench, Cut, ReadyStep, Step, StepResult, write_verdict
@@ -24,6 +24,8 @@ class Rule(Step):
     """SQL expression (a number) recorded in the ledger for the rows dropped; empty: none."""
     threshold: float | None = None
     """Number recorded beside the value."""
+
+    each_row: ClassVar[bool] = True
 
     def prepare(self, checker: Checker) -> ReadyStep:
         where = f"rule {self.name!r}"

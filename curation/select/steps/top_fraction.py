@@ -9,8 +9,9 @@ from decimal import ROUND_HALF_UP, Decimal
 from typing import Literal
 
 import duckdb
+import numpy as np
 
-from headrace.curation.select.database import count
+from headrace.curation.select.database import column_of, count
 from headrace.curation.select.expression import Checker
 from headrace.curation.select.load import IDENTITY
 from headrace.curation.select.step import Bench, Cut, ReadyStep, Step, StepResult
@@ -43,9 +44,8 @@ class TopFraction(Step):
             connection.execute(
                 f"""
                 CREATE TABLE scored AS
-                SELECT __row, {", ".join(IDENTITY)}, CASE WHEN isnan(__score) THEN NULL ELSE __score END AS score
-                FROM (SELECT __row, {", ".join(IDENTITY)}, __number::DOUBLE AS __score
-                      FROM (SELECT __row, {", ".join(IDENTITY)}, {score.sql} AS __number FROM here))
+                SELECT __row, CASE WHEN isnan(__score) THEN NULL ELSE __score END AS score
+                FROM (SELECT __row, __number::DOUBLE AS __score FROM (SELECT __row, {score.sql} AS __number FROM here))
                 """
             )
             base = bench.num_input if self.of == "input" else bench.num_here
@@ -70,18 +70,19 @@ def _cut(connection: duckdb.DuckDBPyConnection, keep: int) -> float | None:
     """Write the verdicts that leave `keep` rows of `scored`; return the score of the last one kept."""
     threshold = None
     if keep:
-        # Only the rows that tie at the cut are sorted by their strings.
-        row = connection.execute(
-            "SELECT score FROM scored WHERE score IS NOT NULL ORDER BY score DESC LIMIT 1 OFFSET ?", [keep - 1]
-        ).fetchall()
-        threshold = float(row[0][0])
+        scores = column_of(connection, "SELECT score FROM scored WHERE score IS NOT NULL", np.float64)
+        scores.partition(scores.size - keep)
+        threshold = float(scores[scores.size - keep]) + 0.0  # no -0.0, which is equal to 0.0
+        del scores
     above = int(connection.execute("SELECT count(*) FROM scored WHERE score > ?", [threshold]).fetchall()[0][0])
+    # Only the rows that tie at the cut are sorted by their strings.
     order = ", ".join(f"{name} NULLS LAST" for name in IDENTITY)
     connection.execute(
         f"""
         CREATE TABLE verdict AS
         WITH tied AS (
-            SELECT __row, row_number() OVER (ORDER BY {order}) AS place FROM scored WHERE score = $threshold)
+            SELECT __row, row_number() OVER (ORDER BY {order}) AS place
+            FROM here SEMI JOIN (SELECT __row FROM scored WHERE score = $threshold) USING (__row))
         SELECT __row, 'no-score' AS reason, NULL::DOUBLE AS value, $threshold::DOUBLE AS threshold,
             NULL::VARCHAR AS duplicate_of FROM scored WHERE score IS NULL
         UNION ALL

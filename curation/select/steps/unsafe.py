@@ -35,6 +35,7 @@ class Unsafe(Step):
     text_threshold: float | None = 0.5
     """Drop at `unsafe_text_score` >= this; null: do not look at the text score."""
 
+    each_row: ClassVar[bool] = True
     shows_dropped: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -48,6 +49,9 @@ class Unsafe(Step):
 
     def unsafe_image_columns(self) -> tuple[str, ...]:
         return (IMAGE_SCORE,) if self.image_threshold is not None else ()
+
+    def judges_captions(self) -> bool:
+        return self.text_threshold is not None
 
     def needs_columns(self) -> tuple[str, ...]:
         columns = tuple(test.column for test in self._tests())

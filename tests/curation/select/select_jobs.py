@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from headrace.curation.annotate.annotators.caption_minhash import signature
 from headrace.curation.job import Job
 from headrace.curation.ledger import LedgerSummary, latest_decision
 from headrace.curation.select.database import Limits
@@ -60,14 +63,29 @@ ANNOTATIONS = {
             ("sharpness", pa.float32()),
             ("encoded_quality", pa.int16()),
             ("picture_quality", pa.int16()),
+            ("earlier_quality", pa.int16()),
+            ("moved_since", pa.float32()),
+            ("fine_detail", pa.float32()),
         ]
     ),
     "caption": pa.schema([("caption_chars", pa.int32())]),
+    "caption_minhash": pa.schema([("caption_minhash", pa.binary(256))]),
+    "copy_embedding": pa.schema([("copy_embedding", pa.list_(pa.float16()))]),
     "clip": pa.schema([("clip_score", pa.float32())]),
     "unsafe_text": pa.schema([("unsafe_text_score", pa.float32())]),
     "unsafe_image": pa.schema([("unsafe_image_score", pa.float32())]),
 }
 Row = dict[str, Any]
+
+
+def draw(seed: int, size: int = 200) -> NDArray[np.uint8]:
+    """Return a picture with structure at several scales, so that its PDQ quality is high."""
+    rng = np.random.default_rng(seed)
+    picture = np.zeros((size, size, 3), np.float32)
+    for cells in (4, 9, 20):
+        grid = rng.random((cells, cells, 3), np.float32)
+        picture += cv2.resize(grid, (size, size), interpolation=cv2.INTER_NEAREST) / 3
+    return (picture * 255).astype(np.uint8)
 
 
 def hash_bytes(rng: np.random.Generator, count: int) -> list[bytes]:
@@ -109,12 +127,16 @@ def make_row(number: int, **values: Any) -> Row:
         "sharpness": 1.0,
         "encoded_quality": 90,
         "picture_quality": 90,
+        "earlier_quality": 100,
+        "moved_since": 0.0,
+        "fine_detail": -3.0,
+        "copy_embedding": [1.0, float(number)],
         "clip_score": 0.5,
         "unsafe_text_score": 0.0,
         "unsafe_image_score": 0.0,
     }
-    row |= values
-    return row if "caption_chars" in row else {**row, "caption_chars": row["caption"] and len(row["caption"])}
+    caption = values.get("caption", row["caption"])
+    return row | {"caption_chars": caption and len(caption), "caption_minhash": caption and signature(caption)} | values
 
 
 def write_job(
@@ -130,7 +152,10 @@ def write_job(
         succeeded = [row for row in keyed if row["status"] == "success"]
         for name in annotators:
             path = folder / "annotations" / f"{name}-00000000" / f"{number:05d}.parquet"
-            _write(path, succeeded, pa.schema([("key", pa.string()), *ANNOTATIONS[name]]))
+            # Hashes have a third column where a row has it, as those of today do.
+            centre = name == "hashes" and any("pdq_centre" in row for row in succeeded)
+            more = [("pdq_centre", pa.binary(32))] if centre else []
+            _write(path, succeeded, pa.schema([("key", pa.string()), *ANNOTATIONS[name], *more]))
             commit_table(path)
     return Job(str(folder))
 
@@ -202,6 +227,9 @@ def write_large_job(folder: Path, num_rows: int) -> Job:
             "sharpness": np.full(rows.size, 0.9, np.float32),
             "encoded_quality": np.full(rows.size, 90, np.int16),
             "picture_quality": 75 + (rows % 16).astype(np.int16),
+            "earlier_quality": np.full(rows.size, 100, np.int16),
+            "moved_since": np.zeros(rows.size, np.float32),
+            "fine_detail": np.full(rows.size, -3, np.float32),
             "file_bytes": 1000 + rows,
             "clip_score": rng.normal(0.25, 0.05, rows.size).astype(np.float32),
         }

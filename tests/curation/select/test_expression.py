@@ -103,7 +103,7 @@ def test_anything_else_is_refused_with_the_rule_named(checker: Checker, text: st
 
 
 def test_unknown_column_lists_the_known_ones(checker: Checker) -> None:
-    with pytest.raises(ValueError, match="unknown column 'widht'; known columns: caption, clip_score, face_boxes"):
+    with pytest.raises(ValueError, match=r"unknown column 'widht'; did you mean 'width'\? known columns: caption"):
         checker.check_boolean("widht > 1", "rule 'x'")
 
 
@@ -178,7 +178,7 @@ def test_a_rule_sees_only_rows_that_earlier_steps_kept(tmp_path: Path) -> None:
 
 def test_every_annotator_column_has_its_hint() -> None:
     made = {column: name for name, kind in ANNOTATORS.items() for column in kind.columns.names}
-    assert {column: hint.split()[1] for column, hint in column_hints().items()} == {
+    assert {column: hint.split()[1].rstrip(",") for column, hint in column_hints().items()} == {
         column: f"annotate.{name}" for column, name in made.items()
     }
 
@@ -194,10 +194,10 @@ def test_every_annotator_column_has_its_hint() -> None:
     ],
 )
 def test_a_rule_of_unbounded_size_is_refused_before_anything_is_computed(checker: Checker, text: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(ValueError, match="is unknown, or not one of the row-wise functions"):
         checker.check_boolean(text, "rule 'x'")
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_a_long_or_deep_rule_is_one_short_line(checker: Checker) -> None:

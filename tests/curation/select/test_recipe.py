@@ -44,6 +44,28 @@ def test_the_steps_are_checked_before_anything_is_fetched(tmp_path: Path) -> Non
     check_recipe(recipe(tmp_path, "input={raw: somewhere}", "select.0.keep=anything > 2000"))
 
 
+def test_steps_that_look_for_copies_are_checked_against_what_annotators_will_make(tmp_path: Path) -> None:
+    def asked(step: str, *overrides: str) -> None:
+        check_recipe(recipe(tmp_path, f"select.1={step}", *overrides))
+
+    variants = "{step: near_duplicates, flips: true, crops: true, chains: cut, order: [image_width desc]}"
+    asked(variants, "annotate.hash_variants={crops: true}")
+    with pytest.raises(ValueError, match=r"'pdq_crop_0'.*add annotate.hash_variants, `\{crops: true\}`"):
+        asked(variants, "annotate.hash_variants={}")
+    asked("{step: caption_duplicates, threshold: 0.7, most: 3}", "annotate.caption_minhash={}")
+    with pytest.raises(ValueError, match=r"'caption_minhash'.*add annotate\.caption_minhash"):
+        asked("{step: caption_duplicates}")
+    with pytest.raises(ValueError, match=r"'clip_embedding'.*add annotate\.clip"):
+        asked("{step: semantic, eps: 0.05}")
+    with pytest.raises(ValueError, match=r"'copy_embedding'.*add annotate\.copy_embedding"):
+        asked("{step: embedding_duplicates, threshold: 0.75}")
+    asked("{step: semantic, eps: 0.05, clusters: {embedding: year, number: 9}}", "input.urls=[list.parquet]")
+    with pytest.raises(ValueError, match="must be a list of floats a row, but it is of type VARCHAR"):
+        asked("{step: semantic, eps: 0.05, clusters: {embedding: year}}")
+    asked("{step: quota, by: \"regexp_extract(url, '^https?://([^/:]+)', 1)\", most: 100, order: [image_width desc]}")
+    asked("{step: soft_cap, score: image_width / 100, fraction: 0.5}")
+
+
 def test_columns_of_a_csv_are_text_before_anything_is_fetched(tmp_path: Path) -> None:
     ranked = "select.1={step: top_fraction, score: year, fraction: 0.5}"
     with pytest.raises(ValueError, match=r"number, but it is of type VARCHAR; .*try_cast\(COLUMN as double\)"):

@@ -16,10 +16,31 @@ from hypothesis import strategies as st
 from select_jobs import flip_bits, hash_bytes, ledger, make_row, run, write_job
 
 from headrace.curation.ledger import latest_decision
+from headrace.curation.select.cluster import ClusterConfig
 from headrace.curation.select.database import Limits
 from headrace.curation.select.place import Placement
-from headrace.curation.select.steps import ExactDuplicates, NearDuplicates, Rule, SelectStep, TopFraction, Unsafe
+from headrace.curation.select.steps import (
+    CaptionDuplicates,
+    EmbeddingDuplicates,
+    ExactDuplicates,
+    NearDuplicates,
+    Quota,
+    Rule,
+    SelectStep,
+    Semantic,
+    SoftCap,
+    TopFraction,
+    Unsafe,
+)
 
+LIKE_CAPTIONS = [
+    "one photograph of it 1",
+    "one photograph of it 2",
+    "One  photograph of it 1",
+    "my photograph of it 12",
+]
+# Cosines of neighbours 0.95, 0.89, 0.89, 0.95; then a null, a direction that none is, and a number that is none.
+EMBEDDINGS = [[1.0, 0.0], [3.0, 1.0], [1.0, 1.0], [1.0, 3.0], [0.0, 2.0], None, [0.0, 0.0], [math.nan, 1.0]]
 SCORES = st.sampled_from([0.0, 0.25, 0.5, 0.75, math.nan, None, -1.0, math.inf])
 ORDERS = st.lists(
     st.sampled_from(["image_width * image_height desc", "clip_score desc", "clip_score asc", "image_width asc"]),
@@ -34,6 +55,7 @@ RULES = st.builds(
     st.sampled_from(["", "image_width"]),
     st.sampled_from([None, 0.1, 60.0]),
 )
+CHAINS = st.sampled_from(["cut", "join"])
 CAPTIONS = st.sampled_from(["own", "fill", "longest", "best_score"])
 STEPS = st.lists(
     st.one_of(
@@ -46,6 +68,7 @@ STEPS = st.lists(
             hashes=st.sampled_from([("pdq",), ("pdq", "pdq_trimmed")]),
             order=st.one_of(st.just(()), ORDERS),
             captions=CAPTIONS,
+            chains=CHAINS,
         ),
         st.builds(
             TopFraction,
@@ -53,6 +76,38 @@ STEPS = st.lists(
             fraction=st.sampled_from([0.05, 0.15, 0.3, 0.5, 0.85, 1.0]),
             of=st.sampled_from(["input", "survivors"]),
         ),
+        st.builds(
+            EmbeddingDuplicates,
+            threshold=st.sampled_from([0.8, 0.9, 1.0]),
+            chains=CHAINS,
+            order=st.one_of(st.just(()), ORDERS),
+            captions=CAPTIONS,
+        ),
+        st.builds(
+            CaptionDuplicates,
+            threshold=st.sampled_from([0.5, 0.7, 1.0]),
+            most=st.sampled_from([1, 2]),
+            chains=CHAINS,
+            order=ORDERS,
+        ),
+        st.builds(
+            Semantic,
+            clusters=st.just(ClusterConfig(embedding="copy_embedding", number=1)),
+            eps=st.sampled_from([0.0, 0.1, 0.2]),
+            order=st.just(("clip_score desc", "image_width asc")),
+            compared_with=st.sampled_from(["kept", "all"]),
+        ),
+        st.builds(
+            SoftCap,
+            score=st.sampled_from(["clip_score", "clip_score * 2", "image_width"]),
+            fraction=st.sampled_from([0.3, 1.0, 2.5]),
+            of=st.sampled_from(["input", "survivors"]),
+            penalty=st.sampled_from([0.0, 0.15, 5.0]),
+            round_size=st.sampled_from([1, 4, 100]),
+            seed=st.integers(0, 3),
+        ),
+        st.builds(Quota, by=st.sampled_from(["image_width", "clip_score"]), most=st.integers(1, 3), order=ORDERS),
+        st.builds(Quota, by=st.just("aspect <= 2.0"), share=st.sampled_from([0.001, 0.1, 1.0]), order=ORDERS),
     ),
     max_size=5,
     unique_by=lambda step: step.name,
@@ -72,13 +127,17 @@ def raw_rows(draw: st.DrawFn) -> list[dict[str, Any]]:
             number,
             uid=f"{draw(st.integers(0, 15)):032x}",
             sha256=f"{draw(st.integers(0, 12)):064x}",
-            caption=draw(st.sampled_from([None, None, "a 1", "b 2", "longer 1"])),
-            content_width=draw(st.sampled_from([40, 95, 100])),
+            caption=draw(st.sampled_from([None, None, "a 1", "b 2", *LIKE_CAPTIONS])),
+            copy_embedding=draw(st.sampled_from(EMBEDDINGS)),
+            content_width=draw(st.sampled_from([40, 95, 99, 100])),
             border=draw(st.sampled_from([0.0, 0.25])),
             colourfulness=draw(st.sampled_from([0.0, 30.0])),
             sharpness=draw(st.sampled_from([0.0, 0.5, 1.0])),
             encoded_quality=draw(st.sampled_from([75, 95, 100])),
             picture_quality=draw(st.sampled_from([30, 72, 75])),
+            earlier_quality=draw(st.sampled_from([70, 75, 90, 100])),
+            moved_since=draw(st.sampled_from([0.0, 0.0625, 0.125])),
+            fine_detail=draw(st.sampled_from([-6.0, -3.0])),
             file_bytes=draw(st.sampled_from([4000, 5000])),
             image_width=draw(st.sampled_from([40, 60, 100])),
             image_height=draw(st.sampled_from([40, 60, 100])),

@@ -12,28 +12,23 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from select_jobs import ledger, make_row, run, write_job
+from select_jobs import draw, ledger, make_row, run, write_job
 
+from headrace.curation.annotate.annotator import digest
+from headrace.curation.annotate.annotators.copy_embedding import CopyEmbedding, CopyEmbeddingConfig, descriptor
+from headrace.curation.annotate.annotators.hash_variants import crop, turn
 from headrace.curation.annotate.annotators.hashes import image_hashes, sha256_hex
-from headrace.curation.select import evaluation
+from headrace.curation.annotate.annotators.onnx_image import open_image_model
+from headrace.curation.select import evaluation, evaluation_facts, parts
 from headrace.curation.select.evaluation import EvaluationSet, find_parts, hash_evaluation_set, read_part
 from headrace.curation.select.hamming import distance_of, hash_words
 from headrace.curation.select.steps import Decontaminate
+from headrace.curation.select.steps.decontaminate import EmbeddingCheck
 from headrace.shards.tar import ShardWriter
 from headrace.shards.units import EngineConfig
 
 Pixels = NDArray[np.uint8]
 INLINE = EngineConfig(executor="inline")
-
-
-def draw(seed: int, size: int = 200) -> Pixels:
-    """Return a picture with structure at several scales, so that its PDQ quality is high."""
-    rng = np.random.default_rng(seed)
-    picture = np.zeros((size, size, 3), np.float32)
-    for cells in (4, 9, 20):
-        grid = rng.random((cells, cells, 3), np.float32)
-        picture += cv2.resize(grid, (size, size), interpolation=cv2.INTER_NEAREST) / 3
-    return (picture * 255).astype(np.uint8)
 
 
 def encode(pixels: Pixels, kind: str = "PNG", **options: Any) -> bytes:
@@ -50,7 +45,12 @@ def image_row(number: int, data: bytes) -> dict[str, Any]:
     """Return a row with the hashes that annotate would give these bytes."""
     hashes = image_hashes(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
     return make_row(
-        number, sha256=sha256_hex(data), pdq=hashes.pdq, pdq_trimmed=hashes.pdq_trimmed, pdq_quality=hashes.quality
+        number,
+        sha256=sha256_hex(data),
+        pdq=hashes.pdq,
+        pdq_trimmed=hashes.pdq_trimmed,
+        pdq_centre=hashes.pdq_centre,
+        pdq_quality=hashes.quality,
     )
 
 
@@ -92,6 +92,18 @@ def test_a_changed_copy_is_dropped_and_its_neighbours_stay(tmp_path: Path, evalu
         assert row["value"] <= row["threshold"] == 31
 
 
+def test_a_copy_cut_to_a_square_is_found_by_its_centre_where_the_job_has_that(tmp_path: Path) -> None:
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    wide = [draw(number, 300)[:200] for number in range(4)]
+    for number, pixels in enumerate(wide):
+        (folder / f"{number}.png").write_bytes(encode(pixels))
+    rows = [image_row(number, encode(pixels[:, 250:50:-1])) for number, pixels in enumerate(wide)]
+    older = [{name: value for name, value in row.items() if name != "pdq_centre"} for row in rows]
+    assert run(write_job(tmp_path / "job", [rows]), [step(folder)]).kept == 0
+    assert run(write_job(tmp_path / "older", [older]), [step(folder)]).kept == 4
+
+
 def test_the_same_bytes_are_dropped_whatever_their_quality(tmp_path: Path) -> None:
     flat = np.full((64, 64, 3), 200, np.uint8)
     folder = tmp_path / "evaluation"
@@ -114,7 +126,10 @@ def test_a_row_that_cannot_be_checked_is_dropped(tmp_path: Path, evaluation_fold
     assert [row["reason"] for row in ledger(job)] == ["no-hash", None]
 
 
-def test_distances_are_those_of_brute_force(tmp_path: Path, evaluation_folder: Path) -> None:
+def test_distances_are_those_of_brute_force(
+    tmp_path: Path, evaluation_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "PART_ROWS", 1)
     rng = np.random.default_rng(0)
     table = hash_evaluation_set(step(evaluation_folder).against[0], str(tmp_path / "hashes"), INLINE)
     variants = [table[name].to_pylist() for name in evaluation.VARIANTS]
@@ -125,9 +140,9 @@ def test_distances_are_those_of_brute_force(tmp_path: Path, evaluation_folder: P
         bits = rng.choice(256, number % 45, replace=False)
         np.bitwise_xor.at(near, bits // 8, (1 << bits % 8).astype(np.uint8))
         other = rng.integers(0, 256, 32, dtype=np.uint8).tobytes()
-        pair = (near.tobytes(), other) if number % 2 else (other, near.tobytes())
+        pair = ((near.tobytes(), other), (other, near.tobytes()), (near.tobytes(), near.tobytes()))[number % 3]
         rows.append(make_row(number, pdq=pair[0], pdq_trimmed=pair[1]))
-    job = write_job(tmp_path / "job", [rows])
+    job = write_job(tmp_path / "job", [rows[:90], rows[90:]])
     run(job, [step(evaluation_folder, distance=25)])
     for row, made in zip(ledger(job), rows, strict=True):
         apart = min(int(distance_of(references, hash_words(made[name])).min()) for name in ("pdq", "pdq_trimmed"))
@@ -221,6 +236,18 @@ def test_a_changed_evaluation_set_makes_a_new_ledger(tmp_path: Path, evaluation_
     assert [row["kept"] for row in ledger(job)] == [False, True, False]
 
 
+def test_another_measure_is_measured_on_the_ledger_that_is_there(tmp_path: Path, evaluation_folder: Path) -> None:
+    rows = [image_row(number, encode(draw(number))) for number in (0, 1, 77)]
+    jobs = [write_job(tmp_path / name, [rows]) for name in ("once", "again")]
+    without = run(jobs[1], [step(evaluation_folder, measure=0)])
+    assert "measured" not in without.steps[-1].details
+    fresh, found = (run(job, [step(evaluation_folder, measure=2)]) for job in jobs)
+    assert found.steps[-1].details["measured"]["images"] == 2
+    assert (found, found.digest) == (fresh, without.digest)
+    (place,) = [path for path in Path(jobs[1].ledgers).iterdir() if (path / "summary.json").exists()]
+    assert (place / "summary.json").read_bytes() == (Path(jobs[0].ledgers) / place.name / "summary.json").read_bytes()
+
+
 def test_known_bytes_are_not_hashed_again(
     tmp_path: Path, evaluation_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,3 +284,110 @@ def test_the_number_of_images_a_unit_changes_nothing_but_the_files(
     monkeypatch.setattr(evaluation, "IMAGES_PER_UNIT", 500)
     assert hash_evaluation_set(against, str(tmp_path / "two"), INLINE).equals(whole)
     assert len(list((tmp_path / "two" / "held-out").iterdir())) == 1
+
+
+CUTS: dict[str, Callable[[Pixels], Pixels]] = {
+    "crop": lambda pixels: crop(pixels, 0.95, down=0.3, right=0.7),
+    "turn": lambda pixels: turn(pixels, 3),
+    "turn without corners": lambda pixels: turn(pixels, -3, inside=True),
+}
+
+
+def test_variants_find_crops_and_turns_and_no_other_picture(tmp_path: Path) -> None:
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    # Blurred, as photographs are: blocks with hard edges move more bits than any of them.
+    pictures = [cv2.GaussianBlur(draw(number), (0, 0), 4) for number in range(26)]
+    for number in range(6):
+        (folder / f"{number}.png").write_bytes(encode(pictures[number]))
+    copies = [encode(change(pictures[number])) for change in CUTS.values() for number in range(6)]
+    others = [encode(pixels) for pixels in pictures[6:]]
+    job = write_job(tmp_path / "job", [[image_row(number, data) for number, data in enumerate(copies + others)]])
+    plain = run(job, [step(folder)]).steps[-1]
+    found = run(job, [step(folder, variants=True)]).steps[-1]
+    assert sum(plain.dropped.values()) <= 3
+    assert sum(found.dropped.values()) >= 16
+    assert all(row["kept"] for row in ledger(job)[18:])
+    for row in ledger(job)[:18]:
+        assert row["kept"] or row["duplicate_of"] == f"held-out/{row['input_row'] % 6}.png"
+    # The same facts, from what lies beside the ledgers; and the recall measured on the set says as much.
+    before, after = (one.details["measured"] for one in (plain, found))
+    assert before["images"] == after["images"] == 6
+    assert before["recall"]["JPEG 30"] == before["recall"]["mirror image"] == 1
+    assert before["recall"]["turn 3 degrees"] < 0.2 < 0.8 < after["recall"]["turn 3 degrees"]
+    assert before["copies_of_another_image"] == after["copies_of_another_image"] == 0
+    assert "PDQ of 27 crops and 12 turns, 31 bits" in found.details["compared_by"]
+
+
+def test_facts_of_bytes_seen_before_are_not_made_again(tmp_path: Path, evaluation_folder: Path) -> None:
+    job = write_job(tmp_path / "job", [[image_row(0, encode(draw(3)))]])
+    made: list[Pixels] = []
+    asked = step(evaluation_folder, variants=True, measure=0)
+    with pytest.MonkeyPatch.context() as patch:
+        variants = evaluation_facts.image_variants
+        patch.setattr(evaluation_facts, "image_variants", lambda pixels: made.append(pixels) or variants(pixels))
+        run(job, [asked])
+        (evaluation_folder / "class a" / "new.png").write_bytes(encode(draw(7)))
+        run(job, [asked])
+    assert len(made) == 7
+    assert not run(job, [asked]).steps[-1].details.get("measured")
+
+
+def test_what_was_not_asked_for_changes_no_digest(evaluation_folder: Path) -> None:
+    plain = step(evaluation_folder)
+    assert set(plain.decides_by()) == {"step", "name", "against", "distance", "min_quality"}
+    assert plain.decides_by() == step(evaluation_folder, measure=3).decides_by()
+    assert plain.decides_by() != step(evaluation_folder, variants=True).decides_by()
+
+
+def write_colours(path: Path) -> str:
+    """Write a model that gives the mean colour of an image: a poor descriptor, but one that flips do not change."""
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["images"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["out"]),
+    ]
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n", 3, 8, 8])
+    graph = helper.make_graph(nodes, "c", [images], [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["n", 3])])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 10
+    path.write_bytes(model.SerializeToString())
+    return str(path)
+
+
+def test_embeddings_find_what_hashes_do_not_and_of_another_model_are_refused(tmp_path: Path) -> None:
+    for package in ("onnx", "onnxruntime", "faiss"):
+        pytest.importorskip(package)
+    config = CopyEmbeddingConfig(model=write_colours(tmp_path / "colours.onnx"), mean=(0.5,) * 3, std=(0.5,) * 3)
+    model = open_image_model(config.model, config.input(), "copy_embedding")
+    tints = ([255, 40, 40], [40, 255, 40], [40, 40, 255])
+    pictures = [(draw(number) / 255 * tint).astype(np.uint8) for number, tint in enumerate(tints)]
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    (folder / "red.png").write_bytes(encode(pictures[0]))
+    cropped = crop(pictures[0], 0.5, down=0, right=0)
+    rows = [
+        {**image_row(number, encode(pixels)), "copy_embedding": descriptor(model, pixels)}
+        for number, pixels in enumerate([pictures[0], cropped, *pictures[1:]])
+    ]
+    rows.append({**image_row(4, encode(draw(9))), "copy_embedding": None})
+    job = write_job(tmp_path / "job", [rows])
+    asked = step(folder, by_embedding=EmbeddingCheck(model=config, threshold=0.9))
+    with pytest.raises(ValueError, match=r"by_embedding\.model is not the model of annotate\.copy_embedding"):
+        run(job, [asked])
+    assert not (tmp_path / "job" / "ledger").exists(), "the evaluation set was read before the refusal"
+    made = tmp_path / "job" / "annotations" / "copy_embedding-00000000"
+    made.rename(made.with_name(f"copy_embedding-{digest(CopyEmbedding(config))[:8]}"))
+    summary = run(job, [asked]).steps[-1]
+    assert [row["reason"] for row in ledger(job)] == [
+        "evaluation:held-out",
+        "evaluation-embedding:held-out",
+        None,
+        None,
+        "no-embedding",
+    ]
+    assert ledger(job)[1]["value"] >= ledger(job)[1]["threshold"] == 0.9
+    assert ledger(job)[1]["duplicate_of"] == "held-out/red.png"
+    assert summary.details["measured"]["recall"]["crop 10 %"] == 1
+    assert [row["kept"] for row in ledger(job)][:2] == [False, False]
