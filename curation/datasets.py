@@ -37,6 +37,11 @@ def shown_name(dataset: str) -> str:
     return f"datasets/{dataset}" if dataset else "dataset"
 
 
+def recipe_dataset(job: str, dataset: str) -> tuple[str, str]:
+    """Return where a recipe's dataset lies, and a short name of it."""
+    return Job(job).dataset_named(dataset), dataset or files.basename(job.rstrip("/"))
+
+
 def list_datasets(job: Job) -> list[str]:
     """Return the names of the datasets that are there, finished or not; the published one (empty name) first."""
     names = ["", *files.list_names(job.datasets)]

@@ -1,25 +1,23 @@
 """The folder of one curation job: where each stage's files are, and who may write them.
 
 `owner.json` exists only while a driver runs, so that finished jobs are the same bytes whoever made them (but for
-`logs/`). Ownership guards against two drivers, not against a kill; commits do that.
+`logs/`, and the times in `input/permissions`). Ownership guards against two drivers, not against a kill; commits do
+that.
 """
 
 import contextlib
 import errno
-import fcntl
 import json
-import logging
 import os
-import socket
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from headrace import files
-
-log = logging.getLogger(__name__)
+from headrace.curation.forgotten import check_finished
+from headrace.lease import Fence, check_free, fence_of, find_living, held, holder_of
+from headrace.shards.quarantine import Quarantine
 
 MAX_NAME_BYTES = 255
 
@@ -32,14 +30,22 @@ PARTS = (
     "recipe.yaml",
     "input",
     "raw",
+    "spool",
     "annotations",
     "ledger",
     "dataset",
     "datasets",
     "build",
+    "forgotten",
     "report",
     "logs",
+    "parts",
+    "quarantine",
 )
+
+ADVICE = "wait for it, or pass --take-over if you know that it is gone"
+HOLDER_SUFFIX = ".holder"
+"""Of the record of the process that does a part of a stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,11 @@ class Job:
     def raw(self) -> str:
         """Raw shards in img2dataset's layout."""
         return files.join(self.url, "raw")
+
+    @property
+    def spool(self) -> str:
+        """What has come of raw shards that are not finished; gone when fetch is."""
+        return files.join(self.url, "spool")
 
     def annotations(self, name: str, digest: str) -> str:
         """The tables of one annotator with one set of settings."""
@@ -86,28 +97,63 @@ class Job:
         return files.join(self.url, "report")
 
     @property
+    def parts(self) -> str:
+        """What the parts of stages (`--part I/N`) tell each other; gone when a stage is finished."""
+        return files.join(self.url, "parts")
+
+    def quarantine(self, stage: str) -> Quarantine:
+        """Units of work of a stage that killed their worker twice; gone when the stage is finished."""
+        return Quarantine(files.join(self.url, "quarantine", stage))
+
+    @property
     def logs(self) -> str:
         """What stages and units logged: no part of the result."""
         return files.join(self.url, "logs")
 
 
 @contextlib.contextmanager
-def own_job(job: Job, *, take_over: bool = False) -> Iterator[Job]:
+def own_job(job: Job, *, take_over: bool = False, forgetting: bool = False) -> Iterator[Job]:
     """Hold the job for this process: one driver at a time. Writes `job.json`.
 
-    An owner that died on this host is replaced. Raises ValueError if another one is alive, or may be, and for a folder
-    that is no job but holds what a job would write over, such as the user's own `recipe.yaml`.
+    An owner that is gone is replaced: one that died on this host, or that has been silent for ten minutes. Raises
+    ValueError if another one is alive, or may be, or a part of a stage (`--part`) is, and for a folder that is no job
+    but holds what a job would write over, such as the user's own `recipe.yaml`; unless `forgetting`, also for a job
+    whose last take-down is not finished.
+    """
+    begin_job(job, forgetting=forgetting)
+    with held(_owner_url(job), what=f"{job.url} is owned", advice=ADVICE, take_over=take_over) as lease:
+        if not take_over:
+            check_no_part_runs(job)
+        files.remove_leftovers(job.url)  # of a driver that was killed while it wrote recipe.yaml or owner.json
+        yield job
+        lease.check()
+
+
+def fence_of_owner(job: Job) -> Fence:
+    """Return what work of the driver of the job counts on; nothing where nobody owns it.
+
+    Raises OSError if another process owns it by now.
+    """
+    return fence_of(_owner_url(job))
+
+
+def fence_beside_owner(job: Job) -> Fence:
+    """Return what a part of a stage counts on: that nobody else than now owns the whole job."""
+    found = holder_of(_owner_url(job))
+    return Fence(((_owner_url(job), found.token if found is not None else ""),))
+
+
+def begin_job(job: Job, *, forgetting: bool = False) -> None:
+    """Write `job.json` if it is not there. Raises ValueError for a folder that is no job, or of another schema.
+
+    Unless `forgetting`, also for a job whose last take-down was begun and is not finished.
     """
     check_folder(job)
     _check_not_taken(job)
     files.put_if_absent(_schema_url(job), (json.dumps({"schema": SCHEMA_VERSION}) + "\n").encode())
     _check_schema(job)
-    _claim(job, take_over)
-    try:
-        files.remove_leftovers(job.url)  # of a driver that was killed while it wrote recipe.yaml or owner.json
-        yield job
-    finally:
-        files.remove(_owner_url(job))
+    if not forgetting:
+        check_finished(job.url)
 
 
 def check_job(job: Job, *, take_over: bool = False) -> None:
@@ -117,9 +163,31 @@ def check_job(job: Job, *, take_over: bool = False) -> None:
     _check_not_taken(job)
     if files.exists(_schema_url(job)):
         _check_schema(job)
-    owner = _owner(job)
-    if owner is not None:
-        _check_owner(job, owner, take_over)
+    check_finished(job.url)
+    check_no_owner(job, take_over=take_over, watch=False)
+    if not take_over:
+        check_no_part_runs(job, watch=False)
+
+
+def check_no_owner(job: Job, *, take_over: bool = False, watch: bool = True) -> None:
+    """Raise ValueError if a driver of the whole job is alive, or may be; without `watch` at first sight."""
+    check_free(_owner_url(job), what=f"{job.url} is owned", advice=ADVICE, take_over=take_over, watch=watch)
+
+
+def check_no_part_runs(job: Job, *, but_stage: str = "", watch: bool = True) -> None:
+    """Raise ValueError if a part of a stage, other than `but_stage`, is under way; without `watch` at first sight."""
+    stages = [stage for stage in files.list_names(job.parts) if stage != but_stage]
+    folders = [files.join(job.parts, stage) for stage in stages]
+    urls = [files.join(folder, name) for folder in folders for name in files.list_names(folder, HOLDER_SUFFIX)]
+    found = {url: holder for url in urls if (holder := holder_of(url)) is not None}
+    living = find_living({url: one for url, one in found.items() if watch or not one.seems_silent})
+    if living is not None:
+        url, holder = living
+        part, stage = files.basename(url).removesuffix(HOLDER_SUFFIX), files.basename(files.parent(url))
+        raise ValueError(
+            f"{job.url}: part {part} of {stage} is under way by {holder}; wait for it, or pass --take-over if you know "
+            "that it is gone"
+        )
 
 
 def check_folder(job: Job) -> None:
@@ -185,77 +253,3 @@ def _check_schema(job: Job) -> None:
 
 def _owner_url(job: Job) -> str:
     return files.join(job.url, "owner.json")
-
-
-def _claim(job: Job, take_over: bool) -> None:
-    with _exclusive(job):
-        mine = json.dumps({"host": socket.gethostname(), "process": os.getpid(), "started": _started(os.getpid())})
-        owner = None
-        while owner is None:  # it may end between the two looks
-            if files.put_if_absent(_owner_url(job), mine.encode()):
-                log.info("%s: owned by process %d on %s now", job.url, os.getpid(), socket.gethostname())
-                return
-            owner = _owner(job)
-        _check_owner(job, owner, take_over)
-        log.log(
-            logging.WARNING if take_over else logging.INFO,
-            "%s: its owner, process %s on %s, is gone%s; process %d on %s owns it now",
-            job.url,
-            owner.get("process"),
-            owner.get("host"),
-            " (--take-over says so)" if take_over else "",
-            os.getpid(),
-            socket.gethostname(),
-        )
-        files.write_atomic(_owner_url(job), mine.encode())
-
-
-def _check_owner(job: Job, owner: dict[str, Any], take_over: bool) -> None:
-    """Raise ValueError if the owner is alive, or may be."""
-    if not owner and not take_over:
-        raise ValueError(
-            f"{_owner_url(job)} is damaged and does not say who owns the job; "
-            "pass --take-over if you know that no other driver runs"
-        )
-    same_host = owner.get("host") == socket.gethostname()
-    dead = same_host and _started(owner["process"]) != owner.get("started")
-    if not (dead or take_over):
-        raise ValueError(
-            f"{job.url} is owned by process {owner.get('process')} on {owner.get('host')}; "
-            "wait for it, or pass --take-over if you know that it is gone"
-        )
-
-
-def _owner(job: Job) -> dict[str, Any] | None:
-    """Return what `owner.json` says, {} if it is damaged; None if there is none any more."""
-    try:
-        data = json.loads(files.read_bytes(_owner_url(job)))
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        return {}
-    return data if isinstance(data, dict) and isinstance(data.get("process"), int) else {}
-
-
-@contextlib.contextmanager
-def _exclusive(job: Job) -> Iterator[None]:
-    """Serialise claims on a local folder, as two drivers may find the same dead owner at once."""
-    if not files.is_local(job.url):
-        yield
-        return
-    handle = os.open(files.local_path(job.url), os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _started(process: int) -> str:
-    """Return the kernel's start time of a process (its number may be reused); empty if it is gone."""
-    try:
-        stat = Path(f"/proc/{process}/stat").read_text()
-    except OSError:
-        return ""
-    fields = stat.rpartition(")")[2].split()
-    return "" if fields[0] == "Z" else fields[19]

@@ -20,9 +20,11 @@ from headrace.config import canonical_json
 from headrace.curation.job import Job
 from headrace.shards.parquet import open_parquet, write_groups
 
-# 2 has the last two columns; of a ledger of 1 they count as null.
+# 2 has the last two columns; of a ledger of 1 they count as null. 3 is written only where captions were merged: it has
+# `MERGED_FIELDS` too.
 SCHEMA_VERSION = 2
-READABLE_SCHEMAS = (1, 2)
+MERGED_SCHEMA_VERSION = 3
+READABLE_SCHEMAS = (1, 2, 3)
 NAME_LETTERS = 16
 LATEST_NAME = "latest.json"
 SUMMARY_NAME = "summary.json"
@@ -49,6 +51,15 @@ LEDGER_SCHEMA = pa.schema(
         ("caption_facts", pa.string()),
     ]
 )
+
+# Under the name that it has in a file, so that what is read and written again is the same bytes.
+LIST_OF_TEXTS = pa.list_(pa.field("element", pa.string()))
+MERGED_FIELDS = (pa.field("captions_of", LIST_OF_TEXTS), pa.field("captions_facts", LIST_OF_TEXTS))
+"""Of a kept row with several captions: the uid of the row that each came from, and what `caption_facts` holds, of each;
+the first is the sample's `caption`. Null for all others."""
+
+CAPTION_COLUMNS = ("caption_of", "captions_of")
+"""Columns of a ledger, or of the index of its dataset, that say whose captions a row has."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +97,11 @@ class LedgerSummary:
     annotations: dict[str, str]
     """Annotator -> its folder under `annotations/`."""
     steps: list[StepSummary]
+
+    @property
+    def merges_captions(self) -> bool:
+        """True if its rows may hold several captions."""
+        return self.schema >= MERGED_SCHEMA_VERSION
 
     def __str__(self) -> str:
         share = f" ({100 * self.kept / self.rows:.1f} %)" if self.rows else ""
@@ -194,7 +210,7 @@ def read_summary(ledger: Ledger) -> LedgerSummary:
     try:
         data = json.loads(files.read_bytes(ledger.summary))
         if data["schema"] not in READABLE_SCHEMAS:
-            raise ValueError(f"schema {data['schema']}, this headrace reads up to {SCHEMA_VERSION}")
+            raise ValueError(f"schema {data['schema']}, this headrace reads up to {READABLE_SCHEMAS[-1]}")
         data["steps"] = [StepSummary(**step) for step in data["steps"]]
         return LedgerSummary(**data)
     except FileNotFoundError as error:
@@ -271,14 +287,25 @@ def rows_of_keys(ledger: Ledger, keys: Sequence[str]) -> dict[str, dict[str, Any
     return found
 
 
-def write_ledger(ledger: Ledger, tables: Iterable[pa.Table]) -> str:
+def ledger_schema(*, merged: bool) -> pa.Schema:
+    """Return the columns of a ledger whose steps merge captions, or do not."""
+    return pa.schema([*LEDGER_SCHEMA, *MERGED_FIELDS]) if merged else LEDGER_SCHEMA
+
+
+def held_captions(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the captions of a row of a ledger where it holds several, each with the uid of the row it comes from."""
+    pairs = zip(row.get("captions_facts") or (), row.get("captions_of") or (), strict=True)
+    return [(json.loads(facts)["caption"], uid) for facts, uid in pairs]
+
+
+def write_ledger(ledger: Ledger, tables: Iterable[pa.Table], schema: pa.Schema = LEDGER_SCHEMA) -> str:
     """Write the table; return its sha256. There is no summary until `write_summary`.
 
     Each table becomes one row group, so the caller must cut them the same way every time.
     """
     files.remove(ledger.summary)
     with files.atomic_file(ledger.table) as path:
-        write_groups(path, LEDGER_SCHEMA, tables)
+        write_groups(path, schema, tables)
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -4,7 +4,7 @@ Everything is read back from the job: all hashes of the ledger's kept rows, one 
 million rows that is some gigabytes and minutes, so it must be asked for, and speaks of one row.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 
 from headrace import files
 from headrace.curation.ledger import Decision, ledger_by_shard
-from headrace.curation.select.evaluation import VARIANTS
+from headrace.curation.select.evaluation import CENTRE_VARIANTS, VARIANTS
 from headrace.curation.select.hamming import Words, hash_words
-from headrace.curation.select.load import HASH_COLUMNS
-from headrace.shards.parquet import read_table
+from headrace.curation.select.load import ALL_HASH_COLUMNS
+from headrace.shards.parquet import open_parquet, read_table
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +29,7 @@ class Neighbour:
     name: str
     """Its uid, or the name of the image in the set."""
     distance: int
-    """Differing bits of 256, the smallest over both hashes of each, with and without border."""
+    """Differing bits of 256, the smallest over all hashes of each."""
 
 
 def neighbours(decision: Decision, row: dict[str, Any]) -> list[Neighbour]:
@@ -46,9 +46,9 @@ def neighbours(decision: Decision, row: dict[str, Any]) -> list[Neighbour]:
 
 
 def _hashes_of(folder: str, row: dict[str, Any]) -> Words | None:
-    table = read_table(files.join(folder, f"{row['raw_shard']}.parquet"), ["key", *HASH_COLUMNS])
+    table = _read(files.join(folder, f"{row['raw_shard']}.parquet"), "key", ALL_HASH_COLUMNS)
     at = pc.index(table["key"], row["key"]).as_py()
-    values = [table[name][at].as_py() for name in HASH_COLUMNS] if at >= 0 else []
+    values = [column[at].as_py() for column in table.columns[1:]] if at >= 0 else []
     present = [value for value in values if value is not None]
     return hash_words(b"".join(present)) if present else None
 
@@ -59,9 +59,9 @@ def _nearest_row(decision: Decision, folder: str, row: dict[str, Any], mine: Wor
         others = rows.filter(pc.fill_null(rows["kept"], False))
         if shard == row["raw_shard"]:
             others = others.filter(pc.not_equal(others["key"], row["key"]))
-        hashes = read_table(files.join(folder, f"{shard}.parquet"), ["key", *HASH_COLUMNS])
+        hashes = _read(files.join(folder, f"{shard}.parquet"), "key", ALL_HASH_COLUMNS)
         hashes = hashes.filter(pc.is_in(hashes["key"], value_set=others["key"].combine_chunks()))
-        found = _nearest(hashes, HASH_COLUMNS, mine)
+        found = _nearest(hashes, mine)
         if found is not None and (best is None or found[1] < best.distance):
             at = pc.index(others["key"], hashes["key"][found[0]]).as_py()
             best = Neighbour(kind="kept row", name=others["uid"][at].as_py(), distance=found[1])
@@ -73,18 +73,25 @@ def _nearest_images(decision: Decision, mine: Words) -> Iterator[Neighbour]:
     for name in files.list_names(folder):
         best: Neighbour | None = None
         for part in files.list_names(files.join(folder, name), ".parquet"):
-            table = read_table(files.join(folder, name, part), ["name", *VARIANTS])
-            found = _nearest(table, VARIANTS, mine)
+            table = _read(files.join(folder, name, part), "name", (*VARIANTS, *CENTRE_VARIANTS))
+            found = _nearest(table, mine)
             if found is not None and (best is None or found[1] < best.distance):
                 best = Neighbour(kind=name, name=table["name"][found[0]].as_py(), distance=found[1])
         if best is not None:
             yield best
 
 
-def _nearest(table: pa.Table, columns: tuple[str, ...], mine: Words) -> tuple[int, int] | None:
-    """Return (row, distance) of the nearest; None if no row has a hash."""
+def _read(url: str, name: str, hashes: Sequence[str]) -> pa.Table:
+    """Read a column and those of the hashes that the table has: older ones have fewer."""
+    with open_parquet(url) as file:
+        present = [column for column in hashes if column in file.schema.names]
+    return read_table(url, [name, *present])
+
+
+def _nearest(table: pa.Table, mine: Words) -> tuple[int, int] | None:
+    """Return (row, distance) of the nearest, by the columns after the first; None if no row has a hash."""
     best: tuple[int, int] | None = None
-    for column in columns:
+    for column in table.column_names[1:]:
         present = np.flatnonzero(pc.is_valid(table[column]).to_numpy(zero_copy_only=False))
         if not len(present):
             continue

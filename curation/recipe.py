@@ -1,7 +1,7 @@
 """A recipe: one YAML file that says everything about a job of curation.
 
 `unsafe_images: remove` is the default and a promise: a recipe that cannot keep it (no image model, no step that removes
-them) is refused, until it says `off`.
+them) is refused, until it says `off`. So is `build.blur_faces` without a detector that finds them, until it says so.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,13 +14,16 @@ import yaml
 from headrace import files
 from headrace.config import Extended, config_to_dict, load_config
 from headrace.curation.annotate.annotators import column_hints
+from headrace.curation.annotate.annotators.faces import FacesConfig
 from headrace.curation.annotate.config import AnnotateConfig, annotate_config, annotate_config_type, annotators
 from headrace.curation.build.config import BuildConfig
 from headrace.curation.fetch.config import FetchConfig, InputConfig
 from headrace.curation.report.config import ReportConfig
 from headrace.curation.select.database import Limits
 from headrace.curation.select.place import PlacementConfig
+from headrace.curation.select.step import Step
 from headrace.curation.select.steps import SelectStep, check_steps
+from headrace.curation.select.steps.blocked import Blocked
 from headrace.shards.units import EngineConfig
 
 
@@ -62,14 +65,37 @@ class Recipe:
         if not self.job.strip(" /"):
             raise ValueError(f"job must name a folder, got {self.job!r}")
         if self.engine.executor != "inline":
-            files.check_shared(self.job, self.input.raw or "")
-        check_steps(self.select)
+            files.check_shared(self.job, self.input.raw or "", *self.input.reuse)
+        made = [name for name in self.input.columns if name in self.fetch.made_columns]
+        if made:
+            raise ValueError(
+                f"input.columns: fetch makes a column {made[0]!r} itself (fetch.hashes, fetch.exif); leave one out"
+            )
+        check_steps(self.steps)
         if self.unsafe_images == "remove":
             self._check_unsafe_promise()
+        if self.placement.bytes_per_shard and "quality" not in annotators(self.annotate):
+            raise ValueError("placement.bytes_per_shard needs annotate.quality, which measures the images")
         if self.build.blur_faces and "faces" not in annotators(self.annotate):
             raise ValueError(
                 "build.blur_faces is on, but no faces would be found: add annotate.faces or build.blur_faces: false"
             )
+        if self.build.blur_faces:
+            self._check_blurring_promise()
+
+    def _check_blurring_promise(self) -> None:
+        faces: object = getattr(self.annotate, "faces", None)
+        if isinstance(faces, FacesConfig) and faces.is_weak and not faces.accept_weak:
+            raise ValueError(
+                "the recipe promises blurred faces (build.blur_faces), and detector haar misses most of them: say "
+                "annotate.faces: {detector: centerface} (its file: headrace models get centerface), or add "
+                "accept_weak: true to it, or build.blur_faces: false"
+            )
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """All steps of select: a blocklist comes before those that are written."""
+        return (Blocked(files=self.fetch.blocklist), *self.select) if self.fetch.blocklist else self.select
 
     def _check_unsafe_promise(self) -> None:
         hints = column_hints()

@@ -14,14 +14,18 @@ from headrace.config import build_config, config_to_dict, parse_yaml
 from headrace.curation.datasets import Explained, dataset_of
 from headrace.curation.job import Job
 from headrace.curation.ledger import Decision, LedgerSummary, digest_of, latest_decision
+from headrace.curation.part import Divided
 from headrace.curation.recipe import Recipe
 from headrace.curation.report.config import ReportConfig
 from headrace.shards.units import OnProgress, no_progress
+from headrace.text import without_secrets
 
 if TYPE_CHECKING:
     from headrace.curation.annotate.stage import AnnotateSummary
     from headrace.curation.build.stage import BuildSummary, Origin
     from headrace.curation.fetch.stage import FetchSummary
+    from headrace.curation.report.exports.public import Crawl
+    from headrace.curation.report.shown.references import FindFaces
     from headrace.curation.report.stage import ReportSummary, ShownRecipe
     from headrace.curation.select.stage import Selection
 
@@ -30,6 +34,8 @@ log = logging.getLogger(__name__)
 # What changes no result is not printed in a report.
 _NOT_SHOWN = ("job", "engine", "limits")
 _NO_RESULT = ("job", "engine", "limits", "report")
+# What the parts of a stage must agree on; where none is named, on all that makes a result.
+_DIVIDED_BY = {"fetch": ("input", "fetch", "seed"), "annotate": ("annotate",)}
 
 
 def fetch(recipe: Recipe, *, on_progress: OnProgress = no_progress, retry_failed: bool = False) -> "FetchSummary":
@@ -93,7 +99,14 @@ def plan_select(recipe: Recipe, *, annotate_first: bool = False) -> list[str]:
     """Say what `select` would do."""
     from headrace.curation.select.stage import plan_select as plan
 
-    return plan(Job(recipe.job), _selection(recipe), _annotations(recipe), annotate_first=annotate_first)
+    return plan(
+        Job(recipe.job),
+        _selection(recipe),
+        _annotations(recipe),
+        limits=recipe.limits,
+        engine=recipe.engine,
+        annotate_first=annotate_first,
+    )
 
 
 def build(recipe: Recipe, *, on_progress: OnProgress = no_progress, start_over: bool = False) -> "BuildSummary":
@@ -130,6 +143,41 @@ def plan_report(recipe: Recipe) -> list[str]:
     return plan(report_folder(Job(recipe.job), recipe.build.dataset))
 
 
+def _divide_fetch(recipe: Recipe, **options: Any) -> Divided:
+    from headrace.curation.fetch.stage import divide_fetch
+
+    if options.pop("retry_failed", False):
+        raise ValueError("--retry-failed is not divided: run it without --part, after --merge")
+    return divide_fetch(Job(recipe.job), recipe.input, recipe.fetch, seed=recipe.seed, engine=recipe.engine, **options)
+
+
+def _divide_annotate(recipe: Recipe, **options: Any) -> Divided:
+    from headrace.curation.annotate.stage import divide_annotate
+
+    return divide_annotate(Job(recipe.job), recipe.annotate, engine=recipe.engine, **options)
+
+
+def _divide_build(recipe: Recipe, **options: Any) -> Divided:
+    from headrace.curation.build.stage import divide_build
+
+    return divide_build(Job(recipe.job), recipe.build, _origin(recipe), engine=recipe.engine, **options)
+
+
+# Stage -> it as units, of which `--part` does some.
+DIVIDE: Mapping[str, Callable[..., Divided]] = {
+    "fetch": _divide_fetch,
+    "annotate": _divide_annotate,
+    "build": _divide_build,
+}
+
+
+def part_digest(recipe: Recipe, stage: str) -> str:
+    """Return the digest of what must be the same in all parts of a stage."""
+    data = config_to_dict(recipe)
+    names = _DIVIDED_BY.get(stage, [name for name in data if name not in _NO_RESULT])
+    return digest_of({name: data[name] for name in names})
+
+
 # Stage -> what runs it: a function of (recipe, on_progress=..., further options); `str` of the result is one line.
 RUN: Mapping[str, Callable[..., object]] = {
     "fetch": fetch,
@@ -153,7 +201,49 @@ def report_job(
     """Write the report of a ledger and its dataset into the folder `out`, with the recipe that lies in the job."""
     from headrace.curation.report.stage import run_report
 
-    return run_report(explained, config, out, recipe=_shown_recipe(explained.decision), on_progress=on_progress)
+    return run_report(
+        explained,
+        config,
+        out,
+        recipe=_shown_recipe(explained.decision),
+        find_faces=_find_faces(explained.decision.job),
+        on_progress=on_progress,
+    )
+
+
+def crawl_of(job: Job) -> "Crawl | None":
+    """Return what the job's recipe says of its crawl; None if it has none, or took what somebody else fetched."""
+    from headrace.curation.report.exports.public import Crawl
+
+    data = _recipe_data(job)
+    if data is None:
+        return None
+    recipe = build_config(Recipe, data)
+    if recipe.input.raw is not None:
+        return None
+    signals = recipe.fetch.obeyed
+    obeyed = {name: value for name, value in config_to_dict(signals).items() if isinstance(value, bool)}
+    return Crawl(
+        user_agent=recipe.fetch.user_agent, obeyed=obeyed, agents=signals.obey_agents, per_host=recipe.fetch.per_host
+    )
+
+
+def _find_faces(job: Job) -> "FindFaces | None":
+    """Return the face detector of the job's recipe; None if it has none, or its model is not here."""
+    import numpy as np
+
+    from headrace.curation.annotate.annotators.faces import find_faces
+
+    data = _recipe_data(job)
+    try:
+        config = None if data is None else getattr(build_config(Recipe, data).annotate, "faces", None)
+        if config is None:
+            return None
+        find_faces(np.zeros((64, 64, 3), np.uint8), config)
+    except (ValueError, OSError, ImportError) as error:
+        log.info("%s: pictures of evaluation sets are not shown: %s", job.url, error)
+        return None
+    return lambda pixels: find_faces(pixels, config).boxes.tolist()
 
 
 def report_folder(job: Job, dataset: str) -> str:
@@ -196,7 +286,7 @@ def _selection(recipe: Recipe) -> "Selection":
     from headrace.curation.select.place import Placement
     from headrace.curation.select.stage import Selection
 
-    return Selection(steps=recipe.select, placement=Placement(seed=recipe.seed, **config_to_dict(recipe.placement)))
+    return Selection(steps=recipe.steps, placement=Placement(seed=recipe.seed, **config_to_dict(recipe.placement)))
 
 
 def _annotations(recipe: Recipe) -> dict[str, str]:
@@ -206,13 +296,38 @@ def _annotations(recipe: Recipe) -> dict[str, str]:
 
 
 def _origin(recipe: Recipe) -> "Origin":
+    from headrace.curation.build.config import settings_of
     from headrace.curation.build.stage import Origin
 
     data = {name: value for name, value in config_to_dict(recipe).items() if name not in _NO_RESULT}
-    del data["build"]["dataset"]  # where it lies is no part of what it is
+    # Where it lies is no part of what it is; nor are keys of later versions, where they change nothing.
+    settings = settings_of(recipe.build)
+    data["build"] = {name: value for name, value in settings.items() if name not in ("dataset", "card")}
+    data["placement"] = recipe.placement.settings()
     return Origin(
-        decided_by=decided_by(recipe), placement=config_to_dict(recipe.placement), recipe_digest=digest_of(data)
+        decided_by=decided_by(recipe),
+        placement=recipe.placement.settings(),
+        recipe_digest=digest_of(data),
+        card=_card(recipe, {name: value for name, value in settings.items() if name not in ("dataset", "card")}),
     )
+
+
+def _card(recipe: Recipe, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a recipe the card of its dataset tells: names of lists, and no place on this machine."""
+    lists = recipe.input.urls or ((recipe.input.raw,) if recipe.input.raw else ())
+    sources = [files.basename(without_secrets(url).rstrip("/")) for url in lists]
+    card = config_to_dict(recipe.build.card)
+    card["title"] = card["title"] or sources[0].partition(".")[0] or "dataset"
+    obeyed = config_to_dict(recipe.fetch.obeyed)
+    return {
+        "card": card,
+        "sources": sources,
+        "fetched": recipe.input.raw is None,
+        "signals": [name for name, value in obeyed.items() if value is True],
+        "blocklist": bool(recipe.fetch.blocklist),
+        "unsafe_images": recipe.unsafe_images,
+        "build": settings,
+    }
 
 
 def _shown_recipe(decision: Decision) -> "ShownRecipe":
@@ -233,12 +348,26 @@ def _shown_recipe(decision: Decision) -> "ShownRecipe":
     return ShownRecipe(text=text, decided=decided)
 
 
+def recipe_of_img2dataset(arguments: str) -> str:
+    """Return an img2dataset command line as a recipe: YAML, with a comment for each flag that is not the same here.
+
+    Raises ValueError for what img2dataset, or a recipe, would not take.
+    """
+    from headrace.curation.fetch.img2dataset.flags import recipe_data
+
+    data, told = recipe_data(arguments)
+    build_config(Recipe, data)
+    notes = "".join(f"# --{flag}: {text}\n" for flag, text in told.items())
+    head = "# From the command line of img2dataset. What is not the same here:\n" if notes else ""
+    return head + notes + yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110)
+
+
 def _recipe_data(job: Job) -> dict[str, Any] | None:
     """Return the recipe of the last stage that finished, as it was understood; None if there is none."""
     url = files.join(job.url, "recipe.yaml")
     try:
         data = parse_yaml(files.read_bytes(url).decode())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the latter where tars are named, and no job
         return None
     if not isinstance(data, dict):
         raise ValueError(f"{url}: expected a mapping at the top, got {type(data).__name__}")

@@ -6,7 +6,7 @@ the ledger knows only the one that counts.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import duckdb
@@ -15,12 +15,14 @@ import pyarrow.compute as pc
 
 from headrace import files
 from headrace.curation.datasets import Explained, explain_dataset, shown_name
+from headrace.curation.forgotten import read_tombstones
 from headrace.curation.job import Job
-from headrace.curation.ledger import Decision, LedgerSummary, StepSummary, dataset_key, place_of_key
+from headrace.curation.ledger import Decision, LedgerSummary, StepSummary, dataset_key, held_captions, place_of_key
 from headrace.curation.nearest import Neighbour, neighbours
 from headrace.curation.raw.read import read_raw
 from headrace.curation.select.expression import Checker, open_evaluator
 from headrace.curation.select.load import Annotation, Inputs, row_columns, sql_types, with_facts_taken
+from headrace.curation.select.step import read_column
 from headrace.curation.select.steps import step_of
 from headrace.shards.commit import is_committed
 from headrace.shards.parquet import open_parquet, read_equal, read_table
@@ -42,6 +44,15 @@ class StepOutcome:
     duplicate_of: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class HeldCaption:
+    """One of several captions of a row that is kept."""
+
+    caption: str
+    uid: str
+    """Of the row that it comes from."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowStory:
     """Everything the job knows of one input row."""
@@ -56,6 +67,8 @@ class RowStory:
     """Of a row that is kept, the caption in the dataset."""
     caption_of: str | None
     """The uid of the row that this caption comes from; None: its own."""
+    captions: list[HeldCaption]
+    """Of a row that is kept with several captions, all of them; the first is `caption`."""
     input_file: str | None
     input_row: int | None
     raw_shard: str
@@ -76,6 +89,12 @@ class RowStory:
     build_message: str | None
     nearest: list[Neighbour]
     """Nearest kept row and evaluation images by PDQ; empty unless asked for."""
+    reused_from: str | None = None
+    """SOURCE#KEY of an image that an earlier job had."""
+    hashes: list[str] = field(default_factory=list)
+    """Those of `columns` that are hashes."""
+    decided_by: list[str] = field(default_factory=list)
+    """Those of `columns` that the step read which dropped the row."""
 
 
 def explain(
@@ -108,9 +127,13 @@ def _find(decision: Decision, query: str) -> list[dict[str, Any]]:
         if len(found) > 1:
             some = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
             raise ValueError(f"{query!r} is the start of {len(found)} uids: {some}; give more of it")
+    if not rows and "://" not in query:
+        rows = read_equal(table, {"url": query}).to_pylist()  # what the list has in its place: `n/a`
     if not rows:
         with open_parquet(table) as file:
             num_rows = file.num_rows
+        if read_tombstones(decision.job.url).has_row(query, query):
+            raise ValueError(f"{decision.job.url}: that row was taken down (headrace forget); nothing of it is kept")
         hint = f"; give at least {MIN_PREFIX} letters of a uid" if len(query) < MIN_PREFIX else ""
         raise ValueError(
             f"{decision.ledger.url}: no row with the uid, URL or key {query!r}; the ledger has {num_rows} rows{hint}"
@@ -144,7 +167,8 @@ def story_of(explained: Explained, row: dict[str, Any], *, nearest: bool = False
         **{name: row[name] for name in ("uid", "url", "input_file", "input_row", "raw_shard", "key", "kept")},
         caption=taken["caption"][0].as_py(),
         caption_of=row.get("caption_of"),
-        **{name: fetched[name] for name in ("status", "error_class", "error_message")},
+        captions=[HeldCaption(text, uid) for text, uid in held_captions(row)],
+        **{name: fetched[name] for name in ("status", "error_class", "error_message", "reused_from")},
         steps=_outcomes(summary, row, columns, taken),
         columns={name: _shown(taken[name][0].as_py()) for name in taken.column_names if name not in raw.column_names},
         out_shard=row["out_shard"],
@@ -154,7 +178,26 @@ def story_of(explained: Explained, row: dict[str, Any], *, nearest: bool = False
         build_reason=reason,
         build_message=message,
         nearest=neighbours(explained.decision, row) if nearest else [],
+        hashes=[field.name for field in columns.schema if pa.types.is_binary(field.type) or _is_fixed(field.type)],
+        decided_by=_decided_by(summary, row, columns.schema),
     )
+
+
+def _is_fixed(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_fixed_size_binary(kind))
+
+
+def _decided_by(summary: LedgerSummary, row: dict[str, Any], schema: pa.Schema) -> list[str]:
+    """Return the columns that the step read which dropped the row; none where it was kept, or the step is not known."""
+    step = next((step for step in summary.steps if step.name == row["step"]), None)
+    if step is None:
+        return []
+    with open_evaluator() as connection:
+        try:
+            read = step_of(step).prepare(Checker(connection, sql_types(connection, schema))).columns
+        except ValueError:  # columns of then that are not there now
+            return []
+    return [name for name in dict.fromkeys(map(read_column, read)) if name in schema.names]
 
 
 def _outcomes(summary: LedgerSummary, row: dict[str, Any], columns: pa.Table, taken: pa.Table) -> list[StepOutcome]:

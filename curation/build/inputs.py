@@ -13,23 +13,20 @@ from typing import Any
 
 import pyarrow as pa
 
-from headrace.curation.annotate.annotators import known_annotators
+from headrace.curation.annotate.annotators import hidden_columns, known_annotators
 from headrace.curation.annotate.tables import open_annotation
 from headrace.curation.job import Job
 from headrace.curation.ledger import Ledger
-from headrace.curation.raw.read import check_raw_tar, raw_tar_url, read_raw
+from headrace.curation.raw.read import check_raw_tar, read_raw, tar_of
 from headrace.curation.raw.record import Recorded
 from headrace.curation.raw.schema import STORED_COLUMNS, stored_sha256
-from headrace.shards.commit import is_committed
+from headrace.curation.raw.spans import image_spans
 from headrace.shards.errors import ShardError
 from headrace.shards.index import INDEX_SCHEMA
 from headrace.shards.parquet import ParquetReader, open_parquet, read_equal
 from headrace.shards.payloads import read_payloads
-from headrace.shards.tar import iterate_members
-from headrace.shards.windows import Windows
 
 FACE_BOXES = "face_boxes"
-_NO_IMAGE = {"txt", "json", "cls"}
 # Two shuffle windows of the default size.
 CACHED_SHARDS = 32
 
@@ -49,6 +46,10 @@ class KeptRow:
     """The uid of the row whose caption it takes; null: its own."""
     caption_facts: str | None = None
     """That caption, and the columns that follow from it, as JSON."""
+    captions_of: list[str] | None = None
+    """The uids of the rows whose captions it holds, where they are several."""
+    captions_facts: list[str] | None = None
+    """What `caption_facts` says, of each of these."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +108,11 @@ class ShardInputs:
             )
         return result
 
+    def hidden(self) -> list[str]:
+        """Return the columns of boxes to blur that its tables have, besides the faces."""
+        named = {field.name for schema in self.schemas for field in schema}
+        return [name for name in hidden_columns() if name != FACE_BOXES and name in named]
+
     def fields(self) -> dict[str, tuple[pa.Field, bool]]:
         """Return the columns that may be carried, and whether they are carried without being asked for."""
         result: dict[str, tuple[pa.Field, bool]] = {}
@@ -142,8 +148,9 @@ def load_raw_shard(
     Raises FileNotFoundError; ShardError if the files are not those that fetch finished. Clear the cache when a run
     begins, as the files may have changed.
     """
-    tar_url, recorded = raw_tar_url(job, name), check_raw_tar(job, name)
-    spans, damage = _image_spans(tar_url)
+    recorded = check_raw_tar(job, name)
+    tar_url = tar_of(recorded, name)
+    spans, damage = image_spans(tar_url)
     if damage and recorded.fixes_images:
         raise ShardError(f"{damage}; {recorded.advice}")
     raw = read_raw(job, name)
@@ -156,7 +163,7 @@ def load_raw_shard(
         name=name,
         tar_url=tar_url,
         spans=spans,
-        own=is_committed(job.raw, name),
+        own=recorded.own,
         recorded=recorded,
         damage=damage,
         schemas=tuple(schemas),
@@ -167,7 +174,7 @@ def load_raw_shard(
 
 def _read_annotation(annotator: str, folder: str, shard: str, columns: tuple[str, ...]) -> tuple[pa.Schema, pa.Table]:
     file = open_table(annotator, folder, shard)
-    wanted = {FACE_BOXES, *columns}
+    wanted = {*hidden_columns(), *columns}
     names = [item.name for item in file.schema if not pa.types.is_nested(item.type) or item.name in wanted]
     return file.schema, file.read(names)
 
@@ -180,17 +187,3 @@ def open_table(annotator: str, folder: str, shard: str) -> ParquetReader:
         raise FileNotFoundError(
             f"raw shard {shard} is not annotated by {annotator}, or no longer; run `headrace annotate` first"
         ) from error
-
-
-def _image_spans(tar_url: str) -> tuple[dict[str, tuple[int, int]], str]:
-    """Return where each key's image is, as far as the tar can be read, and what stopped that."""
-    spans: dict[str, tuple[int, int]] = {}
-    with Windows(tar_url) as windows:
-        try:
-            for member in iterate_members(windows):
-                key, _, extension = member.name.partition(".")
-                if extension.lower() not in _NO_IMAGE:
-                    spans.setdefault(key, (member.offset, member.size))
-        except ShardError as error:
-            return spans, str(error)
-    return spans, ""

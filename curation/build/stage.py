@@ -6,24 +6,28 @@ is still seen as another ledger's. Another decision can be built beside it under
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from headrace import files
-from headrace.config import config_to_dict
-from headrace.curation.build.config import BuildConfig
+from headrace.curation.build.card.about import CARD_NAMES, about_dataset, write_card
+from headrace.curation.build.config import BuildConfig, settings_of
 from headrace.curation.build.inputs import load_raw_shard, open_table
+from headrace.curation.build.labels import CLASSES, Labels, class_facts, find_labels, published_classes
 from headrace.curation.build.unit import MIN_JUDGED_ROWS, BuildUnit, build_unit, describe_failure
 from headrace.curation.datasets import shown_name
-from headrace.curation.job import Job
+from headrace.curation.job import Job, fence_of_owner
 from headrace.curation.ledger import Decision, check_ledger, digest_of, latest_decision
+from headrace.curation.part import Divided
 from headrace.curation.raw.read import check_raw_tar, read_raw
+from headrace.lease import Fence
 from headrace.shards.commit import committed, read_commit
 from headrace.shards.manifest import MANIFEST_NAME, SUMMARY_NAME
 from headrace.shards.parquet import read_equal, read_table
 from headrace.shards.units import EngineConfig, OnProgress, no_progress, run_units
-from headrace.shards.write import finish_dataset
+from headrace.shards.write import clear_leftovers, finish_dataset
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +35,11 @@ log = logging.getLogger(__name__)
 BUILD_VERSION = 1
 # Each holds one raw shard's tables.
 NUM_READERS = 4
+NUM_RECORD_READERS = 16
 # Of a job with fewer rows than a share can be judged by: one of its three rows may fail.
 SMALL_JOB_BUDGET = 0.5
+# Settings that stand for what build did before it had these keys.
+_BEFORE = {"encoding": "fixed", "upright": False, "blur_regions": True}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +75,8 @@ class Origin:
     """Where select places the rows; part of what each shard's commit record names."""
     recipe_digest: str
     """Written into the finished dataset."""
+    card: Mapping[str, Any] = field(default_factory=dict)
+    """What of the recipe the card tells."""
 
 
 def plan_build(
@@ -75,12 +84,14 @@ def plan_build(
 ) -> list[str]:
     """Return what `run_build` would do; with `select_first` after a run of select with this recipe."""
     dataset = job.dataset_named(config.dataset)
+    how = "at" if config.encoding == "fixed" else "as they were encoded, at most"
     lines = [
-        f"write {dataset}: {origin.placement['samples_per_shard']} samples a shard, shuffled within "
+        f"write {dataset}: {_shard_size(origin.placement)}, shuffled within "
         f"{origin.placement['shuffle_window']} raw shards; cut metadata",
-        f"blur faces, encode those images again at quality {config.jpeg_quality}"
+        f"blur faces, encode those images again {how} quality {config.jpeg_quality}"
         if config.blur_faces
         else "keep faces",
+        *_plan_images(config),
     ]
     there = committed(dataset)
     if there and start_over:
@@ -94,6 +105,8 @@ def plan_build(
             lines.append(f"would be refused: {_other_dataset(job, config.dataset, there)}")
         return [*lines, "rows and shards are what select will decide"]
     try:
+        if not start_over:
+            config = _as_begun(job, config, origin, decision)
         done = set() if start_over else _committed(job, config, _inputs_digest(config, origin, decision))
     except ValueError as error:
         return [*lines, f"would be refused: {error}"]
@@ -103,6 +116,26 @@ def plan_build(
         f"{summary.kept} rows in {summary.out_shards} shards, as ledger {decision.ledger.name} says; "
         f"{len(done)} of them are done",
     ]
+
+
+def _shard_size(placement: Mapping[str, int]) -> str:
+    size = f"{placement['samples_per_shard']} samples a shard"
+    most = placement.get("bytes_per_shard")
+    return f"at most {size} and {most} bytes of images as fetched" if most else size
+
+
+def _plan_images(config: BuildConfig) -> list[str]:
+    """Say how the images, captions and labels differ from what was fetched."""
+    side = "longest" if config.longest_side else "shortest" if config.shortest_side else ""
+    lines = [f"make images smaller until their {side} side has {config.longest_side or config.shortest_side} pixels"]
+    lines = lines if side else []
+    if config.format != "source":
+        lines.append(f"encode every image that is none as {config.format}")
+    if config.chooses_captions:
+        lines.append(f"caption: the first of {', '.join(config.caption)} that has a text")
+    if config.labels.column:
+        lines.append(f"label: column {config.labels.column}")
+    return lines
 
 
 def run_build(
@@ -119,29 +152,26 @@ def run_build(
     Raises ValueError if the dataset there was built from another ledger (unless `start_over`), or nothing is kept.
     """
     load_raw_shard.cache_clear()
-    name, dataset = config.dataset, job.dataset_named(config.dataset)
-    decision = latest_decision(job, origin.decided_by)
-    if not decision.summary.kept:
-        raise ValueError(
-            f"{decision.ledger.url}: the recipe keeps none of {decision.summary.rows} rows; "
-            "see the funnel: headrace report"
-        )
-    check_ledger(decision)
-    if start_over:
-        if committed(dataset):
-            _check_inputs(decision)
-        remove_dataset(job, name)
+    name, dataset, fence = config.dataset, job.dataset_named(config.dataset), fence_of_owner(job)
+    decision = _decision(job, origin)
+    fence.check()
+    _begin(job, config, decision, start_over=start_over)
+    config = _as_begun(job, config, origin, decision)
     inputs = _inputs_digest(config, origin, decision)
     done = _committed(job, config, inputs)
-    for part in ("", "shards", "commits"):
-        files.remove_leftovers(files.join(dataset, part))
-    files.remove_leftovers(job.build_failures(name))
     names = out_shards(decision)
-    units = [_unit(decision, config, inputs, shard) for shard in names if shard not in done]
+    labels = _labels(job, config, decision, done)
+    units = [_unit(decision, config, inputs, shard, labels, fence) for shard in names if shard not in done]
     log.info("ledger %s: %d shards, %d of them are done already", decision.ledger.name, len(names), len(done))
-    run_units(build_unit, units, engine, on_progress)
+    run_units(build_unit, units, engine, on_progress, quarantine=job.quarantine("build"))
+    fence.check()
+    files.remove_leftovers(job.build_failures(config.dataset))  # of a machine that was lost meanwhile
+    job.quarantine("build").empty()
     _remove_strays(job, name, names)
-    records = [read_commit(dataset, shard) for shard in names]
+    with ThreadPoolExecutor(NUM_RECORD_READERS) as readers:
+        records = list(readers.map(lambda shard: read_commit(dataset, shard), names))
+    if any(record.get("inputs") != inputs for record in records):
+        raise ValueError(_other_dataset(job, name, names))
     built = BuildSummary(
         dataset=shown_name(name),
         failures=job.build_failures(name).removeprefix(f"{job.url}/"),
@@ -152,8 +182,68 @@ def run_build(
         num_failed=sum(record["num_failed"] for record in records),
     )
     _check_budget(job, config, built, names)
-    finish_dataset(dataset, recipe_digest=origin.recipe_digest, facts={"ledger": decision.summary.digest})
+    fence.check()
+    write_card(dataset, about_dataset(decision, origin.card, classes=labels.classes if labels else ()))
+    finish_dataset(
+        dataset, recipe_digest=origin.recipe_digest, facts={"ledger": decision.summary.digest, **class_facts(labels)}
+    )
     return built
+
+
+def divide_build(
+    job: Job,
+    config: BuildConfig,
+    origin: Origin,
+    *,
+    engine: EngineConfig,
+    on_progress: OnProgress = no_progress,
+    start_over: bool = False,
+) -> Divided:
+    """Return build as units, one an output shard of the recipe's ledger."""
+    decision = _decision(job, origin)
+
+    def begun() -> tuple[BuildConfig, str]:
+        as_begun = _as_begun(job, config, origin, decision)
+        return as_begun, _inputs_digest(as_begun, origin, decision)
+
+    def done() -> set[str]:
+        return _committed(job, *begun())
+
+    def prepare() -> None:
+        _begin(job, config, decision, start_over=start_over)
+        done()  # refuses the dataset of another ledger
+
+    def run(names: Sequence[str], fence: Fence) -> None:
+        load_raw_shard.cache_clear()
+        as_begun, inputs = begun()
+        labels = _labels(job, as_begun, decision, _committed(job, as_begun, inputs))
+        units = [_unit(decision, as_begun, inputs, name, labels, fence) for name in names]
+        run_units(build_unit, units, engine, on_progress, quarantine=job.quarantine("build"))
+
+    return Divided(prepare=prepare, units=lambda: out_shards(decision), done=done, run=run, starts_over=start_over)
+
+
+def _decision(job: Job, origin: Origin) -> Decision:
+    """Return the recipe's ledger. Raises ValueError if it is damaged or keeps nothing."""
+    decision = latest_decision(job, origin.decided_by)
+    if not decision.summary.kept:
+        raise ValueError(
+            f"{decision.ledger.url}: the recipe keeps none of {decision.summary.rows} rows; "
+            f"see the funnel: headrace report {job.url}"
+        )
+    check_ledger(decision)
+    return decision
+
+
+def _begin(job: Job, config: BuildConfig, decision: Decision, *, start_over: bool) -> None:
+    """Remove what killed runs left; with `start_over` the dataset that is there."""
+    dataset = job.dataset_named(config.dataset)
+    if start_over:
+        if committed(dataset):
+            _check_inputs(decision)
+        remove_dataset(job, config.dataset)
+    clear_leftovers(dataset, "shards", "commits")
+    files.remove_leftovers(job.build_failures(config.dataset))
 
 
 def _check_budget(job: Job, config: BuildConfig, built: BuildSummary, names: list[str]) -> None:
@@ -198,19 +288,40 @@ def out_shards(decision: Decision) -> list[str]:
 def remove_dataset(job: Job, name: str) -> None:
     """Remove a dataset and build's failures; what makes them count goes first, the commits last."""
     dataset = job.dataset_named(name)
-    for file in (SUMMARY_NAME, MANIFEST_NAME):
+    for file in (SUMMARY_NAME, MANIFEST_NAME, *CARD_NAMES):
         files.remove(files.join(dataset, file))
-    for folder in (files.join(dataset, "shards"), job.build_failures(name), files.join(dataset, "commits")):
+    parts = [files.join(dataset, part) for part in ("shards", "forgotten", "commits")]
+    for folder in (parts[0], job.build_failures(name), *parts[1:]):
         for file in files.list_names(folder):
             files.remove(files.join(folder, file))
 
 
 def _inputs_digest(config: BuildConfig, origin: Origin, decision: Decision) -> str:
     # The placement was part of these settings before it had a key of its own: datasets of that time stay valid.
-    settings = {**config_to_dict(config), **origin.placement}
+    settings = {**settings_of(config), **origin.placement}
+    # Keys that did not exist, where they say what was done before they did.
+    for name, before in _BEFORE.items():
+        if settings[name] == before:
+            del settings[name]
     # The budget decides whether a run stops, the name where it writes; never what.
     del settings["failure_budget"], settings["dataset"]
+    settings.pop("card", None)
     return digest_of({"ledger": decision.summary.digest, "build": settings, "version": BUILD_VERSION})
+
+
+def _as_begun(job: Job, config: BuildConfig, origin: Origin, decision: Decision) -> BuildConfig:
+    """Return the config that a dataset of before was begun with, if it is there and only keys since then differ."""
+    before = replace(config, encoding="fixed", upright=False)
+    names = committed(job.dataset_named(config.dataset))
+    if not names or before == config:
+        return config
+    begun = read_commit(job.dataset_named(config.dataset), names[0]).get("inputs")
+    if begun != _inputs_digest(before, origin, decision):
+        return config
+    log.info(
+        "%s was begun before build.encoding and build.upright: it goes on without", job.dataset_named(config.dataset)
+    )
+    return before
 
 
 def _committed(job: Job, config: BuildConfig, inputs: str) -> set[str]:
@@ -224,6 +335,23 @@ def _committed(job: Job, config: BuildConfig, inputs: str) -> set[str]:
     return set(names)
 
 
+def _labels(job: Job, config: BuildConfig, decision: Decision, done: Set[str]) -> Labels | None:
+    """Return how rows get their labels: numbers mean what they mean in the shards that are done.
+
+    Raises ValueError if a take-down has left an unfinished dataset without a class that its shards count.
+    """
+    dataset = job.dataset_named(config.dataset)
+    labels = find_labels(decision, config.labels, published=published_classes(dataset) if done else ())
+    if labels is not None:
+        for name in sorted(done)[:1]:
+            if read_commit(dataset, name).get(CLASSES, labels.digest) != labels.digest:
+                raise ValueError(
+                    f"{dataset} was begun with other classes than build.labels.column {config.labels.column} has now, "
+                    "after a take-down; build it again with --start-over, or name build.labels.classes"
+                )
+    return labels
+
+
 def _other_dataset(job: Job, dataset: str, names: list[str]) -> str:
     return (
         f"{job.dataset_named(dataset)} was built from another ledger or with other build settings ({len(names)} shards "
@@ -231,7 +359,9 @@ def _other_dataset(job: Job, dataset: str, names: list[str]) -> str:
     )
 
 
-def _unit(decision: Decision, config: BuildConfig, inputs: str, name: str) -> BuildUnit:
+def _unit(
+    decision: Decision, config: BuildConfig, inputs: str, name: str, labels: Labels | None, fence: Fence
+) -> BuildUnit:
     return BuildUnit(
         name=name,
         job=decision.job.url,
@@ -240,7 +370,10 @@ def _unit(decision: Decision, config: BuildConfig, inputs: str, name: str) -> Bu
         annotations=tuple(sorted(decision.annotation_folders().items())),
         config=config,
         takes_captions=any(step.details.get("captions_taken") for step in decision.summary.steps),
+        merges_captions=decision.summary.merges_captions,
+        labels=labels,
         inputs_digest=inputs,
+        fence=fence,
     )
 
 

@@ -8,18 +8,21 @@ says.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from headrace import files
+from headrace.curation.build.captions import ALL_CAPTIONS, CAPTION_OF, CAPTIONS, all_captions
 from headrace.curation.build.clean import clean_image
 from headrace.curation.build.config import BuildConfig
-from headrace.curation.build.inputs import KeptRow, ShardInputs, load_raw_shard, read_kept
+from headrace.curation.build.inputs import FACE_BOXES, KeptRow, ShardInputs, load_raw_shard, read_kept
+from headrace.curation.build.labels import CLASSES, LABELS, Labels
 from headrace.curation.job import Job
-from headrace.curation.ledger import Ledger, dataset_key
+from headrace.curation.ledger import Ledger, dataset_key, held_captions
+from headrace.lease import NO_FENCE, Fence
 from headrace.shards.commit import is_committed
 from headrace.shards.errors import ShardError
 from headrace.shards.heartbeat import beat, expect
@@ -41,7 +44,9 @@ FAILURES_SCHEMA = pa.schema(
 
 BUILT_FIELDS = pa.schema([("faces_blurred", pa.int16()), ("reencoded", pa.bool_())])
 
-CAPTION_OF = pa.field("caption_of", pa.string())
+REGIONS_BLURRED = pa.field("regions_blurred", pa.int16())
+CAPTION_CHOSEN = pa.schema([("caption_from", pa.string()), ("caption_listed", pa.string())])
+"""Where captions may come from several columns: which it is, and the one of the list."""
 
 # One read of payloads holds at most this much, so that memory does not grow with the shard.
 READ_BYTES = 64 << 20
@@ -65,8 +70,14 @@ class BuildUnit:
     config: BuildConfig
     takes_captions: bool
     """True if rows of this ledger have the captions of others: the index then says whose."""
+    merges_captions: bool = False
+    """True if rows of this ledger may have several captions: the index then holds them all."""
+    labels: Labels | None = None
+    """How samples get their labels; None: the column `label` has them, if any."""
     inputs_digest: str
     """Of the ledger and the settings: shards of another digest must not stand beside this one."""
+    fence: Fence = NO_FENCE
+    """Asked before each file is put in its place."""
 
 
 class RowError(ValueError):
@@ -86,13 +97,14 @@ def build_unit(unit: BuildUnit) -> None:
     rows = read_kept(Ledger(unit.ledger), unit.name)
     expect(rows=len(rows))
     names = sorted({row.raw_shard for row in rows})
-    shards = {name: load_raw_shard(job, name, unit.annotations, unit.config.columns) for name in names}
+    shards = {name: load_raw_shard(job, name, unit.annotations, unit.config.read) for name in names}
     fields = _carried_fields(unit, next(iter(shards.values())))
     failures: list[dict[str, Any]] = []
-    samples = _samples(unit, rows, shards, fields, failures)
-    record = write_shard_files(dataset, unit.name, samples, _schema(unit, fields))
+    samples, schema = _samples(unit, rows, shards, fields, failures), _schema(unit, fields, next(iter(shards.values())))
+    record = write_shard_files(dataset, unit.name, samples, schema, fence=unit.fence)
     _check_budget(unit, len(rows), failures)
     table = parquet_bytes(pa.Table.from_pylist(failures, schema=FAILURES_SCHEMA))
+    unit.fence.check()
     files.write_atomic(files.join(job.build_failures(unit.config.dataset), f"{unit.name}.parquet"), table)
     facts = {
         "inputs": unit.inputs_digest,
@@ -100,11 +112,18 @@ def build_unit(unit: BuildUnit) -> None:
         "num_failed": len(failures),
         "failures_sha256": hashlib.sha256(table).hexdigest(),
     }
+    if unit.labels is not None and unit.labels.classes:
+        facts[CLASSES] = unit.labels.digest
+    unit.fence.check()
     commit_shard(dataset, unit.name, {**record, **facts})
 
 
-def _schema(unit: BuildUnit, fields: list[pa.Field]) -> pa.Schema:
-    return pa.schema([*fields, *BUILT_FIELDS, *((CAPTION_OF,) if unit.takes_captions else ())])
+def _schema(unit: BuildUnit, fields: list[pa.Field], shard: ShardInputs) -> pa.Schema:
+    regions = (REGIONS_BLURRED,) if unit.config.blur_regions and shard.hidden() else ()
+    taken = (*((CAPTION_OF,) if unit.takes_captions else ()), *(ALL_CAPTIONS if unit.merges_captions else ()))
+    chosen = CAPTION_CHOSEN if unit.config.chooses_captions else ()
+    several = (LABELS,) if unit.labels is not None and unit.labels.several else ()
+    return pa.schema([*fields, *BUILT_FIELDS, *regions, *taken, *chosen, *several])
 
 
 def _samples(
@@ -165,11 +184,14 @@ def _sample(unit: BuildUnit, row: KeptRow, shard: ShardInputs, payload: bytes | 
     sha256, stored = hashlib.sha256(payload).hexdigest(), shard.stored_sha256(row.key, facts)
     if stored is not None and stored != sha256:
         raise _of_tar(shard, row, "sha256", f"sha256 is {sha256}, the tables say {stored}")
-    boxes = facts.get("face_boxes") if unit.config.blur_faces else []
-    if boxes is None:
-        raise RowError("image", "no faces were looked for in it, as it did not decode")
+    faces = facts.get(FACE_BOXES) if unit.config.blur_faces else []
+    regions = [facts.get(name) for name in shard.hidden()] if unit.config.blur_regions else []
+    if faces is None or any(boxes is None for boxes in regions):
+        what = "faces were" if faces is None else "region was"
+        raise RowError("image", f"no {what} looked for in it, as it did not decode")
+    boxes = [*faces, *(box for found in regions for box in found or ())]
     try:
-        image = clean_image(payload, face_boxes=boxes, quality=unit.config.jpeg_quality)
+        image = clean_image(payload, face_boxes=boxes, config=unit.config)
     except ValueError as error:
         raise RowError("image", str(error)) from error
     columns = {
@@ -179,13 +201,43 @@ def _sample(unit: BuildUnit, row: KeptRow, shard: ShardInputs, payload: bytes | 
         "label": facts.get("label"),
         "sha256": facts.get("sha256") or sha256,
         "orientation": image.header.orientation,
-        **{field.name: _plain(facts.get(field.name), field.type) for field in fields},
-        "faces_blurred": len(boxes),
+        **{field.name: plain_value(facts.get(field.name), field.type) for field in fields},
+        "faces_blurred": len(faces),
         "reencoded": image.reencoded,
     }
+    if regions:
+        columns[REGIONS_BLURRED.name] = len(boxes) - len(faces)
     if unit.takes_captions:
         columns["caption_of"] = row.caption_of
-    return Sample(dataset_key(unit.name, row.out_index), image.data, image.extension, columns)
+    columns |= _caption(unit.config, facts) | _labels(unit.labels, facts)
+    if unit.merges_captions:
+        columns |= all_captions(columns, held_captions(asdict(row)), unit.config.caption)
+    key, lists = dataset_key(unit.name, row.out_index), in_json(merges=unit.merges_captions)
+    return Sample(key, image.data, image.extension, columns, in_json=lists)
+
+
+def in_json(*, merges: bool) -> tuple[str, ...]:
+    """Return the columns of lists that stand in the samples' JSON, of a dataset that holds several captions or not."""
+    return (LABELS.name, CAPTIONS) if merges else (LABELS.name,)
+
+
+def _caption(config: BuildConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the chosen caption, and where it comes from; nothing where there is no choice."""
+    if not config.chooses_captions:
+        return {}
+    chosen = next((name for name in config.caption if isinstance(facts.get(name), str) and facts[name].strip()), None)
+    caption = None if chosen is None else facts[chosen]
+    return {"caption": caption, "caption_from": chosen, "caption_listed": facts.get("caption")}
+
+
+def _labels(labels: Labels | None, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the labels. Raises RowError for a name that is no class."""
+    if labels is None:
+        return {}
+    try:
+        return labels.columns(facts.get(labels.config.column))
+    except ValueError as error:
+        raise RowError("label", str(error)) from error
 
 
 def _of_tar(shard: ShardInputs, row: KeptRow, reason: str, message: str) -> ValueError:
@@ -198,7 +250,8 @@ def _of_tar(shard: ShardInputs, row: KeptRow, reason: str, message: str) -> Valu
     return RowError(reason, message)
 
 
-def _plain(value: Any, kind: pa.DataType) -> Any:
+def plain_value(value: Any, kind: pa.DataType) -> Any:
+    """Return a value of a column as the samples' JSON has it."""
     # The shortest decimal that is the same float32: 0.3, not 0.30000001192092896, in the samples' JSON.
     if isinstance(value, float) and kind == pa.float32():
         return float(str(np.float32(value)))
@@ -213,15 +266,28 @@ def _failure(row: KeptRow, error: RowError) -> dict[str, Any]:
 def _carried_fields(unit: BuildUnit, shard: ShardInputs) -> list[pa.Field]:
     """Return the extra columns of the index: every scalar annotation, and what the recipe asks for by name."""
     label = next((schema.field("label").type for schema in shard.schemas if "label" in schema.names), pa.int64())
-    if not pa.types.is_integer(label):
+    if unit.labels is None and not pa.types.is_integer(label):
         raise ValueError(
             f"the carried column label is of type {label}; the index holds whole numbers: rename the column"
         )
-    known = shard.fields()
-    unknown = [name for name in unit.config.columns if name not in known and name not in INDEX_SCHEMA.names]
+    known, wanted = shard.fields(), unit.config.carried
+    unknown = [name for name in wanted if name not in known and name not in INDEX_SCHEMA.names]
     if unknown:
-        raise ValueError(f"build.columns: no column {', '.join(unknown)}; known columns: {', '.join(sorted(known))}")
-    return [field for name, (field, standard) in known.items() if standard or name in unit.config.columns]
+        raise ValueError(f"build: no column {', '.join(unknown)}; known columns: {', '.join(sorted(known))}")
+    found = [field for name, (field, standard) in known.items() if standard or name in wanted]
+    taken = [field.name for field in found if unit.merges_captions and field.name in ALL_CAPTIONS.names]
+    if taken:
+        raise ValueError(
+            f"build: a column {taken[0]} is carried, and captions are merged into one of that name: rename it"
+        )
+    for name in unit.config.caption:
+        if name in known and not _is_text(known[name][0].type):
+            raise ValueError(f"build.caption: column {name} is of type {known[name][0].type}, and no text")
+    return found
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _check_budget(unit: BuildUnit, num_rows: int, failures: list[dict[str, Any]]) -> None:

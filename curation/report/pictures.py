@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from headrace.curation.build.blur import blur_boxes
+from headrace.curation.blur import blur_boxes
 from headrace.curation.build.inputs import load_raw_shard
 from headrace.curation.ledger import Decision, dataset_key
 from headrace.curation.select.steps import step_of
@@ -31,11 +31,13 @@ THUMBNAIL_QUALITY = 80
 
 @dataclass(frozen=True, slots=True)
 class Thumbnail:
-    """A picture that may be shown, and the caption and URL that came with it."""
+    """A picture that may be shown, and the captions and URL that came with it."""
 
     data: bytes
     caption: str
     url: str
+    more: tuple[str, ...] = ()
+    """Captions behind the first."""
 
 
 def thumbnail(pixels: NDArray[np.uint8], pixels_per_side: int) -> bytes:
@@ -50,24 +52,39 @@ def thumbnail(pixels: NDArray[np.uint8], pixels_per_side: int) -> bytes:
 class Pictures:
     """Finds thumbnails of ledger rows and of dataset rows; None for what may not or cannot be shown."""
 
-    def __init__(self, decision: Decision, dataset: Dataset | None, pixels_per_side: int) -> None:
+    def __init__(
+        self, decision: Decision | None, dataset: Dataset | None, pixels_per_side: int, *, all_shown: bool = False
+    ) -> None:
+        """Take what there is; `all_shown` shows pictures whose faces nobody looked for, too."""
         load_raw_shard.cache_clear()
         _index.cache_clear()
-        self._job = decision.job
-        self._steps = {step.name: step_of(step) for step in decision.summary.steps}
-        self._annotations = tuple(decision.annotation_folders().items())
+        self._job = None if decision is None else decision.job
+        self._steps = {} if decision is None else {step.name: step_of(step) for step in decision.summary.steps}
+        self._annotations = () if decision is None else tuple(decision.annotation_folders().items())
         self._dataset = dataset
         self._pixels_per_side = pixels_per_side
+        self._all_shown = all_shown
         self._shard_numbers = {shard.name: number for number, shard in enumerate(dataset.shards)} if dataset else {}
 
     def of_ledger_row(self, row: Mapping[str, Any]) -> Thumbnail | None:
         """Return the thumbnail of a ledger row: as published if it was, from the raw shard if it was dropped."""
         if row["kept"]:
-            return self.of_sample(row["out_shard"], dataset_key(row["out_shard"], row["out_index"]))
+            key = row["out_key"] if "out_key" in row else dataset_key(row["out_shard"], row["out_index"])
+            return self.of_sample(row["out_shard"], key)
         step = self._steps.get(row["step"])
         if step is None or not step.shows_dropped:
             return None
         return self._of_raw(row["raw_shard"], row["key"])
+
+    def of_any_row(self, row: Mapping[str, Any]) -> Thumbnail | None:
+        """Return the thumbnail of a row from its raw shard, so that rows beside each other are read together."""
+        if "out_key" in row:
+            return self.of_sample(row["out_shard"], row["out_key"])
+        step = self._steps.get(row["step"])
+        if row["step"] is not None and (step is None or not step.shows_dropped):
+            return None
+        found = self._of_raw(row["raw_shard"], row["key"])
+        return self.of_ledger_row(row) if found is None and row["kept"] else found
 
     def of_sample(self, shard: str, key: str) -> Thumbnail | None:
         """Return the thumbnail of one sample of the dataset."""
@@ -79,7 +96,8 @@ class Pictures:
             return None
         row = table.slice(places[key], 1).to_pylist()[0]
         # A dataset built without blurring, or without looking for faces, is published that way, but not shown here.
-        if row.get("num_faces") is None or row["num_faces"] > (row.get("faces_blurred") or 0):
+        known = row.get("num_faces") is not None and row["num_faces"] <= (row.get("faces_blurred") or 0)
+        if not known and not self._all_shown:
             return None
         url = self._dataset.tar_url(number)
         try:
@@ -93,26 +111,31 @@ class Pictures:
         return self._made(pixels, row)
 
     def _of_raw(self, shard: str, key: str) -> Thumbnail | None:
+        if self._job is None:
+            return None
         try:
             raw = load_raw_shard(self._job, shard, self._annotations)
         except FileNotFoundError:
             # Raw tars are often deleted once the dataset is built; the numbers need none of them.
             return None
         facts = raw.facts(key)
-        if facts is None or facts.get("face_boxes") is None:
+        if facts is None or (facts.get("face_boxes") is None and not self._all_shown):
             return None
         if not all(step.may_show(facts) for step in self._steps.values()):
             return None
         try:
             (data,) = raw.read([key])
-            pixels = blur_boxes(decode_rgb(data or b""), facts["face_boxes"])
+            boxes = [box for name in ("face_boxes", *raw.hidden()) for box in facts.get(name) or ()]
+            pixels = blur_boxes(decode_rgb(data or b""), boxes)
         except (ValueError, ShardError):
             return None
         return self._made(pixels, facts)
 
     def _made(self, pixels: NDArray[np.uint8], facts: Mapping[str, Any]) -> Thumbnail:
         data = thumbnail(pixels, self._pixels_per_side)
-        return Thumbnail(data, facts.get("caption") or "", facts.get("url") or "")
+        held = facts.get("captions")
+        more = tuple(text for text in held[1:] if isinstance(text, str)) if isinstance(held, list) else ()
+        return Thumbnail(data, facts.get("caption") or "", facts.get("url") or "", more)
 
 
 @lru_cache(maxsize=8)

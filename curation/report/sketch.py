@@ -7,7 +7,7 @@ bins for the eye only at the end, when its quantiles are known.
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,29 +72,30 @@ class Histogram:
 
     def as_dict(self) -> dict[str, Any]:
         """Return display bins: edges, and counts before and after; values beyond the ends are in the end bins."""
-        edges = self.scale.edges()
         total = int(self.before.sum())
         if not total or self.scale.low == self.scale.high:
             value = None if not total else self.scale.low
             return {"edges": [], "before": [], "after": [], "missing": self.missing, "constant": value}
-        cumulative = np.cumsum(self.before)
-        first = int(np.searchsorted(cumulative, TAIL * total, "right"))
-        last = int(np.searchsorted(cumulative, (1 - TAIL) * total))
-        shown = _display_edges(
-            float(edges[first]),
-            float(edges[last + 1]),
-            integral=self.integral,
-            num_bins=min(NUM_BINS, max(10, 2 * math.isqrt(total))),
-        )
-        centres = (edges[:-1] + edges[1:]) / 2
-        places = np.clip(np.searchsorted(shown, centres, "right") - 1, 0, len(shown) - 2)
-        return {
-            "edges": [float(f"{edge:.6g}") for edge in shown],
-            "before": np.bincount(places, self.before, len(shown) - 1).astype(int).tolist(),
-            "after": np.bincount(places, self.after, len(shown) - 1).astype(int).tolist(),
-            "missing": self.missing,
-            "constant": None,
-        }
+        shown, (before, after) = binned(self, [self.before, self.after])
+        return {"edges": shown, "before": before, "after": after, "missing": self.missing, "constant": None}
+
+
+def binned(histogram: Histogram, layers: Sequence[NDArray[np.int64]]) -> tuple[list[float], list[list[int]]]:
+    """Return bins for the eye, cut by the quantiles of the first layer, and the counts of each layer of fine bins."""
+    edges, total = histogram.scale.edges(), int(layers[0].sum())
+    cumulative = np.cumsum(layers[0])
+    first = int(np.searchsorted(cumulative, TAIL * total, "right"))
+    last = int(np.searchsorted(cumulative, (1 - TAIL) * total))
+    shown = _display_edges(
+        float(edges[first]),
+        float(edges[last + 1]),
+        integral=histogram.integral,
+        num_bins=min(NUM_BINS, max(10, 2 * math.isqrt(total))),
+    )
+    centres = (edges[:-1] + edges[1:]) / 2
+    places = np.clip(np.searchsorted(shown, centres, "right") - 1, 0, len(shown) - 2)
+    counts = [np.bincount(places, layer, len(shown) - 1).astype(int).tolist() for layer in layers]
+    return [float(f"{edge:.6g}") for edge in shown], counts
 
 
 def _display_edges(low: float, high: float, *, integral: bool, num_bins: int) -> Floats:

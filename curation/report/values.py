@@ -16,11 +16,11 @@ from headrace.curation.ledger import Decision, StepSummary, ledger_by_shard
 from headrace.curation.raw.read import read_raw
 from headrace.curation.report.tables import read_annotations
 from headrace.curation.select.expression import Checker, open_evaluator
-from headrace.curation.select.load import sql_types, with_facts_taken
+from headrace.curation.select.load import sql_types, visible_columns, with_facts_taken
 from headrace.curation.select.step import Cut
 from headrace.curation.select.steps import step_of
 
-_LEDGER = ["uid", "raw_shard", "key", "kept", "step", "duplicate_of", "out_shard", "out_index", "caption_facts"]
+_LEDGER = ["uid", "url", "raw_shard", "key", "kept", "step", "duplicate_of", "out_shard", "out_index", "caption_facts"]
 
 
 def cuts_of(step: StepSummary) -> tuple[Cut, ...]:
@@ -28,9 +28,8 @@ def cuts_of(step: StepSummary) -> tuple[Cut, ...]:
     return step_of(step).cuts(step.threshold)
 
 
-def kept_values(decision: Decision, steps: list[StepSummary]) -> Iterator[tuple[str, pa.Table]]:
-    """Yield (step, kept rows of one raw shard with their `value`), shard by shard."""
-    texts = {step.name: cuts[0].expression for step in steps if (cuts := cuts_of(step))}
+def kept_values(decision: Decision, texts: Mapping[str, str]) -> Iterator[tuple[str, pa.Table]]:
+    """Yield (name, kept rows of one raw shard with the `value` of its text), shard by shard; null where it has none."""
     if not texts:
         return
     folders = decision.annotation_folders()
@@ -41,8 +40,9 @@ def kept_values(decision: Decision, steps: list[StepSummary]) -> Iterator[tuple[
                 continue
             facts = facts_taken(kept)
             raw, annotated = read_raw(decision.job, shard), read_annotations(folders, shard)
-            columns = _columns(with_taken(raw, facts), with_taken(annotated, facts), kept["key"])
+            columns = joined(with_taken(raw, facts), with_taken(annotated, facts), kept["key"])
             checker = Checker(evaluator, sql_types(evaluator, columns.schema))
+            kept = kept.append_column("caption", columns["caption"])
             for name, text in texts.items():
                 yield name, kept.append_column("value", _values(evaluator, checker, columns, text))
 
@@ -68,14 +68,14 @@ def with_cut_values(
     missing = [text for text in texts if text not in annotated.column_names]
     if not missing:
         return annotated
-    columns = _columns(raw, annotated, annotated["key"])
+    columns = joined(raw, annotated, annotated["key"])
     checker = Checker(evaluator, sql_types(evaluator, columns.schema))
     for text in missing:
         annotated = annotated.append_column(text, _values(evaluator, checker, columns, text))
     return annotated
 
 
-def _columns(raw: pa.Table, annotated: pa.Table, keys: pa.ChunkedArray) -> pa.Table:
+def joined(raw: pa.Table, annotated: pa.Table, keys: pa.ChunkedArray) -> pa.Table:
     """Return the columns of the rows with these keys, in their order, annotations before raw ones."""
     result: dict[str, pa.ChunkedArray] = {}
     for table in (annotated, raw):
@@ -83,7 +83,10 @@ def _columns(raw: pa.Table, annotated: pa.Table, keys: pa.ChunkedArray) -> pa.Ta
         for name in rows.column_names:
             if name.lower() not in {known.lower() for known in result}:
                 result[name] = rows[name]
-    return pa.table(result)
+    table = pa.table(result)
+    # The evaluator is the database, which knows no half floats.
+    held = visible_columns([table.schema])
+    return table.select(held.names).cast(held)
 
 
 def _values(connection: duckdb.DuckDBPyConnection, checker: Checker, columns: pa.Table, text: str) -> pa.Array:

@@ -114,6 +114,8 @@ def rows_of(number: int) -> dict[str, Any]:
         "unsafe_image_score": 0.9 if number == 5 else 0.1,
         "num_faces": int(has_face),
         "face_boxes": [FACE] if has_face else [],
+        "num_regions": int(number % 4 == 1),
+        "region_boxes": [[0.0, 0.7, 0.3, 1.0]] if number % 4 == 1 else [],
     }
 
 
@@ -130,6 +132,7 @@ def _table(rows: list[dict[str, Any]], types: dict[str, pa.DataType]) -> pa.Tabl
     return pa.table({name: pa.array([row[name] for row in rows], kind) for name, kind in types.items()})
 
 
+REGION_TYPES = {"num_regions": pa.int16(), "region_boxes": pa.list_(pa.list_(pa.float32()))}
 STEP_SETTINGS: dict[str, dict[str, Any]] = {
     "unsafe": {"image_threshold": 0.5, "text_threshold": None},
     "rule": {"name": "rule", "keep": "true"},
@@ -137,7 +140,7 @@ STEP_SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def _write_raw(job: Job, shard: int, rows: list[dict[str, Any]]) -> None:
+def _write_raw(job: Job, shard: int, rows: list[dict[str, Any]], regions: bool) -> None:
     folder = Path(job.raw)
     folder.mkdir(parents=True, exist_ok=True)
     with ShardWriter(folder / f"{shard:05d}.tar") as writer:
@@ -148,7 +151,7 @@ def _write_raw(job: Job, shard: int, rows: list[dict[str, Any]]) -> None:
     pq.write_table(_table(rows, RAW_TYPES), folder / f"{shard:05d}.parquet")
     (folder / f"{shard:05d}_stats.json").write_text(json.dumps({"count": len(rows), "successes": len(rows)}))
     commit(job.raw, f"{shard:05d}", {"rows": len(rows)})
-    for name, types in ANNOTATION_TYPES.items():
+    for name, types in (ANNOTATION_TYPES | ({"regions": REGION_TYPES} if regions else {})).items():
         target = job.annotations(name, "0123456789abcdef")
         succeeded = [row for row in rows if row["status"] == "success"]
         write_annotations(target, f"{shard:05d}", _table(succeeded, {"key": pa.string(), **types}), {})
@@ -173,7 +176,7 @@ def _decision(row: dict[str, Any], number: int) -> dict[str, Any]:
     return {**nothing, "kept": True, "step": None}
 
 
-def write_job_ledger(recipe: Recipe, *, drop: tuple[int, ...] = ()) -> None:
+def write_job_ledger(recipe: Recipe, *, drop: tuple[int, ...] = (), regions: bool = False) -> None:
     """Write the ledger of the small job; `drop` drops more rows, which makes it another ledger."""
     job, samples_per_shard = Job(recipe.job), recipe.placement.samples_per_shard
     rows = [rows_of(number) for number in range(RAW_SHARDS * ROWS_PER_SHARD)]
@@ -216,7 +219,7 @@ def write_job_ledger(recipe: Recipe, *, drop: tuple[int, ...] = ()) -> None:
         kept=len(kept),
         out_shards=-(-len(kept) // samples_per_shard),
         samples_per_shard=samples_per_shard,
-        annotations={name: f"{name}-01234567" for name in ANNOTATION_TYPES},
+        annotations={name: f"{name}-01234567" for name in (*ANNOTATION_TYPES, *(("regions",) if regions else ()))},
         steps=steps,
     )
     write_summary(place, summary)
@@ -228,20 +231,20 @@ def make_job(tmp_path: Path) -> Callable[..., Recipe]:
     """Return a function that writes the small job into a folder and returns its recipe."""
 
     def make(name: str = "job", *, workers: int = 0, **build: Any) -> Recipe:
-        job = Job(str(tmp_path / name))
+        job, regions = Job(str(tmp_path / name)), bool(build.pop("regions", False))
         for shard in range(RAW_SHARDS):
             numbers = range(shard * ROWS_PER_SHARD, (shard + 1) * ROWS_PER_SHARD)
-            _write_raw(job, shard, [rows_of(number) for number in numbers])
+            _write_raw(job, shard, [rows_of(number) for number in numbers], regions)
         recipe = Recipe(
             job=job.url,
             unsafe_images="off",
             input=InputConfig(urls=("urls.parquet",)),
-            annotate=annotate_config(faces=FacesConfig()),
+            annotate=annotate_config(faces=FacesConfig(detector="haar", accept_weak=True)),
             placement=PlacementConfig(samples_per_shard=build.pop("samples_per_shard", 5)),
             build=BuildConfig(**build),
             engine=EngineConfig(executor="local" if workers else "inline", workers=workers),
         )
-        write_job_ledger(recipe)
+        write_job_ledger(recipe, regions=regions)
         Path(job.url, "job.json").write_text('{"schema": 1}\n')
         return recipe
 

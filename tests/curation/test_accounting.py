@@ -68,7 +68,10 @@ class _Answers(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        kind, number = self.path.strip("/").removesuffix(".jpg").split("/")
+        kind, _, number = self.path.strip("/").removesuffix(".jpg").partition("/")
+        if not number.isdecimal():  # robots.txt, .well-known/tdmrep.json
+            self.send_error(404)
+            return
         picture = _picture(int(number), 20 if kind == "small" else 80)
         body = {"page": b"<html>no picture</html>", "cut": picture[:-300], "empty": b"", "gone": b"gone"}
         data = body.get(kind, picture)
@@ -171,6 +174,7 @@ def _recipe(folder: Path, name: str, host: str, *, shard: int, out: int) -> Reci
     data: dict[str, Any] = {
         "job": str(folder / "job"),
         "unsafe_images": "off",
+        "annotate": {"faces": {"detector": "haar", "accept_weak": True}},
         "input": {"urls": [str(folder / name)]},
         "fetch": {"samples_per_shard": shard, "allow_private": [host], "per_host": 30, "retries": 0},
         "select": [

@@ -82,7 +82,7 @@ RECIPE = """
 job: {job}
 unsafe_images: off
 input: {{urls: [urls.parquet]}}
-annotate: {{brightness: {{scale: 2}}, faces: {{detector: haar}}}}
+annotate: {{brightness: {{scale: 2}}, faces: {{detector: haar, accept_weak: true}}}}
 select: [{{step: bright, minimum: 1.0}}]
 placement: {{samples_per_shard: 5}}
 engine: {{executor: local, workers: 2}}
@@ -135,13 +135,21 @@ def test_an_annotator_and_a_step_of_a_package_go_from_the_recipe_to_the_report(
 
 
 def test_an_annotator_and_a_step_of_a_package_are_listed_and_checked(headrace: Headrace, tmp_path: Path) -> None:
-    assert "brightness    Mean brightness of the toy package." in headrace("annotators").stdout.splitlines()
-    assert "bright            Drop what is darker than the toy package likes." in headrace("steps").stdout.splitlines()
+    listed = [line.split(maxsplit=1) for line in headrace("annotators").stdout.splitlines()]
+    assert ["brightness", "Mean brightness of the toy package."] in listed
+    steps = [line.split(maxsplit=1) for line in headrace("steps").stdout.splitlines()]
+    assert ["bright", "Drop what is darker than the toy package likes."] in steps
     (tmp_path / "r.yaml").write_text(RECIPE.format(job=tmp_path / "job"))
     for override, told in (
-        ("annotate.brightnes.scale=1", "unknown key 'annotate.brightnes'; known keys here: .*faces, brightness"),
+        (
+            "annotate.brightnes.scale=1",
+            r"unknown key 'annotate.brightnes'; did you mean 'brightness'\? known keys here: .*faces",
+        ),
         ("annotate.brightness.scale=white", "annotate.brightness.scale: input should be a valid number, got 'white'"),
-        ("select.0.step=brighter", "select.0.step: unknown 'brighter'; known: .*top_fraction, bright"),
+        (
+            "select.0.step=brighter",
+            r"select.0.step: unknown 'brighter'; did you mean 'bright'\? known: .*top_fraction, .*bright",
+        ),
         ("annotate.brightness=null", "step 'bright' needs the column 'brightness', .*; add annotate.brightness and"),
     ):
         done = headrace("select", tmp_path / "r.yaml", override)

@@ -16,8 +16,8 @@ STAGES = ("fetch", "annotate", "select", "build", "report")
 
 
 def _recipe(folder: Path, **parts: object) -> Recipe:
-    whole = {"job": str(folder / "job"), "unsafe_images": "off", "input": {"urls": ["list.csv"]}, **parts}
-    return build_config(Recipe, whole)
+    known = {"annotate": {"faces": {"detector": "haar", "accept_weak": True}}, "input": {"urls": ["list.csv"]}}
+    return build_config(Recipe, {"job": str(folder / "job"), "unsafe_images": "off", **known, **parts})
 
 
 def test_a_model_file_that_is_not_there_stops_before_the_fetch(tmp_path: Path) -> None:
@@ -27,6 +27,25 @@ def test_a_model_file_that_is_not_there_stops_before_the_fetch(tmp_path: Path) -
     needs.check_needs(recipe, ("fetch",))
 
 
+@pytest.mark.parametrize("key", ["faces", "regions", "unsafe_image"])
+def test_a_file_that_is_no_model_stops_before_the_fetch(tmp_path: Path, key: str) -> None:
+    (tmp_path / "noise.onnx").write_bytes(b"noise")
+    faces = {"faces": {"detector": "haar", "accept_weak": True}}
+    recipe = _recipe(tmp_path, annotate={**faces, key: {"model": str(tmp_path / "noise.onnx")}})
+    with pytest.raises(ValueError, match=rf"noise\.onnx does not load: .*check annotate\.{key}\.model") as why:
+        needs.check_needs(recipe, STAGES)
+    assert "\n" not in str(why.value)
+
+
+def test_a_known_detector_that_was_not_got_stops_before_the_fetch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADRACE_MODELS", str(tmp_path / "models"))
+    with pytest.raises(ValueError, match=r"centerface is not on this machine .*run: headrace models get centerface"):
+        needs.check_needs(_recipe(tmp_path, annotate={}), STAGES)
+    needs.check_needs(_recipe(tmp_path, annotate={}), ("fetch",))
+
+
 def test_an_evaluation_set_that_is_not_there_stops_before_the_fetch(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"")
     sets = [{"name": "held-out", "url": str(tmp_path)}, {"name": "coco", "url": str(tmp_path / "none")}]
@@ -34,6 +53,27 @@ def test_an_evaluation_set_that_is_not_there_stops_before_the_fetch(tmp_path: Pa
     with pytest.raises(ValueError, match=r"evaluation set 'coco': no such file or folder: .*none"):
         needs.check_needs(recipe, STAGES)
     needs.check_needs(recipe, ("fetch", "annotate"))
+
+
+def test_evaluation_by_the_embeddings_of_another_model_stops_before_the_fetch(tmp_path: Path) -> None:
+    for package in ("faiss", "onnxruntime"):
+        pytest.importorskip(package)
+    for name in ("a.onnx", "same.onnx", "b.onnx"):
+        (tmp_path / name).write_bytes(b"b" if name == "b.onnx" else b"a")
+    (tmp_path / "a.jpg").write_bytes(b"")
+
+    def check(model: str, **annotate: object) -> None:
+        by_embedding = {"model": {"model": str(tmp_path / model)}, "threshold": 0.5}
+        step = {"step": "decontaminate", "against": [{"name": "held-out", "url": str(tmp_path)}]}
+        annotators = {"faces": {"detector": "haar", "accept_weak": True}, **annotate}
+        recipe = _recipe(tmp_path, annotate=annotators, select=[{**step, "by_embedding": by_embedding}])
+        needs.check_needs(recipe, ("select",))
+
+    made = {"copy_embedding": {"model": str(tmp_path / "a.onnx")}}
+    for other in ({}, made):
+        with pytest.raises(ValueError, match=r"by_embedding\.model is not the model of annotate\.copy_embedding"):
+            check("b.onnx", **other)
+    check("same.onnx", **made)
 
 
 def test_a_missing_package_stops_before_the_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

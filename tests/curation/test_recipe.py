@@ -76,8 +76,21 @@ def test_blurring_without_finding_faces_is_refused() -> None:
 
 
 def test_faces_are_found_and_blurred_unless_the_recipe_says_otherwise() -> None:
-    assert _recipe().annotate.faces == FacesConfig(detector="haar")
+    assert _recipe().annotate.faces == FacesConfig(detector="centerface")
     assert _recipe().build.blur_faces
+
+
+def test_a_promise_to_blur_faces_does_not_stand_on_a_weak_detector_unless_it_says_so() -> None:
+    faces = {"detector": "haar"}
+    with pytest.raises(ValueError, match=r"promises blurred faces.*models get centerface.*accept_weak: true") as why:
+        _recipe(annotate={"faces": faces})
+    assert "\n" not in str(why.value)
+    for parts in (
+        {"annotate": {"faces": {**faces, "accept_weak": True}}},
+        {"annotate": {"faces": faces}, "build": {"blur_faces": False}},
+        {"annotate": {"faces": {"detector": "yunet", "model": "faces.onnx"}}},
+    ):
+        assert _recipe(**parts).annotate.faces is not None
 
 
 @pytest.mark.parametrize("job", ["", " ", "/"])

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from headrace.curation.build.clean import clean_image
+from headrace.curation.build.config import BuildConfig
 from headrace.shards.images.decode import decode_rgb
 
 FACE = (0.3, 0.2, 0.7, 0.8)
@@ -75,22 +76,113 @@ def test_of_an_animated_webp_the_first_frame_is_published() -> None:
     assert difference.mean() < 12
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_orientation_is_kept_beside_an_untouched_image_and_applied_to_a_blurred_one(orientation: int) -> None:
+def turned(kind: str, orientation: int, **options: Any) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = save(image(), "JPEG", exif=exif.tobytes())
-    untouched = clean_image(data)
+    return save(image(), kind, exif=exif.tobytes(), **options)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_image_is_published_upright_for_readers_that_know_no_exif(orientation: int) -> None:
+    for kind, options in (("JPEG", {}), ("PNG", {}), ("WEBP", {"lossless": True}), ("WEBP", {"quality": 90})):
+        data = turned(kind, orientation, **options)
+        clean = clean_image(data)
+        seen = decode_rgb(data)
+        assert (clean.header.orientation, clean.reencoded) == (1, orientation != 1)
+        assert (clean.header.width, clean.header.height) == seen.shape[1::-1]
+        with Image.open(io.BytesIO(clean.data)) as plain:
+            assert "exif" not in plain.info
+            difference = np.abs(np.asarray(plain.convert("RGB"), np.int64) - seen)
+        lossy = 0 if kind == "PNG" or "lossless" in options else 12
+        assert difference.mean() <= lossy, kind
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_orientation_is_kept_beside_an_image_that_is_left_as_it_lies(orientation: int) -> None:
+    data = turned("JPEG", orientation)
+    untouched = clean_image(data, config=BuildConfig(upright=False))
     assert untouched.header.orientation == orientation
     assert not untouched.reencoded
     assert (decode_rgb(untouched.data, header=untouched.header) == decode_rgb(data)).all()
     # The box is in the upright image: its top left corner.
-    blurred = clean_image(data, face_boxes=[(0, 0, 0.3, 0.3)])
+    blurred = clean_image(data, face_boxes=[(0, 0, 0.3, 0.3)], config=BuildConfig(upright=False))
     assert blurred.header.orientation == 1
     before, after = decode_rgb(data), decode_rgb(blurred.data)
     assert after.shape == before.shape
     assert detail(after[:20, :20]) < 0.35 * detail(before[:20, :20])
     assert detail(after[-20:, -20:]) > 0.8 * detail(before[-20:, -20:])
+
+
+def photograph(width: int = 208, height: int = 160) -> Image.Image:
+    rng = np.random.default_rng(5)
+    small = Image.fromarray(rng.integers(0, 256, (10, 13, 3), np.uint8))
+    return small.resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("sampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("quality", [60, 85])
+def test_a_blurred_jpeg_keeps_its_sampling_its_tables_and_about_its_size(sampling: str, quality: int) -> None:
+    data = save(photograph(), "JPEG", quality=quality, subsampling=sampling)
+    clean = clean_image(data, face_boxes=[(0.0, 0.0, 0.2, 0.2)])
+    with Image.open(io.BytesIO(data)) as before, Image.open(io.BytesIO(clean.data)) as after:
+        assert after.quantization == before.quantization
+        assert after.layer == before.layer
+    assert len(clean.data) <= 1.05 * len(data)
+    far = np.s_[:, 160:]
+    difference = decode_rgb(clean.data)[far].astype(int) - decode_rgb(data)[far]
+    assert 10 * np.log10(255**2 / max(float((difference**2).mean()), 1e-9)) > 38
+    fixed = clean_image(data, face_boxes=[(0.0, 0.0, 0.2, 0.2)], config=BuildConfig(encoding="fixed"))
+    assert len(fixed.data) > len(clean.data)
+    with Image.open(io.BytesIO(fixed.data)) as after:
+        assert [layer[1:3] for layer in after.layer] == [(1, 1)] * 3
+
+
+def test_no_jpeg_is_published_at_a_higher_quality_than_the_recipe_says() -> None:
+    data = save(photograph(), "JPEG", quality=100, subsampling="4:2:0")
+    with Image.open(io.BytesIO(save(photograph(), "JPEG", quality=90, subsampling="4:2:0"))) as at_90:
+        expected = at_90.quantization
+    with Image.open(
+        io.BytesIO(clean_image(data, face_boxes=[FACE], config=BuildConfig(jpeg_quality=90)).data)
+    ) as published:
+        assert published.quantization == expected
+
+
+def test_a_jpeg_of_fine_noise_is_blurred_too() -> None:
+    noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (320, 320, 3), np.uint8))
+    data = save(noise, "JPEG", quality=100, subsampling=0)
+    clean = clean_image(data, face_boxes=[FACE], config=BuildConfig(jpeg_quality=100))
+    assert detail(decode_rgb(clean.data)[130:190, 130:190]) < 0.25 * detail(decode_rgb(data)[130:190, 130:190])
+
+
+def test_a_gray_jpeg_stays_gray() -> None:
+    clean = clean_image(save(photograph().convert("L"), "JPEG"), face_boxes=[FACE])
+    with Image.open(io.BytesIO(clean.data)) as published:
+        assert published.mode == "L"
+
+
+@pytest.mark.parametrize(("size", "least"), [((208, 160), 45), ((201, 157), 38)])
+def test_a_turn_costs_next_to_nothing_where_the_blocks_keep_their_places(size: tuple[int, int], least: int) -> None:
+    for orientation in range(2, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        data = save(photograph(*size), "JPEG", quality=80, exif=exif.tobytes())
+        clean = clean_image(data)
+        difference = decode_rgb(clean.data).astype(int) - decode_rgb(data)
+        assert 10 * np.log10(255**2 / max(float((difference**2).mean()), 1e-9)) > least, orientation
+
+
+def test_a_turned_png_keeps_its_alpha_and_a_webp_without_loss_stays_so() -> None:
+    picture = photograph().convert("RGBA")
+    picture.putalpha(77)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for kind, options in (("PNG", {}), ("WEBP", {"lossless": True, "exact": True})):
+        clean = clean_image(save(picture, kind, exif=exif.tobytes(), **options))
+        with Image.open(io.BytesIO(clean.data)) as published:
+            assert published.size == (160, 208)
+            assert np.asarray(published.convert("RGBA"))[..., 3].tolist() == np.full((208, 160), 77).tolist()
+    blurred = clean_image(save(photograph(), "WEBP", lossless=True), face_boxes=[(0, 0, 0.1, 0.1)])
+    assert (decode_rgb(blurred.data)[100:] == np.asarray(photograph())[100:]).all()
 
 
 @pytest.mark.parametrize(

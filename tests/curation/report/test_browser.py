@@ -52,6 +52,53 @@ SEARCH = """(() => {
 })()"""
 
 
+PEOPLE = """(async () => {
+  const found = {};
+  const pause = () => new Promise((done) => setTimeout(done, 60));
+  const sections = Array.from(document.querySelectorAll("section > details"));
+  const named = (text) => sections.find((d) => d.querySelector("h2").textContent.startsWith(text));
+  found.open = sections.filter((d) => d.open).map((d) => d.querySelector("h2").textContent);
+  found.height = document.documentElement.scrollHeight;
+  Array.from(document.querySelectorAll("nav a")).find((a) => a.textContent === "Dropped rows").click();
+  await pause();
+  found.revealed = named("Dropped rows").open;
+  const dropped = Array.from(named("Dropped rows").querySelectorAll("details"));
+  const rows = (d) => Array.from(d.querySelectorAll("tbody tr"));
+  const near = dropped.find((d) => d.textContent.startsWith("near_duplicates"));
+  const input = near.querySelector("input");
+  input.value = "number 20";
+  input.dispatchEvent(new Event("input"));
+  found.searched = [rows(near).length, rows(near).filter((r) => !r.hidden).map((r) => r.cells[2].textContent)];
+  const copy = near.querySelector("button.copy");
+  copy.click();
+  await pause();
+  found.copied = [copy.title, copy.textContent.length];
+  const pairs = named("Pairs: near_duplicates");
+  found.pairs = Array.from(pairs.querySelectorAll(".pair"), (p) => p.querySelectorAll("img").length);
+  pairs.open = true;
+  pairs.querySelector(".zoom").focus();
+  return found;
+})()"""
+VIEWER = """(async () => {
+  await new Promise((done) => setTimeout(done, 60));
+  const viewer = document.querySelector("dialog");
+  const count = viewer && viewer.querySelector(".count").textContent;
+  return [Boolean(viewer && viewer.open), count, viewer ? viewer.querySelectorAll("img").length : 0,
+    document.activeElement.className];
+})()"""
+OPEN_ALL = "for (const d of document.querySelectorAll('details')) d.open = true"
+KEYS = {"Enter": 13, "ArrowRight": 39, "Escape": 27}
+
+
+async def _press(tab: Any, key: str) -> list[Any]:
+    """Press a key as a person does; return what the viewer of pictures then shows."""
+    code = {"key": key, "code": key, "windowsVirtualKeyCode": KEYS[key]}
+    text = {"text": "\r"} if key == "Enter" else {}
+    await tab.send("Input.dispatchKeyEvent", type="keyDown", **code, **text)
+    await tab.send("Input.dispatchKeyEvent", type="keyUp", **code)
+    return list(await tab.evaluate(VIEWER))
+
+
 async def _overflow(tab: Any, width: int) -> int:
     """Return by how many pixels the page is wider than a window of `width`."""
     await tab.send("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False)
@@ -69,7 +116,10 @@ async def _visit(url: str, profile: Path) -> dict[str, Any]:
             "images": await tab.evaluate(SHOW_ALL),
             "sort": await tab.evaluate(SORT),
             "search": await tab.evaluate(SEARCH),
-            "wide": [await _overflow(tab, width) for width in (1200, 360)],
+            "people": await tab.evaluate(PEOPLE),
+            "keys": [await _press(tab, key) for key in KEYS],
+            "all": await tab.evaluate(OPEN_ALL),
+            "wide": [await _overflow(tab, width) for width in (1400, 1200, 400, 360)],
             "foreign": await tab.evaluate("fetch('http://127.0.0.1:9/').then(() => 'allowed', () => 'refused')"),
         }
         requests = [event["request"]["url"] for event in tab.of("Network.requestWillBeSent")]
@@ -104,3 +154,16 @@ def test_the_report_opens_offline_sorts_and_searches(
     assert shown == ["fetch"]
     assert total == 6
     assert max(found["wide"]) <= 0
+    people = found["people"]
+    assert people["open"] == ["Overview", "Funnel"]
+    assert people["height"] < 5000
+    assert people["revealed"]
+    assert people["searched"] == [2, ["a picture, number 20 <b>&"]]
+    assert people["copied"] == ["Copied", 32]
+    assert people["pairs"] == [2, 2]
+    # The keyboard alone: Enter enlarges both pictures of a pair, an arrow goes to the next, Escape goes back to it.
+    assert found["keys"] == [
+        [True, "1 of 2", 2, ""],
+        [True, "2 of 2", 2, ""],
+        [False, "2 of 2", 0, "zoom"],
+    ]

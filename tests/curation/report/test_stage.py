@@ -197,6 +197,16 @@ def _replace(path: Path, table: pa.Table) -> None:
     write_annotations(str(path.parent), path.stem, table, {})
 
 
+def test_the_report_says_how_many_faces_the_detector_was_measured_to_find(built: Recipe) -> None:
+    folder = Path(Job(built.job).url, "annotations", "faces-01234567")
+    (folder / "annotator.json").write_text('{"name": "faces", "settings": {"detector": "haar"}}')
+    run_report(built)
+    for name in ("report.html", "report.json"):
+        text = Path(Job(built.job).report, name).read_text()
+        assert "Faces were found by haar" in text
+        assert "28 % of YuNet" in text.replace("&#x27;", "'")
+
+
 def test_without_face_boxes_no_raw_picture_is_shown(built: Recipe) -> None:
     for path in Path(built.job, "annotations").glob("faces-*/*.parquet"):
         table = pq.read_table(path)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.curation.build.blur import blur_boxes, gaussian
+from headrace.curation.blur import blur_boxes, gaussian
 
 
 @pytest.mark.parametrize("sigma", [0.5, 3.0, 12.0, 15.9, 16.1, 30.0, 77.7])

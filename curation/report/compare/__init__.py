@@ -1,0 +1,1 @@
+"""Two datasets beside each other."""
