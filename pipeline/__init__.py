@@ -1,6 +1,6 @@
 """Mixture -> order -> read -> decode -> augment -> batch. Stands on `headrace.shards`; no torch but for tensors."""
 
-from headrace.pipeline.augment.config import Augment, View
+from headrace.pipeline.augment.config import Augment, RandAugment, RandomErasing, View
 from headrace.pipeline.augment.presets import preset_views
 from headrace.pipeline.batch import Batch
 from headrace.pipeline.errors import SampleError
@@ -16,6 +16,8 @@ __all__ = [
     "Labels",
     "MapFunction",
     "Mixture",
+    "RandAugment",
+    "RandomErasing",
     "Sample",
     "SampleError",
     "Segment",

@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace import files
+from headrace.pipeline.captions import CAPTION, CAPTIONS, Rotation
 from headrace.pipeline.collate import Kind, kind_of, value_of
 from headrace.pipeline.errors import SampleError
 from headrace.pipeline.indexes import Indexes
@@ -27,6 +28,8 @@ from headrace.shards.foreign.unindexed import names_tars, open_tars
 IntArray = NDArray[np.int64]
 LABELS = kind_of(pa.int64())
 """A column of labels, which are whole numbers."""
+TEXTS = kind_of(pa.list_(pa.string()))
+"""A column of lists of texts."""
 NOTHING = kind_of(pa.null())
 """A column without a value."""
 
@@ -54,6 +57,8 @@ class ShardRows:
     columns: dict[str, pa.ChunkedArray]
     kinds: dict[str, Kind] = field(default_factory=dict)
     """How each of `columns` is delivered."""
+    captions: pa.ChunkedArray | None = None
+    """All captions of each row, where the source takes one after the other."""
 
     def values(self, row: int) -> dict[str, Any]:
         """Return `columns` of one row as `collate` takes them."""
@@ -64,11 +69,18 @@ class OpenedSource:
     """One source of a mixture, its dataset opened. Raises ValueError for an empty dataset."""
 
     def __init__(
-        self, source: Source, columns: Sequence[str], indexes: Indexes, read: ReadBytes = files.read_bytes
+        self,
+        source: Source,
+        columns: Sequence[str],
+        indexes: Indexes,
+        read: ReadBytes = files.read_bytes,
+        *,
+        dataset: Dataset | None = None,
     ) -> None:
+        """`dataset` is that of the source where it is opened already, say as it was before."""
         self.config = source
         self._indexes = indexes
-        self.dataset: Dataset = open_source(source, read)
+        self.dataset: Dataset = open_source(source, read) if dataset is None else dataset
         self.starts: IntArray = np.concatenate([[0], np.cumsum(self.dataset.shards.num_samples)])
         self.labels = (
             None
@@ -77,7 +89,8 @@ class OpenedSource:
         )
         """How its labels become those of the mixture."""
         self._columns = tuple(columns)
-        self._reads = tuple(dict.fromkeys(map(self._in_index, columns)))
+        self._rotates = source.captions == "rotate" and CAPTION in columns
+        self._reads = tuple(dict.fromkeys([*map(self._in_index, columns), *([CAPTIONS] if self._rotates else [])]))
         self.dataset.require_columns(self._reads)
         size = int(self.starts[-1])
         if not size:
@@ -138,6 +151,7 @@ class OpenedSource:
             orientation=_integers(table, "orientation", 0),
             columns=columns,
             kinds=kinds,
+            captions=self._all_captions(table, shard, names) if self._rotates else None,
         )
 
     def first_rows(self, read: ReadBytes = files.read_bytes) -> ShardRows:
@@ -155,9 +169,15 @@ class OpenedSource:
         self.labels.check_type(kinds[LABEL].name)
         return {**kinds, LABEL: LABELS}
 
-    def values(self, rows: ShardRows, row: int) -> dict[str, Any]:
-        """Return the columns of one row as `collate` takes them. Raises what `LabelMap.new` raises."""
+    def values(self, rows: ShardRows, row: int, rotation: Rotation | None = None, *, epoch: int = 0) -> dict[str, Any]:
+        """Return the columns of one row as `collate` takes them; without `rotation` the caption is the first.
+
+        Raises what `LabelMap.new` raises.
+        """
         values = rows.values(row)
+        if rotation is not None and rows.captions is not None:
+            held, key = rows.captions[row].as_py(), str(rows.key[row].as_py())
+            values[CAPTION] = rotation.of_epoch(held, key=key, epoch=epoch) or values[CAPTION]
         if self.labels is not None and LABEL in values:
             values[LABEL] = self.labels.new(values[LABEL], key=str(rows.key[row].as_py()), shard=rows.url)
         return values
@@ -171,6 +191,17 @@ class OpenedSource:
         with contextlib.suppress(SampleError):
             for row in range(len(rows.offset)) if self.subset is None else ():
                 self.values(rows, row)
+
+    def _all_captions(self, table: pa.Table, shard: int, names: Sequence[str]) -> pa.ChunkedArray:
+        if CAPTIONS not in names:
+            raise ValueError(f"{self.no_column([CAPTIONS], shard, names)}: set `captions: first`, or merge captions")
+        kind = kind_of(table.column(CAPTIONS).type)
+        if kind not in (TEXTS, NOTHING):
+            raise ValueError(
+                f"source {self.config.name!r}: captions: rotate needs lists of texts in the column {CAPTIONS}, "
+                f"{self.dataset.index_url(shard)} has {kind.name}: set `captions: first`"
+            )
+        return table.column(CAPTIONS)
 
     def _in_index(self, column: str) -> str:
         """Return what the index of this source calls a column that was asked for."""

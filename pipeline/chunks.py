@@ -95,7 +95,14 @@ class ChunkReader:
             here = np.flatnonzero(shard == one)
             begun = time.perf_counter()
             rows = opened.rows(int(one), row[here], self._ranges.read_bytes)
-            payloads = self._read_rows(rows, opened.dataset.version(int(one)))
+            try:
+                payloads = self._read_rows(rows, opened.dataset.version(int(one)))
+            except OSError as error:
+                if isinstance(error.__cause__ or error, FileNotFoundError):
+                    opened.dataset.check_unchanged(self._ranges.read_bytes, error)
+                raise
+            if any(payload.fault is not None for payload in payloads):
+                opened.dataset.check_unchanged(self._ranges.read_bytes)
             self.clock.note_read(rows.url, time.perf_counter() - begun)
             result.update(zip(samples[here].tolist(), payloads, strict=True))
         return result

@@ -33,7 +33,9 @@ def past(segments: Sequence[dict[str, Any]], position: int) -> list[dict[str, An
 def _row(source: OpenedSource) -> list[Any]:
     config = source.config
     row = [config.name, config.weight, config.chunk_samples, config.shuffle_window, source.digest()]
-    # A whole dataset with its own labels is written as it was before there was anything else.
+    # A whole dataset with its own labels and first captions is written as it was before there was anything else.
+    if config.captions != "first":
+        return [*row, config.fraction, "" if source.labels is None else source.labels.digest, config.captions]
     if source.labels is not None:
         return [*row, config.fraction, source.labels.digest]
     return row if config.fraction == 1 else [*row, config.fraction]
@@ -97,11 +99,12 @@ def _explain_sources(was: list[Any], now: list[Any]) -> str:
         "digest of the dataset",
         "fraction",
         "digest of the labels",
+        "captions",
     )
     if [row[0] for row in was] != [row[0] for row in now]:
         return f"sources were {', '.join(row[0] for row in was)}; this stream has {', '.join(row[0] for row in now)}"
     for old, new in zip(was, now, strict=True):
-        whole = [[*row, *(1.0, "")[len(row) - len(fields) :]][: len(fields)] for row in (old, new)]
+        whole = [[*row, *(1.0, "", "first")[len(row) - len(fields) :]][: len(fields)] for row in (old, new)]
         for name, before, after in zip(fields, *whole, strict=True):
             if before != after:
                 return f"source {new[0]!r}: {name} was {before!r}, this stream has {after!r}"

@@ -37,6 +37,8 @@ class Sample:
     views: tuple[NDArray[np.uint8], ...] = ()
     """Every view, uint8 [S, S, 3]: the batch's own memory, so what is written here is delivered. Empty without pixels:
     with `decoder: none`, and where a stream decodes onto another device."""
+    upright_size: tuple[int, int] = (0, 0)
+    """Height and width of the whole picture as one sees it, in pixels; zeros = not known."""
     data: bytes = b""
     """The image as it lies in the shard, with `decoder: none`; else empty."""
 

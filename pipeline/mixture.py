@@ -12,10 +12,11 @@ from typing import Literal
 from headrace.patience import Patience
 from headrace.pipeline.augment.config import MAX_IMAGE_SIZE, Augment, View
 from headrace.pipeline.augment.presets import preset_views, written_out
+from headrace.pipeline.captions import CaptionsTaken
 from headrace.pipeline.labels import Labels
 from headrace.pipeline.order.segments import MAX_POSITION
 from headrace.shards.cache import MIN_CACHE_BYTES
-from headrace.text import shown
+from headrace.text import known_words, shown
 
 MAX_LANES = 4096
 MAX_SOURCES = 1000
@@ -52,6 +53,8 @@ class Source:
     """Index tars that have no index by their headers only: no checksums, labels or captions."""
     labels: Labels | None = None
     """How its labels become those of the mixture; null = they are delivered as they are."""
+    captions: CaptionsTaken = "first"
+    """What the column `caption` is: the sample's, or with `rotate` another one of its `captions` in each epoch."""
     shuffle_window: int = 16384
     """Samples, for the whole job; a lane gets its part of it, at least one chunk."""
     chunk_samples: int = 64
@@ -281,7 +284,7 @@ def _check_decoder(name: str) -> None:
     from headrace.pipeline.decode import AUTO, decoder_types  # the decoders know what a mixture is
 
     known = [AUTO, *decoder_types()]
-    _check(name in known, f"decoder: unknown {shown(name)}; known: {', '.join(known)}")
+    _check(name in known, f"decoder: unknown {shown(name)}; {known_words(name, known)}")
 
 
 _LEAST = {

@@ -51,7 +51,7 @@ def open_stream(
     decode; what it returns by name are columns of the batch too. With `once` every sample comes exactly once, in the
     order of the index, and the last batch is padded (`valid` is False). On a CUDA `device` (`cuda`: the current one,
     `cuda:N`) decoder `dali` delivers its images as uint8 tensors there, and `turbo` as arrays of pinned memory; their
-    colours are not changed yet (`headrace.torch.DeviceBatches` does it, by `Stream.colours_left`). Raises ValueError
+    colours are not changed yet (`headrace.torch.DeviceBatches` does it, by `Stream.changes_left`). Raises ValueError
     naming the number to change.
     """
     if not isinstance(mixture, Mixture):

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from headrace.pipeline.augment.colour import view_colours
-from headrace.pipeline.augment.picture import recolour_picture
+from headrace.pipeline.augment.changes import change_picture, view_changes
 from headrace.pipeline.augment.views import planned_views, view_windows
+from headrace.pipeline.captions import Rotation
 from headrace.pipeline.chunks import ChunkReader, Payload
 from headrace.pipeline.decode.decoder import Decoder, Images, Item, TellsAugment
 from headrace.pipeline.decode.gate import admit
@@ -26,6 +26,7 @@ from headrace.pipeline.mixture import Mixture
 from headrace.pipeline.order.order import Placements
 from headrace.pipeline.order.plan import BatchPlan, StreamPlan
 from headrace.pipeline.quarantine import DamagedSample
+from headrace.shards.images.header import read_header
 from headrace.text import without_secrets
 
 LOOKS = 64
@@ -63,7 +64,7 @@ class PictureMaker:
         decoder: Decoder,
         mapper: Mapper | None = None,
         *,
-        colours: bool = True,
+        changes: bool = True,
     ) -> None:
         self.decoder = decoder
         self._mapper = mapper
@@ -73,14 +74,19 @@ class PictureMaker:
         self._plan = plan
         self._reader = reader
         self._names = [source.name for source in mixture.sources]
+        # A finite pass gives the first captions, so that it is the same for every seed.
+        self._rotations = [
+            Rotation(mixture.seed, source.name) if source.captions == "rotate" and plan.replaces else None
+            for source in mixture.sources
+        ]
         self._max_pixels = mixture.max_pixels
         self._max_bad_consecutive = mixture.max_bad_consecutive
         self._sizes = [view.image_size for view in planned_views(mixture)]
         self.bytes_per_item = sum(3 * size * size for size in self._sizes) or max(s.mean_bytes for s in reader.sources)
         """Bytes of one row of a batch: its pixels, or without them its compressed image."""
         self._windows = view_windows(mixture)
-        chosen = view_colours(mixture) if colours else ()  # else the device changes them
-        self._colours = [(view, choose) for view, choose in enumerate(chosen) if choose is not None]
+        chosen = view_changes(mixture) if changes else ()  # else the device makes them
+        self._changes = [(view, choose) for view, choose in enumerate(chosen) if choose is not None]
         self._large = threading.Lock()
 
     def empty(self, plan: BatchPlan) -> tuple[Images, ...]:
@@ -142,7 +148,9 @@ class PictureMaker:
         for row, payload in sorted(payloads.items()):
             source = int(plan.placed.source[row])
             try:
-                values = self._reader.sources[source].values(payload.rows, payload.row)
+                values = self._reader.sources[source].values(
+                    payload.rows, payload.row, self._rotations[source], epoch=int(plan.placed.epoch[row])
+                )
                 mapped: Mapping[str, Any] = {}
                 if self._mapper is not None:
                     sample = Sample(
@@ -151,6 +159,7 @@ class PictureMaker:
                         source=self._names[source],
                         columns=MappingProxyType(values),
                         views=tuple(view[row] for view in views if isinstance(view, np.ndarray)),
+                        upright_size=_upright_size(payload),
                         data=b"" if views else payload.data,
                     )
                     mapped = self._timed_map(self._mapper, sample, payload.where[0])
@@ -218,16 +227,16 @@ class PictureMaker:
             name = type(self.decoder).__name__
             raise ValueError(f"decoder {name} gave {len(answers)} answers for {len(items)} pictures")
         errors |= {item.row: error for item, error in zip(items, answers, strict=True) if error is not None}
-        if self._colours:
-            self._recolour([item for item in items if item.row not in errors], out)
+        if self._changes:
+            self._change([item for item in items if item.row not in errors], out)
         return errors
 
-    def _recolour(self, items: Sequence[Item], out: Sequence[Images]) -> None:
-        """Change the colours of what was decoded, in place."""
+    def _change(self, items: Sequence[Item], out: Sequence[Images]) -> None:
+        """Do to what was decoded what comes behind its crop and flip, in place."""
         begun = time.perf_counter()
         for item in items:
-            for view, choose in self._colours:
-                recolour_picture(out[view][item.row], choose(item.position))
+            for view, changes in self._changes:
+                change_picture(out[view][item.row], changes, item.position)
         self._clock.tally("augment").add(time.perf_counter() - begun)
 
     def _replacement(self, plan: BatchPlan, row: int, steps: int) -> Payload | None:
@@ -242,6 +251,14 @@ class PictureMaker:
         replaced_by = given.key if faults and given is not faults[-1][0] else ""
         source = self._names[int(plan.placed.source[row])]
         return [_damaged(int(plan.position[row]), source, *fault, replaced_by) for fault in faults]
+
+
+def _upright_size(payload: Payload) -> tuple[int, int]:
+    """Return height and width of a picture that was admitted, the index's orientation applied."""
+    header = read_header(payload.data)
+    orientation = int(payload.rows.orientation[payload.row]) or header.orientation
+    width, height = dataclasses.replace(header, orientation=orientation).upright_size
+    return height, width
 
 
 def _damaged(position: int, source: str, payload: Payload, error: SampleError, replaced_by: str) -> DamagedSample:

@@ -67,7 +67,7 @@ class PendingBatch:
     unread: int = 0
     missing: int = 0
     """Rows without pixels."""
-    planned_at: float = field(default_factory=time.perf_counter)
+    planned_at: float = field(default_factory=lambda: time.perf_counter())  # looked up late: tests have another clock
     read_at: float = 0.0
     """When the last read that it needs had ended."""
     error: BaseException | None = None

@@ -18,10 +18,11 @@ from typing import Any, NoReturn
 import cv2
 import numpy as np
 
-from headrace.pipeline import copies
+from headrace.pipeline import copies, taken_down
 from headrace.pipeline import state as stream_state
 from headrace.pipeline.assemble import assemble
-from headrace.pipeline.augment.colour import ColourDraw, view_colours
+from headrace.pipeline.augment.changes import ViewChanges, view_changes
+from headrace.pipeline.augment.colour import ColourDraw
 from headrace.pipeline.augment.views import planned_views
 from headrace.pipeline.batch import Batch
 from headrace.pipeline.catalog import OpenedSource
@@ -169,9 +170,14 @@ class Stream:
         return self._opened.device
 
     @property
+    def changes_left(self) -> tuple[ViewChanges | None, ...]:
+        """For each view what whoever takes the batches to the device is to do to them; empty: they are finished."""
+        return view_changes(self.mixture) if self.device != "cpu" else ()
+
+    @property
     def colours_left(self) -> tuple[ColourDraw | None, ...]:
-        """For each view how whoever takes the batches to the device is to colour them; empty: they are finished."""
-        return view_colours(self.mixture) if self.device != "cpu" else ()
+        """The colours among `changes_left`: all of it where there is neither RandAugment nor random erasing."""
+        return tuple(None if changes is None else changes.colour for changes in self.changes_left)
 
     @property
     def position(self) -> int:
@@ -241,7 +247,13 @@ class Stream:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`, at any world size. Raises ValueError, naming the field, if that cannot be exact."""
         identity = stream_state.continuing(self._opened.identity, state, self.mixture, device=self._opened.device)
-        position = stream_state.check_state(state, identity)
+        try:
+            position = stream_state.check_state(state, identity)
+        except ValueError as error:
+            told = taken_down.explain(state, self.sources)
+            if told:
+                raise ValueError(f"{error}; {told}") from error
+            raise
         self._begin_at(position // self.global_batch)
         self._identity = identity
         log.info("the stream continues at position %d", position)
@@ -353,7 +365,7 @@ class Stream:
         prefetcher = Prefetcher(
             self.plan,
             reader,
-            PictureMaker(mixture, self.plan, reader, decoder, self._opened.mapper, colours=not self.colours_left),
+            PictureMaker(mixture, self.plan, reader, decoder, self._opened.mapper, changes=not self.changes_left),
             mixture=mixture,
             first=self._delivered,
         )

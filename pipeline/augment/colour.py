@@ -1,7 +1,7 @@
 """What is done to the colours of each view, as a function of (seed, position, view).
 
 The draws have a key of their own, so that no window depends on whether colours are changed. A flip mirrors what these
-operations leave in place (a Gaussian is symmetric), so it commutes with all of them: a decoder may mirror first.
+operations leave in place (a Gaussian is symmetric), so it commutes with all of them.
 """
 
 import itertools

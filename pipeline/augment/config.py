@@ -1,4 +1,4 @@
-"""What the user chooses of an augmentation: window, flip, colours, and how many views of every picture."""
+"""What the user chooses of an augmentation: window, flip, colours, erasing, and how many views of every picture."""
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
@@ -15,20 +15,93 @@ def _check(good: bool, message: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RandAugment:
+    """Operations drawn from fifteen, behind the flip and before other colours: arXiv:1909.13719, as timm has them.
+
+    The defaults are `rand-m9-mstd0.5-inc1`. What moves pixels is resampled by the augment's `interpolation`.
+    """
+
+    num_ops: int = 2
+    """So many operations are drawn, one after the other; the same may be drawn twice."""
+    magnitude: float = 9.0
+    """How strong they are, 0 to 10."""
+    magnitude_std: float = 0.5
+    """Each operation's magnitude is drawn from a normal distribution of this deviation, kept within 0 to 10."""
+    increasing: bool = True
+    """Every operation changes more with more magnitude; timm's `inc1`. False: some change less."""
+    probability: float = 0.5
+    """Share of the drawn operations that are done."""
+    translate: float = 0.45
+    """Furthest move, as a share of the side."""
+    fill: tuple[int, int, int] = (124, 116, 104)
+    """Levels of red, green and blue where a move leaves nothing: ImageNet's mean."""
+
+    def __post_init__(self) -> None:
+        _check(1 <= self.num_ops <= 8, f"num_ops must be 1..8, got {self.num_ops}")
+        _check(0 <= self.magnitude <= 10, f"magnitude must be 0..10, got {self.magnitude}")
+        _check(0 <= self.magnitude_std <= 10, f"magnitude_std must be 0..10, got {self.magnitude_std}")
+        _check(0 < self.probability <= 1, f"probability must be over 0 to 1, got {self.probability}")
+        _check(0 <= self.translate <= 1, f"translate must be 0..1, got {self.translate}")
+        _check(all(0 <= level <= 255 for level in self.fill), f"fill must be levels of 0..255, got {self.fill}")
+
+
+ErasingMode: TypeAlias = Literal["pixel", "rand", "const"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RandomErasing:
+    """Rectangles that are overwritten, behind everything else: arXiv:1708.04896, as timm has it.
+
+    timm erases normalised pictures; here the noise is of whole levels and ends at 0 and 255.
+    """
+
+    probability: float = 0.25
+    """Share of the pictures that are erased in."""
+    mode: ErasingMode = "pixel"
+    """`pixel`: normal noise of `mean` and `std` in every value; `rand`: one such colour; `const`: the mean."""
+    min_area: float = 0.02
+    """Smallest rectangle, as a share of the picture."""
+    max_area: float = 1 / 3
+    """Largest one."""
+    min_aspect: float = 0.3
+    """Height over width lies between this and its inverse, drawn evenly in its logarithm."""
+    count: int = 1
+    """A picture has 1 to so many rectangles, drawn evenly; with several each is so much smaller."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of red, green and blue, 0 to 1: ImageNet's."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Deviation of the noise; with `mean` what pictures are normalised by."""
+
+    def __post_init__(self) -> None:
+        _check(0 < self.probability <= 1, f"probability must be over 0 to 1, got {self.probability}")
+        least, most = self.min_area, self.max_area
+        _check(0 < least <= most <= 1, f"min_area and max_area must be a range within 0..1, got {least} and {most}")
+        _check(0.01 <= self.min_aspect <= 1, f"min_aspect must be 0.01..1, got {self.min_aspect}")
+        _check(1 <= self.count <= 8, f"count must be 1..8, got {self.count}")
+        _check(all(0 <= value <= 1 for value in self.mean), f"mean must be 0..1, got {self.mean}")
+        _check(all(0 <= value <= 1 for value in self.std), f"std must be 0..1, got {self.std}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Augment:
     """How a picture becomes a square; all parameters are functions of (seed, position, view)."""
 
-    crop: Literal["random", "center", "pad"] = "random"
+    crop: Literal["random", "center", "pad", "squash", "scale_jitter"] = "random"
     """`random` is torchvision's RandomResizedCrop; `center` resizes the short side and cuts the middle; `pad` resizes
-    the long side, keeps all of the picture, and fills what is left over."""
+    the long side, keeps all of the picture, and fills what is left over; `squash` resizes both sides to a square,
+    whatever their ratio, and cuts the middle; `scale_jitter` resizes the short side to `jitter` of the square, keeps
+    the ratio, and cuts a square anywhere, filling up what is missing: as segmentation is trained."""
     center_fraction: float = 1.0
-    """Side of a centre crop as a share of the short side; 0.875 is Resize(256) and CenterCrop(224)."""
+    """Side of a centre crop as a share of the short side; 0.875 is Resize(256) and CenterCrop(224). Of a squashed
+    picture as a share of each side."""
     scale: tuple[float, float] = (0.08, 1.0)
     """Range of a random crop's area, as a share of the picture's."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Range of a random crop's width over height, drawn evenly in its logarithm."""
+    jitter: tuple[float, float] = (0.5, 2.0)
+    """Range of a scale jitter: the short side as a share of the square's, drawn evenly."""
     pad_value: int = 0
-    """Level of red, green and blue that `pad` fills with."""
+    """Level of red, green and blue that `pad` and `scale_jitter` fill with."""
     interpolation: Interpolation = "bilinear"
     """How a window is resized, both widened when shrinking (antialias): `bilinear` or `bicubic`."""
     flip: bool = True
@@ -50,12 +123,18 @@ class Augment:
     """Share of the pictures whose bright values are inverted."""
     solarize_threshold: int = 128
     """Values from this one on become 255 - value."""
+    rand_augment: RandAugment | None = None
+    """RandAugment, behind the flip and before the colours; null = none, {} = timm's `rand-m9-mstd0.5-inc1`."""
+    random_erasing: RandomErasing | None = None
+    """Random erasing, behind everything else; null = none, {} = a quarter of the pictures, `pixel`."""
 
     def __post_init__(self) -> None:
         low, high = self.scale
         _check(0 < low <= high <= 1, f"scale must be a range within 0..1, got {low} and {high}")
         low, high = self.ratio
         _check(0.01 <= low <= high <= 100, f"ratio must be a range within 0.01..100, got {low} and {high}")
+        low, high = self.jitter
+        _check(0.05 <= low <= high <= 20, f"jitter must be a range within 0.05..20, got {low} and {high}")
         _check(0 < self.center_fraction <= 1, f"center_fraction must be within 0..1, got {self.center_fraction}")
         _check(0 <= self.pad_value <= 255, f"pad_value must be 0..255, got {self.pad_value}")
         self._check_colours()
@@ -77,6 +156,16 @@ class Augment:
         _check(0 <= self.solarize_threshold <= 255, f"solarize_threshold must be 0..255, got {self.solarize_threshold}")
 
     @property
+    def cuts_middle(self) -> bool:
+        """Whether the same part of every picture is seen."""
+        return self.crop in ("center", "squash")
+
+    @property
+    def fills(self) -> bool:
+        """Whether a part of the square may lie beside the picture."""
+        return self.crop in ("pad", "scale_jitter")
+
+    @property
     def jitters(self) -> bool:
         """Whether any picture's colours are jittered."""
         return self.colour_jitter_probability > 0 and any(self.colour_jitter)
@@ -84,9 +173,11 @@ class Augment:
     @property
     def idle(self) -> tuple[str, ...]:
         """Fields that play no part in the pictures, of those that were added since states name the augmentation."""
-        fields: tuple[str, ...] = () if self.crop == "center" and self.center_fraction != 1 else ("center_fraction",)
-        if self.crop != "pad":
+        fields: tuple[str, ...] = () if self.cuts_middle and self.center_fraction != 1 else ("center_fraction",)
+        if not self.fills:
             fields += ("pad_value",)
+        if self.crop != "scale_jitter":
+            fields += ("jitter",)
         if self.interpolation == "bilinear":
             fields += ("interpolation",)
         if not self.jitters:
@@ -97,12 +188,17 @@ class Augment:
             fields += ("blur_probability", "blur_sigma", "blur_kernel")
         if not self.solarize_probability:
             fields += ("solarize_probability", "solarize_threshold")
-        return fields
+        return fields + tuple(name for name in ("rand_augment", "random_erasing") if getattr(self, name) is None)
 
     @property
     def recolours(self) -> bool:
         """Whether any picture's colours are changed."""
         return self.jitters or max(self.grayscale_probability, self.blur_probability, self.solarize_probability) > 0
+
+    @property
+    def changes(self) -> bool:
+        """Whether any picture is changed behind its crop and flip."""
+        return self.recolours or self.rand_augment is not None or self.random_erasing is not None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

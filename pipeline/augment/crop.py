@@ -30,12 +30,14 @@ class Window(NamedTuple):
     interpolation: Interpolation = "bilinear"
     fill: int | None = None
     """None: the window is stretched over the square. Else it keeps its ratio in the middle, this level beside it."""
+    span: int = 0
+    """With `fill`: pixels of the picture that the square's side stands for; 0 = the longer side of the window."""
 
     def inside(self, side: int) -> tuple[int, int, int, int]:
         """Return where in a square of `side` it comes to lie: top, left, height, width."""
         if self.fill is None:
             return 0, 0, side, side
-        longest = max(self.height, self.width)
+        longest = self.span or max(self.height, self.width)
         height, width = (max(1, round(length * side / longest)) for length in (self.height, self.width))
         return (side - height) // 2, (side - width) // 2, height, width
 
@@ -45,6 +47,11 @@ def choose_window(augment: Augment, draws: list[float], height: int, width: int)
     flipped = augment.flip and draws[0] < 0.5
     if augment.crop == "pad":
         return Window(0, 0, height, width, flipped, augment.interpolation, augment.pad_value)
+    if augment.crop == "scale_jitter":
+        return _jittered_window(augment, draws, height, width, flipped)
+    if augment.crop == "squash":
+        h, w = (max(1, round(length * augment.center_fraction)) for length in (height, width))
+        return Window((height - h) // 2, (width - w) // 2, h, w, flipped, augment.interpolation)
     if augment.crop == "center":
         side = max(1, round(min(height, width) * augment.center_fraction))
         return Window((height - side) // 2, (width - side) // 2, side, side, flipped, augment.interpolation)
@@ -78,6 +85,15 @@ class _Generator(threading.local):
 @cache
 def _of_this_thread() -> _Generator:
     return _Generator()
+
+
+def _jittered_window(augment: Augment, draws: list[float], height: int, width: int, flipped: bool) -> Window:
+    """Resize the short side to a drawn share of the square, then cut a square of it, or fill up what is missing."""
+    low, high = augment.jitter
+    span = max(1, round(min(height, width) / (low + draws[1] * (high - low))))
+    h, w = min(span, height), min(span, width)
+    top, left = int(draws[2] * (height - h + 1)), int(draws[3] * (width - w + 1))
+    return Window(top, left, h, w, flipped, augment.interpolation, augment.pad_value, span)
 
 
 def _random_window(augment: Augment, draws: list[float], height: int, width: int) -> Window:

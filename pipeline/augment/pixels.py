@@ -2,8 +2,8 @@
 
 Each operation is that of torchvision.transforms.v2.functional on uint8, rounded after every one as there, with the
 factor as a column over the rows instead of one number. Nothing crosses rows and no library picks an algorithm by the
-batch, so a row comes out the same however the batch is cut. This is the one module of the pipeline that needs torch;
-what works without a tensor does not import it.
+batch, so a row comes out the same however the batch is cut. It needs torch, as `rand_pixels`
+and `erasing_pixels` do; what works without a tensor imports none of the three.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -10,6 +10,7 @@ from typing import Any
 
 from headrace.config import build_config, config_to_dict
 from headrace.pipeline.augment.config import Augment, View
+from headrace.text import known_words
 
 # MoCo v3, main_moco.py, as its ViTs are trained (crop_min 0.08; its ResNets have 0.2). Asymmetric as BYOL.
 _MOCO = Augment(colour_jitter=(0.4, 0.4, 0.2, 0.1), colour_jitter_probability=0.8, grayscale_probability=0.2)
@@ -57,7 +58,7 @@ def preset_views(name: str, *, image_size: int = 224, **changes: Any) -> tuple[V
     Raises ValueError for an unknown name, TypeError for an unknown change.
     """
     if name not in PRESETS:
-        raise ValueError(f"preset: unknown {name!r}; known: {', '.join(PRESETS)}")
+        raise ValueError(f"preset: unknown {name!r}; {known_words(name, PRESETS)}")
     return tuple(
         dataclasses.replace(
             view,

@@ -161,7 +161,7 @@ class Dali:
 
 def _settings_of(view: PlannedView) -> ViewSettings:
     augment = view.augment
-    fill = augment.pad_value if augment.crop == "pad" else None
+    fill = augment.pad_value if augment.fills else None
     return ViewSettings(side=view.image_size, interpolation=augment.interpolation, fill=fill)
 
 

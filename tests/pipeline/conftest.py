@@ -1,6 +1,8 @@
 """Small datasets, and the one check that every iterator passes."""
 
 import io
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,6 +44,30 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """Two datasets, of 45 and of 19 samples."""
     folder = tmp_path_factory.mktemp("datasets")
     return _write_dataset(folder / "large", 45), _write_dataset(folder / "small", 19)
+
+
+class Passing:
+    """A clock of which only `pass_by` makes time pass, and not what else the machine does."""
+
+    def __init__(self) -> None:
+        self.now, self._lock = 1000.0, threading.Lock()
+
+    def __call__(self) -> float:
+        return self.now
+
+    def pass_by(self, seconds: float) -> None:
+        """Take so much time; whoever else is at work has the chance to come and wait."""
+        time.sleep(0.01)
+        with self._lock:
+            self.now += seconds
+
+
+@pytest.fixture
+def passing(monkeypatch: pytest.MonkeyPatch) -> Passing:
+    """The clock of all statistics. What is measured in one thread must be the only that passes meanwhile."""
+    clock = Passing()
+    monkeypatch.setattr(time, "perf_counter", clock)
+    return clock
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Run by torchrun in the tests, and killed there: every rank streams its lanes and writes what it saw, step by step.
 
-Arguments: mixture file, output folder, last position. Begins from OUT/state.json if there is one.
+Arguments: mixture file, output folder, last position, and where to stand until the kill, should it be late. Begins from
+OUT/state.json if there is one.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ import torch.distributed as dist
 from headrace.pipeline import open_stream
 
 
-def main(mixture: str, out: str, last: str) -> None:
+def main(mixture: str, out: str, last: str, hold_at: str) -> None:
     """Append to OUT/seen-RANK.jsonl a line a step; rank 0 then writes the state, when all have done the step."""
     dist.init_process_group("gloo")
     rank, world_size = dist.get_rank(), dist.get_world_size()
@@ -39,7 +40,7 @@ def main(mixture: str, out: str, last: str) -> None:
             if rank == 0:
                 (folder / "state.tmp").write_text(json.dumps(stream.state_dict()))
                 (folder / "state.tmp").rename(state)
-            time.sleep(0.02)  # so that there is time to kill it
+            time.sleep(0.02 if stream.position < int(hold_at) or hold_at == last else 1000)  # there is time to kill it
     dist.destroy_process_group()
 
 

@@ -46,13 +46,14 @@ def test_no_event_of_any_thread_is_lost() -> None:
 
 
 def test_counting_a_picture_costs_under_a_hundredth_of_decoding_it() -> None:
-    clock = StageClock()
-    begun = time.thread_time()
-    for _ in range(10_000):  # what pictures.py and the decoder do for one picture
-        augment = clock.tally("augment")
-        before, began = augment.seconds, time.perf_counter()
-        inner = time.perf_counter()
-        clock.adder("augment")(time.perf_counter() - inner)
-        clock.tally("decode").add(time.perf_counter() - began - (augment.seconds - before))
-    a_picture = (time.thread_time() - begun) / 10_000
-    assert a_picture < 0.01 * 1.5e-3
+    clock, took = StageClock(), []
+    for _ in range(10):  # the least counts: what else the machine does makes all of it slower
+        begun = time.thread_time()
+        for _ in range(1000):  # what pictures.py and the decoder do for one picture
+            augment = clock.tally("augment")
+            before, began = augment.seconds, time.perf_counter()
+            inner = time.perf_counter()
+            clock.adder("augment")(time.perf_counter() - inner)
+            clock.tally("decode").add(time.perf_counter() - began - (augment.seconds - before))
+        took.append((time.thread_time() - begun) / 1000)
+    assert min(took) < 0.01 * 1.5e-3

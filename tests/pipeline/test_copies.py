@@ -56,7 +56,7 @@ def mixture_file(mixture: Mixture, tmp_path: Path) -> Path:
 def run(program: str, *arguments: object) -> str:
     """Run a program; return what it printed."""
     command = [sys.executable, "-W", "ignore", "-c", program, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.strip()
 
@@ -121,7 +121,7 @@ for _ in range(12):
         thread.start()
         thread.join()
         os._exit(0)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 100
     while not os.waitpid(child, os.WNOHANG)[0]:
         time.sleep(0.002)
         if time.monotonic() > deadline:

@@ -46,11 +46,11 @@ def test_a_fault_does_not_wait_for_reads_under_way(
 
     def read(reader: RangeReader, url: str) -> bytes:
         if url.endswith("/00000.parquet"):
-            assert stalled.wait(30)
+            assert stalled.wait(200)
             raise OSError(f"{url} is away")
         if url.endswith("/00001.parquet"):
             stalled.set()
-            assert reader.pause(100)  # it was told to give up
+            assert reader.pause(400)  # it was told to give up
             raise OSError("the reader is closed")
         return read_bytes(reader, url)
 
@@ -59,4 +59,4 @@ def test_a_fault_does_not_wait_for_reads_under_way(
     begun = time.monotonic()
     with pytest.raises(OSError, match="is away"):
         fill_index_cache(cached, threads=2)
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - begun < 300

@@ -42,7 +42,7 @@ class Reader:
     def __call__(self, url: str) -> bytes:
         self.urls.append(url)
         if self._gate is not None:
-            assert self._gate.wait(30)
+            assert self._gate.wait(200)
         return Path(url).read_bytes()
 
 
@@ -118,7 +118,8 @@ def test_an_index_replaced_by_another_valid_one_is_refused_with_both_sums(
         expected = rf"sha256 of the index is [0-9a-f]{{64}}, the manifest says {dataset.shards[1].index_sha256}"
         with pytest.raises(ShardError, match=expected):
             Indexes(cache).rows(dataset, 1, np.arange(7), ("label",), reader)
-        assert len(reader.urls) == 2  # read again before it is judged
+        # Read again before it is judged; then what the dataset says by now: samples may have been taken down.
+        assert reader.urls == [dataset.index_url(1)] * 2 + [f"{url}/dataset.json"]
 
 
 def test_a_damaged_block_and_a_removed_file_are_made_again(
@@ -231,7 +232,7 @@ def test_processes_that_share_a_cold_cache_give_the_same_batches(mixture: Mixtur
     (tmp_path / "m.yaml").write_text(json.dumps(config))
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "m.yaml")]
     programs = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(3)]
-    outputs = [program.communicate(timeout=120)[0] for program in programs]
+    outputs = [program.communicate(timeout=400)[0] for program in programs]
     assert [program.returncode for program in programs] == [0, 0, 0]
     assert outputs[0].count(b"\n") == 6
     assert outputs[0] == outputs[1] == outputs[2]

@@ -277,7 +277,7 @@ def test_they_are_written_in_a_mixture_file(tmp_path: Path, kinds: str) -> None:
     for override, said in (
         (
             "sources.0.labels.mapp={}",
-            "unknown key 'sources.0.labels.mapp'; known keys here: column, map, file, unmapped",
+            r"unknown key 'sources.0.labels.mapp'; did you mean 'map'\? known keys here: column, map, file, unmapped",
         ),
         ("sources.0.labels.map={a: x}", "sources.0.labels.map.a: input should be a valid integer"),
         (

@@ -327,13 +327,12 @@ def test_a_map_that_is_no_function_is_refused(mixture: Mixture) -> None:
         open_stream(mixture, global_batch=8, map="tokens")  # type: ignore[arg-type]
 
 
-def test_a_slow_function_is_what_the_stream_is_bound_by(mixture: Mixture) -> None:
-    done = threading.Event()
-
+def test_a_slow_function_is_what_the_stream_is_bound_by(mixture: Mixture, passing: Any) -> None:
     def slow(_: Sample, __: np.random.Generator) -> None:
-        done.wait(0.004)
+        passing.pass_by(0.004)
 
-    with open_stream(dataclasses.replace(mixture, prefetch_batches=1), global_batch=8, map=slow) as stream:
+    alone = dataclasses.replace(mixture, prefetch_batches=1, decode_threads=1)
+    with open_stream(alone, global_batch=8, map=slow) as stream:
         for _ in range(12):
             next(stream)
         stats = stream.stats()

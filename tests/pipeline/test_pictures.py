@@ -23,10 +23,12 @@ from headrace.shards.write import Sample, finish_dataset, write_shard
 
 
 class Watched(Turbo):
-    """Turbo that counts how many decode at once."""
+    """Turbo that counts how many decode at once; each waits for company, `seconds` at most."""
 
     inside = most = 0
+    seconds = 0.0
     lock = threading.Lock()
+    together = threading.Event()
 
     def decode(
         self, items: Sequence[Item], windows_per_view: Sequence[ChooseWindow], out: Sequence[Images]
@@ -34,7 +36,9 @@ class Watched(Turbo):
         with self.lock:
             Watched.inside += 1
             Watched.most = max(Watched.most, Watched.inside)
-        time.sleep(0.02)
+            if Watched.most > 1:
+                self.together.set()
+        self.together.wait(self.seconds)
         answers = super().decode(items, windows_per_view, out)
         with self.lock:
             Watched.inside -= 1
@@ -47,7 +51,7 @@ def test_large_pictures_are_decoded_one_at_a_time(
 ) -> None:
     monkeypatch.setitem(DECODERS, "watched", Watched)
     monkeypatch.setattr(decoder, "LARGE_PIXELS", large_pixels)
-    Watched.most = 0
+    Watched.most, Watched.seconds, Watched.together = 0, 0.02 if at_once == [1] else 200, threading.Event()
     with open_stream(dataclasses.replace(mixture, decoder="watched", decode_threads=4), global_batch=8) as stream:
         for _ in range(3):
             next(stream)

@@ -58,7 +58,7 @@ def run_until(mixture: Path, out: Path, *, processes: int, last: int, kill_at: i
     """Run as so many processes up to position `last`; kill -9 them all when the state has passed `kill_at`."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     process = subprocess.Popen(
-        [*command, str(KILLED), str(mixture), str(out), str(last)],
+        [*command, str(KILLED), str(mixture), str(out), str(last), str(last if kill_at is None else kill_at + 64)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -231,6 +231,6 @@ def test_a_stream_that_was_begun_is_refused_in_a_forked_process(mixture: Mixture
     path = tmp_path / "mixture.yaml"
     path.write_text(json.dumps(config_to_dict(mixture)))
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKED, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.stdout == "the stream was begun before this process was forked off; open it in this one\n"
     assert (done.returncode, done.stderr) == (0, "")

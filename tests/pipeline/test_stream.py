@@ -472,22 +472,23 @@ def test_a_slow_consumer_finds_batches_ready_and_few(mixture: Mixture) -> None:
 
 
 def test_the_wait_names_reading_when_reads_are_slow(mixture: Mixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    from headrace.pipeline.prefetch import PendingBatch, Prefetcher, WaitedFor
+    from headrace.pipeline.threads import Bell
     from headrace.shards.ranges import RangeReader
 
-    quick, take, asked = RangeReader.read, Prefetcher.take, threading.Event()
+    quick, wait, waits = RangeReader.read, Bell.wait, threading.Event()
 
     def slow(self: RangeReader, url: str, offset: int, size: int, **how: Any) -> bytes:
-        if asked.wait(60):
+        if waits.wait(200):
             time.sleep(0.2)
         return quick(self, url, offset, size, **how)
 
-    def take_and_say_so(self: Prefetcher, number: int) -> tuple[PendingBatch | None, WaitedFor]:
-        asked.set()
-        return take(self, number)
+    def wait_and_say_so(self: Bell) -> None:
+        if threading.current_thread() is threading.main_thread():
+            waits.set()
+        wait(self)
 
     monkeypatch.setattr(RangeReader, "read", slow)
-    monkeypatch.setattr(Prefetcher, "take", take_and_say_so)
+    monkeypatch.setattr(Bell, "wait", wait_and_say_so)
     with open_stream(mixture, global_batch=8) as stream:
         batch = next(stream)
     assert batch.waited_for == "read"

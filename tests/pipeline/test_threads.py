@@ -18,7 +18,7 @@ INTERRUPTED = """
 import faulthandler, random, signal, sys, time
 from headrace.pipeline import open_stream
 
-faulthandler.dump_traceback_later(100, exit=True)  # a lock that was broken hangs
+faulthandler.dump_traceback_later(400, exit=True)  # a lock that was broken hangs
 
 class Tick(BaseException):
     pass
@@ -75,7 +75,7 @@ def test_a_signal_that_raises_inside_next_loses_and_doubles_nothing(mixture: Mix
     path = tmp_path / "mixture.yaml"
     path.write_text(json.dumps(config_to_dict(mixture)))
     done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, str(path), "3"], capture_output=True, text=True, timeout=200, check=False
+        [sys.executable, "-c", INTERRUPTED, str(path), "3"], capture_output=True, text=True, timeout=500, check=False
     )
     assert (done.stdout, done.returncode) == ("True True []\n", 0), done.stderr[-3000:]
 
@@ -124,22 +124,22 @@ def test_threads_that_share_a_stream_get_each_batch_once(mixture: Mixture, consu
 
 def test_a_daemon_pool_runs_cancels_and_leaves_behind() -> None:
     pool, hold = DaemonPool(2, "test-pool"), threading.Event()
-    assert [pool.submit(pow, number, 2).result(10) for number in range(5)] == [0, 1, 4, 9, 16]
+    assert [pool.submit(pow, number, 2).result(100) for number in range(5)] == [0, 1, 4, 9, 16]
     with pytest.raises(ZeroDivisionError):
-        pool.submit(divmod, 1, 0).result(10)
+        pool.submit(divmod, 1, 0).result(100)
     stuck = [pool.submit(hold.wait) for _ in range(2)]
     waiting = pool.submit(pow, 2, 2)
     while not all(future.running() for future in stuck):
         time.sleep(0.01)
     begun = time.monotonic()
     assert not pool.close(0.2)
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 100  # they would wait for ever
     assert waiting.cancelled()
     with pytest.raises(RuntimeError, match="closed"):
         pool.submit(pow, 2, 2)
     hold.set()
-    assert all(future.result(10) for future in stuck)
-    assert pool.close(10)
+    assert all(future.result(100) for future in stuck)
+    assert pool.close(100)
 
 
 @pytest.mark.parametrize(("before", "after"), [(0.005, 0.0005), (0.002, 0.002)])

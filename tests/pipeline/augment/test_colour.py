@@ -156,7 +156,7 @@ def test_padding_and_damage_stay_black(mixture: Mixture) -> None:
 def test_the_time_is_counted_as_augmenting(mixture: Mixture, monkeypatch: pytest.MonkeyPatch) -> None:
     import time
 
-    monkeypatch.setattr("headrace.pipeline.pictures.recolour_picture", lambda *_: time.sleep(0.002))
+    monkeypatch.setattr("headrace.pipeline.augment.changes.recolour_picture", lambda *_: time.sleep(0.002))
     with open_stream(dataclasses.replace(mixture, augment=COLOURED), global_batch=8) as stream:
         next(stream)
         assert stream.stats().stages["augment"].seconds >= 8 * 0.002

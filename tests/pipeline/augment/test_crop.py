@@ -104,6 +104,18 @@ def test_a_centre_fraction_outside_its_range_is_refused(fraction: float) -> None
         Augment(center_fraction=fraction)
 
 
+@given(height=sides, width=sides, fraction=st.floats(0.01, 1.0))
+def test_a_squashed_picture_is_its_middle_whatever_its_ratio(height: int, width: int, fraction: float) -> None:
+    """Resize((256, 256)) then CenterCrop(224): of each side the middle 224 / 256, stretched over the square."""
+    augment = Augment(crop="squash", flip=False, center_fraction=fraction)
+    window = choose_window(augment, [0.0], height, width)
+    for start, length, side in ((window.top, window.height, height), (window.left, window.width, width)):
+        assert length == max(1, round(side * fraction))
+        assert abs((start + length / 2) - side / 2) <= 0.5
+    assert window.inside(224) == (0, 0, 224, 224)
+    assert "center_fraction" not in augment.idle or fraction == 1
+
+
 @given(height=sides, width=sides, side=st.integers(1, 512))
 def test_a_padded_picture_is_whole_and_lies_in_the_middle(height: int, width: int, side: int) -> None:
     window = choose_window(Augment(crop="pad", flip=False, pad_value=7), [0.0], height, width)
@@ -116,9 +128,33 @@ def test_a_padded_picture_is_whole_and_lies_in_the_middle(height: int, width: in
     assert 0 <= side - wide - 2 * left <= 1
 
 
+@given(
+    height=sides,
+    width=sides,
+    side=st.integers(8, 512),
+    draws=st.lists(st.floats(0, 1, exclude_max=True), min_size=4, max_size=4),
+)
+def test_a_scale_jitter_keeps_the_ratio_at_the_drawn_scale(
+    height: int, width: int, side: int, draws: list[float]
+) -> None:
+    augment = Augment(crop="scale_jitter", flip=False, jitter=(0.5, 2.0), pad_value=7)
+    window = choose_window(augment, draws, height, width)
+    span = max(1, round(min(height, width) / (0.5 + 1.5 * draws[1])))
+    assert (window.height, window.width, window.fill) == (min(span, height), min(span, width), 7)
+    assert 0 <= window.top <= height - window.height
+    assert 0 <= window.left <= width - window.width
+    top, left, high, wide = window.inside(side)
+    # Both sides are resized alike, and where the picture is large enough the square is full of it.
+    assert abs(high - side * window.height / span) <= 1
+    assert abs(wide - side * window.width / span) <= 1
+    assert (high, wide) == (side, side) or span > min(height, width)
+    assert 0 <= top <= side - high
+    assert 0 <= left <= side - wide
+
+
 def test_every_kind_of_window_says_how_it_is_resized() -> None:
     draws = position_draws(KEY, 3)
-    for crop in ("random", "center", "pad"):
+    for crop in ("random", "center", "pad", "squash", "scale_jitter"):
         plain, cubic = (
             choose_window(Augment(crop=crop, interpolation=kind), draws, 300, 400)  # type: ignore[arg-type]
             for kind in ("bilinear", "bicubic")

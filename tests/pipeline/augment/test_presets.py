@@ -122,11 +122,14 @@ def test_views_of_ones_own_may_stand_beside_a_preset_of_one() -> None:
     [
         ({"preset": "moco"}, r"preset: input should be '', 'aim', 'moco_v3', .* got 'moco'"),
         ({"preset": "swav", "views": [{"count": 2}]}, "preset: swav gives the views: leave `views` out, or the preset"),
-        ({"preset": "aim", "augment": {"flop": 1}}, "unknown key 'augment.flop'; known keys here: crop"),
+        (
+            {"preset": "aim", "augment": {"flop": 1}},
+            r"unknown key 'augment.flop'; did you mean 'flip'\? known keys here: crop",
+        ),
         ({"preset": "aim", "augment": 3}, "augment"),
         (
             {"preset": "swav", "augment": {"flop": 1}},
-            r"^augment: unknown key 'flop'; known keys here: crop, [a-z_, ]*$",
+            r"^augment: unknown key 'flop'; did you mean 'flip'\? known keys here: crop, [a-z_, ]*$",
         ),
         ({"preset": "swav", "augment": {"blur_sigma": [2, 1]}}, r"^augment: blur_sigma must be a range [^;]*$"),
         ({"preset": 3}, "preset"),
@@ -143,7 +146,7 @@ def test_in_python_a_preset_stands_alone() -> None:
         Mixture(sources=SOURCES, preset="moco_v3", augment=Augment(flip=False))
     with pytest.raises(ValueError, match="preset swav gives augment and views"):
         Mixture(sources=SOURCES, preset="swav", views=(View(),))
-    with pytest.raises(ValueError, match="preset: unknown 'moco'; known: aim, moco_v3"):
+    with pytest.raises(ValueError, match=r"preset: unknown 'moco'; did you mean 'moco_v3'\? known: aim, moco_v3"):
         preset_views("moco")
 
 

