@@ -17,7 +17,7 @@ CLASS_STD = 2e-5
 
 
 class MeanHead(nn.Module):
-    """The mean of the tokens, and a linear layer."""
+    """A linear layer on what stands for a picture: the mean of its tokens, or the class token."""
 
     def __init__(self, *, width: int, classes: int) -> None:
         super().__init__()
@@ -25,9 +25,9 @@ class MeanHead(nn.Module):
         nn.init.normal_(self.linear.weight, std=CLASS_STD)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, tokens_BLD: Tensor) -> Tensor:
+    def forward(self, x_BD: Tensor) -> Tensor:
         """Return logits [B, C]."""
-        out: Tensor = self.linear(tokens_BLD.mean(dim=1))
+        out: Tensor = self.linear(x_BD)
         return out
 
 

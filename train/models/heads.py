@@ -24,10 +24,15 @@ class Probes(nn.Module):
     def __init__(self, *, width: int, num_probes: int, first: dict[str, Tensor]) -> None:
         super().__init__()
         self.num_probes = num_probes
-        self.norm = nn.BatchNorm1d(width, affine=False, eps=BATCH_NORM_EPS)
+        self.norm: nn.Module = nn.BatchNorm1d(width, affine=False, eps=BATCH_NORM_EPS)
         for name, tensor in first.items():
             setattr(self, name, nn.ParameterList(nn.Parameter(tensor.clone()) for _ in range(num_probes)))
         self._kinds = tuple(first)
+
+    def without_norm(self) -> "Probes":
+        """Let the heads read features as they are; return them."""
+        self.norm = nn.Identity()
+        return self
 
     def named_parameters_of(self, probe: int) -> dict[str, nn.Parameter]:
         """Return the parameters of one probe by kind."""
@@ -52,9 +57,9 @@ class Probes(nn.Module):
 
 
 class LinearProbes(Probes):
-    """BatchNorm without affine -> linear, on an image's average over tokens. Weights N(0, 0.01), bias 0.
+    """BatchNorm without affine -> linear, on one row an image. Weights N(0, 0.01), bias 0.
 
-    Source: MAE, arXiv:2111.06377, appendix A; MoCo v3, arXiv:2104.02057, has no norm.
+    Source: MAE, arXiv:2111.06377, appendix A; MoCo v3, arXiv:2104.02057, has no norm: `without_norm`.
     """
 
     undecayed = ("bias",)

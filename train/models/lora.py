@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from headrace.train.models.vit import SelfAttention, Vit
+from headrace.train.models.encoder import Encoder
+from headrace.train.models.trunks.window_attention import WindowAttention
+from headrace.train.models.vit import SelfAttention
 
 DOWN, UP = "lora_A", "lora_B"
 # Parts of the fused matrix that are adapted: q and v, as AIM (arXiv:2401.08541, table 8) and the LoRA paper have it.
@@ -44,13 +46,14 @@ class LoraConfig:
 
 
 class LoraLinear(nn.Linear):
-    """A linear layer without bias whose `adapted` parts of `parts` equal blocks of rows have adapters."""
+    """A linear layer whose `adapted` parts of `parts` equal blocks of rows have adapters."""
 
     def __init__(
         self, linear: nn.Linear, config: LoraConfig, *, parts: int = 1, adapted: tuple[int, ...] = (0,)
     ) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
         self.weight = nn.Parameter(linear.weight.detach(), requires_grad=False)
+        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach(), requires_grad=False)
         self.parts, self.adapted, self.scale = parts, adapted, config.scale
         rows, device = linear.out_features // parts, linear.weight.device
         self.lora_A = nn.Parameter(torch.empty(len(adapted) * config.rank, linear.in_features, device=device))
@@ -59,17 +62,17 @@ class LoraLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the merged matrix would give."""
-        out = list(functional.linear(x, self.weight).chunk(self.parts, dim=-1))
+        out = list(functional.linear(x, self.weight, self.bias).chunk(self.parts, dim=-1))
         downs, ups = self.lora_A.chunk(len(self.adapted)), self.lora_B.chunk(len(self.adapted))
         for part, down, up in zip(self.adapted, downs, ups, strict=True):
             out[part] = out[part] + functional.linear(functional.linear(x, down), up) * self.scale
         return torch.cat(out, dim=-1)
 
 
-def add_lora(encoder: Vit, config: LoraConfig) -> None:
+def add_lora(encoder: Encoder, config: LoraConfig) -> None:
     """Freeze the encoder and give q, v and proj of every block their adapters, which begin as nothing."""
     encoder.requires_grad_(False)
-    for attention in [module for module in encoder.modules() if isinstance(module, SelfAttention)]:
+    for attention in [one for one in encoder.modules() if isinstance(one, SelfAttention | WindowAttention)]:
         attention.qkv = LoraLinear(attention.qkv, config, parts=QKV_PARTS, adapted=QUERY_AND_VALUE)
         attention.proj = LoraLinear(attention.proj, config)
 

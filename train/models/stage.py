@@ -26,6 +26,8 @@ class Stage(nn.Module):
     """none = keep all; selective = keep products of matrices and attention; full = keep the input alone."""
     varying_rows: ClassVar[bool] = False
     """True if the first dimension of its input differs from step to step: one compiled graph serves every length."""
+    compiles: ClassVar[bool] = True
+    """False if what it does is no one graph."""
 
     def compute(self, x: Tensor, *inputs: Any) -> Tensor:
         """Return the output of this block."""

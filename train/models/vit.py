@@ -10,13 +10,13 @@ arXiv:2401.08541, section 4, and the released inference code.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from headrace.train.models.encoder import Encoder
+from headrace.train.models.encoder import TunableEncoder, as_map
 from headrace.train.models.stage import ResidualStream, Stage
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 # As in the released inference code; the training code uses 1e-5, which moves outputs by 2e-5.
 NORM_EPS = 1e-6
 MLP_RATIO = 4
+
+Gelu = Literal["exact", "tanh"]
+"""By the error function, as torch has it; or by tanh, as JAX has it unless told otherwise: up to 5e-4 apart."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +67,7 @@ class VitConfig:
         return self.patch * self.patch * 3
 
 
-class Vit(Encoder):
+class Vit(TunableEncoder):
     """Patches -> pre-norm blocks -> LayerNorm; no class token, no bias in the blocks' linear layers."""
 
     def __init__(self, config: VitConfig) -> None:
@@ -100,12 +103,30 @@ class Vit(Encoder):
         out: Tensor = self.trunk.post_trunk_norm(x_BLD)
         return out
 
+    def pooled(self, images_B3HH: Tensor, kept_NB2: Tensor | None = None) -> Tensor:
+        """Return the mean of the tokens after the last norm, [B, D]."""
+        return self.pool(self(images_B3HH, None, kept_NB2))
+
     def block_outputs(self, images_B3HH: Tensor, kept_NB2: Tensor | None = None) -> Iterator[Tensor]:
         """Yield each block's output [B, L, D], before the last norm, with attention everywhere (as at evaluation)."""
         x_BLD = self.residual(self.preprocessor(images_B3HH))
         for number, block in enumerate(self.trunk.blocks):
             x_BLD = block(x_BLD, None) if kept_NB2 is None else block(x_BLD, None, kept_NB2[number])
             yield x_BLD
+
+    @property
+    def feature_strides(self) -> tuple[int, ...]:
+        """One map, of a place a patch."""
+        return (self.config.patch,)
+
+    @property
+    def feature_channels(self) -> tuple[int, ...]:
+        """The width."""
+        return (self.config.width,)
+
+    def feature_maps(self, images_B3HH: Tensor, kept_NB2: Tensor | None = None) -> list[Tensor]:
+        """Return the tokens after the last norm as one map [B, D, h, w]."""
+        return [as_map(self(images_B3HH, None, kept_NB2), side=images_B3HH.shape[-1] // self.config.patch)]
 
     def depth_of(self, name: str) -> int:
         """Return where a parameter stands: 0 before the blocks, i + 1 in block i, depth + 1 behind them."""
@@ -141,22 +162,23 @@ class Patchifier(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
 
     def forward(self, images_B3HH: Tensor) -> Tensor:
-        tokens = patch_product if images_B3HH.is_cuda else _convolved
-        out: Tensor = self.norm(tokens(images_B3HH, self.proj))
+        out: Tensor = self.norm(patch_tokens(images_B3HH, self.proj.weight, self.proj.bias))
         return out
 
 
-def _convolved(images_B3HH: Tensor, proj: nn.Conv2d) -> Tensor:
-    out: Tensor = proj(images_B3HH).flatten(2).transpose(1, 2)
-    return out
+def patch_tokens(images_B3HH: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return [B, L, D], the patches of images times a kernel [D, 3, patch, patch]."""
+    if images_B3HH.is_cuda:
+        return patch_product(images_B3HH, weight, bias)
+    return functional.conv2d(images_B3HH, weight, bias, stride=weight.shape[-1]).flatten(2).transpose(1, 2)
 
 
-def patch_product(images_B3HH: Tensor, proj: nn.Conv2d) -> Tensor:
+def patch_product(images_B3HH: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return what the convolution gives, [B, L, D], as a product of matrices: on an H200 a third of its time."""
     batch, channels, height, width = images_B3HH.shape
-    patch = proj.stride[0]
+    patch = weight.shape[-1]
     grid = images_B3HH.reshape(batch, channels, height // patch, patch, width // patch, patch)
-    return functional.linear(grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2), proj.weight.flatten(1), proj.bias)
+    return functional.linear(grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2), weight.flatten(1), bias)
 
 
 class Trunk(nn.Module):
@@ -185,21 +207,24 @@ class Block(Stage):
 
     def compute(self, x_BLD: Tensor, mask: "Tensor | BlockMask | None", kept_B2: Tensor | None = None) -> Tensor:
         """Return the block's output; drop path multiplies a picture's two branches by its numbers in `kept_B2`."""
-        mixed_BLD = self.attn(self.norm_1(x_BLD), mask)
-        x_BLD = x_BLD + (mixed_BLD if kept_B2 is None else mixed_BLD * kept_B2[:, 0, None, None].to(mixed_BLD.dtype))
-        made_BLD = self.mlp(self.norm_2(x_BLD))
-        out: Tensor = x_BLD + (made_BLD if kept_B2 is None else made_BLD * kept_B2[:, 1, None, None].to(made_BLD.dtype))
-        return out
+        x_BLD = with_branch(x_BLD, self.attn(self.norm_1(x_BLD), mask), kept_B2, 0)
+        return with_branch(x_BLD, self.mlp(self.norm_2(x_BLD)), kept_B2, 1)
+
+
+def with_branch(x_BLD: Tensor, branch_BLD: Tensor, kept_B2: Tensor | None, which: int) -> Tensor:
+    """Return the sum of both, the branch times its pictures' numbers in column `which` of `kept_B2`."""
+    kept = branch_BLD if kept_B2 is None else branch_BLD * kept_B2[:, which, None, None].to(branch_BLD.dtype)
+    return x_BLD + kept
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention without biases; q, k and v in one matrix, in this order."""
+    """Multi-head attention; q, k and v in one matrix, in this order. AIM's has no biases."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, *, bias: bool = False) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.proj = nn.Linear(width, width, bias=False)
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.proj = nn.Linear(width, width, bias=bias)
 
     def forward(self, x_BLD: Tensor, mask: "Tensor | BlockMask | None") -> Tensor:
         """Return the mixed tokens. `mask` is [B, 1, L, K], True where row may look at column, or a block mask."""
@@ -231,15 +256,17 @@ def _compiled_attention() -> Any:
 
 
 class Mlp(nn.Module):
-    """Two linear layers without biases around an exact (erf) GELU."""
+    """Two linear layers around a GELU. AIM's have no biases."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, bias: bool = False, hidden: int | None = None, gelu: Gelu = "exact") -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, MLP_RATIO * width, bias=False)
-        self.fc2 = nn.Linear(MLP_RATIO * width, width, bias=False)
+        hidden = MLP_RATIO * width if hidden is None else hidden
+        self.approximate = "tanh" if gelu == "tanh" else "none"
+        self.fc1 = nn.Linear(width, hidden, bias=bias)
+        self.fc2 = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(functional.gelu(self.fc1(x)))
+        out: Tensor = self.fc2(functional.gelu(self.fc1(x), approximate=self.approximate))
         return out
 
 
@@ -278,8 +305,16 @@ def initialise(module: nn.Module) -> None:
             for part in child.qkv.weight.chunk(3):
                 nn.init.xavier_uniform_(part)
             nn.init.xavier_uniform_(child.proj.weight)
+            _zero_biases(child.qkv, child.proj)
         elif isinstance(child, Mlp):
             nn.init.xavier_uniform_(child.fc1.weight)
             nn.init.xavier_uniform_(child.fc2.weight)
+            _zero_biases(child.fc1, child.fc2)
         elif isinstance(child, Patchifier):
             nn.init.xavier_uniform_(child.proj.weight.view(child.proj.out_channels, -1))
+
+
+def _zero_biases(*layers: nn.Linear) -> None:
+    for layer in layers:
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)

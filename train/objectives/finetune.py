@@ -1,7 +1,7 @@
 """Fine-tuning for classification: a trunk that was trained before, and a fresh head, trained together.
 
-The trunk is any that `aim`, `masked` and `supervised` train; `init_from` of the run gives it its weights. With adapters
-the trunk stays frozen and what is exported has them merged. Everything random is a function of (seed, position), so
+The trunk is any that another objective trains; `init_from` of the run gives it its weights. With adapters the trunk
+stays frozen and what is exported has them merged. Everything random is a function of (seed, position), so
 that a step is the same however its batch is shared. At validation nothing is mixed, dropped or smoothed.
 """
 
@@ -20,23 +20,18 @@ from torch import Tensor
 
 from headrace.config import OneOf
 from headrace.pipeline import Batch
-from headrace.pipeline.augment.philox import draws_at
-from headrace.shards.permutation import make_key
+from headrace.train.models.batch_norm import BatchNorm
 from headrace.train.models.class_heads import AttentiveHead, MeanHead
+from headrace.train.models.encoder import TunableEncoder
 from headrace.train.models.lora import LoraConfig, add_lora, merge_lora
-from headrace.train.models.vit import Vit
+from headrace.train.objectives.balance import Balance, class_weights, log_shares
 from headrace.train.objectives.mixing import MixConfig, draw_mixes, mix, partners
 from headrace.train.objectives.objective import Columns, Objective, ObjectiveConfig, RowError
 from headrace.train.objectives.supervised import NO_LABEL, read_labels
+from headrace.train.objectives.tuned import kept_branches, pretrained_configs
 from headrace.train.pixels import Normalise, on_device
 
 PARTNER = "{}:partner"
-
-
-def _pretrained() -> dict[str, type[ObjectiveConfig]]:
-    from headrace.train.objectives import objective_configs  # that module imports this one
-
-    return {name: config for name, config in objective_configs().items() if name != "finetune"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +40,7 @@ class FinetuneConfig:
 
     kind: Literal["finetune"]
     """The tag of this objective."""
-    of: Annotated[ObjectiveConfig, OneOf("kind", _pretrained)]
+    of: Annotated[ObjectiveConfig, OneOf("kind", pretrained_configs)]
     """The objective whose trunk it is, as in the run file that trained it; its heads are left out."""
     num_classes: int
     """Classes are 0 .. num_classes - 1; a label outside is refused."""
@@ -63,6 +58,10 @@ class FinetuneConfig:
     """Mixup and CutMix."""
     lora: LoraConfig | None = None
     """Train adapters and the head alone; null = train everything."""
+    balance: Balance = "none"
+    """How rare classes are helped: effective = their pictures count more; logits = common ones must do better; none."""
+    class_counts: tuple[int, ...] = ()
+    """With balance: pictures of each class in training."""
 
     def __post_init__(self) -> None:
         if self.num_classes < 2 or self.blocks < 1:
@@ -72,16 +71,31 @@ class FinetuneConfig:
         for name in ("label_smoothing", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        self._check_balance()
+
+    def _check_balance(self) -> None:
+        counts, wanted = self.class_counts, self.num_classes if self.balance != "none" else 0
+        if len(counts) != wanted or min(counts, default=0) < 0 or (wanted and not any(counts)):
+            raise ValueError(
+                f"class_counts must be a number of pictures of each of the {wanted} classes with balance "
+                f"{self.balance}, got {len(counts)} numbers"
+            )
+
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Fields that play no part, of those that were added since runs keep their digest."""
+        return ("balance", "class_counts") if self.balance == "none" else ()
 
     def build(self, *, image_size: int, seed: int) -> "Finetune":
         """Return the objective for images of this side. Raises ValueError if `of` has no trunk to fine-tune."""
         pretrained = self.of.build(image_size=image_size, seed=seed)
-        if not isinstance(pretrained.trunk, Vit):
-            what = "none" if pretrained.trunk is None else f"a {type(pretrained.trunk).__name__}"
-            raise ValueError(
-                f"fine-tuning takes the trunk of aim, masked or supervised; objective {self.of.kind} has {what}"
-            )
-        return Finetune(self, pretrained.trunk, normalise=pretrained.normalise, seed=seed)
+        trunk = pretrained.trunk
+        if not isinstance(trunk, TunableEncoder):
+            what = "none" if trunk is None else f"a {type(trunk).__name__}"
+            raise ValueError(f"fine-tuning takes a trunk of transformer blocks or a ResNet; {self.of.kind} has {what}")
+        if trunk.convolves and (self.lora is not None or self.drop_path):
+            raise ValueError("a ResNet has no attention for `lora` and no `drop_path`: leave both out")
+        return Finetune(self, trunk, normalise=pretrained.normalise, seed=seed)
 
 
 class Finetune(Objective):
@@ -91,32 +105,49 @@ class Finetune(Objective):
     reports = ("top1",)
     released_prefix = "encoder."
 
-    def __init__(self, config: FinetuneConfig, encoder: Vit, *, normalise: Normalise, seed: int) -> None:
+    def __init__(self, config: FinetuneConfig, encoder: TunableEncoder, *, normalise: Normalise, seed: int) -> None:
         super().__init__()
         self.config, self.seed = config, seed
         self.columns = (config.column,)
         self.normalise = normalise
         self.encoder = encoder
-        if config.lora is not None:
+        if config.lora is None:
+            encoder.requires_grad_(True)  # also what pretraining left as it was drawn: a frozen patch projection
+        else:
             add_lora(encoder, config.lora)
-        width, heads = encoder.config.width, encoder.config.heads
+        width, heads = encoder.shape.width, encoder.shape.heads
         self.classifier: MeanHead | AttentiveHead
         if config.head == "mean":
             self.classifier = MeanHead(width=width, classes=config.num_classes)
         else:
             self.classifier = AttentiveHead(width=width, heads=heads, classes=config.num_classes)
             # Nothing reads it, and ranks wait for a gradient of whatever is trained.
-            encoder.trunk.post_trunk_norm.requires_grad_(False)
+            for name, parameter in encoder.named_parameters():
+                if encoder.depth_of(name) > encoder.shape.depth:
+                    parameter.requires_grad_(False)
+        self._weight_C = self._shift_C = None
+        if config.balance == "effective":
+            self._weight_C = torch.tensor(class_weights(config.class_counts), dtype=torch.float32, device="cpu")
+        elif config.balance == "logits":
+            self._shift_C = torch.tensor(log_shares(config.class_counts), dtype=torch.float32, device="cpu")
+        if any(isinstance(module, BatchNorm) for module in encoder.modules()):
+            # Statistics are those of the batch: processes may share it, parts may not.
+            self.splits, self.gathers, self.averages = False, True, False
 
     @property
-    def trunk(self) -> Vit:
+    def trunk(self) -> TunableEncoder:
         """The encoder."""
         return self.encoder
 
     @cached_property
     def train_flops_per_image(self) -> float:
-        """6 x parameters x tokens + 12 x depth x width x tokens^2; of frozen weights 4, as they need no gradient."""
-        trunk = self.encoder.config
+        """6 x parameters x tokens + 12 x depth x width x tokens^2; of frozen weights 4, as they need no gradient.
+
+        Of a ResNet or a SwinV2, whose stages differ, three times what it takes forward.
+        """
+        trunk = self.encoder.shape
+        if self.encoder.first_read:
+            return 3.0 * self.encoder.forward_flops
         parameters = sum(parameter.numel() for parameter in self.encoder.parameters())
         flops = (6.0 if self.config.lora is None else 4.0) * parameters * trunk.num_patches
         head = 2.0 * trunk.width**2 * trunk.num_patches if self.config.head == "attentive" else 0.0
@@ -158,21 +189,32 @@ class Finetune(Objective):
         target_BC = target_BC * (1 - spread) + spread / self.config.num_classes
         # All rows go through the trunk, also those that do not count: every rank has a gradient for every weight.
         counted = on_device(counted_B, device)
-        loss = -(target_BC * logits_BC.log_softmax(dim=1)).sum(dim=1).mul(counted).sum()
+        loss = -(self._weighed(target_BC) * self._shifted(logits_BC).log_softmax(dim=1)).sum(dim=1).mul(counted).sum()
         right = logits_BC.detach().argmax(dim=1) == torch.where(share >= 0.5, own, other)[:, 0]
         return loss, {"top1": right.mul(counted).sum() / max(1, int(counted_B.sum()))}
+
+    def _weighed(self, target_BC: Tensor) -> Tensor:
+        """Return targets times what their classes count, in training."""
+        if self._weight_C is None or not self.training:
+            return target_BC
+        return target_BC * self._weight_C.to(target_BC.device)
+
+    def _shifted(self, logits_BC: Tensor) -> Tensor:
+        """Return logits plus what follows from how common their classes are, in training."""
+        return (
+            logits_BC if self._shift_C is None or not self.training else logits_BC + self._shift_C.to(logits_BC.device)
+        )
 
     def logits(self, images_B3HH: Tensor, *, position_B: NDArray[np.int64] | None = None) -> Tensor:
         """Return logits [B, C] of normalised images; in training blocks are dropped as their positions say."""
         kept_NB2 = self._kept(position_B, images_B3HH.device) if position_B is not None and self.training else None
         if isinstance(self.classifier, MeanHead):
-            tokens_BLD = self.encoder(images_B3HH, None, kept_NB2)
+            x = self.encoder.pooled(images_B3HH, kept_NB2)
         else:
-            depth = self.encoder.config.depth
-            last = min(self.config.blocks, depth)
+            first = max(self.encoder.first_read, self.encoder.shape.depth - self.config.blocks)
             outputs = enumerate(self.encoder.block_outputs(images_B3HH, kept_NB2))
-            tokens_BLD = torch.stack([x_BLD for number, x_BLD in outputs if number >= depth - last]).mean(dim=0)
-        out: Tensor = self.classifier(tokens_BLD)
+            x = torch.stack([x_BLD for number, x_BLD in outputs if number >= first]).mean(dim=0)
+        out: Tensor = self.classifier(x)
         return out
 
     def exported_tensors(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -207,11 +249,5 @@ class Finetune(Objective):
         return mix(images_B3HH, self.normalise(batch.other_views[-1]), mixes), other_B, mixes.share_B
 
     def _kept(self, position_B: NDArray[np.int64], device: torch.device) -> Tensor | None:
-        """Return what the branches of each block are multiplied by: 0, or more than 1 so that the mean is 1."""
-        depth = self.encoder.config.depth
-        if not self.config.drop_path:
-            return None
-        rates = self.config.drop_path * np.arange(depth) / max(1, depth - 1)
-        drawn = np.stack([draws_at(make_key(self.seed, "drop path", n), position_B, 2) for n in range(depth)])
-        kept_NB2 = (drawn >= rates[:, None, None]) / (1 - rates[:, None, None])
-        return on_device(kept_NB2.astype(np.float32), device)
+        depth = self.encoder.shape.depth
+        return kept_branches(self.config.drop_path, depth, seed=self.seed, position=position_B, device=device)

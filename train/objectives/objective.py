@@ -5,7 +5,7 @@ number over all ranks and micro-batches: a mean per micro-batch, averaged over r
 differ, and with random prefixes they always do.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from headrace.pipeline import Batch
+from headrace.pipeline import Batch, MapFunction, Mixture
 from headrace.train.execution import PLAIN, Execution
 from headrace.train.models.encoder import Encoder
 from headrace.train.parallel.ranks import ALONE, Ranks
@@ -46,6 +46,12 @@ class Objective(nn.Module):
     """True if the loss of a batch is the sum over its parts, so that micro-batches and ranks may share it."""
     gathers: bool = False
     """True if `forward` gathers what it needs from other ranks: several processes may share a batch all the same."""
+    averages: bool = True
+    """True if an average of its weights (`ema`) is a model as well."""
+    shows_whole: bool = False
+    """True if validation shows each picture whole, in the middle of its square, where others cut its middle out."""
+    least_samples: int = 1
+    """Fewest different pictures that the loss makes sense with."""
     caches: bool = False
     """True if `prepare` finds what the parts of a batch need of each other: micro-batches may share it all the same."""
     scalars: tuple[str, ...] = ()
@@ -101,6 +107,14 @@ class Objective(nn.Module):
         """Return how many terms the loss of `batch` sums; known on the host without touching the device."""
         raise NotImplementedError
 
+    def sample_map(self, mixture: Mixture) -> MapFunction | None:  # noqa: ARG002  the base makes nothing
+        """Return what the stream of `mixture` makes of each sample beside its pixels, as `open_stream` takes it."""
+        return None
+
+    def blank_columns(self, size: int) -> dict[str, Any]:  # noqa: ARG002  the base has none
+        """Return what `sample_map` would give for so many blank pictures: what a step takes is counted on them."""
+        return {}
+
     def before_cut(self, batch: Batch) -> Batch:
         """Return this rank's share of a training step with what its parts need of each other.
 
@@ -114,6 +128,9 @@ class Objective(nn.Module):
 
     def check_files(self) -> None:
         """Raise ValueError if a file that the config names is not what it says."""
+
+    def expect_views(self, sides: Sequence[int], *, global_batch: int) -> None:
+        """Take note of the sides in pixels of a picture's views. Raises ValueError if the loss cannot be of these."""
 
     def fix_prefix(self, prefix: int | None) -> None:
         """Let each sample have a prefix of so many patches from now on; None = as in training.
@@ -138,11 +155,22 @@ class Objective(nn.Module):
         self.execution = execution
         execution.apply(self)
 
+    def follow_weights(self, given: Collection[str] = ()) -> None:
+        """Bring what follows from the weights in line with those of step 0, which were read from elsewhere.
+
+        `given` are the released names of what was read: that stays as it is, where it can.
+        """
+
     def before_step(self, step: int, steps: int) -> None:
         """Prepare step `step` (0-based) of `steps`, before its first forward; a step done again prepares the same."""
 
     def prepare(self, parts: Sequence[Batch]) -> None:
         """Find what the losses of a batch's parts need of each other, before the first forward; called on all ranks."""
+
+    def before_update(self) -> None:
+        """Change the gradients of a step, all of which are there, before they are judged and clipped."""
+        if self.trunk is not None:
+            self.trunk.before_update()
 
     def after_step(self) -> None:
         """Bring parameters back to where they must be, after the optimizer moved them."""
@@ -185,6 +213,15 @@ def released_names(objective: Objective, tensors: Mapping[str, Tensor]) -> dict[
     names = {name: name.removeprefix(objective.released_prefix) for name in tensors}
     assert len(set(names.values())) == len(names), "two parameters would have one released name"
     return {names[name]: _released(objective, name, tensor) for name, tensor in tensors.items()}
+
+
+def names_in_trunk(objective: Objective) -> dict[str, str]:
+    """Return the trunk's own name for each released name of an objective that is of its trunk."""
+    if objective.trunk is None:
+        return {}
+    inside = {id(tensor): name for name, tensor in objective.trunk.state_dict(keep_vars=True).items()}
+    states = released_names(objective, objective.state_dict(keep_vars=True))
+    return {name: inside[id(tensor)] for name, tensor in states.items() if id(tensor) in inside}
 
 
 def _released(objective: Objective, name: str, tensor: Tensor) -> Tensor:

@@ -20,19 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from headrace.pipeline import Batch
-from headrace.train.models.vit import Vit, VitConfig
+from headrace.train.models.encoder import TunableEncoder
+from headrace.train.models.trunks.big_vision import SHAPES, BigVisionConfig, draw_as_big_vision, flops_of_pool
+from headrace.train.models.trunks.standard_vit import StandardVit
+from headrace.train.models.vit import MLP_RATIO, Vit, VitConfig
 from headrace.train.objectives.objective import Columns, Objective, RowError
-from headrace.train.pixels import IMAGENET_MEAN, IMAGENET_STD, Normalise, on_device
-
-# Width, depth, heads: table 2 of arXiv:2106.04560, as far as its MLPs are four times the width; tiny is AIM's here.
-SHAPES = {
-    "tiny": (192, 6, 3),
-    "s": (256, 6, 8),
-    "Ti": (192, 12, 3),
-    "S": (384, 12, 6),
-    "B": (768, 12, 12),
-    "L": (1024, 24, 16),
-}
+from headrace.train.pixels import CENTRED, IMAGENET_MEAN, IMAGENET_STD, Normalise, on_device
 
 # What a batch has where the index has null.
 NO_LABEL = -1
@@ -40,14 +33,14 @@ NO_LABEL = -1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SupervisedConfig:
-    """Supervised: the classes of each picture, from a column; a trunk, the mean of its tokens, a linear head."""
+    """Supervised: the classes of each picture, from a column; a trunk, what it makes of a picture, a linear head."""
 
     kind: Literal["supervised"]
     """The tag of this objective."""
     num_classes: int
     """Classes are 0 .. num_classes - 1; a label outside is refused."""
     model: str = "tiny"
-    """A row of the model table: tiny, s, Ti, S, B or L."""
+    """A row of the model table: tiny, s, Ti, S, B, L, g or G; the last two have `vit`."""
     patch: int = 16
     """Side of a patch in pixels; divides the mixture's image_size."""
     width: int | None = None
@@ -56,12 +49,19 @@ class SupervisedConfig:
     """Blocks of the trunk; null = the table's."""
     heads: int | None = None
     """Attention heads of the trunk; null = the table's."""
+    vit: BigVisionConfig | None = None
+    """The trunk of "Scaling Vision Transformers"; null = AIM's, and the mean of its tokens."""
+    pixels: Literal["imagenet", "centred"] = "imagenet"
+    """What the trunk sees: imagenet = less ImageNet's mean, over its deviation; centred = levels of -1 to 1."""
     column: str = "label"
     """Column of the index: a whole number, or a list of them; null and -1 = no label."""
     loss: Literal["softmax", "sigmoid"] = "softmax"
     """softmax = one class a picture; sigmoid = any number."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes; softmax only."""
+    class_bias: float | None = None
+    """Where the biases of the classes start, whose weights start at 0; null = with sigmoid at the log odds of one class
+    a picture, else at 0. The paper has -10."""
 
     def __post_init__(self) -> None:
         if self.model not in SHAPES:
@@ -73,25 +73,53 @@ class SupervisedConfig:
             raise ValueError(
                 f"label_smoothing must be in [0, 1), and 0 with sigmoid, got {self.label_smoothing} with {self.loss}"
             )
+        if self.class_bias is not None and not math.isfinite(self.class_bias):
+            raise ValueError(f"class_bias must be finite, got {self.class_bias}")
+        shape = SHAPES[self.model]
+        if self.vit is None and shape.mlp != MLP_RATIO * shape.width and self.width is None:
+            raise ValueError(
+                f"model {self.model} has MLPs of {shape.mlp} channels, which only `vit` has: add vit: {{}}"
+            )
+
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Fields that came after the first runs, and have the value that those runs mean."""
+        means = {"vit": None, "pixels": "imagenet", "class_bias": None}
+        return tuple(name for name, meant in means.items() if getattr(self, name) == meant)
+
+    @property
+    def idle_within(self) -> tuple[str, ...]:
+        """The same where another objective fine-tunes the trunk of this one."""
+        return self.idle
 
     def build(self, *, image_size: int, seed: int) -> "Supervised":  # noqa: ARG002  torch's generator is seeded by then
         """Return the objective for images of this side."""
         return Supervised(self, image_size=image_size)
 
     def trunk(self, image_size: int) -> VitConfig:
-        """Return the trunk for images of this side. Raises ValueError if they do not fit."""
-        width, depth, heads = SHAPES[self.model]
+        """Return the grid of the trunk for images of this side. Raises ValueError if they do not fit."""
+        shape = SHAPES[self.model]
         return VitConfig(
             image_size=image_size,
             patch=self.patch,
-            width=width if self.width is None else self.width,
-            depth=depth if self.depth is None else self.depth,
-            heads=heads if self.heads is None else self.heads,
+            width=shape.width if self.width is None else self.width,
+            depth=shape.depth if self.depth is None else self.depth,
+            heads=shape.heads if self.heads is None else self.heads,
         )
+
+    def encoder(self, image_size: int) -> TunableEncoder:
+        """Return the trunk with its first weights. Raises ValueError if images of this side do not fit."""
+        grid = self.trunk(image_size)
+        if self.vit is None:
+            return Vit(grid)
+        mlp_width = SHAPES[self.model].mlp if self.width is None else MLP_RATIO * self.width
+        encoder = StandardVit(self.vit.trunk(grid, mlp_width=mlp_width))
+        draw_as_big_vision(encoder)
+        return encoder
 
 
 class Supervised(Objective):
-    """Trunk with attention everywhere, mean of its tokens, linear head."""
+    """Trunk with attention everywhere, what it makes of a picture, linear head."""
 
     missing = "missing_labels"
     reports = ("top1",)
@@ -101,23 +129,29 @@ class Supervised(Objective):
         super().__init__()
         self.config = config
         self.columns = (config.column,)
-        self.normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD)
-        self.encoder = Vit(config.trunk(image_size))
-        self.head = nn.Linear(self.encoder.config.width, config.num_classes)
+        self.normalise = Normalise(*(CENTRED if config.pixels == "centred" else (IMAGENET_MEAN, IMAGENET_STD)))
+        self.encoder = config.encoder(image_size)
+        self.head = nn.Linear(self.encoder.shape.width, config.num_classes)
         nn.init.zeros_(self.head.weight)
         nn.init.constant_(self.head.bias, _first_bias(config))
 
     @property
-    def trunk(self) -> Vit:
+    def trunk(self) -> TunableEncoder:
         """The encoder."""
         return self.encoder
 
     @cached_property
     def train_flops_per_image(self) -> float:
-        """6 x parameters x tokens + 12 x depth x width x tokens^2 of the trunk; the head sees one token."""
-        trunk = self.encoder.config
+        """6 x parameters x tokens + 12 x depth x width x tokens^2 of the trunk; the head sees one token.
+
+        Attention pooling has three times what it takes forward: most of it sees one token too.
+        """
+        trunk, pool = self.encoder.shape, getattr(self.encoder, "attn_pool", None)
         parameters = sum(parameter.numel() for parameter in self.encoder.parameters())
         head = 6.0 * trunk.width * self.config.num_classes
+        if pool is not None:
+            parameters -= sum(parameter.numel() for parameter in pool.parameters())
+            head += 3.0 * flops_of_pool(pool, trunk.num_patches)
         return 6.0 * parameters * trunk.num_patches + 12.0 * trunk.depth * trunk.width * trunk.num_patches**2 + head
 
     def usable(self, columns: Columns) -> NDArray[np.bool_]:
@@ -136,7 +170,7 @@ class Supervised(Objective):
         row_N, class_N, counted_B = (
             on_device(array, images_B3HH.device) for array in (labels.row_N, labels.class_N, counted)
         )
-        logits_BC = self.head(self.encoder(images_B3HH).mean(dim=1)).float()
+        logits_BC = self.head(self.encoder.pooled(images_B3HH)).float()
         target_BC = torch.zeros_like(logits_BC)
         target_BC[row_N, class_N] = 1.0
         # All rows go through the trunk, also those that do not count: every rank has a gradient for every weight.
@@ -201,4 +235,6 @@ def _classes(value: object, row: int) -> list[int]:
 
 def _first_bias(config: SupervisedConfig) -> float:
     """Return where class biases start: with sigmoid at the log odds of one class a picture, -10.3 for JFT's 29,593."""
+    if config.class_bias is not None:
+        return config.class_bias
     return -math.log(max(1, config.num_classes - 1)) if config.loss == "sigmoid" else 0.0

@@ -78,7 +78,7 @@ def test_a_patch_behind_the_prefix_cannot_see_later_patches() -> None:
 def test_the_patch_product_is_the_convolution() -> None:
     torch.manual_seed(0)
     proj, images = torch.nn.Conv2d(3, 16, 4, stride=4), torch.randn(2, 3, 12, 20)
-    torch.testing.assert_close(patch_product(images, proj), proj(images).flatten(2).transpose(1, 2))
+    torch.testing.assert_close(patch_product(images, proj.weight, proj.bias), proj(images).flatten(2).transpose(1, 2))
 
 
 def test_block_outputs_end_before_the_last_norm() -> None:

@@ -23,7 +23,8 @@ from headrace.train.loop import train
 from headrace.train.objectives.build import build_objective
 from headrace.train.objectives.clip import Clip, ClipConfig, ClipModelConfig, ClipTextConfig, ClipVisionConfig
 from headrace.train.runs.metrics import read_metrics
-from tests.train.parallel.test_ranks import ENVIRONMENT, free_port
+from tests.ports import free_port
+from tests.train.parallel.test_ranks import ENVIRONMENT
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 

@@ -111,6 +111,6 @@ def test_an_objective_of_another_package_trains_exports_and_is_probed(
     for place in (out, out / "model.safetensors"):
         result = headrace("probe", str(place), "--train", pictures, "--test", pictures, "--epochs", "1")
         assert json.loads(result)["blocks"] == [0]
-    assert "unknown key 'objective.widht'; known keys here: kind, width" in headrace(
+    assert "unknown key 'objective.widht'; did you mean 'width'? known keys here: kind, width" in headrace(
         "train", str(path), "objective.widht=3", code=1
     )

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from headrace.config import config_to_dict
+from headrace.config import build_config, config_to_dict
 from headrace.pipeline import Batch
 from headrace.train.batches import micro_batches
-from headrace.train.config import load_run
-from headrace.train.evaluate.probe_config import ProbeConfig
+from headrace.train.config import load_run, run_digest
+from headrace.train.evaluate.probe_config import ProbeConfig, protocol
 from headrace.train.evaluate.probes import probe
 from headrace.train.loop import train
 from headrace.train.objectives.build import build_objective
@@ -23,6 +23,11 @@ from headrace.train.objectives.supervised import Supervised, SupervisedConfig, r
 from headrace.train.runs.metrics import read_metrics
 
 SMALL: dict[str, Any] = {"kind": "supervised", "num_classes": 3, "patch": 4, "width": 16, "depth": 2, "heads": 2}
+VITS: dict[str, dict[str, Any]] = {
+    pool: {"vit": {"pool": pool}, "pixels": "centred"} for pool in ("map", "mean", "class_token")
+}
+# Without a place of this machine, so that what names a run is the same everywhere.
+MIXTURE = {"seed": 5, "lanes": 4, "image_size": 16, "sources": [{"name": "pictures", "url": "data/x"}]}
 KINDS = {
     "softmax": {},
     "smoothed": {"label_smoothing": 0.1},
@@ -31,7 +36,8 @@ KINDS = {
 
 
 def small(seed: int = 7, **changes: Any) -> Supervised:
-    objective = build_objective(SupervisedConfig(**{**SMALL, **changes}), image_size=16, seed=seed)
+    config = build_config(SupervisedConfig, {**SMALL, **changes})
+    objective = build_objective(config, image_size=16, seed=seed)
     assert isinstance(objective, Supervised)
     torch.manual_seed(seed)
     torch.nn.init.normal_(objective.head.weight, std=0.5)  # from zeros every class looks the same
@@ -125,6 +131,8 @@ def test_what_is_no_class_is_refused_with_its_row(column: Any, row: int, message
         ({"model": "XXL"}, "unknown model 'XXL'; known models: tiny, s, Ti"),
         ({"label_smoothing": 1.0}, "label_smoothing must be in"),
         ({"label_smoothing": 0.1, "loss": "sigmoid"}, "0 with sigmoid"),
+        ({"model": "g", "width": None}, "model g has MLPs of 6144 channels, which only `vit` has: add vit: {}"),
+        ({"class_bias": math.inf}, "class_bias must be finite"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:
@@ -152,9 +160,12 @@ def test_parts_sum_to_the_whole(make_batch: Callable[..., Batch]) -> None:
     assert sum(float(objective(part)[0]) for part in parts) == pytest.approx(float(objective(batch)[0]), rel=1e-6)
 
 
-def test_every_parameter_gets_a_gradient_also_where_no_picture_counts(make_batch: Callable[..., Batch]) -> None:
+@pytest.mark.parametrize("vit", [{}, *VITS.values()])
+def test_every_parameter_gets_a_gradient_also_where_no_picture_counts(
+    make_batch: Callable[..., Batch], vit: dict[str, Any]
+) -> None:
     """Ranks reduce gradients together, so each must have all of them."""
-    objective = small()
+    objective = small(**vit)
     objective(make_batch(2, label=np.array([-1, -1])))[0].backward()
     assert [name for name, p in objective.named_parameters() if p.grad is None] == []
     assert all(not p.grad.any() for p in objective.parameters() if p.grad is not None)
@@ -183,10 +194,28 @@ def test_a_run_learns_colours_validates_exports_and_is_probed(
     assert found["accuracy"] > 0.9
 
 
-def test_a_resumed_run_goes_on_to_the_last_bit(run_file: Callable[..., Path]) -> None:
+def test_ten_shots_are_read_from_what_the_head_reads_while_it_trains_and_after(
+    run_file: Callable[..., Path], pictures: str, other_pictures: str
+) -> None:
+    looks = {"train": pictures, "test": other_pictures, "every": 40, "layers": "end"}
+    squashed = {"crop": "squash", "center_fraction": 0.875}
+    monitors = [{"kind": "few_shot", **looks}, {"kind": "few_shot", "name": "study", **looks, **squashed}]
+    path = run_file(objective=SMALL | VITS["map"], steps=40, optimizer={"lr": 0.01}, validation=None, monitors=monitors)
+    out = train(load_run(path)).out
+    lines = read_metrics(out / "metrics.jsonl")
+    last = {line["event"]: line["accuracy"] for line in lines if line["event"].startswith("monitor") and line["step"]}
+    found = probe(out, ProbeConfig(train=pictures, test=other_pictures, **protocol("big_vision")), device="cpu")
+    assert last["monitor/study"] == pytest.approx(found["accuracy"], abs=0.03)  # of a probe fp16 features
+    assert min(*last.values(), found["accuracy"]) > 0.8
+    assert found["by_shots"][0]["shots"] == 1
+    assert found["protocol"]["crop"] == "squash"
+
+
+@pytest.mark.parametrize("vit", [{}, VITS["map"]])
+def test_a_resumed_run_goes_on_to_the_last_bit(run_file: Callable[..., Path], vit: dict[str, Any]) -> None:
     import shutil
 
-    config = load_run(run_file(objective={**SMALL, "loss": "sigmoid"}))
+    config = load_run(run_file(objective={**SMALL, **vit, "loss": "sigmoid"}))
     out = train(config).out
     whole = [line["loss"] for line in read_metrics(out / "metrics.jsonl")]
     last = (out / "checkpoints" / "00000012" / "model.safetensors").read_bytes()
@@ -198,5 +227,27 @@ def test_a_resumed_run_goes_on_to_the_last_bit(run_file: Callable[..., Path]) ->
 
 
 def test_what_a_run_records_reads_back_as_itself(run_file: Callable[..., Path]) -> None:
-    config = load_run(run_file(objective={**SMALL, "loss": "sigmoid"}))
-    assert SupervisedConfig(**config_to_dict(config.objective)) == config.objective
+    config = load_run(run_file(objective={**SMALL, **VITS["map"], "loss": "sigmoid"}))
+    assert build_config(SupervisedConfig, config_to_dict(config.objective)) == config.objective
+
+
+def test_a_run_from_before_the_options_came_goes_on(run_file: Callable[..., Path]) -> None:
+    """What is not used is not part of what a run is, alone or fine-tuned; what is used, is."""
+    tuned = {"kind": "finetune", "of": SMALL, "num_classes": 3}
+    digests = {}
+    for name, objective in (("plain", SMALL), ("tuned", tuned), ("map", SMALL | VITS["map"])):
+        digests[name] = run_digest(load_run(run_file(name, out="runs/x", objective=objective, mixture=MIXTURE)))
+    assert digests["plain"] == "c0fe980ff18ef47f5703f25f8b50ad363a889ad225eec64037fa111326363187"
+    assert digests["tuned"] == "d9e2271afa121bffa56c6f1d4a748eb93cf85912d29bc09612823c404fc25ca9"
+    assert digests["map"] != digests["plain"]
+
+
+@torch.no_grad()
+def test_a_map_is_what_reads_the_tokens_of_levels_from_minus_one_to_one(make_batch: Callable[..., Batch]) -> None:
+    objective, batch = small(**VITS["map"], class_bias=-10.0), make_batch(4)
+    assert objective.head.bias.tolist() == [-10.0] * 3
+    levels = torch.from_numpy(batch.images).permute(0, 3, 1, 2) / 127.5 - 1
+    torch.testing.assert_close(objective.normalise(batch.images), levels, atol=1e-6, rtol=0)
+    logits_BC = objective.head(objective.encoder.attn_pool(objective.encoder(levels)))
+    expected = torch.nn.functional.cross_entropy(logits_BC, torch.from_numpy(batch.columns["label"]), reduction="sum")
+    torch.testing.assert_close(objective(batch)[0], expected, atol=1e-5, rtol=1e-5)
