@@ -21,14 +21,16 @@ from headrace.train.evaluate.validation_config import ValidationConfig, check_va
 from headrace.train.execution import Attention, Compile, Residual
 from headrace.train.models.stage import Recompute
 from headrace.train.objectives import objective_configs
+from headrace.train.objectives.dense.placement import refuse_moves
 from headrace.train.objectives.objective import ObjectiveConfig
-from headrace.train.optim import OPTIMIZERS, SCHEDULES, ChecksSteps, OptimizerConfig, ScheduleConfig
+from headrace.train.optim import OPTIMIZERS, SCHEDULES, ChecksSteps, OptimizerConfig, ScheduleConfig, peak_rate
 from headrace.train.optim.adamw import AdamWConfig
 from headrace.train.optim.ema import EmaConfig
 from headrace.train.optim.schedules import CosineConfig
 from headrace.train.parallel.strategy import ParallelConfig
 from headrace.train.parallel.watchdog import HangLimits
 from headrace.train.profiling import ProfileConfig
+from headrace.train.steady.alarms import AlarmConfig
 from headrace.train.steady.changes import periods, planned_changes, planned_mixture
 
 AnyObjective = Annotated[ObjectiveConfig, OneOf("kind", objective_configs)]
@@ -79,8 +81,11 @@ FREE_FIELDS = frozenset(
         "tensorboard",
         "monitors",
         "gradient_norms",
+        "alarms",
     }
 )
+# Parts that have fields which came after the first runs.
+PARTS_THAT_GREW = ("objective", "optimizer", "objective.backbone", "objective.of.backbone")
 # Files that may lie elsewhere when a run goes on: their sha256 stands beside them.
 FREE_PATHS = ("objective.codebook.path",)
 
@@ -177,6 +182,8 @@ class RunConfig:
     """What else looks at the weights during the run; a fault of one costs no step."""
     gradient_norms: Literal["off", "by_layer"] = "off"
     """by_layer = L2 norm and largest magnitude of each block's gradient, with each line of metrics."""
+    alarms: AlarmConfig | None = field(default_factory=AlarmConfig)
+    """What of the metrics is told as a spike or a dip, in the log and in `metrics.jsonl`; null = nothing."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """When the state is written."""
     on_non_finite: Literal["stop", "skip"] = "stop"
@@ -220,6 +227,8 @@ class RunConfig:
             raise ValueError(f"images_per_micro_batch must be at least 1, got {self.images_per_micro_batch}")
         if self.mixture.decoder == NO_DECODER:
             raise ValueError(f"mixture.decoder: {NO_DECODER} delivers bytes, and training takes pictures; leave it out")
+        if self.objective.kind in ("segment", "detect"):
+            refuse_moves(self.mixture)
         if "://" in self.out:
             raise ValueError(f"out must be a local folder, got {self.out}")
         for name in ("init_from", "continue_from"):
@@ -260,9 +269,14 @@ class RunConfig:
             steps = changes.get("steps", steps)
         return steps
 
+    @property
+    def peak_lr(self) -> float:
+        """Highest learning rate: `optimizer.lr`, or what that is for `global_batch` images."""
+        return peak_rate(self.optimizer, global_batch=self.global_batch)
+
     def rate(self, step: int) -> float:
         """Return the learning rate of step `step` (0-based), planned changes aside."""
-        return self.schedule.rate(step, steps=self.steps, peak=self.optimizer.lr)
+        return self.schedule.rate(step, steps=self.steps, peak=self.peak_lr)
 
 
 def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -324,9 +338,12 @@ def run_digest(config: RunConfig, step: int = 0) -> str:
     """Return the sha256 of all that must stay the same when a run is continued behind step `step` (0-based)."""
     data = {name: value for name, value in config_to_dict(config).items() if name not in FREE_FIELDS | {"changes_at"}}
     # What came later and plays no part is not named, so that runs from before keep their digest.
-    for section, part in (("objective", config.objective), ("optimizer", config.optimizer)):
+    for where in PARTS_THAT_GREW:
+        part, inside = _at(config, data, where.split("."))
         for name in getattr(part, "idle", ()):
-            del data[section][name]
+            del inside[name]
+    for name in getattr(getattr(config.objective, "of", None), "idle_within", ()):
+        del data["objective"]["of"][name]
     if data["ema"] is None:
         del data["ema"]
     for *sections, key in (where.split(".") for where in FREE_PATHS):
@@ -338,6 +355,13 @@ def run_digest(config: RunConfig, step: int = 0) -> str:
     if made:
         data["changes_at"] = made
     return hashlib.sha256(canonical_json(data).encode()).hexdigest()
+
+
+def _at(config: Any, data: Any, sections: Sequence[str]) -> tuple[Any, Any]:
+    """Return the part of a config that these names lead to, and its plain data; None where there is none."""
+    for section in sections:
+        config, data = getattr(config, section, None), (data or {}).get(section)
+    return config, data
 
 
 def completed(data: dict[str, Any]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class Execution:
                 module.dtype = self.residual
             elif isinstance(module, Stage):
                 module.recompute = self.recompute
-                if self.compiled:
+                if self.compiled and module.compiles:
                     # Forward alone: hooks that gather the weights of a spread model are no part of the graph.
                     dynamic = None if module.varying_rows else False
                     module.forward = torch.compile(module.forward, fullgraph=True, dynamic=dynamic)

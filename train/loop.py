@@ -27,6 +27,7 @@ from headrace.train.runs.folder import BadStepError, own_run, write_records
 from headrace.train.runs.initial import write_report
 from headrace.train.runs.metrics import Metrics, MetricsFile
 from headrace.train.state import TrainState, follow_average, open_state
+from headrace.train.steady.alarms import Alarms
 from headrace.train.steady.changes import Period, period_at, periods
 from headrace.train.steady.skipping import record_skipped, skipped_before
 from headrace.train.step import next_batch, skip_again, take_step
@@ -83,11 +84,16 @@ def train(config: RunConfig, *, on_metrics: Callable[[Metrics], None] = lambda _
         if ranks.is_first:
             _log_start(config, state, ranks)
 
+        alarms = Alarms(config.alarms, metrics.lines)
+
         def write(line: Metrics) -> None:
             if ranks.is_first:
-                metrics.write(line)
-                on_metrics(line)
+                for told in (line, *alarms.take(line)):
+                    metrics.write(told)
+                    on_metrics(told)
 
+        for line in alarms.missed:
+            write(line)
         if state.initial is not None:
             _tell_initial(config, state.initial, ranks, write)
         boundary = Boundary(

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 
 from headrace.config import config_to_dict
+from headrace.pipeline.augment.views import planned_views
 from headrace.train.config import RunConfig
 from headrace.train.execution import Execution, choose_execution
+from headrace.train.models.batch_norm import synchronise
 from headrace.train.objectives.build import build_objective
 from headrace.train.objectives.objective import Objective
 from headrace.train.parallel.layout import Layout
@@ -17,6 +19,7 @@ from headrace.train.parallel.ranks import Ranks
 from headrace.train.parallel.strategy import Strategy, hand_out, layout_of, spread, without_weights
 from headrace.train.runs.initial import initial_weights
 from headrace.train.steady.changes import keeps_average
+from headrace.train.steady.start import bytes_of_training
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +36,10 @@ def place_model(config: RunConfig, ranks: Ranks) -> tuple[Objective, Layout]:
     else:
         objective = _built(config)
     refuse_splitting(objective, config, world_size=ranks.size)
+    refuse_data(objective, config)
     execution = execution_of(config, ranks.device)
     objective.ranks, objective.reads = ranks, config_to_dict(config.mixture)
+    synchronise(objective, ranks)
     objective.run_as(execution)
     if ranks.is_first:
         log.info("execution: %s; strategy %s", execution, strategy)
@@ -63,11 +68,11 @@ def first_weights(config: RunConfig, objective: Objective, ranks: Ranks) -> dict
 def chosen_strategy(config: RunConfig, ranks: Ranks) -> Strategy:
     """Return how these processes share the model."""
 
-    def num_parameters() -> int:
+    def held_bytes() -> int:
         with without_weights():
-            return sum(parameter.numel() for parameter in _built(config).parameters())
+            return bytes_of_training(config, _built(config))
 
-    return config.parallel.choose(ranks, num_parameters=num_parameters, averaged=keeps_average(config))
+    return config.parallel.choose(ranks, held_bytes=held_bytes)
 
 
 def _built(config: RunConfig) -> Objective:
@@ -80,6 +85,7 @@ def _start_from(config: RunConfig, objective: Objective) -> dict[str, Any] | Non
         return None
     initial = initial_weights(objective, Path(config.init_from), config.init_rename)
     initial.load_into(objective)
+    objective.follow_weights(initial.taken.keys())
     log.info("init_from %s", initial)
     return initial.facts()
 
@@ -88,10 +94,30 @@ def refuse_splitting(objective: Objective, config: RunConfig, *, world_size: int
     """Raise ValueError if the run would cut a batch whose loss is not the sum over its parts."""
     spreads = world_size > 1 and not objective.gathers
     cuts = config.images_per_micro_batch is not None and not objective.caches
-    if not objective.splits and (spreads or cuts):
+    if objective.splits or not (spreads or cuts):
+        return
+    kind = config.objective.kind
+    if objective.gathers:
         raise ValueError(
-            f"objective {config.objective.kind} needs the whole batch: one process, no images_per_micro_batch"
+            f"objective {kind} compares all pictures of a batch, and images_per_micro_batch would cut it: leave it "
+            "out, and take more processes, a smaller global_batch or activation_checkpointing"
         )
+    raise ValueError(f"objective {kind} needs the whole batch: one process, no images_per_micro_batch")
+
+
+def refuse_data(objective: Objective, config: RunConfig) -> None:
+    """Raise ValueError if the run's views, batch or average are not for this objective."""
+    kind = config.objective.kind
+    if keeps_average(config) and not objective.averages:
+        raise ValueError(
+            f"objective {kind} has BatchNorm, whose statistics are those of the weights and not of their average: "
+            "leave `ema` out"
+        )
+    try:
+        sides = [view.image_size for view in planned_views(config.mixture)]
+        objective.expect_views(sides, global_batch=config.global_batch)
+    except ValueError as error:
+        raise ValueError(f"objective {kind}: {error}") from error
 
 
 def execution_of(config: RunConfig, device: torch.device) -> Execution:

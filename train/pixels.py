@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+CENTRED = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+"""Mean and deviation with which levels become -1 to 1, as big_vision has them."""
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 

@@ -49,6 +49,16 @@ def check_length(stream: Stream, config: RunConfig) -> None:
         )
 
 
+def check_size(stream: Stream, objective: Objective) -> None:
+    """Raise ValueError if the datasets of a stream hold fewer pictures than the objective makes sense with."""
+    found = sum(source.num_samples for source in stream.sources)
+    if found < objective.least_samples:
+        raise ValueError(
+            f"the mixture's sources hold {found:,} pictures, and this objective has {objective.least_samples:,} "
+            "prototypes to share them out among: fewer prototypes, or more pictures"
+        )
+
+
 def _remap(labels: Labels | None, source: str, dataset: Dataset) -> LabelMap | None:
     return None if labels is None else LabelMap(labels, source, classes=dataset.classes)
 

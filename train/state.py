@@ -39,8 +39,9 @@ from headrace.train.runs.checkpoint import (
     warn_of_other_arithmetic,
 )
 from headrace.train.runs.saving import NO_AVERAGE
-from headrace.train.sources import check_length, check_sources
+from headrace.train.sources import check_length, check_size, check_sources
 from headrace.train.steady.bad_steps import StepWatch
+from headrace.train.steady.buffers import StepBuffers
 from headrace.train.steady.changes import Period, averaged_since, periods, planned_mixture
 from headrace.train.steady.skipping import Journal, open_journal
 from headrace.train.steady.start import check_room, check_validation
@@ -76,6 +77,11 @@ class TrainState:
     """The average of the weights, where the run has one at this step."""
     journal: Journal = field(default_factory=dict)
     """Steps that earlier starts of this run skipped behind the checkpoint: they are skipped again."""
+    buffers: StepBuffers = field(init=False)
+    """What a forward pass changes beside the weights."""
+
+    def __post_init__(self) -> None:
+        self.buffers = StepBuffers(self.objective)
 
 
 @contextlib.contextmanager
@@ -106,12 +112,14 @@ def open_state(config: RunConfig, ranks: Ranks) -> Iterator[TrainState]:
         checkpoint = branch(config, use=resume, ranks=ranks)
     step = 0 if checkpoint is None else checkpoint.progress.step
     initial = first_weights(config, objective, ranks) if checkpoint is None else None
+    mixture = planned_mixture(config)
     opened = open_stream(
-        planned_mixture(config),
+        mixture,
         global_batch=config.global_batch,
         rank=ranks.rank,
         world_size=ranks.size,
         columns=objective.columns,
+        map=objective.sample_map(mixture),
         device=str(ranks.device),
     )
     stream = DeviceBatches(opened, ranks.device)
@@ -120,6 +128,7 @@ def open_state(config: RunConfig, ranks: Ranks) -> Iterator[TrainState]:
         check_monitors(objective, config)
         check_sources(objective, config)
         check_length(opened, config)
+        check_size(opened, objective)
         if checkpoint is not None:
             stream.load_state_dict(checkpoint.progress.stream)
         if stream.position != step * config.global_batch:

@@ -71,6 +71,7 @@ def take_step(config: RunConfig, state: TrainState, batch: Batch, *, ranks: Rank
     set_groups(config.optimizer, state.optimizer, lr=lr)
 
     ranks.enters("forward")
+    state.buffers.keep()
     terms, missing = ranks.sum(_counts(config, state, batch), f"step {state.step}")
     terms = max(terms, 1.0)  # a step of nothing but rows without captions has a loss of 0
     total, report = torch.zeros((), device=ranks.device), {}
@@ -87,6 +88,7 @@ def take_step(config: RunConfig, state: TrainState, batch: Batch, *, ranks: Rank
             (loss * (ranks.size / terms)).backward()
         total += loss.detach()
     ranks.enters("update")
+    state.objective.before_update()
     first = first_layer_norm(state.objective, ranks.device)
     logged = is_due(config, state.step + 1)
     layers, of_layers = own_norms(state.objective, ranks.device) if logged else ([], first.new_empty(0))
@@ -108,6 +110,7 @@ def take_step(config: RunConfig, state: TrainState, batch: Batch, *, ranks: Rank
             state.average.update(state.objective, config.ema, step=state.step)
         state.watch.accept(config, norms)
     else:
+        state.buffers.put_back()
         values = StepValues(own_loss, grad_norm, loss_value, norms.total, int(missing))
         skipped = stop_or_skip(config, state.watch, fault, batch, step=state.step, values=values, ranks=ranks)
     state.optimizer.zero_grad(set_to_none=True)

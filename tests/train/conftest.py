@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import yaml
 
 from headrace.pipeline import Batch
 from headrace.shards.write import Sample, finish_dataset, write_shard
+from tests.ports import free_port
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 50, 220)}
 
@@ -158,7 +158,7 @@ class Nursery:
 
     def close(self) -> None:
         """End it."""
-        self._process.communicate(timeout=10)
+        self._process.communicate(timeout=100)
 
 
 class Child:
@@ -206,9 +206,7 @@ def job_of(nursery: Nursery, tmp_path: Path) -> Callable[..., list[Child]]:
     """Return a function that starts `ranks` processes of one job; stderr of each goes to a file."""
 
     def start(program: str, arguments: list[str], *, ranks: int = 1, **environment: str) -> list[Child]:
-        with socket.socket() as tried:
-            tried.bind(("127.0.0.1", 0))
-            port = str(tried.getsockname()[1])
+        port = str(free_port())
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks), **environment}
         return [
             Child(

@@ -27,7 +27,10 @@ def test_a_mixture_may_stand_in_its_own_file(run_file: Callable[..., Path]) -> N
     ("override", "message"),
     [
         ("optimizer.learning_rate=1", "unknown key 'optimizer.learning_rate'; known keys here: lr, betas"),
-        ("objective.widht=8", "unknown key 'objective.widht'; known keys here: kind, model, patch"),
+        (
+            "objective.widht=8",
+            r"unknown key 'objective.widht'; did you mean 'width'\? known keys here: kind, model, patch",
+        ),
         ("mixture.lane=8", "unknown key 'mixture.lane'"),
         ("validation.evry=8", "unknown key 'validation.evry'"),
         ("stepz=8", "unknown key 'stepz'"),
@@ -46,7 +49,7 @@ def test_a_mixture_may_stand_in_its_own_file(run_file: Callable[..., Path]) -> N
         ("clip_grad_norm=.nan", "clip_grad_norm: input should be a finite number"),
         ("timeout_seconds=0", "timeout_seconds must be above 0"),
         ("mixture.sources.0.weight=.nan", r"weight: input should be a finite number"),
-        ("optimizer.kind=lion", r"optimizer\.kind: unknown 'lion'; known: adamw"),
+        ("optimizer.kind=lion", r"optimizer\.kind: unknown 'lion'; known: adafactor, adamw"),
         ("schedule.kind=wsd", r"schedule\.kind: unknown 'wsd'; known: cosine"),
         ("schedule={kind: rsqrt}", "schedule: warmup_steps 10,000 and cooldown_steps 50,000 do not fit into 12 steps"),
         ("out=s3://bucket/run", "out must be a local folder"),

@@ -145,13 +145,13 @@ def test_a_signal_ends_the_wait_for_data_and_loses_no_batch(
             if taken:
                 forward(stream)
             threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
-            time.sleep(60)
+            time.sleep(300)
         return forward(stream)
 
     monkeypatch.setattr(Stream, "__next__", stalling)
     began = time.monotonic()
     result = train(stopped)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 200
     assert (result.step, result.stopped_by) == (5, signal.SIGTERM)
     monkeypatch.undo()
     assert train(stopped).finished

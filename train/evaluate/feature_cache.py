@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headrace.config import canonical_json
-from headrace.files import atomic_file, only_writer, remove_leftovers, sha256_of, write_atomic
+from headrace.files import atomic_file, remove_leftovers, sha256_of, write_atomic
+from headrace.lease import only_writer
 from headrace.train.evaluate.features import FeaturesConfig, as_half, iterate_features, num_wanted, open_pass
 from headrace.train.evaluate.trunk import FrozenTrunk
 from headrace.train.parallel.precision import uses_bf16

@@ -22,7 +22,8 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from headrace.files import only_writer, remove_leftovers, write_atomic
+from headrace.files import remove_leftovers, write_atomic
+from headrace.lease import only_writer
 from headrace.pipeline.augment.config import INTERPOLATIONS, Interpolation
 from headrace.shards.columns import with_own_values
 from headrace.shards.dataset import Dataset, open_dataset
@@ -31,7 +32,7 @@ from headrace.text import without_secrets
 from headrace.train.evaluate.feature_cache import features_facts, runs_of, share
 from headrace.train.evaluate.feature_join import join_pieces
 from headrace.train.evaluate.features import FeatureRows, FeaturesConfig, as_half, iterate_features, keys_at
-from headrace.train.evaluate.trunk import FrozenTrunk, open_trunk, parse_layers
+from headrace.train.evaluate.trunk import FrozenTrunk, open_trunk, read_layers
 from headrace.train.parallel.ranks import join_ranks
 
 PIECE_BYTES = 64 << 20
@@ -169,8 +170,7 @@ def write_features(
 
 def plan_features(trunk: FrozenTrunk, url: str, config: FilesConfig) -> FeatureJob:
     """Return what is to be made. Raises ValueError for a column or blocks that are not there."""
-    depth = trunk.encoder.shape.depth
-    layers = [parse_layers(text, depth) for text in config.layers]
+    layers = [read_layers(text, trunk.encoder) for text in config.layers]
     columns = config.columns
     if columns is None:
         columns = (LABEL,) if LABEL in _index_schema(open_dataset(url)).names else ()

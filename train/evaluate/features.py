@@ -24,8 +24,8 @@ from headrace.pipeline.collate import Column
 from headrace.shards.dataset import FAST_COLUMNS, Dataset
 from headrace.text import shown
 from headrace.train.evaluate.labels import classes_of
-from headrace.train.evaluate.passes import plain_mixture
-from headrace.train.evaluate.trunk import FrozenTrunk
+from headrace.train.evaluate.passes import Crop, plain_mixture
+from headrace.train.evaluate.trunk import END, FrozenTrunk
 from headrace.train.models.encoder import EncoderShape
 from headrace.train.parallel.ranks import ALONE, Ranks
 
@@ -45,11 +45,13 @@ class FeaturesConfig:
     more_layers: tuple[tuple[int, ...], ...] = ()
     """Further sets of blocks, each a mean of its own from the same pass of the trunk."""
     pooled: bool = False
-    """Average over the tokens of an image."""
+    """One row an image: the average over its tokens, or the class token of a trunk that is read by one."""
     samples: int = 0
     """The first of the dataset; 0 = all."""
     memory_bytes: int = 8 << 30
     """Most that they may take where they are held in memory."""
+    crop: Crop = "center"
+    """What is seen of a picture."""
     center_fraction: float = 1.0
     """Side of the centre crop as a share of the short side."""
     interpolation: Interpolation = "bilinear"
@@ -58,6 +60,10 @@ class FeaturesConfig:
     """Images that go through the trunk at once, of one process."""
     columns: tuple[str, ...] = ("label",)
     """Columns of the index that come with the rows."""
+
+    def __post_init__(self) -> None:
+        if END in self.layer_sets and not self.pooled:
+            raise ValueError("layers end is one row an image, and here its tokens are read: take blocks, such as last1")
 
     @property
     def layer_sets(self) -> tuple[tuple[int, ...], ...]:
@@ -162,7 +168,11 @@ def share_of(total: int, images_per_batch: int, ranks: Ranks) -> range:
 def open_pass(url: str, trunk: EncoderShape, config: FeaturesConfig) -> Stream:
     """Open the finite pass over all of a dataset; nothing is read yet. Raises ValueError if a column is missing."""
     mixture = plain_mixture(
-        url, trunk.image_size, center_fraction=config.center_fraction, interpolation=config.interpolation
+        url,
+        trunk.image_size,
+        crop=config.crop,
+        center_fraction=config.center_fraction,
+        interpolation=config.interpolation,
     )
     return open_stream(mixture, global_batch=config.images_per_batch, columns=config.columns, once=True)
 

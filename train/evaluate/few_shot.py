@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-SHOTS = (5, 10, 25)
+SHOTS = (1, 5, 10, 25)
 SEEDS = (0, 1, 2)
 L2_EXPONENTS = tuple(range(-20, 11))
 PUBLISHED_L2 = 2.0**10

@@ -27,6 +27,7 @@ from headrace.files import atomic_file
 from headrace.train.evaluate.labels import Labels
 from headrace.train.evaluate.probe_config import ProbeConfig
 from headrace.train.models.heads import Probes
+from headrace.train.optim.lars import Lars
 from headrace.train.parallel.ranks import Ranks
 from headrace.train.runs.optimizer_state import make_state, optimizer_tensors, restore_optimizer
 from headrace.train.runs.tensors import host_tensors, save_tensors
@@ -36,6 +37,7 @@ PART_BYTES = 1 << 29
 NORM_ROWS = 1 << 16
 NORM_MOMENTUM = 0.1
 SGD_MOMENTUM = 0.9
+TRUST_COEFFICIENT = 0.001
 SAVE_SECONDS = 600.0
 """A fit whose epochs are longer is saved within them."""
 
@@ -87,8 +89,7 @@ class Fit:
         self.step += 1
 
     def _add_gradients(self, head: Probes, x: Tensor, label_B: Tensor, total: int) -> None:
-        mean_D, var_D = self._normalise_by(head, x)
-        scale_D = (var_D + head.norm.eps).rsqrt()
+        mean_D, scale_D = self._normalise_by(head, x)
         for rows in _parts(head, x):
             logits_RBC = head.read((x[rows].float() - mean_D) * scale_D)
             label_RB = label_B[rows].expand(head.num_probes, -1)
@@ -97,9 +98,14 @@ class Fit:
             torch.autograd.backward(loss)
 
     def _normalise_by(self, head: Probes, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and variance of the batch, and keep their running averages as BatchNorm does."""
-        count, mean_D, var_D = batch_moments(x, self.ranks)
+        """Return what features are shifted and scaled by: moments of the batch, whose running averages are kept.
+
+        Of heads without a norm 0 and 1.
+        """
         norm = head.norm
+        if not isinstance(norm, nn.BatchNorm1d):
+            return x.new_zeros((), dtype=torch.float32), x.new_ones((), dtype=torch.float32)
+        count, mean_D, var_D = batch_moments(x, self.ranks)
         assert norm.running_mean is not None
         assert norm.running_var is not None
         assert norm.num_batches_tracked is not None
@@ -107,7 +113,7 @@ class Fit:
         norm.running_mean.lerp_(mean_D, NORM_MOMENTUM)
         norm.running_var.lerp_(unbiased_D, NORM_MOMENTUM)
         norm.num_batches_tracked += 1
-        return mean_D, var_D
+        return mean_D, (var_D + norm.eps).rsqrt()
 
     def _rate(self, peak: float) -> float:
         warmup = round(self.config.warmup_epochs * self.steps_per_epoch)
@@ -187,11 +193,13 @@ def _optimizer(heads: list[Probes], config: ProbeConfig) -> torch.optim.Optimize
             decayed = [parameter for name, parameter in named.items() if name not in head.undecayed]
             others = [parameter for name, parameter in named.items() if name in head.undecayed]
             groups += [
-                {"params": decayed, "lr": lr, "peak": lr, "weight_decay": decay},
-                {"params": others, "lr": lr, "peak": lr, "weight_decay": 0.0},
+                {"params": decayed, "lr": lr, "peak": lr, "weight_decay": decay, "decayed": True},
+                {"params": others, "lr": lr, "peak": lr, "weight_decay": 0.0, "decayed": False},
             ]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=SGD_MOMENTUM)
+    if config.optimizer == "lars":
+        return Lars(groups, momentum=SGD_MOMENTUM, trust_coefficient=TRUST_COEFFICIENT)
     return torch.optim.AdamW(groups)
 
 

@@ -1,12 +1,14 @@
 """How good a fine-tuned classifier is on a labelled dataset: by what the index says, or by another ground truth."""
 
 import contextlib
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from headrace.pipeline import Mixture, open_stream
 from headrace.pipeline.augment.config import Interpolation
@@ -36,11 +38,13 @@ def judge(
     center_fraction: float = 1.0,
     interpolation: Interpolation = "bilinear",
     device: str = "auto",
+    train_counts: NDArray[np.int64] | None = None,
 ) -> dict[str, Any]:
     """Return the accuracy of the classifier in the exported file `path`, with what it was measured on.
 
-    Called on all ranks. Damaged samples are left out and counted. Raises ValueError if `path` holds no fine-tuned
-    classifier, or nothing can be judged.
+    Called on all ranks. Damaged samples are left out and counted. With `train_counts`, the pictures of each class in
+    training, also the mean accuracy of classes with many, a medium number and few. Raises ValueError if `path` holds no
+    fine-tuned classifier, or nothing can be judged.
     """
     weights = read_weights(path)
     objective = weights.model.build()
@@ -67,7 +71,27 @@ def judge(
         "image_size": weights.model.image_size,
         "center_fraction": center_fraction,
         "interpolation": interpolation,
+        **({} if train_counts is None else {"splits": split_accuracies(tally.right_C, tally.seen_C, train_counts)}),
     }
+
+
+SPLITS: dict[str, tuple[float, float]] = {"many": (101, math.inf), "medium": (20, 100), "few": (0, 19)}
+"""Fewest and most pictures of a class in training: arXiv:1904.05160, section 5.1."""
+
+
+def split_accuracies(
+    right_C: NDArray[np.int64], seen_C: NDArray[np.int64], train_counts: NDArray[np.int64]
+) -> dict[str, dict[str, float | int | None]]:
+    """Return of each split the mean over its classes of their accuracy, and how many classes that is.
+
+    `right_C` of `seen_C` test pictures of each class are right; classes without one are in no mean. None = no class.
+    """
+    splits: dict[str, dict[str, float | int | None]] = {}
+    for name, (low, high) in SPLITS.items():
+        chosen_C = (train_counts >= low) & (train_counts <= high) & (seen_C > 0)
+        accuracy = float((right_C[chosen_C] / seen_C[chosen_C]).mean()) if chosen_C.any() else None
+        splits[name] = {"accuracy": None if accuracy is None else round(accuracy, 6), "classes": int(chosen_C.sum())}
+    return splits
 
 
 @dataclass(slots=True)
@@ -78,11 +102,16 @@ class _Tally:
     whole: float = 0.0
     samples: int = 0
     damaged: int = 0
+    right_C: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Of each class, pictures that are right."""
+    seen_C: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Of each class, pictures."""
 
 
 @torch.no_grad()
 def _tally(objective: Finetune, known: GroundTruth, mixture: Mixture, ranks: Ranks) -> _Tally:
-    tally = _Tally()
+    classes = objective.config.num_classes
+    tally = _Tally(right_C=np.zeros(classes, np.int64), seen_C=np.zeros(classes, np.int64))
     stream = open_stream(
         mixture,
         global_batch=IMAGES_PER_BATCH * ranks.size,
@@ -104,6 +133,11 @@ def _tally(objective: Finetune, known: GroundTruth, mixture: Mixture, ranks: Ran
             tally.right += float(right_R)
             tally.whole += whole
             tally.samples += len(rows)
-    right, whole, *counts = ranks.sum([tally.right, tally.whole, tally.samples, tally.damaged], "the judgement")
-    samples, damaged = map(int, counts)
-    return _Tally(right=right, whole=whole, samples=samples, damaged=damaged)
+            label_B = known.label_N[place_B]
+            right_B = known.right(known.choose(logits_BC[None]), place_B)[0].cpu().numpy()
+            tally.seen_C += np.bincount(label_B, minlength=classes)
+            tally.right_C += np.bincount(label_B[right_B], minlength=classes)
+    own = [tally.right, tally.whole, tally.samples, tally.damaged, *tally.right_C.tolist(), *tally.seen_C.tolist()]
+    right, whole, samples, damaged, *by_class = ranks.sum(own, "the judgement")
+    right_C, seen_C = np.array(by_class, np.int64).reshape(2, classes)
+    return _Tally(right, whole, int(samples), int(damaged), right_C, seen_C)

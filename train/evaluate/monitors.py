@@ -27,7 +27,7 @@ from headrace.train.evaluate.few_shot import PUBLISHED_L2, FewShotConfig, few_sh
 from headrace.train.evaluate.knn import QUERY_ROWS, KnnConfig, knn_classes
 from headrace.train.evaluate.monitor_config import MonitorConfig
 from headrace.train.evaluate.passes import sampled
-from headrace.train.evaluate.trunk import mean_of_blocks, parse_layers
+from headrace.train.evaluate.trunk import END, mean_of_blocks, read_layers
 from headrace.train.models.encoder import Encoder
 from headrace.train.objectives.objective import Objective
 from headrace.train.parallel.precision import autocast
@@ -78,7 +78,7 @@ class SharedSets:
 
 
 def _key(config: MonitorConfig, url: str) -> tuple[Any, ...]:
-    return (url, config.samples, config.layers, config.pooling, config.labels, config.center_fraction)
+    return (url, config.samples, config.layers, config.pooling, config.labels, config.crop, config.center_fraction)
 
 
 def monitor_values(
@@ -129,7 +129,7 @@ def check_monitors(objective: Objective, run: RunConfig) -> None:
         if objective.trunk is None:
             raise ValueError(f"{where}: an objective {run.objective.kind} has no trunk that monitors read")
         try:
-            parse_layers(config.layers, objective.trunk.shape.depth)
+            read_layers(config.layers, objective.trunk)
             for url in (config.train, config.test):
                 with _opened(run, config, url, global_batch=1) as stream:
                     _check_labels(stream, config, url)
@@ -150,7 +150,12 @@ def _opened(
     run: RunConfig, config: MonitorConfig, url: str, *, global_batch: int, rank: int = 0, world_size: int = 1
 ) -> Stream:
     mixture: Mixture = sampled(
-        run.mixture, url, samples=config.samples, center_fraction=config.center_fraction, labels=config.labels
+        run.mixture,
+        url,
+        samples=config.samples,
+        crop=config.crop,
+        center_fraction=config.center_fraction,
+        labels=config.labels,
     )
     return open_stream(
         mixture, global_batch=global_batch, rank=rank, world_size=world_size, columns=("label",), once=True
@@ -181,7 +186,7 @@ def _labelled_set(objective: Objective, run: RunConfig, config: MonitorConfig, u
                 _opened(run, config, url, global_batch=run.global_batch, rank=ranks.rank, world_size=ranks.size)
             )
             assert objective.trunk is not None, "check_monitors has looked"
-            layers = parse_layers(config.layers, objective.trunk.shape.depth)
+            layers = read_layers(config.layers, objective.trunk)
         parts = []
         for _ in range(math.ceil(stream.sources[0].num_samples / run.global_batch)):
             with _together(ranks, where):
@@ -218,8 +223,10 @@ def _pooled(
     """Return [B, D] in float32, in parts as large as those of a step."""
 
     def read(trunk: Encoder, images_B3HH: Tensor) -> Tensor:
+        if layers == END:
+            return trunk.pooled(images_B3HH).float()
         tokens_BLD = mean_of_blocks(trunk, images_B3HH, layers).float()
-        return tokens_BLD.amax(dim=1) if config.pooling == "max" else tokens_BLD.mean(dim=1)
+        return tokens_BLD.amax(dim=1) if config.pooling == "max" else trunk.pool(tokens_BLD)
 
     size = run.images_per_micro_batch or len(images)
     with autocast(run.precision, device):

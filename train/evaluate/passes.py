@@ -5,6 +5,7 @@ global positions of the training stream.
 """
 
 import dataclasses
+from typing import Literal, TypeAlias, get_args
 
 from headrace.pipeline import Augment, Labels, Mixture, Source
 from headrace.pipeline.augment.config import Interpolation
@@ -12,12 +13,22 @@ from headrace.shards.dataset import open_dataset
 
 PLAIN = Augment(crop="center", flip=False)
 
+Crop: TypeAlias = Literal["center", "squash"]
+"""What is seen of a picture: the middle of it, or of what is left when its ratio is lost, as big_vision's few shots."""
+CROPS: tuple[Crop, ...] = get_args(Crop)
+WHOLE = Augment(crop="pad", flip=False)
+
 
 def plain_mixture(
-    url: str, image_size: int, *, center_fraction: float = 1.0, interpolation: Interpolation = "bilinear"
+    url: str,
+    image_size: int,
+    *,
+    crop: Crop = "center",
+    center_fraction: float = 1.0,
+    interpolation: Interpolation = "bilinear",
 ) -> Mixture:
     """Return the dataset at `url` alone, without augmentation, for one process."""
-    augment = dataclasses.replace(PLAIN, center_fraction=center_fraction, interpolation=interpolation)
+    augment = Augment(crop=crop, flip=False, center_fraction=center_fraction, interpolation=interpolation)
     return Mixture(image_size=image_size, lanes=1, sources=(Source(name="data", url=url),), augment=augment)
 
 
@@ -41,8 +52,25 @@ def same_reading(
     return dataclasses.replace(mixture, sources=sources, augment=augment, quarantine="")
 
 
+def whole_pictures(url: str, image_size: int, *, interpolation: Interpolation = "bilinear") -> Mixture:
+    """Return the dataset at `url` alone, each picture whole in the middle of its square, its ratio kept."""
+    return showing_whole(plain_mixture(url, image_size, interpolation=interpolation))
+
+
+def showing_whole(mixture: Mixture) -> Mixture:
+    """Return the mixture with each picture whole in its square; how it is resized stays."""
+    augment = dataclasses.replace(WHOLE, interpolation=mixture.augment.interpolation)
+    return dataclasses.replace(mixture, augment=augment, views=())
+
+
 def sampled(
-    mixture: Mixture, url: str, *, samples: int, center_fraction: float = 1.0, labels: Labels | None = None
+    mixture: Mixture,
+    url: str,
+    *,
+    samples: int,
+    crop: Crop = "center",
+    center_fraction: float = 1.0,
+    labels: Labels | None = None,
 ) -> Mixture:
     """Return about `samples` of the dataset at `url` (0 = all), read with the limits of `mixture`, not augmented.
 
@@ -55,6 +83,6 @@ def sampled(
         sources=(Source(name="data", url=url, labels=labels, fraction=fraction),),
         segments=(),
         views=(),
-        augment=dataclasses.replace(PLAIN, center_fraction=center_fraction),
+        augment=dataclasses.replace(PLAIN, crop=crop, center_fraction=center_fraction),
         quarantine="",
     )

@@ -15,7 +15,7 @@ from headrace.train.evaluate.features import FeaturesConfig, check_features
 from headrace.train.evaluate.fit import PART_BYTES
 from headrace.train.evaluate.probe_config import ProbeConfig
 from headrace.train.evaluate.probes import FITTED, POOLED, choose_place, feature_layers, probe_kind
-from headrace.train.evaluate.trunk import FrozenTrunk, open_trunk, parse_layers, trunk_of
+from headrace.train.evaluate.trunk import FrozenTrunk, open_trunk, read_layers, trunk_of
 from headrace.train.evaluate.trunk_feed import WINDOW_BYTES
 from headrace.train.models.encoder import Encoder
 from headrace.train.objectives.aim import AimConfig
@@ -75,10 +75,10 @@ def plan_probe(
     probe_kind(config.head)
     planned = planned_model(str(model), config)
     trunk = planned.encoder.shape
-    layers = parse_layers(config.layers, trunk.depth)
+    layers = read_layers(config.layers, planned.encoder)
     features = FeaturesConfig(
         layers=layers,
-        more_layers=feature_layers(config, trunk.depth),
+        more_layers=feature_layers(config, planned.encoder),
         pooled=config.head in POOLED,
         memory_bytes=2**63,  # what does not fit into memory goes through the trunk in every epoch
     )
@@ -134,13 +134,6 @@ def _sketched(name: str, record: ModelRecord, checkpoint: Path | None = None) ->
     return PlannedModel(name, trunk_of(record.sketch(), record, name), checkpoint)
 
 
-def forward_flops(encoder: Encoder) -> float:
-    """Return the operations of one image through the trunk: 2 a weight and token, and attention's products."""
-    shape = encoder.shape
-    weights = sum(parameter.numel() for parameter in encoder.parameters() if parameter.ndim > 1)
-    return 2.0 * weights * shape.num_patches + 4.0 * shape.depth * shape.num_patches**2 * shape.width
-
-
 def _hours_line(
     planned: PlannedModel, config: ProbeConfig, facts: PlanFacts, *, counts: tuple[int, int], place: str, device: str
 ) -> str:
@@ -159,7 +152,7 @@ def _hours_line(
 def _images_per_second(planned: PlannedModel, config: ProbeConfig, facts: PlanFacts, device: str) -> tuple[float, str]:
     if facts.images_per_second:
         return facts.images_per_second, "given"
-    flops = forward_flops(planned.encoder)
+    flops = planned.encoder.forward_flops
     if facts.tflops:
         return facts.tflops * 1e12 / flops, f"{flops / 1e12:.3g} TFLOP an image at {facts.tflops:g} TFLOP/s, given"
     if planned.checkpoint is None:
@@ -172,7 +165,7 @@ def _images_per_second(planned: PlannedModel, config: ProbeConfig, facts: PlanFa
 
 def measured_rate(trunk: FrozenTrunk, config: ProbeConfig) -> float:
     """Return the images a second that the trunk takes, over some seconds."""
-    layers = parse_layers(config.layers, trunk.encoder.shape.depth)
+    layers = read_layers(config.layers, trunk.encoder)
     side, batch = trunk.image_size, config.images_per_forward
     images = np.zeros((batch, side, side, 3), np.uint8)
     trunk.means(images[:1], [layers])  # what is made once is not measured

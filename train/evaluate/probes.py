@@ -19,7 +19,7 @@ import torch
 from headrace.config import canonical_json
 from headrace.shards.dataset import open_dataset
 from headrace.shards.permutation import make_key
-from headrace.text import without_secrets
+from headrace.text import known_words, without_secrets
 from headrace.train.evaluate.feature_cache import open_cache
 from headrace.train.evaluate.features import FeaturesConfig, dataset_features
 from headrace.train.evaluate.feeds import Feed, MemoryStore, Rows, StoredFeed, stored_rows
@@ -27,9 +27,9 @@ from headrace.train.evaluate.fit import Fit, FitFile
 from headrace.train.evaluate.ground_truth import read_ground_truth
 from headrace.train.evaluate.labels import Labels, read_dataset_labels
 from headrace.train.evaluate.probe_config import ProbeConfig
-from headrace.train.evaluate.trunk import FrozenTrunk, open_trunk, parse_layers
+from headrace.train.evaluate.trunk import FrozenTrunk, open_trunk, read_layers
 from headrace.train.evaluate.trunk_feed import TrunkFeed, streamed_rows
-from headrace.train.models.encoder import EncoderShape
+from headrace.train.models.encoder import Encoder, EncoderShape
 from headrace.train.models.heads import AttentiveProbes, LinearProbes, Probes
 from headrace.train.parallel.ranks import Ranks, join_ranks
 from headrace.train.runs.released import check_released_names, write_released
@@ -56,7 +56,7 @@ class ProbeTask:
     @property
     def layers(self) -> tuple[int, ...]:
         """Blocks whose mean is probed."""
-        return parse_layers(self.config.layers, self.trunk.encoder.shape.depth)
+        return read_layers(self.config.layers, self.trunk.encoder)
 
 
 ProbeKind = Callable[[ProbeTask], dict[str, Any]]
@@ -193,7 +193,7 @@ def probe_labels(config: ProbeConfig) -> tuple[Labels, Labels]:
 def probe_kind(name: str) -> ProbeKind:
     """Return a head by name. Raises ValueError for an unknown one."""
     if name not in PROBES:
-        raise ValueError(f"head: unknown {name!r}; known: {', '.join(PROBES)}")
+        raise ValueError(f"head: unknown {name!r}; {known_words(name, PROBES)}")
     return PROBES[name]
 
 
@@ -206,22 +206,23 @@ def check_export(trunk: FrozenTrunk, config: ProbeConfig) -> None:
 
 def features_of(task: ProbeTask) -> FeaturesConfig:
     """Return which features the config's head reads."""
-    config, depth = task.config, task.trunk.encoder.shape.depth
+    config = task.config
     return FeaturesConfig(
         layers=task.layers,
-        more_layers=feature_layers(config, depth),
+        more_layers=feature_layers(config, task.trunk.encoder),
         pooled=config.head in POOLED,
         samples=config.samples,
         memory_bytes=config.memory_bytes * task.ranks.size,
+        crop=config.crop,
         center_fraction=config.center_fraction,
         interpolation=config.interpolation,
         images_per_batch=config.images_per_forward,
     )
 
 
-def feature_layers(config: ProbeConfig, depth: int) -> tuple[tuple[int, ...], ...]:
+def feature_layers(config: ProbeConfig, encoder: Encoder) -> tuple[tuple[int, ...], ...]:
     """Return the sets of blocks that are probed beside `layers`: each block alone in a sweep."""
-    return tuple((block,) for block in range(depth)) if config.sweep_depth else ()
+    return tuple((block,) for block in read_layers("all", encoder)) if config.sweep_depth else ()
 
 
 def _choose_feed(task: ProbeTask, features: FeaturesConfig) -> tuple[str, Feed]:
@@ -275,13 +276,16 @@ def _fresh_heads(task: ProbeTask, features: FeaturesConfig) -> list[Probes]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(make_key(task.config.seed, "probe"))
             make = FITTED[task.config.head]
-            heads.append(make(task.trunk.encoder.shape, task.train.classes, len(task.config.settings)))
+            probes = make(task.trunk.encoder.shape, task.train.classes, len(task.config.settings))
+            heads.append(probes.without_norm() if task.config.norm == "none" else probes)
     return heads
 
 
 def _fit_place(task: ProbeTask, work: Path, kind: str) -> tuple[Path, str]:
     """Return where the fit is kept, and the digest of all that decides it, but for the number of processes."""
-    told = asdict(task.config)
+    told = task.config.told
+    if told["norm"] == "batch":
+        del told["norm"]  # a fit of before it could be chosen goes on
     # They change nothing of the fit, or by rounding.
     for name in ("memory_bytes", "images_per_forward", "train", "test", "metric", "ground_truth", "class_subset"):
         del told[name]

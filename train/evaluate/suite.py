@@ -64,7 +64,7 @@ class SuiteConfig:
     datasets: tuple[SuiteDataset, ...]
     """In the order of the table."""
     protocol: str = "quick"
-    """Settings that all begin with: quick, aim or moco_v3."""
+    """Settings that all begin with: a name such as quick, aim or moco_v3."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Fields of a probe that differ from the protocol, for all datasets."""
 
@@ -217,7 +217,7 @@ def _digest(config: ProbeConfig, trunk: str) -> str:
         for path in (config.ground_truth, config.class_subset)
         if path
     ]
-    settings = {name: value for name, value in asdict(config).items() if name not in FREE_FIELDS}
+    settings = {name: value for name, value in config.told.items() if name not in FREE_FIELDS}
     text = canonical_json([trunk, settings, data, truths])
     return hashlib.sha256(text.encode()).hexdigest()
 

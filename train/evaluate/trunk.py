@@ -55,7 +55,7 @@ class FrozenTrunk:
         *,
         pooled: bool = False,
     ) -> list[Tensor]:
-        """Return float32 [B, L, D] for each set of blocks, the mean of their outputs; `pooled` over tokens too, [B, D].
+        """Return float32 [B, L, D] for each set of blocks, the mean of their outputs; `pooled` to one row, [B, D].
 
         Images are as a stream has them.
         """
@@ -102,6 +102,10 @@ def trunk_of(objective: Objective, model: ModelRecord, name: str) -> Encoder:
     return trunk
 
 
+END = (-1,)
+"""In place of blocks: what stands for a picture at the end of the encoder, behind its last norm."""
+
+
 def mean_of_blocks(encoder: Encoder, images_B3HH: Tensor, layers: tuple[int, ...]) -> Tensor:
     """Return [B, L, D], the mean of the outputs of the blocks `layers` (0-based)."""
     return means_of_blocks(encoder, images_B3HH, (layers,))[0]
@@ -110,14 +114,20 @@ def mean_of_blocks(encoder: Encoder, images_B3HH: Tensor, layers: tuple[int, ...
 def means_of_blocks(
     encoder: Encoder, images_B3HH: Tensor, layer_sets: Sequence[tuple[int, ...]], *, pooled: bool = False
 ) -> list[Tensor]:
-    """Return [B, L, D] for each set of blocks, in one pass; `pooled` over the tokens too, [B, D].
+    """Return [B, L, D] for each set of blocks, in one pass; `pooled` to one row an image, [B, D].
 
     Blocks behind the last that is asked for are not run. Pooled at each block, so that many sets take little memory.
+    The set END is what the encoder itself makes of an image, in a pass of its own where there are others.
     """
+    if END in layer_sets:
+        assert pooled, "the end of an encoder is one row an image"
+        end, others = encoder.pooled(images_B3HH).float(), [layers for layers in layer_sets if layers != END]
+        rest = iter(means_of_blocks(encoder, images_B3HH, others, pooled=True) if others else ())
+        return [end if layers == END else next(rest) for layers in layer_sets]
     totals: list[Tensor | None] = [None] * len(layer_sets)
     last = max(max(layers) for layers in layer_sets)
     for number, x_BLD in enumerate(encoder.block_outputs(images_B3HH)):
-        x = x_BLD.float().mean(dim=1) if pooled else x_BLD
+        x = encoder.pool(x_BLD.float()) if pooled else x_BLD
         for which, layers in enumerate(layer_sets):
             if number in layers:
                 total = totals[which]
@@ -129,13 +139,28 @@ def means_of_blocks(
     return means
 
 
-def parse_layers(text: str, depth: int) -> tuple[int, ...]:
-    """Return block numbers for `lastN` (all where there are fewer), `all`, or a list such as `3,4,5`."""
+def parse_layers(text: str, depth: int, *, first: int = 0) -> tuple[int, ...]:
+    """Return block numbers for `lastN` (all where there are fewer), `all`, or a list such as `3,4,5`; END for `end`.
+
+    `first` is the first block that is read. Raises ValueError for what is no such text, and for blocks before it.
+    """
+    if text == "end":
+        return END
     if text == "all":
-        return tuple(range(depth))
+        return tuple(range(first, depth))
     if text.startswith("last") and text[4:].isdecimal() and int(text[4:]) > 0:
-        return tuple(range(max(0, depth - int(text[4:])), depth))
+        return tuple(range(max(first, depth - int(text[4:])), depth))
     parts = text.split(",")
+    if all(part.isdecimal() for part in parts) and min(map(int, parts)) < first:
+        raise ValueError(
+            f"layers {text!r}: the blocks before {first} of this trunk have tokens of other sizes than the last; take "
+            f"{first if first == depth - 1 else f'{first}..{depth - 1}'}, or last1"
+        )
     if all(part.isdecimal() and int(part) < depth for part in parts) and len(set(parts)) == len(parts):
         return tuple(sorted(int(part) for part in parts))
-    raise ValueError(f"layers {text!r}: expected last6, all, or different numbers of 0..{depth - 1} such as 3,4,5")
+    raise ValueError(f"layers {text!r}: expected last6, all, end, or different numbers of 0..{depth - 1} such as 3,4,5")
+
+
+def read_layers(text: str, encoder: Encoder) -> tuple[int, ...]:
+    """Return the numbers of the blocks of `encoder` that `text` means. Raises ValueError as `parse_layers` does."""
+    return parse_layers(text, encoder.shape.depth, first=encoder.first_read)

@@ -122,7 +122,13 @@ def shuffled_mixture(url: str, image_size: int, config: ProbeConfig) -> tuple[Mi
     lanes = 1 << (min(LANES, total).bit_length() - 1)
     window = max(lanes * CHUNK_SAMPLES, min(SHUFFLE_WINDOW, WINDOW_BYTES // mean_bytes))
     source = Source(name="data", url=url, shuffle_window=window, chunk_samples=CHUNK_SAMPLES)
-    plain = plain_mixture(url, image_size, center_fraction=config.center_fraction, interpolation=config.interpolation)
+    plain = plain_mixture(
+        url,
+        image_size,
+        crop=config.crop,
+        center_fraction=config.center_fraction,
+        interpolation=config.interpolation,
+    )
     mixture = Mixture(
         seed=config.seed,
         image_size=image_size,

@@ -18,7 +18,7 @@ from headrace.pipeline import Batch, open_stream
 from headrace.text import shown
 from headrace.train.batches import first_samples, micro_batches
 from headrace.train.config import RunConfig
-from headrace.train.evaluate.passes import same_reading
+from headrace.train.evaluate.passes import same_reading, showing_whole
 from headrace.train.objectives.objective import Objective, RowError
 from headrace.train.parallel.precision import autocast
 from headrace.train.parallel.ranks import Ranks
@@ -36,18 +36,21 @@ def validation_values(objective: Objective, run: RunConfig, ranks: Ranks) -> dic
     assert config is not None, "the loop asks only where the run has a validation"
     sums: dict[str, Tensor] = {}
     terms, missing = 0, 0
+    mixture = same_reading(
+        run.mixture,
+        config.dataset,
+        center_fraction=config.center_fraction,
+        interpolation=config.interpolation,
+        labels=config.labels,
+    )
+    mixture = showing_whole(mixture) if objective.shows_whole else mixture
     stream = open_stream(
-        same_reading(
-            run.mixture,
-            config.dataset,
-            center_fraction=config.center_fraction,
-            interpolation=config.interpolation,
-            labels=config.labels,
-        ),
+        mixture,
         global_batch=run.global_batch,
         rank=ranks.rank,
         world_size=ranks.size,
         columns=objective.columns,
+        map=objective.sample_map(mixture),
         once=True,
     )
     began = time.perf_counter()

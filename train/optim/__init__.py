@@ -5,8 +5,11 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import nn
 
+from headrace.train.optim.adafactor import AdafactorConfig
 from headrace.train.optim.adamw import AdamWConfig
 from headrace.train.optim.cooldown import ConstantConfig, RsqrtConfig
+from headrace.train.optim.lamb import LambConfig
+from headrace.train.optim.lars import LarsConfig
 from headrace.train.optim.milestones import StepConfig
 from headrace.train.optim.schedules import CosineConfig
 
@@ -47,6 +50,23 @@ def set_groups(config: OptimizerConfig, optimizer: torch.optim.Optimizer, *, lr:
         group["lr"] = lr
 
 
+@runtime_checkable
+class ScalesRate(Protocol):
+    """What the config of an optimizer may have besides: its learning rate may be that of a smaller batch."""
+
+    @property
+    def lr_per_images(self) -> int:
+        """Images of a step that `lr` is meant for; 0 = of any."""
+        ...
+
+
+def peak_rate(config: OptimizerConfig, *, global_batch: int) -> float:
+    """Return the highest learning rate of a run: `lr`, or what it comes to for a larger batch than it is meant for."""
+    if isinstance(config, ScalesRate) and config.lr_per_images:
+        return config.lr * global_batch / config.lr_per_images
+    return config.lr
+
+
 class ScheduleConfig(Protocol):
     """What the frozen dataclass of a schedule has in common with the others."""
 
@@ -69,7 +89,21 @@ class ChecksSteps(Protocol):
         ...
 
 
-OPTIMIZERS: dict[str, type[OptimizerConfig]] = {"adamw": AdamWConfig}
+@runtime_checkable
+class CountsState(Protocol):
+    """What the config of an optimizer may have besides: its moments are not two tensors of a parameter's size."""
+
+    def state_bytes(self, module: nn.Module) -> int:
+        """Return the bytes that the moments of the trainable parameters of `module` take."""
+        ...
+
+
+OPTIMIZERS: dict[str, type[OptimizerConfig]] = {
+    "adafactor": AdafactorConfig,
+    "adamw": AdamWConfig,
+    "lamb": LambConfig,
+    "lars": LarsConfig,
+}
 SCHEDULES: dict[str, type[ScheduleConfig]] = {
     "cosine": CosineConfig,
     "rsqrt": RsqrtConfig,

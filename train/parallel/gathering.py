@@ -22,6 +22,24 @@ def gather_rows(x_BD: Tensor, ranks: Ranks, where: str) -> Tensor:
     return out
 
 
+def ranks_beside(x: Tensor, ranks: Ranks, where: str) -> Tensor:
+    """Return [W, ...], what each rank has, without a gradient. Raises RankError if one does not come."""
+    own = x.detach().contiguous()
+    if ranks.size == 1:
+        return own[None]
+    out = own.new_empty(ranks.size, *own.shape)
+    _wait(distributed.all_gather_into_tensor(out.view(-1), own.view(-1), async_op=True), own, ranks, where)
+    return out
+
+
+def sum_over_ranks(x: Tensor, ranks: Ranks, where: str) -> Tensor:
+    """Return the sum of what each rank has, without a gradient. Raises RankError if one does not come."""
+    total = x.detach().clone(memory_format=torch.contiguous_format)
+    if ranks.size > 1:
+        _wait(distributed.all_reduce(total, async_op=True), total, ranks, where)
+    return total
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_BD: Tensor, ranks: Ranks, where: str) -> Tensor:
@@ -40,8 +58,7 @@ class _Gather(torch.autograd.Function):
             own = whole.new_empty(rows, *whole.shape[1:])
             distributed.reduce_scatter_tensor(own, whole)
             return own, None, None
-        whole = whole.clone()
-        _wait(distributed.all_reduce(whole, async_op=True), whole, ranks, f"the gradient of {ctx.where}")
+        whole = sum_over_ranks(whole, ranks, f"the gradient of {ctx.where}")
         return whole[ranks.rank * rows : (ranks.rank + 1) * rows].clone(), None, None
 
 

@@ -95,6 +95,7 @@ class Presence:
         self._missing: list[int] | None = None
         # When the store was asked something that it has not answered; 0 = it has.
         self._asked = 0.0
+        self._count, self._warn_at, self._last = 0, 2 * tell_after_seconds, time.monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="presence", daemon=True)
 
@@ -140,28 +141,30 @@ class Presence:
         return self._store.get(key).decode() if self._store.check([key]) else ""
 
     def _watch(self) -> None:
-        count, warn_at, last = 0, 2 * self._tell_after, time.monotonic()
         while not self._ended.wait(self.period):
-            now = time.monotonic()
-            # A process that was suspended must not take its own sleep for the others' silence.
-            passed, last = min(now - last, 2 * self.period), now
-            count, at = count + 1, self.at
-            stays = now - at.since
-            # A store that is gone is no news here: its process is, and the main thread says so.
-            with contextlib.suppress(Exception):  # the library has errors of several kinds
-                self._asked = now
-                self._store.set(f"beat/{self.rank}", self._beat(count, at, stays))
-                if (self.rank < NAMING_RANKS and stays >= self._tell_after / 2) or stays >= self.look_after:
-                    self._look(at, passed, may_miss=stays >= self._tell_after)
-                else:
-                    self._seen.clear()
-                self._asked, self.answered_at = 0.0, time.monotonic()
-                self.after_beat(self._seen)
-            if at.number % 2 == 0 and stays >= warn_at and self.missing():
-                self._warn(stays)
-                warn_at *= 2
-            elif stays < self._tell_after:
-                warn_at = 2 * self._tell_after
+            self.beat(time.monotonic())
+
+    def beat(self, now: float) -> None:
+        """Tell where this rank is at the time `now`, and look for the others if it stands; the thread does so."""
+        # A process that was suspended must not take its own sleep for the others' silence.
+        passed, self._last = min(now - self._last, 2 * self.period), now
+        self._count, at = self._count + 1, self.at
+        stays = now - at.since
+        # A store that is gone is no news here: its process is, and the main thread says so.
+        with contextlib.suppress(Exception):  # the library has errors of several kinds
+            self._asked = now
+            self._store.set(f"beat/{self.rank}", self._beat(self._count, at, stays))
+            if (self.rank < NAMING_RANKS and stays >= self._tell_after / 2) or stays >= self.look_after:
+                self._look(at, passed, may_miss=stays >= self._tell_after)
+            else:
+                self._seen.clear()
+            self._asked, self.answered_at = 0.0, time.monotonic()
+            self.after_beat(self._seen)
+        if at.number % 2 == 0 and stays >= self._warn_at and self.missing():
+            self._warn(stays)
+            self._warn_at *= 2
+        elif stays < self._tell_after:
+            self._warn_at = 2 * self._tell_after
 
     def _warn(self, stays: float) -> None:
         """Speak of a rank that is missed where the main thread cannot: it waits for gradients in C++."""

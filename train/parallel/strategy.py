@@ -23,9 +23,7 @@ from headrace.train.parallel.ranks import Ranks
 
 Strategy = Literal["alone", "ddp", "fsdp"]
 
-# Weight, gradient and two moments in fp32. Where they fill more of a GPU than this share, `auto` spreads them.
-BYTES_PER_PARAMETER = 16
-BYTES_OF_AVERAGE = 4
+# Where weights, gradients and what the optimizer keeps fill more of a GPU than this share, `auto` spreads them.
 AUTO_SHARE = 0.5
 
 FORWARD_METHODS = ("through_trunk",)
@@ -49,14 +47,13 @@ class ParallelConfig:
         if self.replicas != 1 and self.strategy == "ddp":
             raise ValueError(f"replicas is {self.replicas}, which only strategy fsdp has")
 
-    def choose(self, ranks: Ranks, *, num_parameters: Callable[[], int], averaged: bool = False) -> Strategy:
-        """Return what is meant for these processes; `averaged` says if an average of the weights is held as well."""
+    def choose(self, ranks: Ranks, *, held_bytes: Callable[[], int]) -> Strategy:
+        """Return what is meant for these processes; `held_bytes` says what each would hold of the whole model."""
         if ranks.size == 1:
             return "alone"
         if self.strategy == "auto" and ranks.device.type == "cuda":
             memory = torch.cuda.get_device_properties(ranks.device).total_memory
-            size = num_parameters() * (BYTES_PER_PARAMETER + BYTES_OF_AVERAGE * averaged)
-            return "fsdp" if size > AUTO_SHARE * memory else "ddp"
+            return "fsdp" if held_bytes() > AUTO_SHARE * memory else "ddp"
         return "fsdp" if self.strategy == "fsdp" else "ddp"
 
     def num_replicas(self, ranks: Ranks) -> int:
@@ -72,7 +69,8 @@ def wrapped(objective: nn.Module, ranks: Ranks) -> nn.Module:
     """Return what forward is called on where each process holds everything."""
     if ranks.size == 1:
         return objective
-    # Buffers are constants here and need no exchange at every step; torch 2.15 renamed the argument that says so.
+    # Buffers are constants here, or statistics and a queue of the whole batch, the same on all ranks: they need no
+    # exchange at every step. torch 2.15 renamed the argument that says so.
     names = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
     options: dict[str, Any] = {name: False}

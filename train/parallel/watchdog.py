@@ -124,7 +124,7 @@ class Watchdog:
         self._begun, self._since = presence.steps_begun, time.monotonic()
         self._at: At = presence.at
         # How long the main thread has not moved. Not by the clock: a suspended process comes back to a late one.
-        self._stood = 0.0
+        self._stood, self._last = 0.0, self._since
         self._verdict: Verdict | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -149,20 +149,22 @@ class Watchdog:
         self._presence.look_after = self._limit if self._at.phase in STEPPING else float("inf")
 
     def _watch(self) -> None:
-        last = time.monotonic()
         while not self._ended.wait(self._period):
-            now = time.monotonic()
-            self._stood, last = self._stood + min(now - last, 2 * self._period), now
-            self._follow(now)
-            if self._presence.steps_begun < FIRST_WATCHED:
-                continue
-            # By a thread of C: it speaks also where the interpreter is held, and this thread is not.
-            faulthandler.dump_traceback_later(DUMP_SHARE * self._limit, file=STDERR)
-            if not self._presence.verdict and self._stood >= OTHERS_LATER * self._limit:
-                self._blame_the_store(now)
-            if self._presence.verdict:
+            if self.is_to_end(time.monotonic()):
                 self._end()
                 return
+
+    def is_to_end(self, now: float) -> bool:
+        """Look whether the main thread moves at the time `now`: True once it is judged that it never will."""
+        self._stood, self._last = self._stood + min(now - self._last, 2 * self._period), now
+        self._follow(now)
+        if self._presence.steps_begun < FIRST_WATCHED:
+            return False
+        # By a thread of C: it speaks also where the interpreter is held, and this thread is not.
+        faulthandler.dump_traceback_later(DUMP_SHARE * self._limit, file=STDERR)
+        if not self._presence.verdict and self._stood >= OTHERS_LATER * self._limit:
+            self._blame_the_store(now)
+        return bool(self._presence.verdict)
 
     def _follow(self, now: float) -> None:
         """Note where the main thread is, and how long its steps take."""

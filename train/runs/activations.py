@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from headrace.pipeline import Batch
+from headrace.pipeline.augment.views import planned_views
 from headrace.text import one_line
 from headrace.train.config import RunConfig
 from headrace.train.execution import Execution
@@ -102,15 +103,17 @@ def peak_of_step(objective: Objective, batch: Batch, *, bf16: bool) -> int:
 
 def _batch(config: RunConfig, objective: Objective, size: int) -> Batch:
     """Return a batch of blank pictures, each with a caption and of class 0."""
-    side = config.mixture.image_size
+    views = planned_views(config.mixture)
+    blank = [np.zeros((size, view.image_size, view.image_size, 3), np.uint8) for view in views]
     columns: dict[str, Any] = {
         # The texts of `clip` may be in a column of any name.
         name: ["a picture"] * size if config.objective.kind == "clip" or name == "caption" else np.zeros(size, np.int64)
         for name in objective.columns
     }
     return Batch(
-        images=np.zeros((size, side, side, 3), np.uint8),
-        columns=columns,
+        images=blank[0],
+        other_views=tuple(blank[1:]),
+        columns=columns | objective.blank_columns(size),
         position=np.arange(size, dtype=np.int64),
         source=np.zeros(size, np.int32),
         key=[str(number) for number in range(size)],

@@ -29,7 +29,8 @@ def checkpoint_to_continue(config: RunConfig) -> Checkpoint | None:
     path = Path(config.continue_from)
     if (path / NAME).is_file():
         return load_checkpoint(path)
-    there = [found.name for found in list_checkpoints(path / "checkpoints") or list_checkpoints(path)][-SHOWN:]
+    near = (path / "checkpoints", path, path.parent)
+    there = next((found for folder in near if (found := [each.name for each in list_checkpoints(folder)])), [])[-SHOWN:]
     hint = f"; name one of those there, such as {', '.join(there)}" if there else ""
     raise ValueError(f"continue_from {path}: expected the folder of one checkpoint (RUN/checkpoints/STEP){hint}")
 

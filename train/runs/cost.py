@@ -13,7 +13,7 @@ from headrace.train.objectives.objective import Objective
 from headrace.train.peak import PEAK_FLOPS as PEAKS
 from headrace.train.runs.tensors import num_bytes
 from headrace.train.steady.changes import keeps_average
-from headrace.train.steady.start import MOMENTS, bytes_of_average, bytes_of_checkpoint
+from headrace.train.steady.start import bytes_of_average, bytes_of_checkpoint, bytes_of_moments
 
 PEAK_FLOPS = PEAKS["H100"]
 STATED_MFU = 0.4
@@ -61,7 +61,7 @@ def static_memory(config: RunConfig, objective: Objective) -> StaticMemory:
     """Return what a process holds that has all of the model."""
     trained = sum(p.numel() * p.element_size() for p in objective.parameters() if p.requires_grad)
     average = bytes_of_average(objective) if keeps_average(config) else 0
-    return StaticMemory(num_bytes(objective.state_dict()), trained, MOMENTS * trained, average)
+    return StaticMemory(num_bytes(objective.state_dict()), trained, bytes_of_moments(config, objective), average)
 
 
 def _memory_line(config: RunConfig, objective: Objective) -> tuple[str, str]:
@@ -96,7 +96,7 @@ def memory_here(config: RunConfig) -> tuple[float, str]:
 def _disk_line(config: RunConfig, objective: Objective) -> tuple[str, str]:
     """Return what is said of the disk, and why it is too full, if it is."""
     averaged, every = keeps_average(config), config.checkpoint.every
-    size = bytes_of_checkpoint(objective, averaged=averaged)
+    size = bytes_of_checkpoint(config, objective)
     weights = num_bytes(objective.state_dict()) * (1 + averaged)
     kept = config.checkpoint.keep + 1  # the oldest goes when the newest is whole
     if config.checkpoint.keep_every:

@@ -15,9 +15,12 @@ from torch import Tensor
 
 from headrace.config import canonical_json
 from headrace.files import atomic_file, write_atomic
+from headrace.text import known_words
 from headrace.train.config import published
+from headrace.train.models.encoder import EncoderShape
 from headrace.train.models.vit import NORM_EPS, VitConfig, sincos_positions
 from headrace.train.objectives.objective import Objective
+from headrace.train.runs.backbone_formats import TimmEntry, plain_trunk, reason_against, timm_entry
 from headrace.train.runs.released import released_facts, trunk_only
 from headrace.train.runs.tensor_files import CONFIG_KEY, TIMM_POSITIONS, is_released
 from headrace.train.runs.tensors import num_bytes, save_tensors
@@ -65,7 +68,7 @@ def export_weights(weights: Weights, out: Path, *, form: str, dtype: str = "floa
     that has no such form, and for weights that are not finite in `dtype`; OSError where the folder cannot be written.
     """
     check_export(weights, form=form, dtype=dtype)
-    if form in ("ml-aim", "timm") and _shape(weights).norm_eps != NORM_EPS:
+    if form in ("ml-aim", "timm") and is_released(weights.tensors) and _shape(weights).norm_eps != NORM_EPS:
         eps = _shape(weights).norm_eps
         log.warning(
             "its norms have epsilon %g, %s computes with %g: outputs differ (1e-5: by 2e-5)", eps, form, NORM_EPS
@@ -80,12 +83,15 @@ def export_weights(weights: Weights, out: Path, *, form: str, dtype: str = "floa
 def check_export(weights: Weights, *, form: str, dtype: str) -> None:
     """Raise ValueError where `export_weights` would refuse before it writes."""
     if form not in FORMATS:
-        raise ValueError(f"format: unknown {form!r}; known: {', '.join(FORMATS)}")
+        raise ValueError(f"format: unknown {form!r}; {known_words(form, FORMATS)}")
     if dtype not in DTYPES:
         raise ValueError(f"dtype: unknown {dtype!r}; known: {', '.join(DTYPES)}")
     kind = weights.model.objective.kind
-    if form in ("ml-aim", "timm") and not is_released(weights.tensors):
-        raise ValueError(f"{weights.path}: an objective {kind} has no trunk of AIM's form, which {form} needs")
+    of_others = form == "torchvision" or (form in ("ml-aim", "timm") and not is_released(weights.tensors))
+    if of_others:
+        reason = reason_against(form, weights.model.sketch().trunk)
+        if reason:
+            raise ValueError(f"{weights.path}: an objective {kind} has {reason}")
     if form == "open_clip" and not _is_clip(weights):
         raise ValueError(f"{weights.path}: an objective {kind} has no towers of open_clip's, only clip has")
 
@@ -144,16 +150,31 @@ def _write_open_clip(out: Path, weights: Weights, tensors: dict[str, Tensor]) ->
 
 
 def _write_timm(out: Path, weights: Weights, tensors: dict[str, Tensor]) -> Tensors:
+    if not is_released(tensors):
+        return _write_timm_backbone(out, weights, tensors)
     shape = _shape(weights)
     side = shape.image_size // shape.patch
     named = {_timm_name(name): tensor for name, tensor in trunk_only(tensors).items()}
     named[TIMM_POSITIONS] = sincos_positions(side, side, shape.width)[None].to(next(iter(named.values())).dtype)
-    head = _timm_head(tensors)
-    if head is None and any(name.startswith("classifier.") for name in tensors):
-        log.warning("%s: timm has no place for its classifier: the trunk alone is written", weights.path)
+    head = _said_timm_head(weights, tensors)
     named |= head or {}
     classes = 0 if head is None else len(head["head.bias"])
     return _write_with_config(out, named, _timm_config(weights, classes), {"format": "pt"})
+
+
+def _write_timm_backbone(out: Path, weights: Weights, tensors: dict[str, Tensor]) -> Tensors:
+    named, trunk = plain_trunk(_sketch(weights), tensors)
+    entry, head = timm_entry(trunk), _said_timm_head(weights, tensors) or {}
+    head = {name.replace("head", entry.classifier): tensor for name, tensor in head.items()}
+    classes = len(head.get(f"{entry.classifier}.bias", ()))
+    return _write_with_config(out, named | head, _timm_facts(weights, entry, trunk.shape, classes), {"format": "pt"})
+
+
+def _write_torchvision(out: Path, weights: Weights, tensors: dict[str, Tensor]) -> Tensors:
+    named, _ = plain_trunk(_sketch(weights), tensors)
+    with atomic_file(str(out / "model.pth")) as path:
+        torch.save(named, path)
+    return named
 
 
 FORMATS: dict[str, Format] = {
@@ -173,9 +194,14 @@ FORMATS: dict[str, Format] = {
         write=_write_ml_aim,
     ),
     "timm": Format(
-        says="a vision transformer of timm's, with the head of a supervised run or a `mean` one of finetune",
+        says="a transformer or ResNet of timm's, with the head of a supervised run or a `mean` one of finetune",
         load='timm.create_model("local-dir:FOLDER", pretrained=True)',
         write=_write_timm,
+    ),
+    "torchvision": Format(
+        says="a ResNet of torchvision's without its classifier: `fc` is an Identity there",
+        load='resnet.load_state_dict(torch.load("FOLDER/model.pth", weights_only=True))',
+        write=_write_torchvision,
     ),
     "open_clip": Format(
         says="both towers of a clip run",
@@ -227,6 +253,14 @@ def _timm_name(name: str) -> str:
     return name.removeprefix("trunk.").replace(".norm_", ".norm")
 
 
+def _said_timm_head(weights: Weights, tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """Return what `_timm_head` does, and say in the log that a classifier has no place."""
+    head = _timm_head(tensors)
+    if head is None and any(name.startswith("classifier.") for name in tensors):
+        log.warning("%s: timm has no place for its classifier: the trunk alone is written", weights.path)
+    return head
+
+
 def _timm_head(tensors: Tensors) -> dict[str, Tensor] | None:
     """Return a linear layer on the mean of the last norm's tokens under timm's names; None if the head is another."""
     for stem in ("head.", "classifier.linear."):
@@ -238,28 +272,35 @@ def _timm_head(tensors: Tensors) -> dict[str, Tensor] | None:
 
 def _timm_config(weights: Weights, classes: int) -> dict[str, Any]:
     """Return timm's `config.json`: what its entry is built with, and how a picture becomes its input."""
-    shape, normalise = _shape(weights), _sketch(weights).normalise
+    shape = _shape(weights)
+    built = {
+        "img_size": shape.image_size,
+        "patch_size": shape.patch,
+        "embed_dim": shape.width,
+        "depth": shape.depth,
+        "num_heads": shape.heads,
+        "qkv_bias": False,
+        "proj_bias": False,
+        "class_token": False,
+        "global_pool": "avg",
+        "fc_norm": False,
+        "embed_norm_layer": "layernorm",
+    }
+    # Its own sizes do not matter, all are replaced; it is the entry without a layer that AIM has not.
+    return _timm_facts(weights, TimmEntry("vit_base_patch16_224", built), shape, classes)
+
+
+def _timm_facts(weights: Weights, entry: TimmEntry, shape: EncoderShape, classes: int) -> dict[str, Any]:
+    """Return `config.json` of an entry: with how a picture becomes its input."""
+    normalise = _sketch(weights).normalise
     return {
-        # Its own sizes do not matter, all are replaced; it is the entry without a layer that AIM has not.
-        "architecture": "vit_base_patch16_224",
+        "architecture": entry.architecture,
         "num_classes": classes,
         "num_features": shape.width,
-        "model_args": {
-            "img_size": shape.image_size,
-            "patch_size": shape.patch,
-            "embed_dim": shape.width,
-            "depth": shape.depth,
-            "num_heads": shape.heads,
-            "qkv_bias": False,
-            "proj_bias": False,
-            "class_token": False,
-            "global_pool": "avg",
-            "fc_norm": False,
-            "embed_norm_layer": "layernorm",
-        },
+        "model_args": entry.built,
         "pretrained_cfg": {
             "input_size": [3, shape.image_size, shape.image_size],
-            "fixed_input_size": True,
+            "fixed_input_size": entry.is_fixed,
             "interpolation": _interpolation(weights.config),
             "crop_pct": _crop(weights.config),
             "crop_mode": "center",
@@ -267,8 +308,8 @@ def _timm_config(weights: Weights, classes: int) -> dict[str, Any]:
             "std": list(normalise.std),
             "num_classes": classes,
             "pool_size": None,
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
+            "first_conv": entry.first_layer,
+            "classifier": entry.classifier,
         },
     }
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from headrace.files import write_atomic
 from headrace.train.models.lora import is_lora
 from headrace.train.models.positions import resampled
-from headrace.train.objectives.objective import Objective, released_names
+from headrace.train.objectives.objective import Objective, names_in_trunk, released_names
 from headrace.train.runs.tensor_files import in_our_names, read_tensor_file
 from headrace.train.runs.weights import names_average, read_weights
 
@@ -94,6 +94,7 @@ def initial_weights(objective: Objective, path: Path, rename: Mapping[str, str])
     }
     positions = _for_this_resolution(taken, own)
     taken |= positions
+    taken, fitted = _for_this_trunk(objective, taken, path)
     for name, tensor in taken.items():
         if tensor.shape != own[name].shape:
             raise ValueError(
@@ -107,13 +108,13 @@ def initial_weights(objective: Objective, path: Path, rename: Mapping[str, str])
             f"{path}: nothing fits: it has {_some(tuple(sorted(found)))}; this run has {_some(tuple(sorted(own)))}; "
             "init_rename may map names"
         )
-    _check_trunk(objective, own, taken, path)
+    _check_trunk(objective, taken, path)
     return Initial(
         source=f"{path} ({kind})",
         taken=taken,
         left_out=tuple(sorted(found.keys() - taken.keys())),
         fresh=tuple(sorted(own.keys() - taken.keys())),
-        resampled=tuple(sorted(positions)),
+        resampled=tuple(sorted({*positions, *fitted})),
     )
 
 
@@ -130,13 +131,24 @@ def _for_this_resolution(taken: Tensors, own: Tensors) -> dict[str, Tensor]:
     return found
 
 
-def _check_trunk(objective: Objective, own: Tensors, taken: Tensors, path: Path) -> None:
-    if objective.trunk is None:
-        return
-    inside = {id(tensor) for tensor in objective.trunk.state_dict(keep_vars=True).values()}
-    states = released_names(objective, objective.state_dict(keep_vars=True))
-    trunk = {name for name in own if id(states[name]) in inside}
-    missing = sorted(name for name in trunk - taken.keys() if not is_lora(name))
+def _for_this_trunk(objective: Objective, taken: Tensors, path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """Return `taken` as the trunk takes it, and the names of what had another shape before."""
+    found, changed = dict(taken), []
+    for name, inside in names_in_trunk(objective).items():
+        if name in taken and objective.trunk is not None:
+            try:
+                found[name] = objective.trunk.fitted(inside, taken[name])
+            except ValueError as error:
+                raise ValueError(f"{path}: {name}: {error}") from error
+            changed += [name] * (found[name].shape != taken[name].shape)
+    return found, changed
+
+
+def _check_trunk(objective: Objective, taken: Tensors, path: Path) -> None:
+    trunk = names_in_trunk(objective).keys()
+    # Files of torch before 0.4.1, such as torchvision's older ones, have no counters; nothing is computed from them.
+    optional = [name for name in trunk if is_lora(name) or name.endswith(".num_batches_tracked")]
+    missing = sorted(trunk - taken.keys() - set(optional))
     if missing and len(missing) < len(trunk):
         raise ValueError(f"{path}: it fills a part of the trunk: {len(missing)} tensors are missing: {_some(missing)}")
 

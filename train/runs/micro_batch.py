@@ -58,7 +58,8 @@ def activation_lines(config: RunConfig, objective: Objective) -> list[str]:
     ]
     if not device.is_here or config.parallel.strategy == "fsdp" or most >= _fewest_at_once(config):
         return lines
-    raise PlanError(_refusal(config, found, most=most, room=device.room(static)), lines)
+    cuts = objective.splits or objective.caches
+    raise PlanError(_refusal(config, found, most=most, room=device.room(static), cuts=cuts), lines)
 
 
 def _fewest_at_once(config: RunConfig) -> int:
@@ -71,13 +72,17 @@ def _most_spread(objective: Objective, own: Activations, room: float) -> int:
     return Activations(fixed=BYTES_OF_GATHERED * largest, per_image=own.per_image).most_images(room)
 
 
-def _refusal(config: RunConfig, found: Mapping[Recompute, Activations], *, most: int, room: float) -> str:
+def _refusal(config: RunConfig, found: Mapping[Recompute, Activations], *, most: int, room: float, cuts: bool) -> str:
+    """Return why the run cannot be, and what to change; `cuts` says whether a batch may be computed in parts."""
     name = "images_per_micro_batch" if config.images_per_micro_batch else f"global_batch / {config.mixture.lanes} lanes"
     told = (
         f"{name} is {_fewest_at_once(config):,}, and at most {most:,} images at once fit beside weights, gradients and "
         "moments"
     )
-    if most:
+    if most and cuts:
         return f"{told}; set images_per_micro_batch={most}"
-    cures = [f"activation_checkpointing={mode}" for mode, one in found.items() if one.most_images(room) > 0]
-    return f"{told}; set {cures[0] if cures else 'parallel.strategy=fsdp, on several GPUs'}"
+    needed = 1 if cuts else _fewest_at_once(config)
+    cures = [f"activation_checkpointing={mode}" for mode, one in found.items() if one.most_images(room) >= needed]
+    if cures or cuts:
+        return f"{told}; set {cures[0] if cures else 'parallel.strategy=fsdp, on several GPUs'}"
+    return f"{told}; lower global_batch, or raise mixture.lanes and take as many processes"

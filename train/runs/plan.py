@@ -12,16 +12,17 @@ from headrace.pipeline import open_stream
 from headrace.shards.dataset import open_dataset
 from headrace.train.config import RunConfig
 from headrace.train.evaluate.monitors import check_monitors
-from headrace.train.model import refuse_splitting
+from headrace.train.model import refuse_data, refuse_splitting
 from headrace.train.objectives.build import build_objective
 from headrace.train.objectives.objective import Objective
+from headrace.train.optim import ScalesRate
 from headrace.train.runs.branch import checkpoint_to_continue
 from headrace.train.runs.checkpoint import list_checkpoints, refuse_other_config
 from headrace.train.runs.cost import PlanError, cost_lines
 from headrace.train.runs.folder import check_out
 from headrace.train.runs.initial import initial_weights
 from headrace.train.runs.micro_batch import activation_lines
-from headrace.train.sources import check_length, check_sources
+from headrace.train.sources import check_length, check_size, check_sources
 from headrace.train.steady.changes import period_at, periods, planned_mixture
 
 
@@ -34,6 +35,8 @@ def plan_run(config: RunConfig) -> list[str]:
     with torch.device("meta"):
         objective = build_objective(config.objective, image_size=config.mixture.image_size, seed=config.seed)
     refuse_splitting(objective, config, world_size=1)
+    refuse_data(objective, config)
+    config.optimizer.build(objective)  # refuses names of parameters and depths that the model has not
     objective.check_files()
     lines, missing = _model_lines(config, objective), []
     try:
@@ -74,7 +77,7 @@ def _model_lines(config: RunConfig, objective: Objective) -> list[str]:
     ]
     plan = periods(config)
     told = [f"{period_at(plan, step).config.rate(step):.3g} at {step:,}" for step in _sampled(config.total_steps)]
-    lines.append(f"learning rate: {config.schedule.kind}, {', '.join(told)}")
+    lines.append(f"learning rate: {config.schedule.kind}, {', '.join(told)}{_scaled(config)}")
     has_begun = bool(list_checkpoints(Path(config.out) / "checkpoints"))  # what it began from may be gone
     if not has_begun and (found := checkpoint_to_continue(config)) is not None:
         refuse_other_config(found, config)
@@ -84,6 +87,14 @@ def _model_lines(config: RunConfig, objective: Objective) -> list[str]:
     for period in plan[1:]:
         lines += [f"at step {period.first_step:,}: {told}" for told in (str(period), period.jump) if told]
     return lines
+
+
+def _scaled(config: RunConfig) -> str:
+    """Return how the highest rate comes of the batch; empty where it does not."""
+    if not isinstance(config.optimizer, ScalesRate) or not config.optimizer.lr_per_images:
+        return ""
+    lr, per = config.optimizer.lr, config.optimizer.lr_per_images
+    return f"; optimizer.lr {lr:g} per {per:,} images x {config.global_batch:,} images a step = {config.peak_lr:g}"
 
 
 def _sampled(steps: int) -> list[int]:
@@ -98,6 +109,7 @@ def _data_lines(config: RunConfig, objective: Objective) -> list[str]:
     # Opening reads manifests only.
     with open_stream(planned_mixture(config), global_batch=config.global_batch, columns=objective.columns) as stream:
         check_length(stream, config)
+        check_size(stream, objective)
         given = stream.plan.given(images)
         for source, seen in zip(stream.sources, given, strict=True):
             name, size = source.config.name, source.num_samples

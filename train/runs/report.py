@@ -13,9 +13,11 @@ import yaml
 
 from headrace.page.charts import line_chart
 from headrace.page.html import Html, Link, Page, Value, facts, heading, paragraph, table
+from headrace.train.runs.alarm_rows import COLUMNS, alarm_rows, spike_charts
 from headrace.train.runs.metrics import MAX_STEP, Metrics, read_metrics
 from headrace.train.runs.monitor_curves import curves_of
 from headrace.train.runs.place_curves import place_curves
+from headrace.train.steady.alarms import DIP, SPIKE
 from headrace.train.steady.bad_steps import z_score
 
 MAX_POINTS = 1000
@@ -121,6 +123,8 @@ def _summary(run: Run) -> dict[str, Any]:
         "mfu_percent": _mean(steps, "mfu_percent"),
         "data_wait_percent": _mean(steps, "data_wait_percent"),
         "skipped_steps": len(run.of("skipped")),
+        "spikes": len(run.of(SPIKE)),
+        "dips": len(run.of(DIP)),
         "changes": len(run.of("change")),
     }
 
@@ -145,11 +149,16 @@ def render(runs: Sequence[Run], *, title: str, pages: Mapping[Remarkable, Link] 
         if any(points for _, points in named):
             chart = line_chart([pair for pair in named if pair[1]], x_label="step", y_label=curves.label)
             page.section(curves.title, chart, paragraph(curves.text))
+    for chart_title, chart in spike_charts(runs):
+        page.section(
+            chart_title, chart, paragraph("A mark where a layer's largest gradient stood far above its median.")
+        )
     if places := place_curves(runs):
         chart = line_chart(places, x_label="place of the predicted patch", y_label="validation loss")
         page.section("Loss by place", chart, paragraph("Mean over the validation set; 0 is the first in the order."))
     for section, columns, found in (
         ("Steps that stopped a run", "run, step, why, look at it", _stopped(runs, pages)),
+        ("Spikes and dips", ", ".join(COLUMNS), alarm_rows(runs, lambda run, step: _look(runs[run], step, pages))),
         ("Skipped steps", "run, step, why, loss, gradient norm, positions, look at it", _skipped(runs, pages)),
         ("Planned changes", "run, from step, what, before, after", _changes(runs)),
         ("Steps that stand out", "run, step, gradient norm, deviations, look at it", _outliers(runs, pages)),
@@ -190,9 +199,10 @@ def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def remarkable(runs: Sequence[Run]) -> list[Remarkable]:
-    """Return the steps worth a look: that stopped a run, that were skipped, then those that stand out furthest."""
+    """Return the steps worth a look: that stopped a run, were skipped, had a spike, then those that stand out most."""
     found = [(run.folder, step) for run in runs for step, _ in run.stopped_at]
     found += [(run.folder, line["step"]) for run in runs for line in run.of("skipped")]
+    found += [(run.folder, line["step"]) for run in runs for line in run.of(SPIKE)]
     found += [(run.folder, line["step"]) for _, run, line in _far_above_all(runs)]
     return list(dict.fromkeys(found))
 

@@ -1,6 +1,7 @@
 """Files of tensors, whoever wrote them: read without running anything, and their names turned into ours.
 
-Names are mapped for files of l3m, of timm (a trunk of AIM's form only) and of AIM's releases. open_clip's are ours.
+Names are mapped for files of l3m, of timm (a trunk of AIM's form), of AIM's releases, of MoCo v3 and of Microsoft's
+SwinV2. open_clip's are ours, and so are timm's and torchvision's of a contrastive or masked-image objective's trunk.
 """
 
 import re
@@ -15,15 +16,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from headrace.train.models.trunks.standard_vit import POSITIONS_TOLERANCE
 from headrace.train.models.vit import sincos_positions
 
 CONFIG_KEY = "headrace_config"
 """Where a file that we wrote holds the config of its run, as JSON."""
-PICKLES = (".pth", ".pt", ".bin", ".ckpt")
+PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
+"""Ends of names; the last is what MoCo's code writes, and is no archive of tar."""
 RELEASED_PATCHES = "preprocessor.patchifier.proj.weight"
 TIMM_PATCHES, TIMM_POSITIONS = "patch_embed.proj.weight", "pos_embed"
-POSITIONS_TOLERANCE = 1e-2
-"""Largest difference of stored positions from computed ones: bfloat16 keeps numbers of up to 1 within 0.004."""
 
 # timm's names of a trunk -> ours.
 FROM_TIMM = (
@@ -32,6 +33,19 @@ FROM_TIMM = (
     (r"blocks\.", "trunk.blocks."),
     (r"norm\.", "trunk.post_trunk_norm."),
 )
+
+# MoCo v3's names -> those of objective moco. Its heads lie where the classifier of a timm or torchvision model was.
+FROM_MOCO = (
+    (r"base_encoder\.(?:head|fc)\.(\d)", r"projector.\1"),
+    (r"base_encoder\.", ""),
+    (r"momentum_encoder\.(?:head|fc)\.(\d)", r"momentum.projector.\1"),
+    (r"momentum_encoder\.", "momentum.encoder."),
+)
+
+# Constants that files of Microsoft's SwinV2 hold, and that are computed here.
+SWIN_CONSTANTS = (".relative_coords_table", ".relative_position_index", ".attn_mask")
+SWIN_MERGE = "layers.0.downsample.reduction.weight"
+SWIN_PLACES = "layers.0.blocks.0.attn.cpb_mlp.0.weight"
 
 Tensors = Mapping[str, Tensor]
 
@@ -48,7 +62,7 @@ class TensorFile:
 
 def read_tensor_file(path: Path) -> TensorFile:
     """Read a safetensors file, or a pickle of tensors alone. Raises ValueError naming the file."""
-    return _read_pickle(path) if path.suffix in PICKLES else _read_safetensors(path)
+    return _read_pickle(path) if path.name.endswith(PICKLES) else _read_safetensors(path)
 
 
 def is_released(tensors: Tensors) -> bool:
@@ -72,6 +86,10 @@ def in_our_names(tensors: Tensors, path: Path) -> tuple[str, dict[str, Tensor]]:
     tensors = {re.sub(r"^(?:module\.|_orig_mod\.)+", "", name): tensor for name, tensor in tensors.items()}
     if any(name.startswith("preprocessor.blocks.") for name in tensors):
         return "l3m", _from_l3m(tensors, path)
+    if is_moco(tensors):
+        return "MoCo v3", from_moco(tensors)
+    if is_microsoft_swin(tensors):
+        return "Microsoft's SwinV2", from_microsoft_swin(tensors)
     if is_timm(tensors):
         return "timm", _from_timm(tensors, path)
     if is_released(tensors):
@@ -156,4 +174,41 @@ def _from_timm(tensors: Tensors, path: Path) -> dict[str, Tensor]:
             if replaced:
                 break
         found[name] = tensor
+    return found
+
+
+def is_moco(tensors: Tensors) -> bool:
+    """True if the names are those of a checkpoint of MoCo v3's code."""
+    return any(name.startswith("base_encoder.") for name in tensors)
+
+
+def from_moco(tensors: Tensors) -> dict[str, Tensor]:
+    """Map the names of MoCo v3's checkpoints."""
+    found = {}
+    for name, tensor in tensors.items():
+        for pattern, ours in FROM_MOCO:
+            name, replaced = re.subn(f"^{pattern}", ours, name)
+            if replaced:
+                break
+        found[name] = tensor
+    return found
+
+
+def is_microsoft_swin(tensors: Tensors) -> bool:
+    """True if the names are those of a SwinV2 of Microsoft's, alone or inside their SimMIM."""
+    return any({prefix + SWIN_MERGE, prefix + SWIN_PLACES} <= tensors.keys() for prefix in ("", "encoder."))
+
+
+def from_microsoft_swin(tensors: Tensors) -> dict[str, Tensor]:
+    """Map Microsoft's names: there a grid is halved at the end of a stage, here, as in timm, at the start of the next.
+
+    The layer that predicts pixels has the same names. The token that stands for hidden patches is a vector here.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        if name.endswith(SWIN_CONSTANTS):
+            continue
+        name = name.removeprefix("encoder.")
+        name = re.sub(r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample.", name)
+        found[name] = tensor.flatten() if name == "mask_token" else tensor
     return found

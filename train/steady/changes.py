@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from headrace.train.config import RunConfig
 
 CHANGEABLE = ("clip_grad_norm", "steps", "optimizer", "schedule", "mixture.weights", "mixture.lanes", "ema")
+FIXED = tuple(f"optimizer.{name}" for name in ("decays", "decay_multipliers", "momentum_dtype", "min_factored"))
 WEIGHTS, LANES = "mixture.weights", "mixture.lanes"
 
 Changes = dict[str, Any]
@@ -153,7 +154,7 @@ def is_changeable(path: str) -> bool:
     """True if the value at a dotted path of a run file may change on the way."""
     inside = any(path == key or path.startswith(f"{key}.") for key in CHANGEABLE)
     # The groups of an optimizer are made by the one, or by the other.
-    return inside and not path.endswith(("kind", "layer_decay"))
+    return inside and not path.startswith(FIXED) and not path.endswith(("kind", "layer_decay"))
 
 
 def _check_keys(changes: Changes) -> None:

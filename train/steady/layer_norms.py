@@ -26,7 +26,10 @@ class _Layer(NamedTuple):
 
 
 def layers_of(module: nn.Module) -> list[_Layer]:
-    """Return the layers of a model in the order of its parameters: its blocks, and each module beside them."""
+    """Return the layers of a model in the order of its parameters: its blocks, and each module beside them.
+
+    Only what is trained: neither a frozen patch projection nor a momentum encoder has a gradient.
+    """
     of_block = {
         name: block_name
         for block_name, block in _named(module, blocks_of(module))
@@ -34,6 +37,8 @@ def layers_of(module: nn.Module) -> list[_Layer]:
     }
     found: dict[str, _Layer] = {}
     for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
         layer = of_block.get(name, name.rpartition(".")[0] or name)
         found.setdefault(layer, _Layer(layer, [])).parameters.append(parameter)
     return list(found.values())

@@ -7,13 +7,11 @@ from pathlib import Path
 from headrace.shards.dataset import open_dataset
 from headrace.train.config import RunConfig
 from headrace.train.objectives.objective import Objective
+from headrace.train.optim import CountsState
 from headrace.train.parallel.ranks import Ranks
 from headrace.train.runs.checkpoint import list_checkpoints
 from headrace.train.runs.tensors import num_bytes
 from headrace.train.steady.changes import keeps_average
-
-MOMENTS = 2
-"""Tensors of a parameter's size that AdamW keeps."""
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +29,31 @@ def check_validation(config: RunConfig) -> None:
         raise ValueError(f"validation.dataset {url} has no samples")
 
 
-def bytes_of_checkpoint(objective: Objective, *, averaged: bool = False) -> int:
+def bytes_of_moments(config: RunConfig, objective: Objective) -> int:
+    """Return how many bytes the optimizer keeps: what its config says, else Adam's two tensors a trained parameter.
+
+    A config may also say `num_moments`, tensors of a parameter's size.
+    """
+    if isinstance(config.optimizer, CountsState):
+        return config.optimizer.state_bytes(objective)
+    trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    num_moments = int(getattr(config.optimizer, "num_moments", 2))
+    return num_moments * sum(parameter.numel() * parameter.element_size() for parameter in trained)
+
+
+def bytes_of_checkpoint(config: RunConfig, objective: Objective) -> int:
     """Return about how many bytes one checkpoint takes: weights, moments, and their average."""
-    trainable = sum(p.numel() * p.element_size() for p in objective.parameters() if p.requires_grad)
-    return num_bytes(objective.state_dict()) + MOMENTS * trainable + bytes_of_average(objective) * averaged
+    averages = bytes_of_average(objective) * keeps_average(config)
+    return num_bytes(objective.state_dict()) + bytes_of_moments(config, objective) + averages
+
+
+def bytes_of_training(config: RunConfig, objective: Objective) -> int:
+    """Return the bytes that a process holds which has all of it: weights, gradients, moments, and their average."""
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in objective.parameters())
+    gradients = sum(p.numel() * p.element_size() for p in objective.parameters() if p.requires_grad)
+    return (
+        weights + gradients + bytes_of_moments(config, objective) + bytes_of_average(objective) * keeps_average(config)
+    )
 
 
 def bytes_of_average(objective: Objective) -> int:
@@ -46,7 +65,7 @@ def check_room(config: RunConfig, objective: Objective, ranks: Ranks) -> None:
     """Raise OSError on all ranks if not even the next checkpoint fits the disk; warn if not all that are kept do."""
     out = Path(config.out)
     averaged = keeps_average(config)
-    size = bytes_of_checkpoint(objective, averaged=averaged)
+    size = bytes_of_checkpoint(config, objective)
     weights = num_bytes(objective.state_dict()) * (1 + averaged)
     with ranks.first_writes("the next checkpoint: its disk is too full") as writes:
         if not writes:

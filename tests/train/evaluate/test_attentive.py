@@ -21,8 +21,9 @@ from headrace.train.evaluate.features import FeaturesConfig, dataset_features, r
 from headrace.train.evaluate.feeds import split_rows
 from headrace.train.evaluate.probe_config import ProbeConfig
 from headrace.train.evaluate.probes import probe
-from headrace.train.evaluate.trunk import mean_of_blocks, open_trunk, parse_layers
+from headrace.train.evaluate.trunk import END, mean_of_blocks, means_of_blocks, open_trunk, parse_layers
 from headrace.train.loop import train
+from headrace.train.models.backbones import BackboneConfig
 from headrace.train.models.heads import AttentiveProbes
 from headrace.train.models.vit import Vit, VitConfig
 from headrace.train.runs.tensor_files import CONFIG_KEY
@@ -84,6 +85,7 @@ def test_features_are_the_mean_of_blocks_before_the_last_norm() -> None:
         ("last1", 4, (3,)),
         ("all", 3, (0, 1, 2)),
         ("14,12,13", 24, (12, 13, 14)),
+        ("end", 4, END),
     ],
 )
 def test_layers_are_named_as_the_paper_counts_them(text: str, depth: int, expected: tuple[int, ...]) -> None:
@@ -92,8 +94,22 @@ def test_layers_are_named_as_the_paper_counts_them(text: str, depth: int, expect
 
 @pytest.mark.parametrize("text", ["last0", "first3", "1,1", "4", "-1", ""])
 def test_layers_that_are_not_there_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"expected last6, all, or different numbers of 0\.\.3"):
+    with pytest.raises(ValueError, match=r"expected last6, all, end, or different numbers of 0\.\.3"):
         parse_layers(text, 4)
+
+
+@pytest.mark.parametrize("pool", ["class_token", "mean"])
+def test_the_end_of_an_encoder_is_what_it_makes_of_a_picture(pool: str) -> None:
+    torch.manual_seed(0)
+    config = BackboneConfig(model="tiny", patch=8, width=32, depth=2, heads=2, pool=pool)  # type: ignore[arg-type]
+    encoder, images = config.build(16).eval(), torch.randn(3, 3, 16, 16)
+    blocks = list(encoder.block_outputs(images))
+    end, first, again = means_of_blocks(encoder, images, (END, (0,), END), pooled=True)
+    torch.testing.assert_close(first, encoder.pool(blocks[0]))
+    torch.testing.assert_close(end, encoder.pool(encoder.get_submodule("norm")(blocks[1])))
+    assert torch.equal(end, again)
+    with pytest.raises(ValueError, match="layers end is one row an image"):
+        FeaturesConfig(layers=END)
 
 
 def test_the_held_out_rows_are_a_tenth_and_the_rest_is_kept() -> None:

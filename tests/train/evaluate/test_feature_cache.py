@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from headrace.files import only_writer
+from headrace.lease import only_writer
 from headrace.train.evaluate import feature_cache
 from headrace.train.evaluate.feature_cache import FeatureCache, cache_shape, open_cache
 from headrace.train.evaluate.features import FeaturesConfig, dataset_features, iterate_features

@@ -23,6 +23,7 @@ from headrace.train.evaluate.feature_files import FeatureJob, FilesConfig, write
 from headrace.train.evaluate.features import FeaturesConfig, iterate_features
 from headrace.train.evaluate.trunk import open_trunk
 from headrace.train.loop import train
+from tests.ports import free_port
 
 # Writes piece after piece, slowly: whoever waits for the first can kill it before the last.
 SLOW = """
@@ -34,7 +35,8 @@ commit = feature_files._commit
 
 def slowly(*given):
     commit(*given)
-    time.sleep(0.5)
+    # The kill, however late it comes, finds pieces left to do.
+    time.sleep(0.1 if len(list(Path(sys.argv[3]).glob("0*.parquet"))) < 3 else 1000)
 
 feature_files._commit = slowly
 feature_files.PIECE_BYTES = 1
@@ -189,13 +191,8 @@ def test_parts_make_the_file_of_one(run: Path, pictures: str, tmp_path: Path, su
 
 @pytest.mark.usefixtures("small_pieces")
 def test_processes_make_the_file_of_one(run: Path, pictures: str, tmp_path: Path) -> None:
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     environment = {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     command = [sys.executable, "-c", SHARED, str(run), pictures, str(tmp_path / "two.parquet")]
     running = [
         subprocess.Popen(

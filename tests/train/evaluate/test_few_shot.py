@@ -69,7 +69,7 @@ def test_accuracy_rises_with_shots_and_processes_share_the_rows() -> None:
     train, test = (clusters(900, 24, classes=6, seed=seed, noise=2.0) for seed in (0, 1))
     config = FewShotConfig()
     rows = few_shot_accuracies(train, test, config)
-    assert [(row["shots"], row["seed"]) for row in rows] == [(n, s) for n in (5, 10, 25) for s in (0, 1, 2)]
+    assert [(row["shots"], row["seed"]) for row in rows] == [(n, s) for n in (1, 5, 10, 25) for s in (0, 1, 2)]
     means = [np.mean([row["test_accuracy"] for row in rows if row["shots"] == shots]) for shots in config.shots]
     assert means == sorted(means)
     assert means[2] > 0.6

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from torch.nn import functional
 from headrace.train.evaluate import fit as fit_module
 from headrace.train.evaluate.fit import Fit, FitBatch, FitFile, batch_moments
 from headrace.train.evaluate.labels import Labels
-from headrace.train.evaluate.probe_config import PROTOCOLS, ProbeConfig, protocol
+from headrace.train.evaluate.probe_config import AUGMENTS, PROTOCOLS, ProbeConfig, protocol
 from headrace.train.models.heads import AttentiveProbes, LinearProbes, Probes
+from headrace.train.optim.lars import Lars
 from headrace.train.parallel.ranks import ALONE
 
 WIDTH, TOKENS, CLASSES = 8, 5, 3
@@ -37,8 +39,9 @@ def batches(count: int, *, pooled: bool = False) -> list[FitBatch]:
 
 def heads(kind: str, num_probes: int) -> Probes:
     torch.manual_seed(0)
-    if kind == "linear":
-        return LinearProbes(width=WIDTH, classes=CLASSES, num_probes=num_probes)
+    if kind != "attentive":
+        probes = LinearProbes(width=WIDTH, classes=CLASSES, num_probes=num_probes)
+        return probes if kind == "linear" else probes.without_norm()
     return AttentiveProbes(width=WIDTH, heads=2, classes=CLASSES, num_probes=num_probes)
 
 
@@ -55,12 +58,13 @@ class Plain(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()
         like = heads(kind, 1)
-        self.kind, self.norm = kind, nn.BatchNorm1d(WIDTH, affine=False, eps=1e-6)
+        self.kind = kind
+        self.norm = nn.Identity() if kind == "bare" else nn.BatchNorm1d(WIDTH, affine=False, eps=1e-6)
         self.own = nn.ParameterDict({name: p.detach().clone() for name, p in like.named_parameters_of(0).items()})
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x.flatten(0, -2)).view(x.shape)
-        if self.kind == "linear":
+        if self.kind != "attentive":
             return functional.linear(x, self.own["weight"], self.own["bias"])
         keys, values = ((x @ self.own[name].T).unflatten(2, (2, -1)) for name in ("key", "value"))
         score = torch.einsum("blae,ae->bla", keys, self.own["query"].view(2, -1)) / math.sqrt(WIDTH // 2)
@@ -68,22 +72,23 @@ class Plain(nn.Module):
         return pooled @ self.own["classifier"].T
 
 
-@pytest.mark.parametrize("kind", ["attentive", "linear"])
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("kind", ["attentive", "linear", "bare"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
 def test_each_probe_is_what_plain_torch_fits_alone(kind: str, optimizer: str) -> None:
     config = dataclasses.replace(CONFIG, optimizer=optimizer)
-    parts = batches(4, pooled=kind == "linear")
+    parts = batches(4, pooled=kind != "attentive")
     fit = fitted(kind, config, parts)
     for number, (lr, decay) in enumerate(config.settings):
         plain = Plain(kind)
         free = [p for name, p in plain.own.items() if name in ("query", "bias")]
-        groups = [
-            {"params": [p for name, p in plain.own.items() if name not in ("query", "bias")], "weight_decay": decay}
-        ]
-        groups += [{"params": free, "weight_decay": 0.0}]
+        others = [p for name, p in plain.own.items() if name not in ("query", "bias")]
+        groups: list[dict[str, Any]] = [{"params": others, "weight_decay": decay, "decayed": True}]
+        groups += [{"params": free, "weight_decay": 0.0, "decayed": False}]
         alone: torch.optim.Optimizer = torch.optim.AdamW(groups)
         if optimizer == "sgd":
             alone = torch.optim.SGD(groups, momentum=0.9)
+        if optimizer == "lars":
+            alone = Lars(groups, momentum=0.9, trust_coefficient=0.001)
         # Two steps of warm-up, two of the cosine from the peak to 1e-5.
         for rate, part in zip((lr / 2, lr, lr, 1e-5 + (lr - 1e-5) / 2), parts, strict=True):
             for group in alone.param_groups:
@@ -143,11 +148,11 @@ def test_right_is_counted_by_what_the_labels_say() -> None:
     assert twice.accuracy[0] == pytest.approx([(choice == 2).mean()] * 4)
 
 
-@pytest.mark.parametrize("kind", ["attentive", "linear"])
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("kind", ["attentive", "linear", "bare"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
 def test_a_fit_that_goes_on_from_its_file_is_bitwise_the_same(tmp_path: Path, kind: str, optimizer: str) -> None:
     config = dataclasses.replace(CONFIG, optimizer=optimizer)
-    parts = batches(4, pooled=kind == "linear")
+    parts = batches(4, pooled=kind != "attentive")
     whole = fitted(kind, config, parts)
     first = fitted(kind, config, parts[:2])
     path = tmp_path / "state.safetensors"
@@ -194,7 +199,34 @@ def test_the_published_protocol_of_aim_is_seven_rates_and_two_decays() -> None:
 
 @pytest.mark.parametrize("name", list(PROTOCOLS))
 def test_every_protocol_is_a_config(name: str) -> None:
-    ProbeConfig(train="a", test="b", **protocol(name))
+    assert ProbeConfig(train="a", test="b", **protocol(name)) == ProbeConfig(
+        train="a", test="b", **protocol(name.replace("_", "-"))
+    )
+
+
+def test_the_scaling_study_is_probed_as_its_code_says_and_older_fits_are_found_again() -> None:
+    study = ProbeConfig(train="a", test="b", **protocol("big-vision"))
+    told = (study.head, study.layers, study.crop, study.center_fraction * 256, study.interpolation)
+    assert told == ("few-shot", "end", "squash", 224, "bilinear")
+    assert study.told["crop"] == "squash"
+    assert "crop" not in ProbeConfig(train="a", test="b").told
+    with pytest.raises(ValueError, match=r"crop: unknown 'square'; .*known: center, squash"):
+        ProbeConfig(train="a", test="b", crop="square")  # type: ignore[arg-type]
+
+
+def test_moco_v3_is_probed_as_the_paper_and_its_code_say() -> None:
+    code, paper = (ProbeConfig(train="a", test="b", **protocol(name)) for name in ("moco-v3", "moco-v3-paper"))
+    told = (paper.head, paper.layers, paper.norm, paper.optimizer, paper.epochs, paper.images_per_batch)
+    assert told == ("linear", "end", "none", "sgd", 90, 4096)
+    assert (paper.weight_decays, paper.warmup_epochs, paper.min_lr, paper.clip_grad_norm) == ((0.0,), 0.0, 0.0, 0.0)
+    assert (code.images_per_batch, code.lrs) == (1024, (3 * 1024 / 256,))
+    assert [lr * 256 / 4096 for lr in paper.lrs] == pytest.approx([0.1, 0.3, 1.0, 3.0, 10.0])
+    crops = AUGMENTS[paper.augment]
+    assert crops is not None
+    assert (crops.scale, crops.flip, crops.interpolation) == ((0.08, 1.0), True, "bilinear")
+    torch.manual_seed(0)
+    weight = LinearProbes(width=300, classes=300, num_probes=1).weight[0]
+    assert float(weight.detach().std()) == pytest.approx(0.01, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -202,8 +234,11 @@ def test_every_protocol_is_a_config(name: str) -> None:
     [
         ({"weight_decays": (-0.1,)}, "weight decays must be at least 0"),
         ({"warmup_epochs": 10.0}, "warmup_epochs must be at least 0 and under the 10 epochs"),
-        ({"optimizer": "lars"}, "optimizer: unknown 'lars'; known: adamw, sgd"),
-        ({"augment": "x"}, "augment: unknown 'x'; known: none, crops, aim"),
+        ({"optimizer": "adam"}, r"optimizer: unknown 'adam'; did you mean 'adamw'\? known: adamw, sgd, lars"),
+        ({"layers": "end"}, "an attentive head reads tokens of blocks"),
+        ({"norm": "none"}, "an attentive head reads tokens of blocks"),
+        ({"head": "linear", "norm": "layer"}, "norm: unknown 'layer'; known: batch, none"),
+        ({"augment": "x"}, "augment: unknown 'x'; known: none, crops, bilinear_crops, aim"),
         ({"lrs": ()}, "learning rates must be above 0"),
     ],
 )

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from headrace.train.loop import train
 from headrace.train.objectives.aim import Aim
 from headrace.train.runs.metrics import read_metrics
 from headrace.train.runs.report import read_runs, render
+from tests.ports import free_port
 
 # Each argument is a run: the run file and its overrides. Each meets on a port of its own.
 TRAIN = """
@@ -378,15 +378,6 @@ def processes(number: int, program: str, *arguments: str) -> list[str]:
     errors = [process.communicate(timeout=300)[1] for process in running]
     assert [process.returncode for process in running] == [0] * number, errors
     return errors
-
-
-def free_port() -> int:
-    """Return the first of ports that nothing takes by chance: below those that the system hands out."""
-    for port in range(20_000 + 5 * os.getpid() % 10_000, 32_000):
-        with socket.socket() as tried:
-            if tried.connect_ex(("127.0.0.1", port)) != 0:
-                return port
-    raise AssertionError("no free port")
 
 
 def test_two_processes_see_what_one_sees(looked: Callable[..., Path], tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from headrace.train.evaluate.probe_config import ProbeConfig, protocol
-from headrace.train.evaluate.probe_plan import PlanFacts, forward_flops, plan_probe, planned_model
+from headrace.train.evaluate.probe_plan import PlanFacts, plan_probe, planned_model
 
 IMAGENET = PlanFacts(train_images=1_281_167, test_images=50_000)
 AIM = ProbeConfig(train="", test="", **protocol("aim"))
@@ -42,7 +42,7 @@ def test_the_operations_of_a_trunk_are_those_of_its_weights_and_attention() -> N
     encoder = planned_model("aim-7B", AIM).encoder
     # 12 L D^2 a block and token, twice; the patches' product; attention 4 L^2 D a block.
     expected = 2 * 256 * (32 * 12 * 4096**2 + 588 * 4096) + 4 * 32 * 256**2 * 4096
-    assert forward_flops(encoder) == pytest.approx(expected, rel=1e-3)
+    assert encoder.forward_flops == pytest.approx(expected, rel=1e-3)
     facts = dataclasses.replace(IMAGENET, tflops=500.0)
     assert f"at {500e12 / expected:.4g} images/s" in "".join(plan_probe("aim-7B", AIM, facts))
 

@@ -11,7 +11,8 @@ from torch import nn
 from headrace.train.config import RunConfig, load_run
 from headrace.train.objectives.aim import AimConfig
 from headrace.train.objectives.build import build_objective
-from headrace.train.optim.adamw import build_optimizer, is_decayed
+from headrace.train.optim.adamw import build_optimizer
+from headrace.train.optim.groups import is_decayed
 
 
 def learning_rate(step: int, config: RunConfig) -> float:
@@ -47,5 +48,6 @@ def test_biases_norms_and_positions_are_not_decayed(run_file: Callable[..., Path
     assert kept == {name for name in names.values() if "norm" in name or name.endswith("bias")}
     assert decayed | kept == set(names.values())
     assert not is_decayed("model.positional_embedding", nn.Parameter(torch.zeros(4, 8)))
+    assert not is_decayed("backbone.cls_token", nn.Parameter(torch.zeros(1, 1, 8)))
     assert not is_decayed("model.logit_scale", nn.Parameter(torch.zeros(())))
     assert is_decayed("model.token_embedding.weight", nn.Parameter(torch.zeros(4, 8)))

@@ -1,6 +1,7 @@
 """A rank that does not come is named by those that wait."""
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +33,7 @@ def ranks() -> Iterator[Callable[..., list[Presence]]]:
 
 
 def until(fact: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 150
     while not fact():
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -61,20 +62,22 @@ def test_a_rank_that_computes_warns_of_one_that_does_not_answer(
     for one in (first, *others):
         one.comes("step 7")
         one.leaves()
-    until(lambda: "rank 2 does not answer" in caplog.text)
-    assert "rank 0 of 3 has computed for" in caplog.text
-    assert "behind step 7" in caplog.text
+    # Two ranks look for who is missing. On a busy machine one may miss the other too, at first.
+    said = r"rank {} of 3 has computed for \d+ s behind step 7, and rank 2 does not answer: it may hang"
+    until(lambda: all(re.search(said.format(rank), caplog.text) for rank in (0, 1)))
 
 
 def test_ranks_that_all_take_long_are_not_spoken_of(
     ranks: Callable[..., list[Presence]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    every = ranks(2)
+    every = ranks(2, silent=(0, 1))
     for one in every:
         one.comes("step 7")
         one.leaves()
-    until(lambda: all(one._missing == [] for one in every))
-    time.sleep(0.5)
+    for number in range(1, 100):
+        for one in every:
+            one.beat(one.at.since + number * one.period)
+    assert all(one._missing == [] for one in every)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
@@ -85,7 +88,7 @@ class Hanging:
         self.released = threading.Event()
 
     def set(self, *_: Any) -> None:
-        self.released.wait(30)
+        self.released.wait(300)
 
 
 def test_a_store_that_does_not_answer_is_its_keepers_fault(ranks: Callable[..., list[Presence]]) -> None:

@@ -3,10 +3,10 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,15 +15,20 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+import headrace
 from headrace.train.config import RunConfig, load_run
 from headrace.train.loop import train
+from headrace.train.model import chosen_strategy
 from headrace.train.objectives.build import build_objective
+from headrace.train.optim import OPTIMIZERS
 from headrace.train.parallel.ranks import Ranks
 from headrace.train.parallel.strategy import ParallelConfig, blocks_of, without_weights
 from headrace.train.runs.metrics import read_metrics
 from headrace.train.runs.plan import plan_run
 from headrace.train.runs.weights import read_weights
+from tests.ports import free_port
 
+AIM = Path(headrace.__file__).parent / "examples" / "aim-cifar10.yaml"
 # Each argument is a run: the run file and its overrides. Each meets on a port of its own.
 TRAIN = """
 import json, os, sys
@@ -101,15 +106,6 @@ def processes(number: int, program: str, *arguments: str) -> None:
     ]
     errors = [process.communicate(timeout=300)[1] for process in running]
     assert [process.returncode for process in running] == [0] * number, errors
-
-
-def free_port() -> int:
-    """Return the first of ports that nothing takes by chance: below those that the system hands out."""
-    for port in range(20_000 + 5 * os.getpid() % 10_000, 32_000):
-        with socket.socket() as tried:
-            if tried.connect_ex(("127.0.0.1", port)) != 0:
-                return port
-    raise AssertionError("no free port")
 
 
 def told(path: Path, out: Path, *overrides: str) -> str:
@@ -315,11 +311,30 @@ def test_auto_spreads_what_would_fill_half_of_a_gpu(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 << 30))
     cuda, cpu = (Ranks(rank=0, size=8, device=torch.device(kind)) for kind in ("cuda", "cpu"))
     auto = ParallelConfig()
-    assert auto.choose(cuda, num_parameters=lambda: 1_617_478_220) == "ddp"
-    assert auto.choose(cuda, num_parameters=lambda: 3_130_230_348) == "fsdp"
-    assert auto.choose(cpu, num_parameters=lambda: 6_857_706_060) == "ddp"
+    assert auto.choose(cuda, held_bytes=lambda: 16 * 1_617_478_220) == "ddp"
+    assert auto.choose(cuda, held_bytes=lambda: 16 * 3_130_230_348) == "fsdp"
+    assert auto.choose(cpu, held_bytes=lambda: 16 * 6_857_706_060) == "ddp"
     one = Ranks(rank=0, size=1, device=torch.device("cpu"))
-    assert ParallelConfig(strategy="fsdp").choose(one, num_parameters=lambda: 1) == "alone"
+    assert ParallelConfig(strategy="fsdp").choose(one, held_bytes=lambda: 1) == "alone"
+
+
+@pytest.mark.parametrize("kind", ["adamw", "lars", "adafactor"])
+def test_auto_counts_what_the_optimizer_keeps(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As much as its own state holds behind a step, beside weights and gradients; half of a GPU more is spread."""
+    config = replace(load_run(AIM), optimizer=OPTIMIZERS[kind]())
+    objective = built(config)
+    optimizer = config.optimizer.build(objective)
+    for parameter in objective.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    tensors = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    kept = sum(value.numel() * value.element_size() for value in tensors if value.numel() > 1)
+    numbers = sum(parameter.numel() for parameter in objective.parameters())
+    held = 8 * numbers + kept
+    cuda = Ranks(rank=0, size=2, device=torch.device("cuda"))
+    for memory, strategy in ((2 * held + 8192, "ddp"), (2 * held - 8192, "fsdp")):
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, m=memory: SimpleNamespace(total_memory=m))
+        assert chosen_strategy(config, cuda) == strategy
 
 
 def test_replicas_must_divide_and_need_fsdp(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,8 @@
 """A run that stands still ends in the stated time; one that goes on, or may stand for good reason, is let be."""
 
-import logging
 import threading
 import time
+import types
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import distributed
 
-from headrace.train.parallel import watchdog
+from headrace.train.parallel import presence, watchdog
 from headrace.train.parallel.presence import STEPPING, Beat, Presence, Seen
 from headrace.train.parallel.watchdog import HangLimits, Watchdog, judge
 
 LIMIT = 100.0
+TICK = 0.02
 
 
 def seen(
@@ -110,7 +111,7 @@ def test_without_a_number_the_time_follows_from_the_steps_and_is_never_short() -
 
 
 class Alone:
-    """One process that is watched, and what it ended with."""
+    """One process that is watched, by threads or tick by tick, and what it ended with."""
 
     def __init__(self, folder: Path, *, seconds: float, store: Any = None, **options: Any) -> None:
         self.presence = Presence(
@@ -120,9 +121,11 @@ class Alone:
             tell_after_seconds=0.2,
             **options,
         )
-        self.presence.start()
         self.left: list[int] = []
         self.watchdog = Watchdog(self.presence, HangLimits(seconds=seconds), folder, leave=self.left.append)
+
+    def start(self) -> None:
+        self.presence.start()
         self.watchdog.start()
 
     def steps(self, number: int) -> None:
@@ -136,9 +139,31 @@ class Alone:
         self.presence.close()
 
 
+def pass_by(clock: list[float], seconds: float, *every: Alone) -> None:
+    """Let so much time pass for all of them, in the ticks of their threads."""
+    ended = set()
+    for _ in range(round(seconds / TICK)):
+        clock[0] += TICK
+        for number, one in enumerate(every):
+            one.presence.beat(clock[0])
+            if number not in ended and one.watchdog.is_to_end(clock[0]):
+                one.watchdog._end()
+                ended.add(number)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time of presence and watchdog, in the one place of the list."""
+    now = [1000.0]
+    fake = types.SimpleNamespace(monotonic=lambda: now[0], sleep=lambda _: None)
+    monkeypatch.setattr(watchdog, "time", fake)
+    monkeypatch.setattr(presence, "time", fake)
+    return now
+
+
 @pytest.fixture
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Alone]]:
-    monkeypatch.setattr(watchdog, "LEAVING_SECONDS", 0.2)
+    monkeypatch.setattr(watchdog, "LEAVING_SECONDS", 0.01)
     made = []
 
     def make(seconds: float = 1.0, **options: Any) -> Alone:
@@ -151,28 +176,30 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 
 
 def until(fact: Callable[[], Any]) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 150
     while not fact():
         assert time.monotonic() < end
         time.sleep(0.02)
 
 
 def test_a_process_that_stands_leaves_and_says_where_its_threads_stand(
-    alone: Callable[..., Alone], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    alone: Callable[..., Alone], clock: list[float], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     one = alone()
     one.steps(3)
     one.presence.enters("data", 3)
-    until(lambda: one.left)
+    pass_by(clock, 0.9, one)
+    assert not one.left
+    pass_by(clock, 0.5, one)
     assert one.left == [1]
-    assert "in until" in (tmp_path / "hang-00000003-rank0.txt").read_text()
+    assert "in test_a_process_that_stands" in (tmp_path / "hang-00000003-rank0.txt").read_text()
     (said,) = [record.getMessage() for record in caplog.records if "stood still" in record.getMessage()]
     assert said.startswith("rank 0 of 1: the run has stood still for 1 s, hang_seconds is 1: held up by rank 0 in data")
     assert said.endswith("start the same command again, it continues from the newest checkpoint")
 
 
 @pytest.mark.parametrize("where", ["the first step", "a save", "between steps"])
-def test_what_may_last_is_waited_for(alone: Callable[..., Alone], where: str) -> None:
+def test_what_may_last_is_waited_for(alone: Callable[..., Alone], clock: list[float], where: str) -> None:
     one = alone(0.3)
     if where == "the first step":
         one.presence.enters("data", 0)
@@ -180,41 +207,46 @@ def test_what_may_last_is_waited_for(alone: Callable[..., Alone], where: str) ->
     else:
         one.steps(3)
         one.presence.enters("saving" if where == "a save" else "")
-    time.sleep(1.5)
+    pass_by(clock, 30, one)
     assert not one.left
     assert not one.presence.verdict
 
 
 def test_a_main_thread_that_leaves_by_itself_is_given_time(
-    alone: Callable[..., Alone], caplog: pytest.LogCaptureFixture
+    alone: Callable[..., Alone], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr(watchdog, "LEAVING_SECONDS", 300)
     one = alone(0.5)
     one.steps(2)
     one.presence.enters("backward", 2)
+    one.start()
     until(lambda: one.presence.verdict)
     one.presence.leaving.set()
-    time.sleep(0.6)
+    time.sleep(0.2)
     one.close()
+    one.watchdog._thread.join(150)
     assert not one.left
     assert "stood still" not in caplog.text  # it is the main thread's to say
 
 
 def test_a_process_that_was_suspended_takes_no_sleep_for_a_hang(
-    alone: Callable[..., Alone], monkeypatch: pytest.MonkeyPatch
+    alone: Callable[..., Alone], clock: list[float]
 ) -> None:
     one = alone(2.0)
     one.steps(2)
     one.presence.enters("backward", 2)
-    clock = time.monotonic
-    monkeypatch.setattr(time, "monotonic", lambda: clock() + 3600)
-    time.sleep(0.8)
+    pass_by(clock, 0.5, one)
+    clock[0] += 3600
+    pass_by(clock, 0.5, one)
     assert not one.presence.verdict
     one.presence.enters("update")
-    time.sleep(0.3)
+    pass_by(clock, 0.5, one)
     assert not one.left
+    pass_by(clock, 5, one)
+    assert one.left == [1]
 
 
-def test_ranks_that_all_save_do_not_all_ask_for_the_table(alone: Callable[..., Alone]) -> None:
+def test_ranks_that_all_save_do_not_all_ask_for_the_table(alone: Callable[..., Alone], clock: list[float]) -> None:
     asked: set[int] = set()
 
     class Counting:
@@ -231,8 +263,7 @@ def test_ranks_that_all_save_do_not_all_ask_for_the_table(alone: Callable[..., A
     for one in ranks:
         one.steps(2)
         one.presence.enters("saving")
-    until(lambda: asked == {0, 1})
-    time.sleep(1.5)
+    pass_by(clock, 10, *ranks)
     assert asked == {0, 1}
     assert not any(one.left for one in ranks)
 
@@ -244,7 +275,7 @@ class Hanging:
         self.released = threading.Event()
 
     def set(self, *_: Any) -> None:
-        self.released.wait(30)
+        self.released.wait(300)
 
 
 def test_a_store_that_does_not_answer_is_named_in_place_of_the_rank(
@@ -254,13 +285,13 @@ def test_a_store_that_does_not_answer_is_named_in_place_of_the_rank(
     one = alone(0.6, store=store, rank=1, size=2, kept_by_first=True)
     one.steps(2)
     one.presence.enters("backward", 2)
+    one.start()
     until(lambda: one.left)
     assert "rank 0 does not answer, nor the store of the ranks, which it keeps" in caplog.text
     store.released.set()
 
 
-def test_ranks_tell_each_other_who_it_is(tmp_path: Path, alone: Callable[..., Alone], caplog: Any) -> None:
-    caplog.set_level(logging.ERROR)
+def test_ranks_tell_each_other_who_it_is(tmp_path: Path, alone: Callable[..., Alone], clock: list[float]) -> None:
     store = distributed.HashStore()
     ranks = [alone(1.5, store=store, rank=rank, size=3) for rank in range(3)]
     for one in ranks:
@@ -268,7 +299,8 @@ def test_ranks_tell_each_other_who_it_is(tmp_path: Path, alone: Callable[..., Al
         one.presence.enters("forward", 2)
         if one.presence.rank != 2:
             one.presence.enters("backward")
-    until(lambda: all(one.left for one in ranks))
+    pass_by(clock, 3, *ranks)
+    assert all(one.left for one in ranks)
     told = [one.presence.verdict for one in ranks]
     assert all("held up by rank 2 in forward of step 3" in text for text in told), told
     assert [path.name for path in tmp_path.glob("hang-*")] == ["hang-00000002-rank2.txt"]

@@ -16,9 +16,10 @@ from headrace.train.objectives.build import build_objective
 from headrace.train.objectives.objective import Objective
 from headrace.train.runs import activations, micro_batch
 from headrace.train.runs.activations import Activations, count_activations, peak_of_step
-from headrace.train.runs.cost import PlanError
+from headrace.train.runs.cost import PlanError, static_memory
 from headrace.train.runs.micro_batch import activation_lines
 from headrace.train.runs.plan import plan_run
+from tests.train.objectives.contrastive.test_runs import file_of
 
 MODES: tuple[Recompute, ...] = ("none", "selective", "full")
 SIZES_7B = (1.16e9, 0.79e9, 0.11e9)
@@ -136,6 +137,24 @@ def test_a_micro_batch_that_cannot_fit_is_refused_with_the_number_that_does(
     shared = load_run(run_file("shared", objective=DEEP, validation=None))
     with pytest.raises(PlanError, match=r"global_batch / 4 lanes is 4, and at most 0 images"):
         plan_run(shared)
+
+
+def test_a_batch_that_cannot_be_cut_is_told_other_cures(
+    run_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = file_of(run_file, "moco", validation=None)
+    one = count_activations(load_run(path), MODES, bf16=False)
+    static = static_memory(load_run(path), built(load_run(path))).together
+    size = (static + (one["none"].at(4) + one["full"].at(4)) / 2) / micro_batch.USABLE  # of 16 pictures over 4 lanes
+    monkeypatch.setattr(micro_batch, "memory_here", lambda _: (size, "this machine"))
+    with pytest.raises(
+        PlanError, match=r"4 lanes is 4, and at most \d .*; set activation_checkpointing=\w+$"
+    ) as caught:
+        plan_run(load_run(path))
+    plan_run(load_run(path, [str(caught.value).rpartition("; set ")[2]]))
+    size = static / micro_batch.USABLE
+    with pytest.raises(PlanError, match=r"at most 0 .*; lower global_batch, or raise mixture.lanes and take as many"):
+        plan_run(load_run(path))
 
 
 def test_another_machine_is_planned_for_and_never_refused(

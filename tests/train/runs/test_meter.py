@@ -1,5 +1,7 @@
 """A line of metrics says what all ranks cost, from one reduction."""
 
+import time
+import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -52,8 +54,8 @@ def test_each_number_is_the_mean_and_the_worst_with_its_rank(
     }
     calls: list[int] = []
     ranks = Three(rank=1, size=3, device=ALONE.device, others=others, calls=calls)
-    counted = Meter()
-    counted.since -= 2.0
+    monkeypatch.setattr(meter, "time", types.SimpleNamespace(time=time.time, perf_counter=lambda: 102.0))
+    counted = Meter(started=100.0, since=100.0)
     for _ in range(10):
         counted.add(images=12_000, waited=0.2)
     line = counted.read(objective, batch, ranks)

@@ -157,6 +157,7 @@ def command(*words: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
+@pytest.mark.full
 def test_the_steps_worth_a_look_are_traced_beside_the_page_and_linked(
     run_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -58,11 +58,12 @@ def test_a_vanished_validation_set_is_said_when_a_run_goes_on(
     assert train(load_run(run_file(validation=None))).finished  # validation is free to change
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "lars"])
 def test_a_checkpoint_must_fit_the_disk(
-    run_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    run_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, optimizer: str
 ) -> None:
-    config = load_run(run_file(validation=None, steps=3))
-    size = bytes_of_checkpoint(build_objective(config.objective, image_size=16, seed=0))
+    config = load_run(run_file(validation=None, steps=3, optimizer={"kind": optimizer, "lr": 0.001}))
+    size = bytes_of_checkpoint(config, build_objective(config.objective, image_size=16, seed=0))
     monkeypatch.setattr(start.shutil, "disk_usage", lambda _: Usage(0, 0, size - 1))
     with pytest.raises(OSError, match=rf"a checkpoint takes {size:,} bytes, and {size - 1:,} are free there"):
         train(config)
