@@ -40,6 +40,8 @@ def test_it_says_what_decodes_and_resizes_the_stream_and_so_does_the_version(run
     decodes, resizes = found["stream's JPEG"], found["stream's resizer"]
     assert decodes["text"].startswith("libjpeg-turbo, the rows" if decodes["verdict"] == "ok" else "simplejpeg, whole")
     assert resizes["text"].startswith("fast_image_resize" if resizes["verdict"] == "ok" else "Pillow")
+    shrinks = found["fetch's resizing"]
+    assert shrinks["text"].startswith("the C extension" if shrinks["verdict"] == "ok" else "NumPy, slowly")
     code, text = run("--version")
     assert code == 0
     assert text.splitlines()[1] == f"decodes by {describe_decoding()}"

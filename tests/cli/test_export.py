@@ -40,7 +40,7 @@ def test_a_dry_run_writes_nothing(run: Run, released: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--format", "onnx"), "known: safetensors, torch, ml-aim, timm, open_clip"),
+        (("--format", "onnx"), "known: safetensors, torch, ml-aim, timm, torchvision, open_clip"),
         (("--format", "open_clip"), "an objective aim has no towers of open_clip's"),
         (("--dtype", "int8"), "dtype: unknown 'int8'"),
     ],

@@ -49,9 +49,9 @@ def test_an_existing_file_stays_as_it_is(run: Run, tmp_path: Path) -> None:
 
 
 def test_an_unknown_kind_names_the_known_ones(run: Run, tmp_path: Path) -> None:
-    code, text = run("new", "run", tmp_path / "mine.yaml", "--kind", "moco")
+    code, text = run("new", "run", tmp_path / "mine.yaml", "--kind", "mocha")
     assert code == 1
-    assert "--kind: unknown 'moco' of a run; known: aim, " in text
+    assert "--kind: unknown 'mocha' of a run; did you mean 'moco'? known: aim, " in text
     assert not (tmp_path / "mine.yaml").exists()
 
 

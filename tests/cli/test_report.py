@@ -28,10 +28,13 @@ def dataset(tmp_path: Path) -> Path:
 
 def test_a_dataset_is_reported_into_its_folder(run: Run, dataset: Path) -> None:
     code, text = run("report", dataset)
-    assert (code, text.splitlines()[1:]) == (
+    assert (code, text.splitlines()[-2:]) == (
         0,
         [f"next: headrace verify {dataset} --decode", "next: headrace new mixture mixture.yaml"],
     )
+    numbers = [line for line in text.splitlines() if line.startswith("  ")]
+    assert [line.split() for line in numbers[:2]] == [["Shards", "2"], ["Samples", "6"]]
+    assert max(map(len, numbers)) <= 80
     report = json.loads((dataset / "report" / "report.json").read_text())
     assert report["facts"]["num_samples"] == 6
     assert report["facts"]["num_shards"] == 2
@@ -43,6 +46,29 @@ def test_out_and_title(run: Run, dataset: Path, tmp_path: Path) -> None:
     assert run("report", dataset, "--out", tmp_path / "o", "--title", "Mine & yours")[0] == 0
     assert "<h1>Mine &amp; yours</h1>" in (tmp_path / "o" / "report.html").read_text()
     assert not (dataset / "report").exists()
+
+
+def test_tars_without_an_index_are_reported_and_nothing_is_written_beside_them(
+    run: Run, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for tar in (dataset / "shards").glob("*.tar"):
+        (alone / tar.name).write_bytes(tar.read_bytes())
+    before = sorted(alone.iterdir())
+    for target in (alone, f"{alone}/*.tar"):
+        code, text = run("report", target, "--out", tmp_path / "out", "--pictures", "all")
+        assert code == 0
+        assert "next: headrace new mixture mixture.yaml" in text.splitlines()
+        report = json.loads((tmp_path / "out" / "report.json").read_text())
+        assert report["facts"]["num_samples"] == 6
+        assert len(report["galleries"]["kept"]) == 6
+        assert sorted(alone.iterdir()) == before
+    (alone / "00002.tar").write_bytes(b"no tar" * 200)
+    code, text = run("report", alone, "--out", tmp_path / "out")
+    (mistake,) = (line for line in text.splitlines() if line.startswith("headrace: "))
+    assert (code, "00002.tar" in mistake) == (1, True)
 
 
 def test_a_dry_run_writes_nothing(run: Run, dataset: Path) -> None:

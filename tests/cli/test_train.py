@@ -120,7 +120,10 @@ def test_a_dry_run_tells_size_cost_and_epochs_and_writes_nothing(run: Run, run_f
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("objective.patchh=4", "unknown key 'objective.patchh'; known keys here: kind, model, patch"),
+        (
+            "objective.patchh=4",
+            "unknown key 'objective.patchh'; did you mean 'patch'? known keys here: kind, model, patch",
+        ),
         ("objective.patch=5", "patch 5 does not divide image_size 16"),
         ("global_batch=9", "global batch 9 is not a multiple of the 2 lanes"),
         ("steps", "override 'steps' is not of the form key.path=value"),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,12 @@ from headrace.curation.select.database import Limits
 from headrace.curation.select.load import find_inputs
 from headrace.curation.select.place import Placement
 from headrace.curation.select.stage import Selection, select_rows
-from headrace.curation.select.steps import ExactDuplicates, Rule, TopFraction
+from headrace.curation.select.steps import ExactDuplicates, NearDuplicates, Rule, TopFraction
 from headrace.shards.commit import commit
 from headrace.shards.units import EngineConfig
+
+sys.path.append(str(Path(__file__).parents[1] / "curation/select"))
+from select_jobs import flip_bits, make_row, run, write_job
 
 # uid, status, width, score in thousandths
 ROWS = [
@@ -47,7 +51,7 @@ def job(tmp_path: Path) -> Job:
             {
                 "key": f"00000{number:04d}",
                 "uid": uid,
-                "url": f"http://host/{number}",
+                "url": "n/a" if failed else f"http://host/{number}",
                 "caption": "a \x1b[31mred\x1b[0m [bold]house[/bold]",
                 "status": status,
                 "error_class": "http-4xx" if failed else None,
@@ -65,7 +69,7 @@ def job(tmp_path: Path) -> Job:
     (tmp_path / "raw").mkdir()
     pq.write_table(pa.table(columns, schema=OWN_SCHEMA), tmp_path / "raw" / "00000.parquet")
     commit(job.raw, "00000", {})
-    folder = annotation_folders(annotate_config(), job)["caption"]
+    folder = annotation_folders(annotate_config(faces=None), job)["caption"]
     keys = [record["key"] for record in records if record["status"] == "success"]
     table = pa.table({"key": keys, "caption_chars": pa.array([9] * 5, pa.int32())})
     write_annotations(folder, "00000", table, {})
@@ -109,6 +113,22 @@ def test_a_dropped_row_names_step_value_and_threshold(job: Job) -> None:
     assert row["columns"] == {"caption_chars": 9}
 
 
+def test_only_the_hashes_that_decided_are_shown_unless_asked_for_all(tmp_path: Path) -> None:
+    rows = [make_row(0, pdq=bytes(range(32)), pdq_trimmed=b"\xab" * 32) for _ in range(2)]
+    rows[1] |= {"uid": f"{1:032x}", "input_row": 1, "pdq": flip_bits(rows[0]["pdq"], [3])}
+    here = write_job(tmp_path, [rows])
+    run(here, [NearDuplicates(hashes=("pdq",), order=("input_row",))])
+    for row, was_dropped in zip(rows, (False, True), strict=True):
+        brief, full = (" ".join(why(here, row["uid"], *more).output.split()) for more in ((), ("--all",)))
+        pdq, trimmed = f"pdq {row['pdq'].hex()}", f"pdq_trimmed {'ab' * 32}"
+        assert (pdq in brief, trimmed in brief) == (was_dropped, False)
+        assert f"and {2 if was_dropped else 3} hashes (--all)" in brief
+        assert (pdq in full, trimmed in full, "--all" in full) == (True, True, False)
+        (told,) = rows_of(here, row["uid"])
+        assert told["columns"]["pdq_trimmed"] == "ab" * 32
+        assert sorted(told["hashes"]) == ["caption_minhash", "pdq", "pdq_trimmed"]
+
+
 def test_a_failed_fetch_says_how(job: Job) -> None:
     (row,) = rows_of(job, "bbbb0003")
     assert (row["status"], row["error_class"], row["error_message"]) == ("failed_to_download", "http-4xx", "HTTP 404")
@@ -131,6 +151,10 @@ def test_a_folder_that_is_no_job_is_told_so(tmp_path: Path) -> None:
     result = why(Job(str(tmp_path / "elsewhere")), "aaaa0002")
     assert result.exit_code == 1
     assert "elsewhere is no job (no job.json there)" in str(result.exception)
+
+
+def test_a_url_that_is_none_finds_its_row(job: Job) -> None:
+    assert [row["uid"] for row in rows_of(job, "n/a")] == ["bbbb0003"]
 
 
 def test_a_prefix_and_a_url_find_the_row(job: Job) -> None:

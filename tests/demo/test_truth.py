@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from headrace.curation.build.clean import clean_image
+from headrace.curation.build.config import BuildConfig
 from headrace.demo.encode import encode, with_metadata
 from headrace.demo.scenes import Pixels, draw, draw_attributes, generator
 from headrace.demo.truth import Built, Verdict, is_blurred, is_clean, judge, not_as_planted, table
@@ -81,7 +82,9 @@ def test_metadata_counts_only_when_all_is_gone_and_the_picture_stands() -> None:
     pixels = picture(2)
     entry = fault("a", pixels=pixels, found_by=(CLEANED,))
     data = with_metadata(pixels, "jpeg", orientation=6, secret="taken at home")
-    clean = clean_image(data)
+    turned = clean_image(data)
+    assert is_clean(Built(turned.data, 1), entry)
+    clean = clean_image(data, config=BuildConfig(upright=False))
     assert is_clean(Built(clean.data, clean.header.orientation), entry)
     assert not is_clean(Built(data, 6), entry)
     assert not is_clean(Built(clean.data, 1), entry)

@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 import types
 from typing import Any
 
@@ -285,4 +286,7 @@ def test_a_loader_that_is_forgotten_ends_its_threads(mixture: Mixture) -> None:
     positions_of(loader, 1)
     del loader
     gc.collect()
-    assert set(threading.enumerate()) <= before
+    end = time.monotonic() + 150
+    while not set(threading.enumerate()) <= before:
+        assert time.monotonic() < end
+        time.sleep(0.01)

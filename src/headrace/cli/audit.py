@@ -245,13 +245,44 @@ def _say_tally(
     if out or top:
         facts |= {"num_hosts": tally.num_hosts, "hosts": tally.hosts(top)}
     facts |= {"out": out} if out else {}
+    facts["taken_down"] = _taken_down(opened, replacements, facts["upto"])
     if json:
         say_json("audit", facts)
         return
     _show_tally(tally, facts)
+    _show_taken_down(facts["taken_down"])
     if out:
         print(printable(f"one row a sample that was seen: {out}"))
     _show_limits(opened.history, facts)
+
+
+def _taken_down(opened: "Opened", replacements: "Replacements", last: int) -> list[dict[str, Any]]:
+    """Return the samples that were taken down since the run read them, and the steps that had them, by status."""
+    from headrace.trace.find import taken_down
+    from headrace.trace.occurrences import occurrence_tables
+
+    found = dict(taken_down(opened))
+    samples: dict[tuple[str, str, str], dict[str, Any]] = {}
+    names = {(opened.sources[match.source].config.name, match.text): name for match, name in found.items()}
+    for table in occurrence_tables(opened, found, replacements, last=last):
+        for row in table.to_pylist():
+            place = (row["source"], row["shard"], row["key"])
+            name = names[row["source"], row["key"]]
+            facts = {"source": place[0], "shard": place[1], "key": place[2], "take_down": name, "steps": {}}
+            steps = samples.setdefault(place, facts)["steps"].setdefault(row["status"], [])
+            steps += [] if row["step"] is None else [row["step"]]
+    return list(samples.values())
+
+
+def _show_taken_down(samples: Sequence[dict[str, Any]]) -> None:
+    """Name the steps that had seen what was taken down since."""
+    if samples:
+        print(f"taken down since: {len(samples):,} samples")
+    for one in samples[:SHOWN_SAMPLES]:
+        told = "; ".join(f"{status}{_steps(steps)}" for status, steps in one["steps"].items())
+        print(printable(f"  take-down {one['take_down']}, source {one['source']}, key {one['key']}: {told}"))
+    if len(samples) > SHOWN_SAMPLES:
+        print(f"... and {len(samples) - SHOWN_SAMPLES:,} more: give --json")
 
 
 def _show_tally(tally: "Tally", facts: dict[str, Any]) -> None:

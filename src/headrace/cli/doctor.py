@@ -117,11 +117,14 @@ def _decoders() -> Iterator[Finding]:
     import numpy as np
     import simplejpeg
 
+    from headrace.shards.images.area import describe_shrinker
     from headrace.shards.images.decode import decode_rgb
 
     pixels = np.zeros((16, 16, 3), np.uint8)
     yield _decodes("JPEG", lambda: decode_rgb(simplejpeg.encode_jpeg(pixels)), "simplejpeg (libjpeg-turbo)")
     yield from _stream_decoding()
+    slow = describe_shrinker().startswith("NumPy")
+    yield Finding("decoders", "fetch's resizing", "absent" if slow else "ok", describe_shrinker())
     for name in FORMATS:
         yield _decodes(name, lambda name=name: decode_rgb(_encoded(name)), _pillow())  # type: ignore[misc]
 

@@ -1,7 +1,6 @@
 """`headrace features`: what a trained trunk makes of a dataset, as files."""
 
 import os
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +16,7 @@ def features_command(
     out: Annotated[str, typer.Option(help="A .parquet or .npy file, or a folder of parquet files.")],
     layers: Annotated[
         list[str] | None,
-        typer.Option(help="Blocks to average: last6, all, or numbers such as 3,4,5. Again for a column more."),
+        typer.Option(help="Blocks to average: last6, all, numbers such as 3,4,5; or end. Again for a column more."),
     ] = None,
     tokens: Annotated[bool, typer.Option("--tokens", help="Keep every token; else their mean.")] = False,
     dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
@@ -47,6 +46,7 @@ def features_command(
     Every token of two sets of blocks: headrace features runs/a DATASET --out tokens.npy --tokens --layers last6
     --layers 3
     """
+    from headrace.shards.part import parse_part
     from headrace.train.evaluate.feature_files import FilesConfig, plan_features, write_features
     from headrace.train.evaluate.trunk import open_trunk
 
@@ -62,7 +62,7 @@ def features_command(
         interpolation=interpolation,  # type: ignore[arg-type]  # the config refuses another
         images_per_batch=images_per_batch,
     )
-    number, of = _part(part)
+    chosen = parse_part(part)
     if dry_run:
         job = plan_features(open_trunk(checkpoint, untrained=untrained), dataset, config)
         shape = " x ".join(map(str, job.manifest["shape"]))
@@ -75,7 +75,7 @@ def features_command(
         say_plan("features", [*lines, *([] if config.is_folder else [f"joined into {out}"])], json=json)
         return
     with leaving_lost_ranks():
-        result = write_features(checkpoint, dataset, config, part=(number - 1, of), device=device)
+        result = write_features(checkpoint, dataset, config, part=(chosen.number - 1, chosen.of), device=device)
     if os.environ.get("RANK", "0") != "0":
         return
     if json:
@@ -85,11 +85,3 @@ def features_command(
         print(f"{out}: features of {dataset}, {shape} numbers of {dtype} each")
     else:
         print(f"{out}: part {part} is done; {result['missing_pieces']} pieces of other parts are missing")
-
-
-def _part(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-    number, of = (int(found[1]), int(found[2])) if found else (0, 0)
-    if not 1 <= number <= of:
-        raise ValueError(f"--part {text!r}: expected I/N with I in 1..N, such as 1/4")
-    return number, of

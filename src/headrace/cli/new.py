@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from headrace.text import known_words
+
 # What is written: kind -> file of examples/. The first kind of each is the one that `new` writes without --kind.
 FILES = {
     "recipe": {"first": "first.yaml", "dfn2b": "dfn2b.yaml"},
@@ -24,7 +26,25 @@ FILES = {
         "clip-datacomp-medium": "clip-datacomp-medium.yaml",
         "clip-datacomp-large": "clip-datacomp-large.yaml",
         "clip-datacomp-xlarge": "clip-datacomp-xlarge.yaml",
+        "moco": "moco-cifar10.yaml",
+        "simclr": "simclr-cifar10.yaml",
+        "byol": "byol-cifar10.yaml",
+        "swav": "swav-cifar10.yaml",
+        "moco-vit-s": "moco-vit-s.yaml",
+        "moco-vit-b": "moco-vit-b.yaml",
+        "moco-resnet50": "moco-resnet50.yaml",
+        "simclr-vit-b": "simclr-vit-b.yaml",
+        "byol-vit-b": "byol-vit-b.yaml",
+        "swav-vit-b": "swav-vit-b.yaml",
+        "simmim": "simmim-cifar10.yaml",
+        "simmim-swinv2": "simmim-swinv2.yaml",
+        "simmim-vit-b": "simmim-vit-b.yaml",
         "supervised": "supervised-tiny.yaml",
+        "vit": "vit-cifar10.yaml",
+        "vit-b-jft-like": "vit-b-jft-like.yaml",
+        "vit-l-jft-like": "vit-l-jft-like.yaml",
+        "vit-giant-jft-like": "vit-giant-jft-like.yaml",
+        "vit-gigantic-jft-like": "vit-gigantic-jft-like.yaml",
     },
     "suite": {"aim15": "suite-aim15.yaml"},
 }
@@ -80,5 +100,5 @@ def template(what: str, kind: str = "") -> str:
 def _name(what: str, kind: str) -> str:
     kinds = FILES[what]
     if kind and kind not in kinds:
-        raise ValueError(f"--kind: unknown {kind!r} of a {what}; known: {', '.join(kinds)}")
+        raise ValueError(f"--kind: unknown {kind!r} of a {what}; {known_words(kind, kinds)}")
     return kinds[kind or next(iter(kinds))]

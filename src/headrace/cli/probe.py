@@ -37,9 +37,15 @@ def probe_command(
     test: Annotated[str, typer.Option(help="Labelled dataset to judge it on.")] = "",
     head: Annotated[str | None, typer.Option(help="attentive (default), linear, ...: what reads the features.")] = None,
     protocol: Annotated[
-        str, typer.Option(help="quick, aim or moco_v3: the settings of a paper; other options change them.")
+        str,
+        typer.Option(
+            help="quick, aim, moco_v3, moco_v3_paper, mae or big_vision: a paper's settings; other options change them."
+        ),
     ] = "quick",
-    layers: Annotated[str, typer.Option(help="Blocks to average: last6, all, or numbers such as 3,4,5.")] = "last6",
+    layers: Annotated[
+        str | None, typer.Option(help="Blocks to average: last6 (quick), all, numbers such as 3,4,5; or end.")
+    ] = None,
+    norm: Annotated[str | None, typer.Option(help="batch, or none: what stands before a linear head.")] = None,
     sweep_depth: Annotated[
         bool, typer.Option("--sweep-depth", help="A table over depth too: each block alone, in the same passes.")
     ] = False,
@@ -53,18 +59,24 @@ def probe_command(
     weight_decays: Annotated[
         str | None, typer.Option(help="Weight decays, each with each learning rate; quick: 0.05.")
     ] = None,
-    optimizer: Annotated[str | None, typer.Option(help="adamw or sgd.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="adamw, sgd or lars.")] = None,
     warmup_epochs: Annotated[float | None, typer.Option(help="Epochs of linear warm-up; quick: 0.")] = None,
     min_lr: Annotated[float | None, typer.Option(help="Where the cosine of the rate ends; quick: 1e-5.")] = None,
     clip_grad_norm: Annotated[float | None, typer.Option(help="Of each probe; 0 = none; quick: 3.")] = None,
     augment: Annotated[
-        str | None, typer.Option(help="none, crops or aim: other crops in each epoch, through the trunk each time.")
+        str | None,
+        typer.Option(
+            help="none, crops, bilinear_crops or aim: other crops in each epoch, through the trunk each time."
+        ),
     ] = None,
     samples: Annotated[int, typer.Option(help="Training samples to use, the first of the dataset; 0 = all.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the probe.")] = 0,
     untrained: Annotated[
         bool, typer.Option("--untrained", help="Probe fresh weights instead: the comparison.")
     ] = False,
+    crop: Annotated[
+        str | None, typer.Option(help="center, or squash: a picture is resized to a square first; quick: center.")
+    ] = None,
     center_fraction: Annotated[
         float | None,
         typer.Option(help="Side of the centre crop as a share of the short side; 0.875 as published, quick: 1."),

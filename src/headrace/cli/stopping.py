@@ -29,6 +29,8 @@ def ending_on_signals() -> Iterator[None]:
         caught.append(number)
         signal.signal(number, signal.SIG_DFL)
         logging.getLogger("asyncio").disabled = True  # that its tasks did not end by themselves is no news
+        # Nor is what a transport that was being made says when it is thrown away.
+        sys.unraisablehook = lambda _: None
         raise SystemExit(128 + number)
 
     previous: dict[int, Any] = {}

@@ -34,6 +34,13 @@ def train_command(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="key=value", help="Overrides, for example optimizer.lr=0.0005")
     ] = None,
+    cooldown: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STEP:STEPS",
+            help="Cool the run down from its checkpoint of STEP, in so many steps; repeatable, a branch each.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done (parameters, FLOPs, epochs); write nothing.")
     ] = False,
@@ -46,10 +53,17 @@ def train_command(
     Example: headrace train examples/aim-cifar10.yaml out=runs/a seed=1
 
     Several processes: torchrun --standalone --nproc-per-node 2 --no-python headrace train RUN.yaml
+
+    One run, several ends: headrace train RUN.yaml --cooldown 200000:20000 --cooldown 400000:40000
     """
     from headrace.train.config import load_run
 
     config = load_run(run, overrides or ())
+    if cooldown:
+        from headrace.train.runs.cooldowns import branches
+
+        _train_branches(branches(config, cooldown), dry_run=dry_run, json=json)
+        return
     if dry_run:
         plan_training("train", config, json=json)
         return
@@ -59,6 +73,26 @@ def train_command(
     elif result.is_first:
         _show(result)
     end_training(result)
+
+
+def _train_branches(configs: "list[RunConfig]", *, dry_run: bool, json: bool) -> None:
+    """Train one branch after the other; what is finished is passed over, what was stopped goes on."""
+    if dry_run:
+        from headrace.train.runs.plan import plan_run
+
+        say_plan("train", [f"{config.out}: {line}" for config in configs for line in plan_run(config)], json=json)
+        return
+    results = []
+    for config in configs:
+        result = run_training(config, json=json)
+        results.append(result)
+        if result.is_first and not json:
+            _show(result)
+        if not result.finished:
+            break
+    if json and results[-1].is_first:
+        say_json("train", {"cooldowns": [_facts(result) for result in results]})
+    end_training(results[-1])
 
 
 def plan_training(command: str, config: "RunConfig", *, json: bool, before: Sequence[str] = ()) -> None:

@@ -32,6 +32,9 @@ def why_command(
         bool, typer.Option("--nearest", help="Also find the nearest kept row and evaluation images; reads all hashes.")
     ] = False,
     index_dir: Annotated[str, typer.Option("--index-dir", help="Where the index of a read-only dataset lies.")] = "",
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also show the hashes by which nothing was decided.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON: one list with an object a row.")] = False,
 ) -> None:
     """Show every row of a uid, URL or key: how it was fetched, what each step decided, where it stands in the dataset.
@@ -62,7 +65,7 @@ def why_command(
     for number, story in enumerate(stories):
         if number:
             console.rule()
-        _show(console, story)
+        _show(console, story, everything=everything)
     named = [*(["--dataset", dataset] if dataset else []), *(["--ledger", ledger] if ledger else [])]
     say_next(["headrace", "report", job, *named])
 
@@ -91,7 +94,7 @@ def _why_dataset(url: str, query: str, index_dir: str, *, json: bool) -> tuple[s
     return None
 
 
-def _show(console: "Console", story: "RowStory") -> None:
+def _show(console: "Console", story: "RowStory", *, everything: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -105,20 +108,26 @@ def _show(console: "Console", story: "RowStory") -> None:
         steps.add_row(*(Text(cell) for cell in cells), style=COLOURS[step.outcome])
     console.print(steps)
     shown = {name: value for name, value in story.columns.items() if value is not None and not isinstance(value, list)}
-    columns = ", ".join(f"{name} {_number(value)}" for name, value in shown.items())
+    hidden = () if everything else set(story.hashes).difference(story.decided_by).intersection(shown)
+    columns = [f"{name} {_number(value)}" for name, value in shown.items() if name not in hidden]
+    if hidden:
+        columns.append(f"and {len(hidden)} hashes (--all)")
     if columns:
-        console.print(Text(columns, style="dim"))
+        console.print(Text(", ".join(columns), style="dim"))
 
 
 def _facts(story: "RowStory") -> list[tuple[str, str]]:
     fetched = story.status or "unknown"
     if story.error_class:
         fetched += f": {story.error_class}" + (f" ({story.error_message})" if story.error_message else "")
+    if story.reused_from:
+        fetched += f", taken from {story.reused_from}"
     facts = [
         ("told by", f"ledger {story.ledger} ({story.dataset or 'no dataset is built from it'})"),
         ("uid", story.uid),
         ("url", _one_line(story.url)),
         ("caption", _one_line(story.caption) + (f" (of row {story.caption_of})" if story.caption_of else "")),
+        *(("and", f"{_one_line(one.caption)} (of row {one.uid})") for one in story.captions[1:]),
         ("input", f"row {story.input_row} of {story.input_file}"),
         ("raw", f"shard {story.raw_shard}, key {story.key}: {_one_line(fetched)}"),
     ]

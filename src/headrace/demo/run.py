@@ -68,7 +68,7 @@ def run_demo(out: Path, *, seed: int, on_step: OnStep) -> DemoResult:
         rows = site.rows(small_web.addresses)
         _write_urls(out / "urls.csv", rows)
         _fill(out, "recipe.yaml", seed=seed, fraction=round(site.true_share, 9), allowed=json.dumps(small_web.allowed))
-        on_step("headrace curate: fetch, annotate, select, build, report")
+        on_step("headrace curate: fetch, annotate (faces by OpenCV's weak Haar, no download), select, build, report")
         _headrace(out, "curate", str(out / "recipe.yaml"))
     accuracy = _pretrain(out, seed, on_step)
     entries = [(url, entry) for (url, _), entry in zip(rows, site.entries, strict=True)]

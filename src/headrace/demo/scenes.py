@@ -7,6 +7,7 @@ one shape collide; with it, two scenes of the same attributes are as far apart a
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +49,23 @@ PLACES = ("Paris", "Essex", "Sussex", "Lima", "Scunthorpe", "Oslo", "Middlesex",
 SUPERSAMPLING = 3
 
 Pixels = NDArray[np.uint8]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Thing:
+    """One of several shapes in a picture, and where it is seen."""
+
+    shape: str
+    colour: str
+    mask: NDArray[np.bool_]
+    """[height, width], True where it is seen: what lies over it is not."""
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Left, top, width and height of what is seen, in whole pixels."""
+        rows, columns = np.flatnonzero(self.mask.any(axis=1)), np.flatnonzero(self.mask.any(axis=0))
+        left, top = int(columns[0]), int(rows[0])
+        return left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,6 +160,30 @@ def draw(scene: Scene, rng: np.random.Generator, *, width: int, height: int) -> 
     canvas = _paint(canvas, _mask(scene.shape, (width, height), centre, radius, angle), COLOURS[scene.colour], rng)
     canvas = canvas * _brightness(rng, width, height) + rng.normal(0.0, 5.0, canvas.shape)
     return np.clip(canvas, 0, 255).astype(np.uint8)
+
+
+def draw_things(
+    rng: np.random.Generator, *, width: int, height: int, colours: Sequence[str], least: int = 1, most: int = 3
+) -> tuple[Pixels, list[Thing]]:
+    """Draw `least` to `most` shapes of some colours, later ones over earlier ones, as RGB [height, width, 3].
+
+    One that would hide half of another is not drawn.
+    """
+    scene, side = draw_attributes(rng), min(width, height)
+    canvas = _background(scene, rng, width, height)
+    drawn: list[tuple[str, str, NDArray[np.bool_]]] = []
+    for _ in range(int(rng.integers(least, most + 1))):
+        shape, colour = str(rng.choice(("circle", "square", "triangle"))), str(rng.choice(list(colours)))
+        centre = (float(rng.uniform(0.2, 0.8)) * width, float(rng.uniform(0.2, 0.8)) * height)
+        cover = _mask(shape, (width, height), centre, side * float(rng.uniform(0.16, 0.26)), float(rng.uniform(0, 6)))
+        inside = cover[..., 0] >= 0.5
+        # What would be left of another must be seen as a thing still, or this one is not drawn.
+        if all((mask & ~inside).sum() > mask.sum() / 2 for _, _, mask in drawn):
+            canvas = _paint(canvas, cover, COLOURS[colour], rng)
+            drawn = [(shape, colour, mask & ~inside) for shape, colour, mask in drawn] + [(shape, colour, inside)]
+    canvas = canvas * _brightness(rng, width, height) + rng.normal(0.0, 5.0, canvas.shape)
+    things = [Thing(shape=shape, colour=colour, mask=mask) for shape, colour, mask in drawn]
+    return np.clip(canvas, 0, 255).astype(np.uint8), things
 
 
 def _background(scene: Scene, rng: np.random.Generator, width: int, height: int) -> NDArray[np.float64]:

@@ -49,7 +49,7 @@ class DeviceBatches:
         self._finish = finish
         if stream.device != "cpu" and torch.device(stream.device) != self.device:
             raise ValueError(f"the stream was opened for {stream.device}, its batches are asked for on {self.device}")
-        self._copy = DeviceCopy(self.device, stream.colours_left)
+        self._copy = DeviceCopy(self.device, stream.changes_left)
         self._prefetch = prefetch
         self._position: int | None = None  # of the next batch; None = where the stream stands: nothing was taken yet
         self._number = 0  # of the next batch, as `_ahead` counts

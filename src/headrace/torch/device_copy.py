@@ -1,4 +1,4 @@
-"""How the pictures of one batch come to a device: pinned, on a CUDA stream of their own, coloured there.
+"""How the pictures of one batch come to a device: pinned, on a CUDA stream of their own, augmented there.
 
 Pageable memory is copied by the driver through a small pinned buffer, in the caller's time; pinned memory is copied by
 the device alone. So what is not pinned yet is, once, by the thread that copies. The host's memory is kept until its
@@ -15,22 +15,24 @@ import torch
 from torch import Tensor
 
 from headrace.pipeline import Batch
-from headrace.pipeline.augment.colour import ColourDraw
+from headrace.pipeline.augment.changes import ViewChanges
 from headrace.pipeline.augment.colour_table import draw_table
+from headrace.pipeline.augment.erasing_pixels import erase_batch
 from headrace.pipeline.augment.pixels import recolour
+from headrace.pipeline.augment.rand_pixels import rand_batch
 
 
 class DeviceCopy:
     """Copies the batches of one stream to `device`. `start` is called in one thread, `hand_out` in another.
 
-    `colours` are those of each view that the stream left to the device; empty: the pictures are finished.
+    `changes` are those of each view that the stream left to the device; empty: the pictures are finished.
     """
 
-    def __init__(self, device: torch.device, colours: Sequence[ColourDraw | None] = ()) -> None:
+    def __init__(self, device: torch.device, changes: Sequence[ViewChanges | None] = ()) -> None:
         self.copies = device.type != "cpu"
         """False where a batch is only seen as tensors."""
         self._device = device
-        self._colours = colours
+        self._changes = changes
         self._side: Any = None
         self._flying: deque[tuple[Any, Batch]] = deque()
         self._awaited: deque[tuple[Any, Any]] = deque()  # events: where the consumer stood, the end of the copy
@@ -38,12 +40,12 @@ class DeviceCopy:
     def start(self, batch: Batch) -> tuple[Batch, Any]:
         """Return the batch on the device, and the event of the end of its copy (None: it has ended)."""
         if self._device.type != "cuda":
-            return self._recoloured(with_views(batch, [as_tensor(view).to(self._device) for view in batch.views])), None
+            return self._changed(with_views(batch, [as_tensor(view).to(self._device) for view in batch.views])), None
         if self._side is None:
             torch.cuda.set_device(self._device)  # of this thread
             self._side = _cuda().Stream(self._device, priority=-1)  # little work that much other work waits for
         with torch.cuda.stream(self._side):
-            moved = self._recoloured(with_views(batch, [self._to_cuda(view) for view in batch.views]))
+            moved = self._changed(with_views(batch, [self._to_cuda(view) for view in batch.views]))
             copied = _cuda().Event(enable_timing=True)
             copied.record(self._side)
         self._flying.append((copied, batch))
@@ -80,12 +82,12 @@ class DeviceCopy:
             seconds += max(0.0, asked.elapsed_time(copied)) / 1000
         return seconds
 
-    def _recoloured(self, batch: Batch) -> Batch:
-        if not any(self._colours):
+    def _changed(self, batch: Batch) -> Batch:
+        if not any(self._changes):
             return batch
         views = [
-            recolour(as_tensor(view), draw_table(choose, batch.position, batch.valid)) if choose else view
-            for view, choose in zip(batch.views, self._colours, strict=True)
+            change_batch(as_tensor(view), changes, batch) if changes else view
+            for view, changes in zip(batch.views, self._changes, strict=True)
         ]
         return with_views(batch, views)
 
@@ -96,6 +98,20 @@ class DeviceCopy:
         elif not host.is_pinned():
             host = host.pin_memory()
         return host.to(self._device, non_blocking=True)
+
+
+def change_batch(images_BHWC: Tensor, changes: ViewChanges, batch: Batch) -> Tensor:
+    """Return uint8 [B, S, S, 3], a view of `batch`, with what is drawn for each of its positions done."""
+    position, valid = batch.position, batch.valid
+    if changes.rand is not None:
+        rand, config = changes.rand, changes.rand.config
+        operations = rand.of_rows(position, valid)
+        images_BHWC = rand_batch(images_BHWC, operations, interpolation=rand.interpolation, fill=config.fill)
+    if changes.colour is not None:
+        images_BHWC = recolour(images_BHWC, draw_table(changes.colour, position, valid))
+    if changes.erasing is not None:
+        images_BHWC = erase_batch(images_BHWC, changes.erasing.of_rows(position, valid), changes.erasing.config)
+    return images_BHWC
 
 
 def _cuda() -> Any:
