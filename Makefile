@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= demo-out
 
-.PHONY: help demo test test-all check docs format simd gpu-check clean
+.PHONY: help demo test test-full test-all check docs format simd gpu-check clean
 
 SIMD := 12.1.1.post0
 
@@ -17,7 +17,8 @@ endif
 
 help:
 	@echo "make demo      curate a small web with a known truth and train on it (under 5 minutes after set-up)"
-	@echo "make test      the fast tests (under 10 minutes)"
+	@echo "make test      the fast tests (20 minutes on two cores)"
+	@echo "make test-full the others: servers, Ray, browser, kill suites, README commands"
 	@echo "make test-all  all tests: servers, Ray, browser, kill suites, README commands (needs Debian's chromium, nginx)"
 	@echo "make check     format, lint, types, import contract"
 	@echo "make docs      the documents as a site in build/site, every link checked"
@@ -44,6 +45,9 @@ test: .venv/installed-all
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv/swift
 	$(BIN)/uv pip install --quiet --python .venv/swift/bin/python -r $<
 	@touch $@
+
+test-full: .venv/installed-all .venv/swift/installed
+	$(BIN)/python -m pytest -n 2 -m full
 
 test-all: .venv/installed-all .venv/swift/installed
 	$(BIN)/python -m pytest -n 2

@@ -31,7 +31,7 @@ class Ready:
     """As much of a `Stream` as DeviceBatches asks for; its batches lie in memory."""
 
     rank, world_size, global_batch = 0, 1, IMAGES
-    device, colours_left, counts_here = "cpu", (), True
+    device, changes_left, counts_here = "cpu", (), True
 
     def __init__(self, *, pinned: bool) -> None:
         self.views = [(view.pin_memory() if pinned else view).numpy() for view in map(pictures, range(NUM_BATCHES))]

@@ -1,11 +1,12 @@
 """Training steps fed by a stream: how long the device waits for data.
 
-AIM-0.6B as it is trained, and a stand-in for MoCo v3's ViT-S: two views of 224 pixels of each of 1,024 images, forward
-and backward through one encoder, and a contrastive loss between the views. It has no momentum encoder and no
-predictor, so its step is shorter than MoCo's and asks for data faster.
+AIM-0.6B, and MoCo v3's ViT-S with frozen patch projection: two views of 224 pixels of each of 1,024 images, where data
+can stall. MoCo is fed a second time by what most scripts have, WebDataset and a DataLoader with a worker a core.
 """
 
+import contextlib
 import io
+import itertools
 import os
 import tarfile
 import tempfile
@@ -19,23 +20,25 @@ import numpy as np
 import simplejpeg
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from train_feed_peer import webdataset_batches
 
-from headrace.pipeline import Batch, Mixture, Source, View, open_stream
+from headrace.pipeline import Batch, Mixture, Source, open_stream
 from headrace.shards.imports.run import ImportConfig, import_images, open_source
 from headrace.torch import DeviceBatches
 from headrace.train.execution import choose_execution
-from headrace.train.models.vit import Vit, VitConfig
-from headrace.train.objectives.aim import Aim, AimConfig
+from headrace.train.models.backbones import BackboneConfig
+from headrace.train.objectives.aim import AimConfig
 from headrace.train.objectives.build import build_objective
+from headrace.train.objectives.contrastive.moco import MocoConfig
+from headrace.train.objectives.objective import Objective, ObjectiveConfig
 from headrace.train.optim.adamw import AdamWConfig
 from headrace.train.parallel.precision import autocast, uses_bf16
-from headrace.train.pixels import IMAGENET_MEAN, IMAGENET_STD, Normalise
+from headrace.train.peak import peak_flops
 
 Step = Callable[[Batch], None]
 NUM_PICTURES, COPIES = 150, 12
-WARM_SECONDS, ALONE_STEPS, STREAM_SECONDS = 3.0, 4, 2.0
-TEMPERATURE = 0.2
+WARM_SECONDS, ALONE_STEPS, FEED_SECONDS = 3.0, 4, 2.0
+STEPS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,71 +47,103 @@ class Fed:
 
     name: str
     batch: int
-    views: int
-    build: Callable[[torch.device, bool], Step]
+    objective: ObjectiveConfig
+    preset: str
     decoder: str = "auto"
+    """Of our stream; `webdataset` = the peer's loader."""
+
+
+def runs(device: torch.device, batch: int) -> list[Fed]:
+    """Return the rows; those that are worth most come first."""
+    tiny = device.type == "cpu"
+    aim = AimConfig(kind="aim", model="tiny" if tiny else "0.6B")
+    small = BackboneConfig(model="tiny", patch=32, depth=2, patch_projection="frozen")
+    whole = BackboneConfig(model="S", patch=16, patch_projection="frozen")
+    moco = (
+        MocoConfig(kind="moco", backbone=small, hidden_width=256) if tiny else MocoConfig(kind="moco", backbone=whole)
+    )
+    pairs = (f"MoCo v3 ViT-{moco.backbone.model}", batch or (8 if tiny else 1024), moco, "moco_v3")
+    return [
+        Fed(*pairs),
+        Fed(*pairs, decoder="webdataset"),
+        Fed(f"AIM-{aim.model}", batch or (16 if tiny else 128), aim, "aim"),
+        *([] if tiny else [Fed(*pairs, decoder="turbo")]),
+    ]
 
 
 def measure_data(device: torch.device, photos: str | None, *, until: float, batch: int) -> Iterator[dict[str, Any]]:
     """Yield what each model waited; the time that is left is shared among them."""
-    tiny = device.type == "cpu"
-    aim = ("AIM-tiny", batch or 16, 1, aim_step) if tiny else ("AIM-0.6B", batch or 128, 1, aim_step)
-    vit = ("ViT-S, two views, stand-in loss", batch or (8 if tiny else 1024), 2, views_step)
-    runs = [Fed(*aim), Fed(*vit), *([] if tiny else [Fed(*aim, decoder="turbo")])]
+    rows = runs(device, batch)
     with tempfile.TemporaryDirectory() as folder:
         url = make_dataset(photos, Path(folder))
-        for number, fed in enumerate(runs):
-            left = (until - time.monotonic()) / (len(runs) - number)
-            head = {"model": fed.name, "batch": fed.batch}
+        for number, fed in enumerate(rows):
+            left = (until - time.monotonic()) / (len(rows) - number)
+            head = {"model": fed.name, "batch": fed.batch, "decoder": fed.decoder}
             if left < 8:
-                yield head | {"decoder": fed.decoder, "note": f"unmeasured: {max(0.0, left):.0f} s were left"}
+                yield head | {"note": f"unmeasured: {max(0.0, left):.0f} s were left"}
                 continue
             try:
-                yield head | measure(fed, url, device, tiny=tiny, seconds=left)
+                yield head | measure(fed, url, device, seconds=left)
             except (RuntimeError, ValueError, OSError) as error:
-                yield head | {"decoder": fed.decoder, "note": f"failed: {type(error).__name__}: {str(error)[:200]}"}
+                yield head | {"note": f"failed: {type(error).__name__}: {str(error)[:200]}"}
             if device.type == "cuda":
                 torch.cuda.empty_cache()
 
 
-def measure(fed: Fed, url: str, device: torch.device, *, tiny: bool, seconds: float) -> dict[str, Any]:
-    """Return the times of steps on one batch, on the stream, and of the stream without steps."""
-    begun, step = time.perf_counter(), fed.build(device, tiny)
-    views = (View(count=fed.views),) if fed.views > 1 else ()
-    mixture = Mixture(
-        image_size=224, lanes=1, sources=(Source(name="photographs", url=url),), views=views, decoder=fed.decoder
-    )
-    with DeviceBatches(open_stream(mixture, global_batch=fed.batch, device=str(device)), device) as batches:
-        batch = next(batches)
+def measure(fed: Fed, url: str, device: torch.device, *, seconds: float) -> dict[str, Any]:
+    """Return the times of steps on one batch, on the loader's batches, and of the loader without steps."""
+    begun = time.perf_counter()
+    step, objective = objective_step(fed.objective, device)
+    with contextlib.closing(open_feed(fed, url, device)) as feed:
+        batch = next(feed)
         step(batch)
         alone = timed(lambda: step(batch), ALONE_STEPS)
         warm = time.perf_counter() + WARM_SECONDS
         while time.perf_counter() < warm:
-            step(next(batches))
+            step(next(feed))
         started, waited, steps = time.perf_counter(), 0.0, 0
-        last = max(started + 2.0, begun + seconds - STREAM_SECONDS)
+        last = max(started + 2.0, begun + seconds - FEED_SECONDS)
         while steps < 3 or time.perf_counter() < last:
-            batch = next(batches)
-            waited += batch.waited_seconds
+            asked = time.perf_counter()
+            batch = next(feed)
+            waited += max(batch.waited_seconds, time.perf_counter() - asked)  # ours knows of the device's waits too
             step(batch)
             steps += 1
         wall = time.perf_counter() - started
-        bound = batches.stats().bound_by
         begun, count = time.perf_counter(), 0
-        while time.perf_counter() < begun + STREAM_SECONDS:
-            next(batches)
+        while count < 2 * fed.batch or time.perf_counter() < begun + FEED_SECONDS:
+            next(feed)
             count += fed.batch
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         rate = count / (time.perf_counter() - begun)
+    peak = peak_flops(device)
+    needed = objective.needed_flops(batch)
     return {
-        "decoder": batches.stream.decoder,
         "images_per_second": round(fed.batch * steps / wall, 1),
         "data_wait_percent": round(100 * waited / wall, 2),
         "step_ms": round(1e3 * wall / steps, 1),
-        "step_ms_without_stream": round(1e3 * alone, 1),
-        "stream_alone_images_per_second": round(rate, 1),
-        "data_bound_by": bound,
+        "step_ms_without_loader": round(1e3 * alone, 1),
+        "mfu_percent": round(100 * needed / peak * steps / wall, 1) if peak else None,
+        "mfu_percent_without_loader": round(100 * needed / peak / alone, 1) if peak else None,
+        "loader_alone_images_per_second": round(rate, 1),
         "cores": len(os.sched_getaffinity(0)),
     }
+
+
+def open_feed(fed: Fed, url: str, device: torch.device) -> Iterator[Batch]:
+    """Yield batches on the device, from our stream or from the peer's loader."""
+    if fed.decoder == "webdataset":
+        yield from webdataset_batches(sorted(map(str, Path(url).glob("shards/*.tar"))), fed.batch, device)
+    mixture = Mixture(
+        image_size=224,
+        lanes=1,
+        sources=(Source(name="photographs", url=url),),
+        preset=fed.preset,
+        decoder=fed.decoder,
+    )
+    with DeviceBatches(open_stream(mixture, global_batch=fed.batch, device=str(device)), device) as batches:
+        yield from batches
 
 
 def timed(call: Callable[[], None], times: int) -> float:
@@ -120,46 +155,20 @@ def timed(call: Callable[[], None], times: int) -> float:
     return (time.perf_counter() - begun) / times
 
 
-def aim_step(device: torch.device, tiny: bool) -> Step:
-    """Return a step of AIM."""
-    config = AimConfig(kind="aim", model="tiny" if tiny else "0.6B")
+def objective_step(config: ObjectiveConfig, device: torch.device) -> tuple[Step, Objective]:
+    """Return a step of the objective, compiled and in bf16 as a run computes it, and the objective."""
     with device:
         objective = build_objective(config, image_size=224, seed=0)
-    assert isinstance(objective, Aim)
     objective.run_as(choose_execution(device, bf16=uses_bf16("auto", device)))
-    return stepping(objective, lambda batch: objective(batch)[0] / objective.num_terms(batch), device)
+    move = stepping(objective, lambda batch: objective(batch)[0] / objective.num_terms(batch), device)
+    number = itertools.count()
 
+    def step(batch: Batch) -> None:
+        objective.before_step(next(number), STEPS)
+        move(batch)
+        objective.after_step()
 
-class TwoViews(nn.Module):
-    """A ViT-S of MoCo v3's size, the mean of its tokens, and a contrastive loss between two views: a stand-in."""
-
-    def __init__(self, *, depth: int) -> None:
-        super().__init__()
-        self.normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD)
-        self.encoder = Vit(VitConfig(image_size=224, patch=16, width=384, depth=depth, heads=12))
-        self.head = nn.Linear(384, 256)
-
-    def forward(self, batch: Batch) -> Tensor:
-        """Return the mean cross-entropy of finding each image's other view."""
-        one, other = (self.embed(view) for view in batch.views)
-        logits = (one @ other.T).float() / TEMPERATURE
-        target = torch.arange(len(logits), device=logits.device)
-        return (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
-
-    def embed(self, images: Any) -> Tensor:
-        """Return unit vectors."""
-        return functional.normalize(self.head(self.encoder(self.normalise(images)).mean(dim=1)).float(), dim=1)
-
-
-def views_step(device: torch.device, tiny: bool) -> Step:
-    """Return a step of the two views."""
-    with device:
-        module = TwoViews(depth=2 if tiny else 12)
-    # 90 GB of activations without it, 40 with it.
-    small = device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory < 120e9
-    execution = choose_execution(device, bf16=uses_bf16("auto", device), recompute="selective" if small else "none")
-    execution.apply(module)
-    return stepping(module, module, device)
+    return step, objective
 
 
 def stepping(

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 from headrace.examples.studies import jobs
 from headrace.files import write_atomic
 from headrace.train.config import load_run
+from headrace.train.steady.alarms import DIP, LEAST_LINES, SPIKE, AlarmConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +65,8 @@ class Run:
 Runs = dict[str, list[dict[str, Any]]]
 """The numbers of the runs by arm."""
 
+
+WINDOW = AlarmConfig().spike_window
 
 BEGIN, END = "<!-- made from the numbers: -->\n", "<!-- end -->\n"
 
@@ -236,4 +240,30 @@ def _numbers(out: Path, run: Run) -> dict[str, Any]:
     for (probe, step), job in run.probes.items():
         result = json.loads((out / "probes" / f"{job.name}.json").read_text())
         accuracy.setdefault(probe, []).append([step, result["accuracy"]])
-    return {"arm": run.arm, "seed": run.seed, **curves, "accuracy": accuracy}
+    return {"arm": run.arm, "seed": run.seed, **curves, **watched(lines), "accuracy": accuracy}
+
+
+def watched(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what monitors and gradients gave, where a run has them: curves, spikes and dips, peaks by layer."""
+    found: dict[str, Any] = {}
+    for line in lines:
+        event, step = line["event"], line["step"]
+        if event.startswith("monitor/") and "accuracy" in line:
+            found.setdefault(event, []).append([step, line["accuracy"]])
+        elif event in (SPIKE, DIP):
+            found.setdefault("alarms", []).append([event, step, line.get("layers", line.get("curve"))])
+    gradients = [line for line in lines if line["event"] == "gradients"]
+    return found | ({"gradient_peaks": gradient_peaks(gradients)} if gradients else {})
+
+
+def gradient_peaks(lines: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+    """Return of each layer the largest multiple of its running median that its largest gradient had, and the step."""
+    peaks: dict[str, list[float]] = {}
+    for name in (name for name in lines[0] if name.startswith("max/")):
+        values = [line[name] or 0.0 for line in lines]
+        found = [[0.0, 0]]
+        for at in range(LEAST_LINES, len(values)):
+            middle = statistics.median(values[max(0, at - WINDOW) : at])
+            found.append([round(values[at] / middle, 2) if middle else 0.0, lines[at]["step"]])
+        peaks[name.removeprefix("max/")] = max(found)
+    return peaks
