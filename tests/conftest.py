@@ -215,9 +215,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Write the names of skipped tests to $HEADRACE_SKIPPED; CI compares them with tests/allowed_skips.txt."""
-    target = os.environ.get("HEADRACE_SKIPPED")
-    if target:
-        names = sorted({report.nodeid for report in terminalreporter.stats.get("skipped", [])})
-        Path(target).write_text("".join(f"{name}\n" for name in names))
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
+    """Write the names of skipped tests, and of failed ones after a whole run, into $HEADRACE_OUTCOMES, for CI."""
+    folder = os.environ.get("HEADRACE_OUTCOMES")
+    if not folder:
+        return
+    lists = {"skipped": ("skipped",)}
+    if exitstatus == pytest.ExitCode.TESTS_FAILED:
+        lists["failed"] = ("failed", "error")
+    for name, kinds in lists.items():
+        found = {report.nodeid for kind in kinds for report in terminalreporter.stats.get(kind, [])}
+        (Path(folder) / name).write_text("".join(f"{test}\n" for test in sorted(found)))

@@ -22,6 +22,7 @@ STEPPING: tuple[Phase, ...] = ("data", "forward", "backward", "update")
 NAMING_RANKS = 2
 """So many ranks look for who is missing: two, as one of them may be it."""
 SHOWN_RANKS = 8
+PARTING_LOOK_SECONDS = 0.05
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +107,20 @@ class Presence:
     def close(self) -> None:
         """End the thread; it is not waited for, as the store may hang."""
         self._ended.set()
+
+    def part(self, seconds: float) -> None:
+        """Return when every rank has come here, after `seconds` at most: the shared calls of this one are over."""
+        # A thread, as the store may hang.
+        parting = threading.Thread(target=self._part, args=(time.monotonic() + seconds,), name="parting", daemon=True)
+        parting.start()
+        parting.join(seconds)
+
+    def _part(self, until: float) -> None:
+        keys = [f"parted/{rank}" for rank in range(self.size)]
+        with contextlib.suppress(Exception):  # whoever keeps the store may be gone
+            self._store.set(keys[self.rank], "")
+            while not self._store.check(keys) and time.monotonic() < until:
+                time.sleep(PARTING_LOOK_SECONDS)
 
     def comes(self, where: str) -> None:
         """Note that this rank comes to the next call that all ranks share."""

@@ -31,6 +31,8 @@ SLICE_SECONDS = 1.0
 FIRST_WARNING_SECONDS = 30.0
 # Schedulers and torchrun kill about 30 s after their SIGTERM: whoever waits for a lost rank leaves before.
 GRACE_SECONDS = 20.0
+# So long a rank that leaves by an error waits for the others to leave too.
+PARTING_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -280,7 +282,14 @@ def join_ranks(
             timeout=limit,
         )
         presence = _presence(rank, size, timeout_seconds)
-        yield Ranks(rank=rank, size=size, device=place, timeout_seconds=timeout_seconds, presence=presence)
+        try:
+            yield Ranks(rank=rank, size=size, device=place, timeout_seconds=timeout_seconds, presence=presence)
+        except RankError:
+            raise
+        except (ValueError, OSError):
+            # Mostly an error that all share: who ends at once resets connections that the others still read from.
+            presence.part(PARTING_SECONDS)
+            raise
     except RuntimeError as error:
         if isinstance(error, distributed.DistError) or "gloo" in str(error):
             raise lost_ranks(rank, size, error, presence.missing() if presence is not None else "") from error

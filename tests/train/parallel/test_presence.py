@@ -112,3 +112,25 @@ def test_a_store_that_is_gone_says_nothing(ranks: Callable[..., list[Presence]])
     time.sleep(0.6)
     assert first._thread.is_alive()
     assert first.missing() == ""
+
+
+def test_ranks_part_together(ranks: Callable[..., list[Presence]]) -> None:
+    first, second = ranks(2, silent=(0, 1))
+    parted = threading.Event()
+
+    def leave() -> None:
+        first.part(300)
+        parted.set()
+
+    threading.Thread(target=leave, daemon=True).start()
+    assert not parted.wait(0.5)
+    second.part(300)
+    assert parted.wait(150)
+
+
+def test_a_rank_that_parts_alone_leaves(ranks: Callable[..., list[Presence]]) -> None:
+    store = Hanging()
+    for kept in (None, store, Broken()):
+        first, _ = ranks(2, silent=(0, 1), store=kept)
+        first.part(0.3)
+    store.released.set()
