@@ -18,7 +18,9 @@ INTERRUPTED = """
 import faulthandler, random, signal, sys, time
 from headrace.pipeline import open_stream
 
-faulthandler.dump_traceback_later(400, exit=True)  # a lock that was broken hangs
+faulthandler.dump_traceback_later(500, exit=True)  # a lock that was broken hangs
+
+SHORT = 4e-4
 
 class Tick(BaseException):
     pass
@@ -28,24 +30,26 @@ def tick(*_):
 
 def batches(path, seconds):
     # What stands where, each batch taken with timers that go off inside `next`.
-    draw, seen, ticks = random.Random(1), {}, 0
+    # Timers grow until `next` returns once: on a busy machine nothing would be done within the shortest ones.
+    draw, seen, ticks, longest = random.Random(1), {}, 0, SHORT
     stream = open_stream(path, global_batch=8, columns=["label"])
     end = time.monotonic() + seconds
     # At least so long; longer on a busy machine, until enough has happened.
-    while time.monotonic() < end or ((ticks <= 50 or len(seen) <= 50) and time.monotonic() < end + 60):
+    while time.monotonic() < end or ((ticks <= 50 or len(seen) <= 50) and time.monotonic() < end + 300):
         before = stream.position
         try:
             if draw.random() < 0.02:
                 signal.setitimer(signal.ITIMER_REAL, draw.uniform(1e-5, 2e-3))
                 stream.load_state_dict(stream.state_dict())  # closes the threads
-            signal.setitimer(signal.ITIMER_REAL, draw.uniform(1e-6, 4e-4))
+            signal.setitimer(signal.ITIMER_REAL, draw.uniform(1e-6, longest))
             batch = next(stream)
             signal.setitimer(signal.ITIMER_REAL, 0)
         except Tick:
-            ticks += 1
+            ticks, longest = ticks + 1, min(2 * longest, 2.0)
             # Broken off before the batch was delivered, or after `next` had returned it.
             assert stream.position in (before, before + 8), (before, stream.position)
             continue
+        longest = SHORT
         assert batch.position.tolist() == list(range(before, before + 8)), (before, batch.position)
         assert stream.position == before + 8
         seen[before] = (batch.key, batch.images.tobytes(), batch.columns["label"].tolist(), stream.bad_samples)
@@ -75,7 +79,7 @@ def test_a_signal_that_raises_inside_next_loses_and_doubles_nothing(mixture: Mix
     path = tmp_path / "mixture.yaml"
     path.write_text(json.dumps(config_to_dict(mixture)))
     done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, str(path), "3"], capture_output=True, text=True, timeout=500, check=False
+        [sys.executable, "-c", INTERRUPTED, str(path), "3"], capture_output=True, text=True, timeout=550, check=False
     )
     assert (done.stdout, done.returncode) == ("True True []\n", 0), done.stderr[-3000:]
 

@@ -1,6 +1,7 @@
 """Parquet: equal tables give equal bytes; damage is named; no thread of Arrow's ever holds a Python object."""
 
 import io
+import math
 import re
 import sys
 import threading
@@ -8,6 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -193,3 +195,17 @@ def test_row_groups_are_as_long_as_asked(tmp_path: Path) -> None:
     write_parquet(str(tmp_path / "t"), table, group_rows=300)
     with open_parquet(str(tmp_path / "t")) as file:
         assert file.group_rows == [300, 300, 300, 100]
+
+
+def test_duckdb_finds_every_nan_in_what_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "scores.parquet"
+    scores = pa.table(
+        {"row": [0, 1, 2], "single": pa.array([0.5, math.nan, 0.0], pa.float32()), "double": [0.5, math.nan, 0.0]}
+    )
+    write_parquet(str(path), scores)
+    for name in ("single", "double"):
+        # NaN is the greatest number there.
+        for fact in (f"isnan({name})", f"{name} >= 0.75", f"NOT {name} < 0.75"):
+            assert duckdb.sql(f"SELECT row FROM '{path}' WHERE {fact}").fetchall() == [(1,)], fact
+    with open_parquet(str(path)) as file:
+        assert (file.bounds(0, "row"), file.bounds(0, "single")) == ((0, 2), None)
