@@ -30,9 +30,12 @@ help:
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 
+NO_COMPILER := headrace: no C++ compiler was found, and pdqhash comes as source: install g++ (Debian: apt install g++), then run make again
+
 # One stamp an extra, so that `make demo` installs only what it uses.
 .venv/installed-%: pyproject.toml constraints.txt | .venv/bin/uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[$*]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[$*]' || { \
+		command -v $${CXX:-g++} > /dev/null || echo "$(NO_COMPILER)" >&2; exit 1; }
 	@touch $@
 
 demo: .venv/installed-demo

@@ -77,7 +77,7 @@ def render_commands() -> str:
         help_text, _, example = inspect.cleandoc(command.help or "").partition("Example: ")
         parts.append(f"## headrace {name}\n\n{help_text.strip()}\n")
         if example:
-            parts.append(f"```\n{' '.join(example.split())}\n```\n")
+            parts.append(f"```\n{_examples(example)}\n```\n")
         arguments = [item for item in command.params if item.param_type_name == "argument"]
         options = [item for item in command.params if item.param_type_name == "option" and item.name not in EVERYWHERE]
         rows = [(f"`{item.metavar or item.name.upper()}`", item) for item in arguments]
@@ -86,6 +86,16 @@ def render_commands() -> str:
             parts.append("| | |\n| --- | --- |")
             parts[-1] += "".join(f"\n| {flags} | {_cell(getattr(item, 'help', None))} |" for flags, item in rows) + "\n"
     return "\n".join(parts)
+
+
+def _examples(text: str) -> str:
+    """Return a line for each command; "What for: headrace ..." is told apart into a comment and the command."""
+    first, *others = (" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+    lines = [first]
+    for paragraph in others:
+        what, _, command = paragraph.partition(": ")
+        lines += ["", f"# {what}", command]
+    return "\n".join(lines)
 
 
 MODULES_INTRODUCTION = """\

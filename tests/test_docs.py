@@ -15,7 +15,7 @@ import pytest
 from headrace.cli.app import COMMANDS
 from headrace.curation.models.known import KNOWN_MODELS
 from headrace.curation.needs import check_needs, check_recipe
-from headrace.curation.recipe import load_recipe
+from headrace.curation.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -56,6 +56,31 @@ def test_every_config_key_has_a_text(reference: ModuleType) -> None:
         hints = reference.typing.get_type_hints(config, include_extras=True)
         pending += [part for hint in hints.values() for part in reference._dataclasses(hint)]
     assert without == []
+
+
+def test_every_key_of_a_recipe_that_a_page_names_exists(reference: ModuleType) -> None:
+    def known(path: list[str], config: type) -> bool:
+        hints = reference.typing.get_type_hints(config, include_extras=True)
+        nested = list(reference._dataclasses(hints.get(path[0], type(None))))
+        return path[0] in hints and (len(path) == 1 or not nested or any(known(path[1:], part) for part in nested))
+
+    sections = "input|fetch|annotate|placement|build|report|limits|engine"
+    pages = [ROOT / "README.md", *(page for page in (ROOT / "docs").glob("*.md") if page.name != "modules.md")]
+    named = {
+        (page.name, key)
+        for page in pages
+        for key in re.findall(rf"`((?:{sections})(?:\.[a-z_0-9]+)+)(?:[=:][^`]*)?`", page.read_text(encoding="utf-8"))
+        if not key.endswith((".jpg", ".txt"))
+    }
+    assert len(named) > 40
+    assert [item for item in sorted(named) if not known(item[1].split("."), Recipe)] == []
+
+
+def test_each_example_of_a_command_stands_on_a_line_of_its_own(reference: ModuleType) -> None:
+    blocks = re.findall(r"```\n(.*?)```", reference.render_commands(), re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line]
+    assert len(lines) > len(COMMANDS)
+    assert [line for line in lines if not line.startswith(("headrace ", "torchrun ", "# "))] == []
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -138,7 +138,7 @@ def limits(config: ReportConfig) -> list[str]:
         f"{config.num_samples} pictures in a gallery, {config.pairs if config.num_samples else 0} pairs of a step that "
         f"drops copies (every one if it dropped no more), {config.rows} dropped rows of a step (the same), {TOP_HOSTS} "
         "hosts; which ones follows from the data, so two reports of one job are the same bytes.",
-        "Counts are of all rows. The recipe's `report` section has the limits.",
+        "Counts are of all rows. The key report of the recipe sets the limits.",
     ]
 
 

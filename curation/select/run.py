@@ -205,7 +205,7 @@ class Run:
 
     def _tell(self) -> None:
         total = len(self.inputs.shards) + len(FIRST_STEPS) + len(self.selection.steps) + 1
-        counts = {"rows": self._rows}
+        counts = {"rows": self._rows // 2}  # each is read once and written once
         self.on_progress(Progress(done=self._done, total=total, noun="steps", counts=counts))
 
 

@@ -107,6 +107,17 @@ def test_a_value_that_is_none_of_an_options_names_the_nearest(monkeypatch: pytes
     assert str(stopped.value.code).endswith("'none'; did you mean 'same'? see headrace forget --help")
 
 
+@pytest.mark.parametrize("words", [["-h"], ["fetch", "-h"]])
+def test_a_short_h_shows_the_help(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["headrace", *words])
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    assert not ended.value.code
+    assert "Usage: headrace" in capsys.readouterr().out
+
+
 def test_without_a_command_the_help_is_shown(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

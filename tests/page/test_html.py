@@ -145,6 +145,12 @@ def test_a_table_sorts_by_value_not_by_text() -> None:
     assert 'data-value="9.0"' in text
 
 
+def test_a_short_name_stays_in_one_piece_and_a_long_text_may_break() -> None:
+    text = page.table(["step", "url"], [("exact_duplicates", "https://example.org/" + "a" * 80), ("two words", "")])
+    assert '<td class="word">exact_duplicates</td>' in text
+    assert text.count('class="word"') == 1
+
+
 def test_only_a_long_table_has_a_search_field() -> None:
     assert 'type="search"' not in page.table(["n"], [(1,)] * 7)
     assert 'type="search"' in page.table(["n"], [(1,)] * 8)

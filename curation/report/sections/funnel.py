@@ -131,7 +131,10 @@ def _details(steps: Sequence[Numbers]) -> Html:
 
 
 def _flat(found: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in found.items():
+    items = list(found.items())
+    if all(name.isdecimal() for name in found):  # distances: by number, not by letter
+        items.sort(key=lambda item: int(item[0]))
+    for name, value in items:
         words = f"{prefix}{name}".replace("_", " ")
         if isinstance(value, Mapping):
             yield from _flat(value, f"{words}, ")

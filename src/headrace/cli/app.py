@@ -81,7 +81,11 @@ BACKENDS = ("aiohttp", "aiobotocore", "botocore", "gcsfs")
 USAGE_ERROR = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(
-    invoke_without_command=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich"
+    invoke_without_command=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["--help", "-h"]},
 )
 
 

@@ -61,7 +61,9 @@ def forget_command(
         images=(*(sha256 or ()), *listed["sha256"]),
     )
     if not asked.size() and not open_requests(here.url):
-        raise ValueError("nothing is named: give --url, --uid, --sha256 or --list FILE")
+        raise ValueError(
+            "nothing is named, and no take-down of this job is unfinished: give --url, --uid, --sha256 or --list FILE"
+        )
     options = ForgetOptions(copies=copies, dataset=_dataset(dataset), keep_raw=keep_raw, date=date)
     if dry_run:
         summary, _ = plan_forget(here, asked, options)

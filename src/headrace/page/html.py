@@ -41,6 +41,8 @@ class Link:
 
 MAX_TEXT_CHARS = 400
 SEARCHABLE_ROWS = 8
+WORD_LETTERS = 24
+"""A name up to this long stays in one piece; the table scrolls."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -211,7 +213,13 @@ def _cell(value: Value | Link | Copy, is_number: bool) -> str:
         return f'<td><a href="{_relative(value.path)}">{escape(value.text)}</a></td>'
     if is_number and isinstance(value, int | float):
         return f'<td class="number" data-value="{float(value)!r}">{escape(value)}</td>'
-    return f"<td{_number_class(is_number)}>{escape(value)}</td>"
+    return f"<td{_number_class(is_number) or _word_class(value)}>{escape(value)}</td>"
+
+
+def _word_class(value: Value) -> str:
+    """Return what keeps a short name in one piece where a narrow screen breaks long texts anywhere."""
+    is_word = isinstance(value, str) and 0 < len(value) <= WORD_LETTERS and value.isascii() and " " not in value
+    return ' class="word"' if is_word else ""
 
 
 def _relative(path: Sequence[str]) -> str:

@@ -84,7 +84,7 @@ def test_one_dataset_alone_is_rewritten_and_what_holds_the_rest_is_said(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "nothing is named: give --url"),
+        ([], "nothing is named, and no take-down of this job is unfinished: give --url"),
         (["--uid", "abc"], "--uid: expected 32 hexadecimal digits"),
         (["--sha256", "zz" * 32], "--sha256: expected 64 hexadecimal digits"),
         (["--url", ""], "--url is empty"),

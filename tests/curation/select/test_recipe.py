@@ -11,6 +11,7 @@ from headrace.curation.needs import check_recipe
 from headrace.curation.recipe import Recipe, load_recipe
 from headrace.curation.stages import plan_select
 from headrace.curation.stages import select as run_select
+from headrace.shards.progress import Progress
 
 RECIPE = """
 job: {job}
@@ -99,15 +100,22 @@ def test_the_plan_names_steps_and_says_what_is_missing(tmp_path: Path) -> None:
 
 def test_run_select_reads_the_recipes_own_annotations(tmp_path: Path) -> None:
     asked = recipe(tmp_path)
-    rows = [make_row(number, image_width=50 if number < 3 else 100) for number in range(9)]
-    job = write_job(tmp_path / "job", [rows], annotators=["image", "hashes", "quality"])
+    made = [make_row(number, image_width=50 if number < 3 else 100) for number in range(9)]
+    job = write_job(tmp_path / "job", [made], annotators=["image", "hashes", "quality"])
     with pytest.raises(ValueError, match="is missing; run `headrace annotate` first"):
         run_select(recipe(tmp_path, "input.columns=[]"))
     for name, url in annotation_folders(asked.annotate, job).items():
         (tmp_path / "job" / "annotations" / f"{name}-00000000").rename(url)
     asked = recipe(tmp_path, "input.columns=[]")
     seen: list[tuple[int, int]] = []
-    summary = run_select(asked, on_progress=lambda progress: seen.append((progress.done, progress.total)))
+    rows: list[int] = []
+
+    def on_progress(progress: Progress) -> None:
+        seen.append((progress.done, progress.total))
+        rows.append(progress.counts["rows"])
+
+    summary = run_select(asked, on_progress=on_progress)
+    assert rows[-1] == 9, "the progress counts more rows than there are"
     assert str(summary).startswith("kept 6 of 9 rows (66.7 %) in 2 shards; dropped: size 3; ledger ")
     assert seen[-1] == (6, 6)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
