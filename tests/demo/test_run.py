@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from headrace.demo import run
 from headrace.pipeline import open_stream
 
 FETCH_KINDS = (
@@ -31,6 +32,14 @@ FETCH_KINDS = (
 RULE_KINDS = ("aspect", "copy_exact", "short_caption", "tiny", "unsafe_text")
 EVALUATION_KINDS = tuple(f"evaluation_{name}" for name in ("flipped", "padded", "reencoded", "resized"))
 HEADRACE = (sys.executable, "-c", "from headrace.cli.app import main; main()")
+
+
+def test_a_command_that_takes_too_long_is_named_with_its_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "COMMAND_SECONDS", 0.001)  # no process begins so fast
+    with pytest.raises(ValueError, match=r"headrace steps took over .* it said last: .*where less else runs"):
+        run._headrace(tmp_path, "steps")
 
 
 @pytest.mark.full

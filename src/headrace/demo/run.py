@@ -32,8 +32,9 @@ NUM_CLEAN_PAIRS, NUM_UNSAFE_DRAWINGS = 2000, 900
 LABELLED_PER_CLASS, TEST_PER_CLASS = 50, 20
 # Few images need many passes; the rates are the top of what the probe tries by itself and above.
 PROBE_OPTIONS = ("--epochs", "60", "--lrs", "0.001,0.003,0.01")
-# A minute or less on two idle cores; measured with fifteen busy processes on them: 537 s for the filtering network.
-COMMAND_SECONDS = 1200
+# A minute or less on two idle cores; measured with fifteen busy processes on them: 537 s for the filtering network,
+# and over 1200 s at a fiftieth of a core. It is there for a process that hangs.
+COMMAND_SECONDS = 3600
 LOG_TAIL_LINES = 3
 
 OnStep = Callable[[str], None]
@@ -189,7 +190,14 @@ def _headrace(out: Path, command: str, *arguments: str, log: str = "") -> None:
                 program, stdout=file, stderr=subprocess.STDOUT, env=environment, timeout=COMMAND_SECONDS, check=False
             )
         except subprocess.TimeoutExpired as error:
-            raise ValueError(f"headrace {command} took over {COMMAND_SECONDS} s and was stopped; see {path}") from error
+            raise ValueError(
+                f"headrace {command} took over {COMMAND_SECONDS} s (on two idle cores: a minute) and was stopped; "
+                f"it said last: {_tail(path)} (all of it: {path}); if it got on, run the demo where less else runs"
+            ) from error
     if done.returncode:
-        tail = " | ".join(path.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
+        tail = _tail(path)
         raise ValueError(f"headrace {command} ended with exit code {done.returncode}: {tail} (all of it: {path})")
+
+
+def _tail(path: Path) -> str:
+    return " | ".join(path.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
