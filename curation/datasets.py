@@ -7,7 +7,7 @@ once it is finished, and in every commit record before.
 import json
 from dataclasses import dataclass
 
-from headrace import files
+from headrace import files, urlpath
 from headrace.curation.job import Job
 from headrace.curation.ledger import Decision, latest_decision, list_ledgers, read_decision
 from headrace.shards.commit import committed, read_commit
@@ -39,7 +39,7 @@ def shown_name(dataset: str) -> str:
 
 def recipe_dataset(job: str, dataset: str) -> tuple[str, str]:
     """Return where a recipe's dataset lies, and a short name of it."""
-    return Job(job).dataset_named(dataset), dataset or files.basename(job.rstrip("/"))
+    return Job(job).dataset_named(dataset), dataset or urlpath.basename(job.rstrip("/"))
 
 
 def list_datasets(job: Job) -> list[str]:
@@ -51,7 +51,7 @@ def list_datasets(job: Job) -> list[str]:
 def built_from(dataset_url: str) -> str | None:
     """Return the digest of the ledger that a dataset is built from, finished or not; None if nothing is built."""
     try:
-        summary = json.loads(files.read_bytes(files.join(dataset_url, SUMMARY_NAME)))
+        summary = json.loads(files.read_bytes(urlpath.join(dataset_url, SUMMARY_NAME)))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         names = committed(dataset_url)
         summary = read_commit(dataset_url, names[0]) if names else {}

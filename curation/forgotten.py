@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace import files
+from headrace import files, urlpath
 from headrace.curation.blocklist import DigestSet
 from headrace.shards.commit import committed
 
@@ -29,12 +29,12 @@ SCHEMA = 1
 
 def forgotten_folder(job_url: str) -> str:
     """Return the folder of a job's take-downs."""
-    return files.join(job_url, FORGOTTEN)
+    return urlpath.join(job_url, FORGOTTEN)
 
 
 def requests_in(job_url: str) -> list[str]:
     """Return the names of a job's take-downs, in their order."""
-    names = files.list_names(files.join(forgotten_folder(job_url), "requests"), ".json")
+    names = files.list_names(urlpath.join(forgotten_folder(job_url), "requests"), ".json")
     return sorted(name.removesuffix(".json") for name in names)
 
 
@@ -55,7 +55,7 @@ def check_finished(job_url: str) -> None:
 
 def read_request(job_url: str, name: str) -> dict[str, Any]:
     """Return one take-down. Raises ValueError that names the file if it is damaged."""
-    url = files.join(forgotten_folder(job_url), "requests", f"{name}.json")
+    url = urlpath.join(forgotten_folder(job_url), "requests", f"{name}.json")
     try:
         data = json.loads(files.read_bytes(url))
         if data["schema"] != SCHEMA:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from headrace import files
+from headrace import atomic, files, urlpath
 from headrace.curation.forgotten import check_finished
 from headrace.lease import Fence, check_free, fence_of, find_living, held, holder_of
 from headrace.shards.quarantine import Quarantine
@@ -57,21 +57,21 @@ class Job:
     @property
     def raw(self) -> str:
         """Raw shards in img2dataset's layout."""
-        return files.join(self.url, "raw")
+        return urlpath.join(self.url, "raw")
 
     @property
     def spool(self) -> str:
         """What has come of raw shards that are not finished; gone when fetch is."""
-        return files.join(self.url, "spool")
+        return urlpath.join(self.url, "spool")
 
     def annotations(self, name: str, digest: str) -> str:
         """The tables of one annotator with one set of settings."""
-        return files.join(self.url, "annotations", f"{name}-{digest[:8]}")
+        return urlpath.join(self.url, "annotations", f"{name}-{digest[:8]}")
 
     @property
     def ledgers(self) -> str:
         """One folder for each decision on every row, and what they share."""
-        return files.join(self.url, "ledger")
+        return urlpath.join(self.url, "ledger")
 
     @property
     def dataset(self) -> str:
@@ -81,34 +81,34 @@ class Job:
     @property
     def datasets(self) -> str:
         """The datasets beside the published one, by name."""
-        return files.join(self.url, "datasets")
+        return urlpath.join(self.url, "datasets")
 
     def dataset_named(self, name: str) -> str:
         """A dataset beside the published one; of the empty name the published one."""
-        return files.join(self.datasets, name) if name else files.join(self.url, "dataset")
+        return urlpath.join(self.datasets, name) if name else urlpath.join(self.url, "dataset")
 
     def build_failures(self, name: str = "") -> str:
         """What build could not write of a dataset, by output shard."""
-        return files.join(self.url, "build", *([name] if name else []), "failures")
+        return urlpath.join(self.url, "build", *([name] if name else []), "failures")
 
     @property
     def report(self) -> str:
         """The report's two files."""
-        return files.join(self.url, "report")
+        return urlpath.join(self.url, "report")
 
     @property
     def parts(self) -> str:
         """What the parts of stages (`--part I/N`) tell each other; gone when a stage is finished."""
-        return files.join(self.url, "parts")
+        return urlpath.join(self.url, "parts")
 
     def quarantine(self, stage: str) -> Quarantine:
         """Units of work of a stage that killed their worker twice; gone when the stage is finished."""
-        return Quarantine(files.join(self.url, "quarantine", stage))
+        return Quarantine(urlpath.join(self.url, "quarantine", stage))
 
     @property
     def logs(self) -> str:
         """What stages and units logged: no part of the result."""
-        return files.join(self.url, "logs")
+        return urlpath.join(self.url, "logs")
 
 
 @contextlib.contextmanager
@@ -124,7 +124,7 @@ def own_job(job: Job, *, take_over: bool = False, forgetting: bool = False) -> I
     with held(_owner_url(job), what=f"{job.url} is owned", advice=ADVICE, take_over=take_over) as lease:
         if not take_over:
             check_no_part_runs(job)
-        files.remove_leftovers(job.url)  # of a driver that was killed while it wrote recipe.yaml or owner.json
+        atomic.remove_leftovers(job.url)  # of a driver that was killed while it wrote recipe.yaml or owner.json
         yield job
         lease.check()
 
@@ -150,7 +150,7 @@ def begin_job(job: Job, *, forgetting: bool = False) -> None:
     """
     check_folder(job)
     _check_not_taken(job)
-    files.put_if_absent(_schema_url(job), (json.dumps({"schema": SCHEMA_VERSION}) + "\n").encode())
+    atomic.put_if_absent(_schema_url(job), (json.dumps({"schema": SCHEMA_VERSION}) + "\n").encode())
     _check_schema(job)
     if not forgetting:
         check_finished(job.url)
@@ -177,13 +177,13 @@ def check_no_owner(job: Job, *, take_over: bool = False, watch: bool = True) -> 
 def check_no_part_runs(job: Job, *, but_stage: str = "", watch: bool = True) -> None:
     """Raise ValueError if a part of a stage, other than `but_stage`, is under way; without `watch` at first sight."""
     stages = [stage for stage in files.list_names(job.parts) if stage != but_stage]
-    folders = [files.join(job.parts, stage) for stage in stages]
-    urls = [files.join(folder, name) for folder in folders for name in files.list_names(folder, HOLDER_SUFFIX)]
+    folders = [urlpath.join(job.parts, stage) for stage in stages]
+    urls = [urlpath.join(folder, name) for folder in folders for name in files.list_names(folder, HOLDER_SUFFIX)]
     found = {url: holder for url in urls if (holder := holder_of(url)) is not None}
     living = find_living({url: one for url, one in found.items() if watch or not one.seems_silent})
     if living is not None:
         url, holder = living
-        part, stage = files.basename(url).removesuffix(HOLDER_SUFFIX), files.basename(files.parent(url))
+        part, stage = urlpath.basename(url).removesuffix(HOLDER_SUFFIX), urlpath.basename(urlpath.parent(url))
         raise ValueError(
             f"{job.url}: part {part} of {stage} is under way by {holder}; wait for it, or pass --take-over if you know "
             "that it is gone"
@@ -192,9 +192,9 @@ def check_no_part_runs(job: Job, *, but_stage: str = "", watch: bool = True) -> 
 
 def check_folder(job: Job) -> None:
     """Raise ValueError if a file stands where the job's folder, or one above it, would be."""
-    if not files.is_local(job.url):
+    if not urlpath.is_local(job.url):
         return
-    folder = files.local_path(job.url)
+    folder = urlpath.local_path(job.url)
     for path in (folder, *folder.parents):
         if _is_file(path):
             raise ValueError(f"job: {path} is a file, not a folder; name another job folder")
@@ -209,9 +209,9 @@ def _is_file(path: Path) -> bool:
 
 def _check_can_be_made(job: Job) -> None:
     """Raise ValueError if the job's folder is not there and cannot be made, or is there and cannot be written."""
-    if not files.is_local(job.url):
+    if not urlpath.is_local(job.url):
         return
-    folder = files.local_path(job.url)
+    folder = urlpath.local_path(job.url)
     try:
         there = next(path for path in (folder, *folder.parents) if len(path.name) < MAX_NAME_BYTES and path.is_dir())
         for part in folder.relative_to(there).parts:
@@ -224,11 +224,11 @@ def _check_can_be_made(job: Job) -> None:
 
 def write_recipe(job: Job, text: str) -> None:
     """Write `recipe.yaml`: the recipe of the last stage that finished, so that a run that is refused leaves it."""
-    files.write_atomic(files.join(job.url, "recipe.yaml"), text.encode())
+    atomic.write_atomic(urlpath.join(job.url, "recipe.yaml"), text.encode())
 
 
 def _check_not_taken(job: Job) -> None:
-    taken = [name for name in PARTS if files.exists(files.join(job.url, name))]
+    taken = [name for name in PARTS if files.exists(urlpath.join(job.url, name))]
     if taken and not files.exists(_schema_url(job)):
         raise ValueError(
             f"{job.url} is no job (no job.json) but holds {', '.join(taken)}, which a job would write over; "
@@ -237,7 +237,7 @@ def _check_not_taken(job: Job) -> None:
 
 
 def _schema_url(job: Job) -> str:
-    return files.join(job.url, "job.json")
+    return urlpath.join(job.url, "job.json")
 
 
 def _check_schema(job: Job) -> None:
@@ -252,4 +252,4 @@ def _check_schema(job: Job) -> None:
 
 
 def _owner_url(job: Job) -> str:
-    return files.join(job.url, "owner.json")
+    return urlpath.join(job.url, "owner.json")

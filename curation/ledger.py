@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace import files
+from headrace import atomic, files, urlpath
 from headrace.config import canonical_json
 from headrace.curation.job import Job
 from headrace.shards.parquet import open_parquet, write_groups
@@ -121,17 +121,17 @@ class Ledger:
     @property
     def name(self) -> str:
         """The name of its folder."""
-        return files.basename(self.url)
+        return urlpath.basename(self.url)
 
     @property
     def table(self) -> str:
         """The URL of its table."""
-        return files.join(self.url, "ledger.parquet")
+        return urlpath.join(self.url, "ledger.parquet")
 
     @property
     def summary(self) -> str:
         """The URL of its summary."""
-        return files.join(self.url, SUMMARY_NAME)
+        return urlpath.join(self.url, SUMMARY_NAME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,18 +144,18 @@ class Decision:
 
     def annotation_folders(self) -> dict[str, str]:
         """Return annotator -> the folder whose tables the ledger was made from."""
-        parent = files.join(self.job.url, "annotations")
-        return {name: files.join(parent, folder) for name, folder in sorted(self.summary.annotations.items())}
+        parent = urlpath.join(self.job.url, "annotations")
+        return {name: urlpath.join(parent, folder) for name, folder in sorted(self.summary.annotations.items())}
 
 
 def ledger_named(job: Job, inputs: str) -> Ledger:
     """Return the place of the ledger that follows from the inputs of this digest; it need not be there yet."""
-    return Ledger(files.join(job.ledgers, inputs[:NAME_LETTERS]))
+    return Ledger(urlpath.join(job.ledgers, inputs[:NAME_LETTERS]))
 
 
 def list_ledgers(job: Job) -> list[Ledger]:
     """Return the whole ledgers of a job; one of schema 1, which lies in `ledger/` itself, comes first."""
-    places = [Ledger(job.ledgers)] + [Ledger(files.join(job.ledgers, name)) for name in files.list_names(job.ledgers)]
+    places = [Ledger(job.ledgers)] + [Ledger(urlpath.join(job.ledgers, name)) for name in files.list_names(job.ledgers)]
     return [ledger for ledger in places if files.exists(ledger.summary)]
 
 
@@ -168,7 +168,7 @@ def latest_decision(job: Job, decided_by: str = "") -> Decision:
     """Return the ledger that select wrote last, in all or for the recipe of this digest. Raises ValueError."""
     name = _latest(job).get(decided_by[:NAME_LETTERS])
     if name is not None:
-        return read_decision(job, Ledger(files.join(job.ledgers, name) if name else job.ledgers))
+        return read_decision(job, Ledger(urlpath.join(job.ledgers, name) if name else job.ledgers))
     if files.exists(Ledger(job.ledgers).summary):
         decision = read_decision(job, Ledger(job.ledgers))
         if decided_by in ("", decision.summary.decided_by):
@@ -187,7 +187,7 @@ def set_latest(decision: Decision) -> None:
     name = "" if decision.ledger.url == decision.job.ledgers else decision.ledger.name
     latest = {**_latest(decision.job), "": name, decision.summary.decided_by[:NAME_LETTERS]: name}
     text = json.dumps({"schema": SCHEMA_VERSION, "latest": latest}, indent=1, sort_keys=True) + "\n"
-    files.write_atomic(files.join(decision.job.ledgers, LATEST_NAME), text.encode())
+    atomic.write_atomic(urlpath.join(decision.job.ledgers, LATEST_NAME), text.encode())
 
 
 def _latest(job: Job) -> dict[str, str]:
@@ -195,10 +195,10 @@ def _latest(job: Job) -> dict[str, str]:
 
     The empty name is that of the ledger of schema 1, which lies in `ledger/` itself.
     """
-    url = files.join(job.ledgers, LATEST_NAME)
+    url = urlpath.join(job.ledgers, LATEST_NAME)
     try:
         latest = json.loads(files.read_bytes(url))["latest"]
-        return {str(key): files.basename(str(name)) for key, name in latest.items()}
+        return {str(key): urlpath.basename(str(name)) for key, name in latest.items()}
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -303,8 +303,8 @@ def write_ledger(ledger: Ledger, tables: Iterable[pa.Table], schema: pa.Schema =
 
     Each table becomes one row group, so the caller must cut them the same way every time.
     """
-    files.remove(ledger.summary)
-    with files.atomic_file(ledger.table) as path:
+    atomic.remove(ledger.summary)
+    with atomic.atomic_file(ledger.table) as path:
         write_groups(path, schema, tables)
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -312,7 +312,7 @@ def write_ledger(ledger: Ledger, tables: Iterable[pa.Table], schema: pa.Schema =
 
 def write_summary(ledger: Ledger, summary: LedgerSummary) -> None:
     """Declare the ledger whole."""
-    files.write_atomic(ledger.summary, (json.dumps(asdict(summary), indent=1, sort_keys=True) + "\n").encode())
+    atomic.write_atomic(ledger.summary, (json.dumps(asdict(summary), indent=1, sort_keys=True) + "\n").encode())
 
 
 def dataset_key(out_shard: str, out_index: int) -> str:

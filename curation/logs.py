@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from headrace import files
+from headrace import urlpath
 from headrace.curation.job import Job
 from headrace.shards.logs import PACKAGE, RunLog
 
@@ -24,11 +24,11 @@ KEPT_RUNS = 20
 @contextlib.contextmanager
 def stage_log(job: Job, stage: str) -> Iterator[None]:
     """Write what the stage inside logs, from INFO up, to files in `logs/` of a local job."""
-    if not files.is_local(job.url):
+    if not urlpath.is_local(job.url):
         with _told(job, stage):
             yield
         return
-    folder = files.local_path(job.logs)
+    folder = urlpath.local_path(job.logs)
     _remove_old(folder, stage)
     begun = time.strftime("%Y%m%dT%H%M%S")
     handler = RunLog(folder / f"{stage}-{begun}-{os.getpid()}.log", units=folder / stage)

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace import files
+from headrace import files, urlpath
 from headrace.curation.ledger import Decision, ledger_by_shard
 from headrace.curation.select.evaluation import CENTRE_VARIANTS, VARIANTS
 from headrace.curation.select.hamming import Words, hash_words
@@ -46,7 +46,7 @@ def neighbours(decision: Decision, row: dict[str, Any]) -> list[Neighbour]:
 
 
 def _hashes_of(folder: str, row: dict[str, Any]) -> Words | None:
-    table = _read(files.join(folder, f"{row['raw_shard']}.parquet"), "key", ALL_HASH_COLUMNS)
+    table = _read(urlpath.join(folder, f"{row['raw_shard']}.parquet"), "key", ALL_HASH_COLUMNS)
     at = pc.index(table["key"], row["key"]).as_py()
     values = [column[at].as_py() for column in table.columns[1:]] if at >= 0 else []
     present = [value for value in values if value is not None]
@@ -59,7 +59,7 @@ def _nearest_row(decision: Decision, folder: str, row: dict[str, Any], mine: Wor
         others = rows.filter(pc.fill_null(rows["kept"], False))
         if shard == row["raw_shard"]:
             others = others.filter(pc.not_equal(others["key"], row["key"]))
-        hashes = _read(files.join(folder, f"{shard}.parquet"), "key", ALL_HASH_COLUMNS)
+        hashes = _read(urlpath.join(folder, f"{shard}.parquet"), "key", ALL_HASH_COLUMNS)
         hashes = hashes.filter(pc.is_in(hashes["key"], value_set=others["key"].combine_chunks()))
         found = _nearest(hashes, mine)
         if found is not None and (best is None or found[1] < best.distance):
@@ -69,11 +69,11 @@ def _nearest_row(decision: Decision, folder: str, row: dict[str, Any], mine: Wor
 
 
 def _nearest_images(decision: Decision, mine: Words) -> Iterator[Neighbour]:
-    folder = files.join(decision.job.ledgers, "evaluation")
+    folder = urlpath.join(decision.job.ledgers, "evaluation")
     for name in files.list_names(folder):
         best: Neighbour | None = None
-        for part in files.list_names(files.join(folder, name), ".parquet"):
-            table = _read(files.join(folder, name, part), "name", (*VARIANTS, *CENTRE_VARIANTS))
+        for part in files.list_names(urlpath.join(folder, name), ".parquet"):
+            table = _read(urlpath.join(folder, name, part), "name", (*VARIANTS, *CENTRE_VARIANTS))
             found = _nearest(table, mine)
             if found is not None and (best is None or found[1] < best.distance):
                 best = Neighbour(kind=name, name=table["name"][found[0]].as_py(), distance=found[1])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from headrace import files
+from headrace import urlpath
 from headrace.curation.annotate.config import annotators
 from headrace.curation.annotate.tables import annotation_digests, annotation_folders
 from headrace.curation.blocklist import load_blocklist
@@ -137,7 +137,7 @@ def _raw_columns(recipe: Recipe) -> list[str]:
     names = list(OWN_SCHEMA.names)
     if recipe.input.raw is not None:
         first = foreign_shards(recipe.input.raw)[0]
-        with open_parquet(files.join(recipe.input.raw, f"{first}.parquet")) as parquet:
+        with open_parquet(urlpath.join(recipe.input.raw, f"{first}.parquet")) as parquet:
             names += parquet.schema.names
     return names
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from headrace import files
+from headrace import atomic, files, urlpath
 from headrace.config import canonical_json
 from headrace.curation.job import HOLDER_SUFFIX, Job, check_no_owner, check_no_part_runs, fence_beside_owner
 from headrace.curation.ledger import digest_of
@@ -105,14 +105,14 @@ def run_part(
         kept = divided.starts_over and not prepared
         mine, done = part.mine(divided.units()), divided.done()
         before = len(done.intersection(mine))
-        url = files.join(folder, f"{part.number}{DONE_SUFFIX}")
+        url = urlpath.join(folder, f"{part.number}{DONE_SUFFIX}")
         if files.exists(url) and before == len(mine):
             return PartSummary(part=str(part), units=len(mine), done_before=before, was_done=True, kept=kept)
         log.info("part %s of %s: %d units, %d of them are done already", part, stage, len(mine), before)
         divided.run([name for name in mine if name not in done], fence)
         lease.check()
         _check_all_there(job, stage, set(mine) - divided.done())
-        files.write_atomic(url, (canonical_json({"units": len(mine)}) + "\n").encode())
+        atomic.write_atomic(url, (canonical_json({"units": len(mine)}) + "\n").encode())
     return PartSummary(part=str(part), units=len(mine), done_before=before, was_done=False, kept=kept)
 
 
@@ -148,9 +148,9 @@ def forget_parts(job: Job, stage: str) -> None:
     # The plan goes last: without it a part that comes late would divide anew.
     names = sorted(files.list_names(folder), key=lambda name: name == "plan.json")
     for name in names:
-        files.remove(files.join(folder, name))
-    files.remove_folder(folder)
-    files.remove_folder(job.parts)
+        atomic.remove(urlpath.join(folder, name))
+    atomic.remove_folder(folder)
+    atomic.remove_folder(job.parts)
 
 
 def _check_all_there(job: Job, stage: str, left: set[str]) -> None:
@@ -170,7 +170,7 @@ def _agree(job: Job, stage: str, divided: Divided, part: Part, recipe: str) -> b
     folder, prepared = _folder(job, stage), False
     while (plan := _read_plan(folder)) is None:
         try:
-            with held(files.join(folder, "prepare.json"), what="prepared", advice=""):
+            with held(urlpath.join(folder, "prepare.json"), what="prepared", advice=""):
                 if _read_plan(folder) is None:
                     divided.prepare()
                     told = {**_told(divided.units()), "starts_over": divided.starts_over}
@@ -211,15 +211,15 @@ def _told(names: Sequence[str]) -> dict[str, Any]:
 
 
 def _folder(job: Job, stage: str) -> str:
-    return files.join(job.parts, stage)
+    return urlpath.join(job.parts, stage)
 
 
 def _holder(folder: str, number: int) -> str:
-    return files.join(folder, f"{number}{HOLDER_SUFFIX}")
+    return urlpath.join(folder, f"{number}{HOLDER_SUFFIX}")
 
 
 def _read_plan(folder: str) -> _Plan | None:
-    url = files.join(folder, "plan.json")
+    url = urlpath.join(folder, "plan.json")
     try:
         return _Plan(**json.loads(files.read_bytes(url)))
     except FileNotFoundError:
@@ -229,7 +229,7 @@ def _read_plan(folder: str) -> _Plan | None:
 
 
 def _write_plan(folder: str, plan: _Plan) -> None:
-    files.write_atomic(files.join(folder, "plan.json"), (canonical_json(asdict(plan)) + "\n").encode())
+    atomic.write_atomic(urlpath.join(folder, "plan.json"), (canonical_json(asdict(plan)) + "\n").encode())
 
 
 def _what_became(folder: str, number: int, names: set[str]) -> str:

@@ -11,8 +11,9 @@ from typing import Annotated, ClassVar, Literal
 
 import yaml
 
-from headrace import files
-from headrace.config import Extended, config_to_dict, load_config
+from headrace import urlpath
+from headrace.config import config_to_dict, load_config
+from headrace.config_types import Extended
 from headrace.curation.annotate.annotators import column_hints
 from headrace.curation.annotate.annotators.faces import FacesConfig
 from headrace.curation.annotate.config import AnnotateConfig, annotate_config, annotate_config_type, annotators
@@ -65,7 +66,7 @@ class Recipe:
         if not self.job.strip(" /"):
             raise ValueError(f"job must name a folder, got {self.job!r}")
         if self.engine.executor != "inline":
-            files.check_shared(self.job, self.input.raw or "", *self.input.reuse)
+            urlpath.check_shared(self.job, self.input.raw or "", *self.input.reuse)
         made = [name for name in self.input.columns if name in self.fetch.made_columns]
         if made:
             raise ValueError(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from headrace import files
-from headrace.config import build_config, config_to_dict, parse_yaml
+from headrace import files, urlpath
+from headrace.config import build_config, config_to_dict
 from headrace.curation.datasets import Explained, dataset_of
 from headrace.curation.job import Job
 from headrace.curation.ledger import Decision, LedgerSummary, digest_of, latest_decision
@@ -18,6 +18,7 @@ from headrace.curation.part import Divided
 from headrace.curation.recipe import Recipe
 from headrace.curation.report.config import ReportConfig
 from headrace.shards.units import OnProgress, no_progress
+from headrace.strict_yaml import parse_yaml
 from headrace.text import without_secrets
 
 if TYPE_CHECKING:
@@ -248,7 +249,7 @@ def _find_faces(job: Job) -> "FindFaces | None":
 
 def report_folder(job: Job, dataset: str) -> str:
     """Return where the report of a dataset lies; of the published one in `report/` itself."""
-    return files.join(job.report, dataset) if dataset else job.report
+    return urlpath.join(job.report, dataset) if dataset else job.report
 
 
 def explain_recipe(recipe: Recipe) -> Explained:
@@ -265,7 +266,7 @@ def config_of(job: Job) -> ReportConfig:
 
 def decided_by(recipe: Recipe) -> str:
     """Return what `decided_by` of a ledger is if this recipe made it. Reads model files, as their content counts."""
-    return _decision_digest(recipe, {name: files.basename(url) for name, url in _annotations(recipe).items()})
+    return _decision_digest(recipe, {name: urlpath.basename(url) for name, url in _annotations(recipe).items()})
 
 
 def decides(recipe: Recipe, ledger: LedgerSummary) -> bool:
@@ -315,7 +316,7 @@ def _origin(recipe: Recipe) -> "Origin":
 def _card(recipe: Recipe, settings: dict[str, Any]) -> dict[str, Any]:
     """Return what of a recipe the card of its dataset tells: names of lists, and no place on this machine."""
     lists = recipe.input.urls or ((recipe.input.raw,) if recipe.input.raw else ())
-    sources = [files.basename(without_secrets(url).rstrip("/")) for url in lists]
+    sources = [urlpath.basename(without_secrets(url).rstrip("/")) for url in lists]
     card = config_to_dict(recipe.build.card)
     card["title"] = card["title"] or sources[0].partition(".")[0] or "dataset"
     obeyed = config_to_dict(recipe.fetch.obeyed)
@@ -364,7 +365,7 @@ def recipe_of_img2dataset(arguments: str) -> str:
 
 def _recipe_data(job: Job) -> dict[str, Any] | None:
     """Return the recipe of the last stage that finished, as it was understood; None if there is none."""
-    url = files.join(job.url, "recipe.yaml")
+    url = urlpath.join(job.url, "recipe.yaml")
     try:
         data = parse_yaml(files.read_bytes(url).decode())
     except (FileNotFoundError, NotADirectoryError):  # the latter where tars are named, and no job

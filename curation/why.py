@@ -13,7 +13,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace import files
+from headrace import files, urlpath
 from headrace.curation.datasets import Explained, explain_dataset, shown_name
 from headrace.curation.forgotten import read_tombstones
 from headrace.curation.job import Job
@@ -105,7 +105,7 @@ def explain(
     They are told by the ledger that explains `dataset` (None: the published one), or by the one that `ledger` names;
     see `explain_dataset`. `nearest` reads all hashes of the job. Raises ValueError if there is no such row.
     """
-    if not files.exists(files.join(job.url, "job.json")) and not files.exists(job.ledgers):
+    if not files.exists(urlpath.join(job.url, "job.json")) and not files.exists(job.ledgers):
         raise ValueError(
             f"{job.url} is no job (no job.json there); give the folder that the recipe names as `job`, or a dataset"
         )
@@ -264,7 +264,7 @@ def _build(explained: Explained, row: dict[str, Any]) -> tuple[str, str | None, 
     job, name = explained.decision.job, explained.dataset
     if name is None or not is_committed(job.dataset_named(name), row["out_shard"]):
         return "not built yet", None, None
-    url = files.join(job.build_failures(name), f"{row['out_shard']}.parquet")
+    url = urlpath.join(job.build_failures(name), f"{row['out_shard']}.parquet")
     if files.exists(url):
         for failure in read_table(url).to_pylist():
             if (failure["raw_shard"], failure["key"]) == (row["raw_shard"], row["key"]):

@@ -20,7 +20,7 @@ from typing import Any
 import typer
 
 from headrace.cli.app import app
-from headrace.config import Extended, OneOf
+from headrace.config_types import Extended, OneOf
 from headrace.curation.recipe import Recipe
 from headrace.pipeline.mixture import Mixture
 from headrace.train.config import RunConfig

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace import files
+from headrace import urlpath
 from headrace.pipeline.catalog import OpenedSource, ShardRows
 from headrace.pipeline.clock import StageClock
 from headrace.pipeline.errors import SampleError
@@ -151,7 +151,7 @@ class ChunkReader:
         good = [row for row in numbers if rows.offset[row] >= 0 and 0 < rows.size[row] <= MAX_IMAGE_BYTES]
         spans = [(int(rows.offset[row]), int(rows.size[row])) for row in good]
         found: dict[int, Payload] = {}
-        gap = LOCAL_GAP_BYTES if files.is_local(rows.url) else REMOTE_GAP_BYTES
+        gap = LOCAL_GAP_BYTES if urlpath.is_local(rows.url) else REMOTE_GAP_BYTES
         for group in coalesce(spans, gap):
             start = spans[group[0]][0]
             size = max(sum(spans[number]) for number in group) - start
@@ -197,7 +197,7 @@ class ChunkReader:
             if self._fault_of(rows, row, data) is None:
                 break
             # The same twice is how it lies there; but zeros are also what a proxy sends that has lost a block.
-            is_hole = bool(data) and data.count(0) == len(data) and not files.is_local(rows.url)
+            is_hole = bool(data) and data.count(0) == len(data) and not urlpath.is_local(rows.url)
             if data == before and not is_hole:
                 break
         return data, self._fault_of(rows, row, data)

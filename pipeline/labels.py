@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from headrace import files
-from headrace.config import canonical_json, parse_yaml
+from headrace.config import canonical_json
 from headrace.pipeline.errors import SampleError
+from headrace.strict_yaml import parse_yaml
 from headrace.text import shown, without_secrets
 
 LABEL = "label"

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.appended import AppendedFile
-from headrace.files import write_atomic
+from headrace.atomic import write_atomic
 from headrace.pipeline.batch import Batch
 from headrace.pipeline.catalog import OpenedSource
 from headrace.pipeline.order.plan import EndlessPlan

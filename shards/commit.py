@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, cast
 
-from headrace import files
+from headrace import atomic, files, urlpath
 from headrace.config import canonical_json
 from headrace.text import shown
 
@@ -34,22 +34,22 @@ def check_name(name: str) -> str:
 
 def commit(folder: str, name: str, record: Mapping[str, Any]) -> bool:
     """Record that the unit `name` is done; False if it was already."""
-    return files.put_if_absent(_record_url(folder, name), (canonical_json(dict(record)) + "\n").encode())
+    return atomic.put_if_absent(_record_url(folder, name), (canonical_json(dict(record)) + "\n").encode())
 
 
 def replace_commit(folder: str, name: str, record: Mapping[str, Any]) -> None:
     """Replace the record of a unit whose files were rewritten; nothing else ever changes a record."""
-    files.write_atomic(_record_url(folder, name), (canonical_json(dict(record)) + "\n").encode())
+    atomic.write_atomic(_record_url(folder, name), (canonical_json(dict(record)) + "\n").encode())
 
 
 def remove_commit(folder: str, name: str) -> None:
     """Remove the record of a unit that is no more."""
-    files.remove(_record_url(folder, name))
+    atomic.remove(_record_url(folder, name))
 
 
 def committed(folder: str) -> list[str]:
     """Return the sorted names of finished units."""
-    names = files.list_names(files.join(folder, "commits"), suffix=_SUFFIX)
+    names = files.list_names(urlpath.join(folder, "commits"), suffix=_SUFFIX)
     return sorted(name.removesuffix(_SUFFIX) for name in names)
 
 
@@ -79,4 +79,4 @@ def read_commit(folder: str, name: str, *, fields: Mapping[str, type] = NO_FIELD
 
 
 def _record_url(folder: str, name: str) -> str:
-    return files.join(folder, "commits", check_name(name) + _SUFFIX)
+    return urlpath.join(folder, "commits", check_name(name) + _SUFFIX)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from headrace import files
+from headrace import files, urlpath
 from headrace.config import build_config
 from headrace.shards.errors import ShardError
 from headrace.shards.group import BY_RULE, GroupConfig
@@ -75,12 +75,12 @@ class Dataset:
     def tar_url(self, shard: int) -> str:
         """Return where the tar of shard number `shard` lies."""
         name = f"{self.shards.name(shard)}.tar"
-        return files.join(self.url, "shards", name) if self.layout == OWN_LAYOUT else files.join(self.url, name)
+        return urlpath.join(self.url, "shards", name) if self.layout == OWN_LAYOUT else urlpath.join(self.url, name)
 
     def index_url(self, shard: int) -> str:
         """Return where the index of shard number `shard` lies."""
         folder = "shards" if self.layout == OWN_LAYOUT else "index"
-        return files.join(self.index_base, folder, f"{self.shards.name(shard)}.parquet")
+        return urlpath.join(self.index_base, folder, f"{self.shards.name(shard)}.parquet")
 
     def version(self, shard: int) -> str:
         """Return what differs where the content of a tar does: its sum, or what else is known of it."""
@@ -91,7 +91,7 @@ class Dataset:
     @property
     def commits_folder(self) -> str:
         """The folder whose `commits/` hold one record a shard."""
-        return self.index_base if self.layout == OWN_LAYOUT else files.join(self.index_base, "index")
+        return self.index_base if self.layout == OWN_LAYOUT else urlpath.join(self.index_base, "index")
 
     def commit_name(self, shard: int) -> str:
         """Return the name of the record of shard number `shard`."""
@@ -157,7 +157,7 @@ class Dataset:
         if self.layout != OWN_LAYOUT or not self.manifest_sha256:
             return
         try:
-            summary = json.loads(read(files.join(self.index_base, SUMMARY_NAME)))
+            summary = json.loads(read(urlpath.join(self.index_base, SUMMARY_NAME)))
             same = summary.get("manifest_sha256") == self.manifest_sha256
         except FileNotFoundError:
             same = False
@@ -206,7 +206,7 @@ def _check_index(
 def open_dataset(url: str, *, index_dir: str | None = None, read: ReadBytes = files.read_bytes) -> Dataset:
     """Open the dataset at `url`, whose files `read` reads. Raises ValueError if there is none, saying what to run."""
     base = index_dir if index_dir is not None else url
-    summary_url = files.join(base, SUMMARY_NAME)
+    summary_url = urlpath.join(base, SUMMARY_NAME)
     try:
         summary = read_checked(summary_url, read, lambda data: _parse_summary(data, summary_url))
     except FileNotFoundError:
@@ -216,7 +216,7 @@ def open_dataset(url: str, *, index_dir: str | None = None, read: ReadBytes = fi
     layout = summary.get("layout")
     if layout not in (OWN_LAYOUT, FOREIGN_LAYOUT):
         raise ValueError(f"{summary_url}: unknown layout {shown(layout)}")
-    manifest_url = files.join(base, MANIFEST_NAME)
+    manifest_url = urlpath.join(base, MANIFEST_NAME)
     try:
         shards = read_checked(manifest_url, read, lambda data: parse_manifest(data, manifest_url, summary, layout))
     except FileNotFoundError:
@@ -250,7 +250,7 @@ def _parse_summary(data: bytes, url: str) -> dict[str, Any]:
 def layout_of(url: str) -> str | None:
     """Return the layout that the dataset at `url` claims, whole or not; None if there is none."""
     try:
-        summary = json.loads(files.read_bytes(files.join(url, SUMMARY_NAME)))
+        summary = json.loads(files.read_bytes(urlpath.join(url, SUMMARY_NAME)))
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
     layout = summary.get("layout") if isinstance(summary, dict) else None
@@ -297,14 +297,14 @@ def _texts(summary: Mapping[str, Any], name: str, url: str) -> tuple[str, ...]:
 
 
 def _why_missing(url: str, base: str) -> str:
-    where = without_secrets(files.join(base, SUMMARY_NAME))
-    holds_tars, holds_commits = _holds(url, ".tar"), _holds(files.join(url, "commits"), ".json")
+    where = without_secrets(urlpath.join(base, SUMMARY_NAME))
+    holds_tars, holds_commits = _holds(url, ".tar"), _holds(urlpath.join(url, "commits"), ".json")
     url, base = without_secrets(url), without_secrets(base)
     if holds_tars:
         option = f" --index-dir {base}" if base != url else ""
         return (
             f"{url} holds tars without an index ({where} is missing; a mixture may also name the tars themselves, "
-            f"{files.join(url, '*.tar')}); run: headrace index {url}{option}"
+            f"{urlpath.join(url, '*.tar')}); run: headrace index {url}{option}"
         )
     if holds_commits:
         return (

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from headrace import files
+from headrace import atomic, files, urlpath
 from headrace.config import canonical_json
 from headrace.shards.dataset import FAST_COLUMNS, Dataset, open_dataset
 from headrace.shards.errors import ShardError
@@ -53,42 +53,42 @@ def keep_version(dataset_url: str, name: str, *, facts: Mapping[str, Any], date:
     What is there already stays: a rewriting that was killed had the manifest of before. Names of classes are left out,
     as what names only forgotten samples may stay nowhere.
     """
-    folder = files.join(dataset_url, FOLDER)
-    manifest = files.join(folder, f"{name}.parquet")
+    folder = urlpath.join(dataset_url, FOLDER)
+    manifest = urlpath.join(folder, f"{name}.parquet")
     if not files.exists(manifest):
-        files.write_atomic(manifest, files.read_bytes(files.join(dataset_url, MANIFEST_NAME)))
+        atomic.write_atomic(manifest, files.read_bytes(urlpath.join(dataset_url, MANIFEST_NAME)))
     data = {
         "schema": SCHEMA,
         "date": date,
         "facts": {name: value for name, value in facts.items() if name != CLASSES},
         "samples": [dataclasses.astuple(one) for one in samples],
     }
-    files.write_atomic(files.join(folder, f"{name}.json"), (canonical_json(data) + "\n").encode())
+    atomic.write_atomic(urlpath.join(folder, f"{name}.json"), (canonical_json(data) + "\n").encode())
 
 
 def without_classes(dataset_url: str) -> None:
     """Take the names of classes out of the versions that an older headrace has kept with them."""
-    folder = files.join(dataset_url, FOLDER)
+    folder = urlpath.join(dataset_url, FOLDER)
     for name in files.list_names(folder, ".json"):
-        data = json.loads(files.read_bytes(files.join(folder, name)))
+        data = json.loads(files.read_bytes(urlpath.join(folder, name)))
         if data["facts"].pop(CLASSES, None) is not None:
-            files.write_atomic(files.join(folder, name), (canonical_json(data) + "\n").encode())
+            atomic.write_atomic(urlpath.join(folder, name), (canonical_json(data) + "\n").encode())
 
 
 def read_versions(dataset_url: str) -> list[Version]:
     """Return the versions of a dataset, newest first. Raises ShardError that names a damaged one."""
-    folder = files.join(dataset_url, FOLDER)
+    folder = urlpath.join(dataset_url, FOLDER)
     names = sorted((name.removesuffix(".json") for name in files.list_names(folder, ".json")), reverse=True)
     return [_read(folder, name) for name in names]
 
 
 def _read(folder: str, name: str) -> Version:
-    url = files.join(folder, f"{name}.json")
+    url = urlpath.join(folder, f"{name}.json")
     try:
         data = json.loads(files.read_bytes(url))
         if data["schema"] != SCHEMA:
             raise ValueError(f"schema {data['schema']}, this headrace reads {SCHEMA}")
-        facts, manifest = data["facts"], files.join(folder, f"{name}.parquet")
+        facts, manifest = data["facts"], urlpath.join(folder, f"{name}.parquet")
         shards = parse_manifest(files.read_bytes(manifest), manifest, facts, facts["layout"])
         return Version(name, str(data["date"]), shards, tuple(Sample(*one) for one in data["samples"]))
     except (ValueError, KeyError, TypeError) as error:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from headrace import files
+from headrace import files, urlpath
 from headrace.shards.columns import MAX_EXTRAS, extras_table
 from headrace.shards.errors import ShardError
 from headrace.shards.group import BY_RULE, GroupConfig, Grouped, SampleMembers, group_members
@@ -135,7 +135,7 @@ def build_index(
 
 def shard_name(url: str) -> str:
     """Return the name of a shard: its file name without `.tar`."""
-    return files.basename(url).removesuffix(".tar")
+    return urlpath.basename(url).removesuffix(".tar")
 
 
 def sample_uid(caption: str | None, url: str | None, *, shard: str, key: str) -> str:

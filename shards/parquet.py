@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from headrace import files
+from headrace import atomic, files, urlpath
 
 WHOLE_BYTES = 16 << 20
 """A remote file up to this size is one request instead of one a column."""
@@ -110,8 +110,8 @@ def open_parquet(url: str, *, buffer_bytes: int = 0) -> Iterator[ParquetReader]:
 
     `buffer_bytes` is ParquetReader's.
     """
-    if files.is_local(url):
-        with pa.OSFile(str(files.local_path(url)), "rb") as file:
+    if urlpath.is_local(url):
+        with pa.OSFile(str(urlpath.local_path(url)), "rb") as file:
             yield ParquetReader(file, url, buffer_bytes=buffer_bytes)
         return
     with files.opened(url) as stream:
@@ -152,7 +152,7 @@ def parquet_bytes(table: pa.Table) -> bytes:
 
 def write_parquet(url: str, table: pa.Table, *, group_rows: int = GROUP_ROWS) -> None:
     """Write `table` to any fsspec URL, at once."""
-    with files.atomic_file(url) as path:
+    with atomic.atomic_file(url) as path:
         _write(path, table.schema, [table], group_rows)
 
 

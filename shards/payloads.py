@@ -8,7 +8,7 @@ import os
 import zlib
 from collections.abc import Sequence
 
-from headrace import files
+from headrace import files, urlpath
 from headrace.shards.dataset import Dataset
 from headrace.shards.errors import ShardError
 from headrace.web import NoRangesError
@@ -22,9 +22,9 @@ Span = tuple[int, int]
 
 def read_payloads(url: str, spans: Sequence[Span]) -> list[bytes]:
     """Return the bytes of each (offset, size), in the order asked for. Raises ShardError on a short read."""
-    local = files.is_local(url)
+    local = urlpath.is_local(url)
     result: list[bytes] = [b""] * len(spans)
-    handle = os.open(files.local_path(url), os.O_RDONLY) if local else None
+    handle = os.open(urlpath.local_path(url), os.O_RDONLY) if local else None
     try:
         for group in coalesce(spans, LOCAL_GAP_BYTES if local else REMOTE_GAP_BYTES):
             start = spans[group[0]][0]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from headrace import files
+from headrace import atomic, files, urlpath
 from headrace.shards.desk import Desk, Streaming, Taken
 
 OF_INLINE = "the process that ran it ended"
@@ -34,7 +34,7 @@ class Quarantine:
             with contextlib.suppress(
                 FileNotFoundError, ValueError, KeyError, TypeError
             ):  # it tells the next run little
-                record = json.loads(files.read_bytes(files.join(self.url, name)))
+                record = json.loads(files.read_bytes(urlpath.join(self.url, name)))
                 found[str(record["unit"])] = int(record["deaths"])
         return found
 
@@ -42,12 +42,12 @@ class Quarantine:
         """Write the record of a unit."""
         if self.url:
             record = {"unit": unit, "how": how, "deaths": deaths, "host": socket.gethostname()}
-            files.write_atomic(self._place(unit), (json.dumps(record, sort_keys=True) + "\n").encode())
+            atomic.write_atomic(self._place(unit), (json.dumps(record, sort_keys=True) + "\n").encode())
 
     def release(self, unit: str) -> None:
         """Remove the record of a unit: it is done."""
         if self.url:
-            files.remove(self._place(unit))
+            atomic.remove(self._place(unit))
 
     @contextlib.contextmanager
     def risking(self, unit: str, deaths: int) -> Iterator[None]:
@@ -61,11 +61,11 @@ class Quarantine:
     def empty(self) -> None:
         """Remove all records: nothing is left to do."""
         if self.url:
-            files.remove_all(self.url)
-            files.remove_folder(files.parent(self.url))
+            atomic.remove_all(self.url)
+            atomic.remove_folder(urlpath.parent(self.url))
 
     def _place(self, unit: str) -> str:
-        return files.join(self.url, re.sub(r"[^A-Za-z0-9._-]+", "-", unit) + ".json")
+        return urlpath.join(self.url, re.sub(r"[^A-Za-z0-9._-]+", "-", unit) + ".json")
 
 
 NO_QUARANTINE = Quarantine()

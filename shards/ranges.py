@@ -9,7 +9,7 @@ import dataclasses
 import threading
 from functools import partial
 
-from headrace import files
+from headrace import files, urlpath
 from headrace.access import Access
 from headrace.patience import Patience, Stop
 from headrace.shards.cache import BlockCache, CachedFile
@@ -58,7 +58,7 @@ class RangeReader:
         second look at what cannot be right: no cache on the way is believed.
         """
         fetch = partial(self._fetch, url, fresh)
-        if self._cache is None or not version or files.is_local(url):
+        if self._cache is None or not version or urlpath.is_local(url):
             return fetch(offset, size)
         return self._cache.read(CachedFile(url, version), offset, size, fetch, fresh=fresh)
 
@@ -71,7 +71,7 @@ class RangeReader:
                 return files.read_range(url, offset, size, access=access)
 
             try:
-                if self._hedge is None or files.is_local(url):
+                if self._hedge is None or urlpath.is_local(url):
                     return attempt(self._stop)
                 return self._hedge.read(f"{without_secrets(url)}: at byte {offset}", attempt)
             except OSError as error:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from headrace import files
+from headrace import files, urlpath
 from headrace.shards.commit import RECORD_FIELDS, committed, read_commit
 from headrace.shards.dataset import Dataset, open_dataset
 from headrace.shards.errors import ShardError
@@ -88,7 +88,7 @@ def verify_dataset(
     """
     dataset = open_dataset(url, index_dir=index_dir)
     if engine.executor != "inline":
-        files.check_shared(url, index_dir or "")
+        urlpath.check_shared(url, index_dir or "")
     found: list[Damage] = []
 
     def add(damages: Iterable[Damage]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any, TypeVar
 
-from headrace import files
+from headrace import files, urlpath
 from headrace.shards.errors import ShardError
 from headrace.shards.heartbeat import beat
 
@@ -27,7 +27,7 @@ class Windows:
         self._closing = ExitStack()
         self._file = self._closing.enter_context(files.opened(url, in_blocks=False))
         self.size = self._file.seek(0, io.SEEK_END)
-        self._window_bytes = LOCAL_WINDOW_BYTES if files.is_local(url) else REMOTE_WINDOW_BYTES
+        self._window_bytes = LOCAL_WINDOW_BYTES if urlpath.is_local(url) else REMOTE_WINDOW_BYTES
         self._start = 0
         self._window = b""
         self._hash: Any = hashlib.sha256() if hashing else None

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from headrace import files
+from headrace import atomic, urlpath
 from headrace.config import canonical_json
 from headrace.lease import NO_FENCE, Fence
 from headrace.shards.commit import SHARD_FIELDS, check_name, commit, committed, read_commit
@@ -65,8 +65,8 @@ def write_shard_files(
     full_schema = index_schema(schema)
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
-    tar_url = files.join(dataset_url, "shards", f"{name}.tar")
-    with files.atomic_file(tar_url) as path:
+    tar_url = urlpath.join(dataset_url, "shards", f"{name}.tar")
+    with atomic.atomic_file(tar_url) as path:
         with ShardWriter(path) as writer:
             for sample in samples:
                 if sample.key in seen:
@@ -77,7 +77,7 @@ def write_shard_files(
         record: dict[str, Any] = {"num_samples": len(rows), "num_bytes": writer.num_bytes, "sha256": writer.sha256}
     index = parquet_bytes(_table(rows, full_schema, name))
     fence.check()
-    files.write_atomic(files.join(dataset_url, "shards", f"{name}.parquet"), index)
+    atomic.write_atomic(urlpath.join(dataset_url, "shards", f"{name}.parquet"), index)
     return {**record, "index_sha256": hashlib.sha256(index).hexdigest()}
 
 
@@ -86,7 +86,7 @@ def commit_shard(dataset_url: str, name: str, record: Mapping[str, Any]) -> None
     if not commit(dataset_url, name, record) and read_commit(dataset_url, name) != dict(record):
         raise ShardError(
             "already committed with another content; was the input, a setting or a package changed since?",
-            shard=files.join(dataset_url, "shards", f"{name}.tar"),
+            shard=urlpath.join(dataset_url, "shards", f"{name}.tar"),
         )
 
 
@@ -110,8 +110,8 @@ def finish_dataset(dataset_url: str, *, recipe_digest: str, facts: Mapping[str, 
 
 def clear_leftovers(url: str, *folders: str) -> None:
     """Remove what killed writers left in `url` and in its `folders`; whoever finishes knows that no writer is left."""
-    for folder in (url, *(files.join(url, name) for name in folders)):
-        files.remove_leftovers(folder)
+    for folder in (url, *(urlpath.join(url, name) for name in folders)):
+        atomic.remove_leftovers(folder)
 
 
 def write_manifest(url: str, records: Iterable[Mapping[str, Any]], facts: Mapping[str, Any]) -> None:
@@ -126,8 +126,8 @@ def write_manifest(url: str, records: Iterable[Mapping[str, Any]], facts: Mappin
         "num_bytes": sum(table["num_bytes"].to_pylist()),
         **facts,
     }
-    files.write_atomic(files.join(url, MANIFEST_NAME), manifest)
-    files.write_atomic(files.join(url, SUMMARY_NAME), (canonical_json(summary) + "\n").encode())
+    atomic.write_atomic(urlpath.join(url, MANIFEST_NAME), manifest)
+    atomic.write_atomic(urlpath.join(url, SUMMARY_NAME), (canonical_json(summary) + "\n").encode())
 
 
 def manifest_bytes(records: Iterable[Mapping[str, Any]]) -> bytes:

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, Protocol
 import pytest
 from pydantic import Discriminator
 
-from headrace.config import Extended, OneOf, apply_overrides, build_config, config_to_dict, load_config, parse_yaml
+from headrace.config import build_config, config_to_dict, load_config
+from headrace.config_types import Extended, OneOf
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,87 +87,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_config(Run, tmp_path / "none.yaml")
 
 
-def test_scalars_follow_yaml_1_2() -> None:
-    assert parse_yaml("[off, no, 1e-3, 010, 1.5, true, null, 12:30]") == [
-        "off",
-        "no",
-        1e-3,
-        10,
-        1.5,
-        True,
-        None,
-        "12:30",
-    ]
-
-
 def test_overrides_reach_into_mappings_and_lists(tmp_path: Path) -> None:
     run = _load(tmp_path, "name: a\nsteps: [{step: keep}]\n", "optimizer.lr=1e-2", "steps.0.fraction=0.25", "name=b")
     assert (run.optimizer.lr, run.steps[0].fraction, run.name) == (1e-2, 0.25, "b")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cut:
-    step: Literal["cut"] = "cut"
-    name: str = "cut"
-    at: float = 0.5
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Filter:
-    step: Literal["test"] = "test"
-    name: str
-    at: float = 0.5
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Steps:
-    steps: tuple[Annotated[Cut | Filter, OneOf("step", lambda: {"cut": Cut, "test": Filter})], ...]
-
-
-LIST = {"steps": [{"step": "test", "name": "size"}, {"step": "cut"}, {"step": "test", "name": "words"}]}
-
-
-@pytest.mark.parametrize(("word", "place"), [("cut", 1), ("words", 2), ("0", 0)])
-def test_an_item_of_a_list_is_addressed_by_place_name_or_tag(word: str, place: int) -> None:
-    changed = build_config(Steps, apply_overrides(LIST, [f"steps.{word}.at=0.25"], Steps))
-    assert [step.at for step in changed.steps] == [0.25 if number == place else 0.5 for number in range(3)]
-    whole = build_config(Steps, apply_overrides(LIST, [f"steps.{word}={{step: cut, name: new}}"], Steps))
-    assert whole.steps[place] == Cut(name="new")
-
-
-@pytest.mark.parametrize(
-    ("word", "told"),
-    [
-        ("test", r"override: steps.test: 'test' may be 0 \(size\), 2 \(words\); write its number or its name"),
-        ("cuts", r"override: steps.cuts: no item is 'cuts'; there are 0 \(size\), 1 \(cut\), 2 \(words\)"),
-        ("3", r"override: steps.3: no item is '3'; there are 0 \(size\), 1 \(cut\), 2 \(words\)"),
-    ],
-)
-def test_a_word_that_fits_no_item_or_several_is_refused_with_those_there_are(word: str, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        apply_overrides(LIST, [f"steps.{word}.at=0.25"], Steps)
-
-
-@pytest.mark.parametrize("override", ["lr", "=3", "steps.7.x=1", "name.deep=1", "urls.0.x=3"])
-def test_a_bad_override_is_refused(override: str) -> None:
-    with pytest.raises(ValueError, match="override"):
-        apply_overrides({"name": "a", "steps": [], "urls": ["list.csv"]}, [override])
-
-
-@pytest.mark.parametrize(
-    "text", ["[" * 20_000, "\n".join(" " * depth + "a:" for depth in range(900))], ids=["list", "mapping"]
-)
-def test_what_is_nested_too_deep_is_a_mistake_of_the_user(tmp_path: Path, text: str) -> None:
-    with pytest.raises(ValueError, match=r"run\.yaml: nested too deep"):
-        _load(tmp_path, text)
-    with pytest.raises(ValueError, match="nested too deep"):
-        apply_overrides({}, ["name=" + "[" * 20_000])
-
-
-@pytest.mark.parametrize("tag", ["set", "binary", "timestamp", "omap", "python/object:os.system"])
-def test_a_tag_that_is_no_plain_data_is_refused(tmp_path: Path, tag: str) -> None:
-    with pytest.raises(ValueError, match=r"line 1.*could not determine a constructor"):
-        _load(tmp_path, f"name: !!{tag} {{a, b}}\n")
 
 
 def test_a_config_survives_the_way_to_plain_data_and_back() -> None:

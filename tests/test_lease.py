@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from headrace import files, lease
+from headrace import atomic, files, lease, urlpath
 from headrace.curation.job import Job, own_job
 from headrace.lease import HeldError, check_free, held, holder_of, only_writer
 
@@ -45,11 +45,11 @@ def _hold(url: str, **options: bool) -> Any:
 
 def _leave(url: str, **told: Any) -> None:
     record = {"host": "elsewhere", "process": 7, "started": "1", "token": "t", "beat": time.time()}
-    files.write_atomic(url, json.dumps({**record, **told}).encode())
+    atomic.write_atomic(url, json.dumps({**record, **told}).encode())
 
 
 def test_a_second_holder_is_refused_and_the_first_goes_on(place: str) -> None:
-    url = files.join(place, "a.holder")
+    url = urlpath.join(place, "a.holder")
     with _hold(url) as mine:
         with pytest.raises(
             HeldError, match=rf"is held by process {os.getpid()} on .*\(last sign of life \d+ s ago\); wait"
@@ -60,7 +60,7 @@ def test_a_second_holder_is_refused_and_the_first_goes_on(place: str) -> None:
 
 
 def test_of_rivals_for_a_silent_place_one_gets_it(place: str) -> None:
-    url = files.join(place, "a.holder")
+    url = urlpath.join(place, "a.holder")
     _leave(url, beat=time.time() - lease.SILENT_SECONDS - 60)
     got, refused, all_tried = [], [], threading.Barrier(NUM_RIVALS)
 
@@ -87,7 +87,7 @@ def test_a_holder_whose_clock_is_behind_is_not_replaced_while_it_gives_signs_of_
     place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "WATCH_SECONDS", 300)  # it ends with the first sign
-    url, behind, ended = files.join(place, "a.holder"), 2 * lease.SILENT_SECONDS, threading.Event()
+    url, behind, ended = urlpath.join(place, "a.holder"), 2 * lease.SILENT_SECONDS, threading.Event()
 
     def live() -> None:
         while not ended.wait(0.02):
@@ -157,8 +157,8 @@ def test_who_was_replaced_stops_and_leaves_the_record_alone(tmp_path: Path, monk
 
 
 def test_a_store_that_loses_its_answer_has_put_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put = files.put_if_absent
-    monkeypatch.setattr(files, "put_if_absent", lambda url, data: put(url, data) and False)
+    put = atomic.put_if_absent
+    monkeypatch.setattr(atomic, "put_if_absent", lambda url, data: put(url, data) and False)
     with _hold(str(tmp_path / "a.holder")):
         pass
 
@@ -166,7 +166,7 @@ def test_a_store_that_loses_its_answer_has_put_the_record(tmp_path: Path, monkey
 def test_a_remote_folder_has_one_writer(place: str) -> None:
     with only_writer(place), pytest.raises(ValueError, match="is being written"), only_writer(place):
         pass
-    with own_job(Job(files.join(place, "job"))) as job, pytest.raises(ValueError, match="is owned by"), own_job(job):
+    with own_job(Job(urlpath.join(place, "job"))) as job, pytest.raises(ValueError, match="is owned by"), own_job(job):
         pass
 
 

@@ -3,7 +3,7 @@
 import fsspec
 import pytest
 
-from headrace import files, stores
+from headrace import stores
 from headrace.patience import Patience
 from headrace.stores import open_store
 
@@ -16,7 +16,7 @@ def test_a_store_of_s3_tries_once_and_waits_as_long_as_the_patience_says() -> No
     assert fs.config_kwargs["retries"] == {"total_max_attempts": 1}
     assert open_store("s3://bucket/other", Patience(timeout_seconds=7))[0] is fs
     assert open_store("s3://bucket/other", Patience(timeout_seconds=8))[0] is not fs
-    assert files.open_fs("s3://bucket/key")[0].retries > 1  # of other users of s3fs in this process
+    assert stores.open_fs("s3://bucket/key")[0].retries > 1  # of other users of s3fs in this process
 
 
 def test_what_the_user_configured_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,4 +39,4 @@ def test_what_the_user_configured_stays(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_other_stores_are_as_fsspec_opens_them() -> None:
-    assert open_store("memory://a/b", Patience())[0] is files.open_fs("memory://a/b")[0]
+    assert open_store("memory://a/b", Patience())[0] is stores.open_fs("memory://a/b")[0]

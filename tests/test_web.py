@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from headrace import files, patience
+from headrace import files, patience, urlpath
 from headrace.access import Access
 from headrace.globs import matching
 from headrace.patience import Patience, Stop
@@ -220,9 +220,9 @@ def test_the_names_on_a_folders_page_come_back_as_they_are(tmp_path: Path) -> No
         url = f"http://127.0.0.1:{running.server_port}"
         assert files.list_names(url, ".tar") == sorted(name for name in names if name.endswith(".tar"))
         for name in names:
-            assert files.read_bytes(files.join(url, name)) == name.encode()
-            assert files.basename(files.join(url, name)) == name
-            assert files.parent(files.join(url, name)) == url
+            assert files.read_bytes(urlpath.join(url, name)) == name.encode()
+            assert urlpath.basename(urlpath.join(url, name)) == name
+            assert urlpath.parent(urlpath.join(url, name)) == url
         assert matching(f"{url}/*.txt") == [f"{url}/x.txt"]
         assert ("sub folder/k l.jpg", 0) in files.walk_remote(url)
         assert files.is_folder(url)

@@ -17,10 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headrace.config import apply_overrides, build_config, read_mapping
-from headrace.files import atomic_file, sha256_of
+from headrace.atomic import atomic_file
+from headrace.config import build_config
+from headrace.files import sha256_of
+from headrace.overrides import apply_overrides
 from headrace.pipeline import Mixture, open_stream
 from headrace.shards.permutation import make_key
+from headrace.strict_yaml import read_mapping
 from headrace.train.objectives.codebook import MAX_CODES, TENSOR, nearest_codes
 from headrace.train.objectives.patch_choice import chosen_patches
 from headrace.train.objectives.targets import patches

@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from headrace.config import OneOf, apply_overrides, build_config, canonical_json, config_to_dict, read_mapping
+from headrace.config import build_config, canonical_json, config_to_dict
+from headrace.config_types import OneOf
+from headrace.overrides import apply_overrides
 from headrace.pipeline import Mixture
 from headrace.pipeline.mixture import NO_DECODER
+from headrace.strict_yaml import read_mapping
 from headrace.text import without_secrets
 from headrace.train.evaluate.monitor_config import MonitorConfig, check_names
 from headrace.train.evaluate.validation_config import ValidationConfig, check_validation

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from headrace import files
+from headrace import atomic, files, urlpath
 from headrace.curation.annotate.unit import AnnotateUnit, Found, annotate_shard, find, write_found
 from headrace.curation.job import Job
 from headrace.curation.raw.read import recorded_of
@@ -50,13 +50,13 @@ class PartUnit:
 
     def place(self, name: str, digest: str) -> str:
         """Return where an annotator's table of this part is."""
-        folder = files.join(parts_folder(self.whole.job), f"{name}-{digest[:8]}")
-        return files.join(folder, f"{self.whole.shard}-{self.start:07d}-{self.stop:07d}.parquet")
+        folder = urlpath.join(parts_folder(self.whole.job), f"{name}-{digest[:8]}")
+        return urlpath.join(folder, f"{self.whole.shard}-{self.start:07d}-{self.stop:07d}.parquet")
 
 
 def parts_folder(job: Job) -> str:
     """Return the folder of all parts of a job."""
-    return files.join(job.spool, "annotations")
+    return urlpath.join(job.spool, "annotations")
 
 
 def cut(unit: AnnotateUnit) -> list[PartUnit]:
@@ -70,8 +70,8 @@ def cut(unit: AnnotateUnit) -> list[PartUnit]:
 def known_parts(job: Job) -> set[str]:
     """Return the places of all tables of parts that are there."""
     root = parts_folder(job)
-    folders = [files.join(root, folder) for folder in files.list_names(root)]
-    return {files.join(folder, name) for folder in folders for name in files.list_names(folder)}
+    folders = [urlpath.join(root, folder) for folder in files.list_names(root)]
+    return {urlpath.join(folder, name) for folder in folders for name in files.list_names(folder)}
 
 
 def is_done(part: PartUnit, known: Collection[str]) -> bool:
@@ -108,17 +108,17 @@ def join(unit: AnnotateUnit, parts: Sequence[PartUnit]) -> None:
     write_found(unit, Found(tables=tables, errors=errors, num_rows=parts[-1].stop))
     for part in parts:
         for name, digest in unit.digests:
-            files.remove(part.place(name, digest))
+            atomic.remove(part.place(name, digest))
 
 
 def remove_parts(job: Job, kept: Sequence[PartUnit]) -> None:
     """Remove parts of other settings, of other cuts, and of shards that are done."""
     wanted = {part.place(name, digest) for part in kept for name, digest in part.whole.digests}
     for place in known_parts(job) - wanted:
-        files.remove(place)
+        atomic.remove(place)
     root = parts_folder(job)
     for folder in files.list_names(root):
-        files.remove_leftovers(files.join(root, folder))
-        files.remove_folder(files.join(root, folder))
-    files.remove_folder(root)
-    files.remove_folder(job.spool)
+        atomic.remove_leftovers(urlpath.join(root, folder))
+        atomic.remove_folder(urlpath.join(root, folder))
+    atomic.remove_folder(root)
+    atomic.remove_folder(job.spool)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from headrace import files
+from headrace import atomic, urlpath
 from headrace.config import canonical_json
 from headrace.curation.annotate.annotator import Annotator, digest, file_sha256, identity
 from headrace.curation.annotate.config import AnnotateConfig
@@ -123,9 +123,9 @@ def _begin(job: Job, chosen: Mapping[str, Annotator], digests: Mapping[str, str]
             log.info("%s goes on%s; without %s it is made anew", name, _older(chosen[name]), folder)
         # A commit record whose table is gone speaks of nothing: without it the table is made again.
         for shard in set(committed(folder)) - annotated_shards(folder):
-            files.remove(files.join(folder, "commits", f"{shard}.json"))
+            atomic.remove(urlpath.join(folder, "commits", f"{shard}.json"))
         text = canonical_json(identity(chosen[name])) + "\n"
-        files.put_if_absent(files.join(folder, "annotator.json"), text.encode())
+        atomic.put_if_absent(urlpath.join(folder, "annotator.json"), text.encode())
 
 
 def _remove_leftovers(job: Job, digests: Mapping[str, str]) -> None:

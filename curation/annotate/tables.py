@@ -8,7 +8,7 @@ content is part of the digest), but neither torch nor a model in memory.
 import hashlib
 from collections.abc import Collection
 
-from headrace import files
+from headrace import files, urlpath
 from headrace.curation.annotate.annotator import Annotator, digest
 from headrace.curation.annotate.config import AnnotateConfig, annotators, versions
 from headrace.curation.job import Job
@@ -33,7 +33,7 @@ def annotators_of(config: AnnotateConfig, job: Job) -> dict[str, Annotator]:
 def _begun(annotator: Annotator, job: Job) -> Annotator:
     if annotator.earlier:
         for made in versions(annotator):
-            if files.exists(files.join(job.annotations(made.name, digest(made)), "annotator.json")):
+            if files.exists(urlpath.join(job.annotations(made.name, digest(made)), "annotator.json")):
                 return made
     return annotator
 
@@ -56,7 +56,7 @@ def open_annotation(folder: str, shard: str) -> ParquetReader:
 
     Raises FileNotFoundError if it is not finished, ShardError if it is not the bytes that were committed.
     """
-    url = files.join(folder, f"{shard}.parquet")
+    url = urlpath.join(folder, f"{shard}.parquet")
     expected = annotation_sha256(folder, shard)
     data = files.read_bytes(url)
     if hashlib.sha256(data).hexdigest() != expected:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from headrace import files
+from headrace import atomic, urlpath
 from headrace.curation.annotate.annotator import AnnotationBatch, Annotator, digest
 from headrace.curation.annotate.batches import FetchedRow, batches_with_images, batches_without_images
 from headrace.curation.annotate.config import AnnotateConfig, annotators, versions
@@ -108,7 +108,7 @@ def write_annotations(
     """Write one annotator's table of one shard, then its commit record."""
     data = parquet_bytes(table)
     fence.check()
-    files.write_atomic(files.join(folder, f"{shard}.parquet"), data)
+    atomic.write_atomic(urlpath.join(folder, f"{shard}.parquet"), data)
     record = {
         "bytes": len(data),
         "errors": dict(errors),

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace import files
+from headrace import files, urlpath
 from headrace.curation.build.config import LabelsConfig
 from headrace.curation.build.inputs import open_table
 from headrace.curation.ledger import Decision, digest_of, ledger_by_shard
@@ -149,7 +149,7 @@ def check_type(kind: pa.DataType, config: LabelsConfig) -> None:
 def published_classes(dataset_url: str) -> tuple[str, ...]:
     """Return the classes of a finished dataset; none if it is not finished, or has none."""
     try:
-        return tuple(json.loads(files.read_bytes(files.join(dataset_url, SUMMARY_NAME))).get("classes") or ())
+        return tuple(json.loads(files.read_bytes(urlpath.join(dataset_url, SUMMARY_NAME))).get("classes") or ())
     except FileNotFoundError:
         return ()
 

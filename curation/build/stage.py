@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from headrace import files
+from headrace import atomic, files, urlpath
 from headrace.curation.build.card.about import CARD_NAMES, about_dataset, write_card
 from headrace.curation.build.config import BuildConfig, settings_of
 from headrace.curation.build.inputs import load_raw_shard, open_table
@@ -165,7 +165,7 @@ def run_build(
     log.info("ledger %s: %d shards, %d of them are done already", decision.ledger.name, len(names), len(done))
     run_units(build_unit, units, engine, on_progress, quarantine=job.quarantine("build"))
     fence.check()
-    files.remove_leftovers(job.build_failures(config.dataset))  # of a machine that was lost meanwhile
+    atomic.remove_leftovers(job.build_failures(config.dataset))  # of a machine that was lost meanwhile
     job.quarantine("build").empty()
     _remove_strays(job, name, names)
     with ThreadPoolExecutor(NUM_RECORD_READERS) as readers:
@@ -243,7 +243,7 @@ def _begin(job: Job, config: BuildConfig, decision: Decision, *, start_over: boo
             _check_inputs(decision)
         remove_dataset(job, config.dataset)
     clear_leftovers(dataset, "shards", "commits")
-    files.remove_leftovers(job.build_failures(config.dataset))
+    atomic.remove_leftovers(job.build_failures(config.dataset))
 
 
 def _check_budget(job: Job, config: BuildConfig, built: BuildSummary, names: list[str]) -> None:
@@ -252,7 +252,7 @@ def _check_budget(job: Job, config: BuildConfig, built: BuildSummary, names: lis
     share = config.failure_budget if num_rows >= MIN_JUDGED_ROWS else max(config.failure_budget, SMALL_JOB_BUDGET)
     if built.num_samples and built.num_failed <= share * num_rows:
         return
-    tables = (read_table(files.join(job.build_failures(config.dataset), f"{name}.parquet")) for name in names)
+    tables = (read_table(urlpath.join(job.build_failures(config.dataset), f"{name}.parquet")) for name in names)
     first = next((table.slice(0, 1).to_pylist()[0] for table in tables if table.num_rows), None)
     raise ValueError(
         f"{job.dataset_named(config.dataset)}: {built.num_failed} of {num_rows} rows failed, over {share:g} "
@@ -289,11 +289,11 @@ def remove_dataset(job: Job, name: str) -> None:
     """Remove a dataset and build's failures; what makes them count goes first, the commits last."""
     dataset = job.dataset_named(name)
     for file in (SUMMARY_NAME, MANIFEST_NAME, *CARD_NAMES):
-        files.remove(files.join(dataset, file))
-    parts = [files.join(dataset, part) for part in ("shards", "forgotten", "commits")]
+        atomic.remove(urlpath.join(dataset, file))
+    parts = [urlpath.join(dataset, part) for part in ("shards", "forgotten", "commits")]
     for folder in (parts[0], job.build_failures(name), *parts[1:]):
         for file in files.list_names(folder):
-            files.remove(files.join(folder, file))
+            atomic.remove(urlpath.join(folder, file))
 
 
 def _inputs_digest(config: BuildConfig, origin: Origin, decision: Decision) -> str:
@@ -379,9 +379,9 @@ def _unit(
 
 def _remove_strays(job: Job, dataset: str, names: list[str]) -> None:
     """Remove what an interrupted build of an earlier ledger left beside this one's shards, never committed."""
-    shards = files.join(job.dataset_named(dataset), "shards")
+    shards = urlpath.join(job.dataset_named(dataset), "shards")
     for folder, suffixes in ((shards, (".tar", ".parquet")), (job.build_failures(dataset), (".parquet",))):
         planned = {f"{name}{suffix}" for name in names for suffix in suffixes}
         for name in files.list_names(folder):
             if name not in planned:
-                files.remove(files.join(folder, name))
+                atomic.remove(urlpath.join(folder, name))

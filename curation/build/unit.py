@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from headrace import files
+from headrace import atomic, urlpath
 from headrace.curation.build.captions import ALL_CAPTIONS, CAPTION_OF, CAPTIONS, all_captions
 from headrace.curation.build.clean import clean_image
 from headrace.curation.build.config import BuildConfig
@@ -105,7 +105,7 @@ def build_unit(unit: BuildUnit) -> None:
     _check_budget(unit, len(rows), failures)
     table = parquet_bytes(pa.Table.from_pylist(failures, schema=FAILURES_SCHEMA))
     unit.fence.check()
-    files.write_atomic(files.join(job.build_failures(unit.config.dataset), f"{unit.name}.parquet"), table)
+    atomic.write_atomic(urlpath.join(job.build_failures(unit.config.dataset), f"{unit.name}.parquet"), table)
     facts = {
         "inputs": unit.inputs_digest,
         "ledger": unit.ledger_digest,

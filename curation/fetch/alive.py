@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace import files
+from headrace import atomic, files, urlpath
 from headrace.config import canonical_json
 from headrace.curation.job import Job
 from headrace.curation.raw.read import raw_shards, read_raw, recorded_of
@@ -60,7 +60,7 @@ class Alive:
 
 def report_url(job: Job) -> str:
     """Return where a job's fetch report lies."""
-    return files.join(job.report, FILE_NAME)
+    return urlpath.join(job.report, FILE_NAME)
 
 
 def write_alive(job: Job, date_column: str | None) -> str:
@@ -70,7 +70,7 @@ def write_alive(job: Job, date_column: str | None) -> str:
     if _inputs_of(url) == inputs:
         return url
     report = as_json(count_alive(job, names, date_column), inputs)
-    files.write_atomic(url, (canonical_json(report) + "\n").encode())
+    atomic.write_atomic(url, (canonical_json(report) + "\n").encode())
     log.info("%s: %d of %d rows alive", url, report["alive"], report["rows"])
     return url
 

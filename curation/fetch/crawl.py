@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from headrace import files
+from headrace import atomic
 from headrace.curation.fetch.config import FetchConfig
 from headrace.curation.fetch.errors import FetchError
 from headrace.curation.fetch.lists.spill import read_places
@@ -155,7 +155,7 @@ class _Crawl:
         unit = shard.unit
         if is_committed(unit.shard.folder, unit.shard.name) or is_committed(unit.rows.folder, unit.shard.name):
             return
-        with files.naming_full_disk(unit.shard.folder):
+        with atomic.naming_full_disk(unit.shard.folder):
             await in_thread(shard.open)
             try:
                 async with asyncio.TaskGroup() as tasks:

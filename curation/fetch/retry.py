@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace import files
+from headrace import atomic, files, urlpath
 from headrace.config import canonical_json
 from headrace.curation.fetch.config import FetchConfig
 from headrace.curation.fetch.lists.rows import LIST_PROBLEM
@@ -47,7 +47,7 @@ def generations(job: Job) -> list[Generation]:
     folder = _folder(job)
     found = []
     for name in files.list_names(folder, ".json"):
-        place = files.join(folder, name)
+        place = urlpath.join(folder, name)
         record = read_json(place)
         numbers = [record.get(key) for key in ("rows", "first_shard", "samples_per_shard")]
         if not all(type(number) is int and number >= 0 for number in numbers) or not numbers[2]:
@@ -80,7 +80,7 @@ def begin(job: Job, config: FetchConfig, spilled_list: Sequence[SpilledSegment])
     spilled = SpilledList(folder, 1, rows.num_rows)
     write_parquet(spilled.run_url(0), rows, group_rows=config.samples_per_shard)
     record = {"first_shard": first, "rows": rows.num_rows, "samples_per_shard": config.samples_per_shard}
-    files.put_if_absent(f"{folder}.json", (canonical_json(record) + "\n").encode())
+    atomic.put_if_absent(f"{folder}.json", (canonical_json(record) + "\n").encode())
     return Generation(spilled, first, config.samples_per_shard)
 
 
@@ -139,15 +139,15 @@ def _problems(table: pa.Table) -> pa.Array:
 
 def _remove_leftovers(job: Job, num_begun: int) -> None:
     """Clear what a killed run left: of the last generation, or of one that had not begun."""
-    files.remove_leftovers(_folder(job))
+    atomic.remove_leftovers(_folder(job))
     for number in range(max(0, num_begun - 1), num_begun + 1):
-        files.remove_leftovers(_generation_folder(job, number))
-        files.remove_leftovers(files.join(_generation_folder(job, number), "commits"))
+        atomic.remove_leftovers(_generation_folder(job, number))
+        atomic.remove_leftovers(urlpath.join(_generation_folder(job, number), "commits"))
 
 
 def _generation_folder(job: Job, number: int) -> str:
-    return files.join(_folder(job), f"{number:05d}")
+    return urlpath.join(_folder(job), f"{number:05d}")
 
 
 def _folder(job: Job) -> str:
-    return files.join(job.url, "input", "retries")
+    return urlpath.join(job.url, "input", "retries")

@@ -22,7 +22,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from headrace import files
+from headrace import atomic, urlpath
 from headrace.config import canonical_json, config_to_dict
 from headrace.curation.blocklist import blocklist_stamps
 from headrace.curation.fetch.config import RESIZING, FetchConfig
@@ -74,9 +74,9 @@ def identity(
 
 def remove_spools(folder: str, finished: Collection[str], *, run_is_over: bool = False) -> None:
     """Remove what killed processes left of finished shards; after a run what its processes told each other, too."""
-    if not files.is_local(folder) or not files.local_path(folder).is_dir():
+    if not urlpath.is_local(folder) or not urlpath.local_path(folder).is_dir():
         return
-    path = files.local_path(folder)
+    path = urlpath.local_path(folder)
     for entry in path.iterdir():
         if entry.is_file() and (entry.stem in finished or (run_is_over and entry.name == BOARD)):
             entry.unlink(missing_ok=True)
@@ -169,7 +169,7 @@ class Spool:
         sizes = struct.pack("<II", len(text), len(image))
         head = sizes + struct.pack("<I", zlib.crc32(sizes + text)) + text
         begin = self._end + len(head)
-        with files.naming_full_disk(str(self.path or tempfile.gettempdir())):
+        with atomic.naming_full_disk(str(self.path or tempfile.gettempdir())):
             written = os.pwritev(self._handle, [head, image], self._end)
             rest = memoryview(head + image)[written:] if written < len(head) + len(image) else memoryview(b"")
             while rest:  # a disk that is full writes a part first, then says so

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
-from headrace import files
+from headrace import files, urlpath
 from headrace.curation.blocklist import load_blocklist
 from headrace.curation.fetch import retry
 from headrace.curation.fetch.alive import write_alive
@@ -92,7 +92,7 @@ def plan_fetch(
         return [f"use the {len(foreign_shards(source.raw))} finished raw shards in {source.raw}"]
     _check_list_job(job)
     load_blocklist(config.blocklist)
-    folder = files.join(job.url, "input")
+    folder = urlpath.join(job.url, "input")
     agreed = check_begun(source, folder, seed=seed, fetch=config)
     lists = agreed.new if agreed.new else agreed.segments[0]
     found = survey(agreed.new, source)
@@ -154,7 +154,7 @@ def _check_raw(job: Job, url: str, retry_failed: bool) -> None:
 
 
 def _check_list_job(job: Job) -> None:
-    if files.exists(files.join(job.raw, FOREIGN)):
+    if files.exists(urlpath.join(job.raw, FOREIGN)):
         raise ValueError(f"{job.raw}: this job began with input.raw; give the list a job folder of its own")
 
 
@@ -214,7 +214,7 @@ def divide_fetch(
     """Return fetch as units, one a raw shard of the list."""
     if source.raw is not None:
         raise ValueError("--part and --merge divide the fetch of input.urls; input.raw has nothing to fetch")
-    folder = files.join(job.url, "input")
+    folder = urlpath.join(job.url, "input")
 
     def prepare() -> None:
         segments = _begin(job, source, config, seed)
@@ -239,7 +239,7 @@ def _begin(job: Job, source: InputConfig, config: FetchConfig, seed: int) -> tup
     """Plan and spill what is new in the lists, and remove what killed runs left."""
     _check_list_job(job)
     load_blocklist(config.blocklist)
-    folder = files.join(job.url, "input")
+    folder = urlpath.join(job.url, "input")
     segments = spill(source, folder, seed=seed, fetch=config, next_shard=retry.next_shard(job))
     clear_leftovers(job.raw, "commits", "images")
     remove_spools(job.spool, committed(job.raw))
@@ -332,6 +332,6 @@ def summarize(job: Job) -> FetchSummary:
             continue
         rows += recorded.rows
         failed.update({kind: int(count) for kind, count in status.items() if kind != "success"})
-    tally = read_tallies(files.join(job.url, "input"), len(segments))
+    tally = read_tallies(urlpath.join(job.url, "input"), len(segments))
     odd = {reason: found.rows for reason, found in tally.all().items()}
     return FetchSummary(rows, rows - failed.total() + retried, len(names), dict(failed), retried, reused, odd)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from headrace import files
+from headrace import atomic, urlpath
 from headrace.curation.fetch.config import RESIZING, FetchConfig
 from headrace.curation.fetch.lists.spill import SpilledList
 from headrace.curation.fetch.reuse.join import Reuse
@@ -40,17 +40,17 @@ class FetchUnit:
     @property
     def job_url(self) -> str:
         """The job that the raw shard is of."""
-        return files.parent(self.shard.folder)
+        return urlpath.parent(self.shard.folder)
 
     @property
     def permissions(self) -> str:
         """Folder of the job where what the sites allow is kept."""
-        return files.join(self.job_url, "input", "permissions")
+        return urlpath.join(self.job_url, "input", "permissions")
 
     @property
     def spool_folder(self) -> Path | None:
         """The folder `spool` where it is on this machine's file systems, else None."""
-        return files.local_path(self.spool) if self.spool and files.is_local(self.spool) else None
+        return urlpath.local_path(self.spool) if self.spool and urlpath.is_local(self.spool) else None
 
 
 def write_unit(
@@ -70,6 +70,6 @@ def _record_nothing(unit: FetchUnit) -> None:
     """Commit a retry without a success beside its rows, so that the raw shards stay what they were."""
     name = unit.shard.name
     for path in (f"{name}.tar", f"{name}.parquet", f"{name}_stats.json", f"images/{name}.parquet"):
-        files.remove(files.join(unit.shard.folder, path))  # of a killed run that had successes
-    files.remove_all(files.join(unit.shard.folder, name))
+        atomic.remove(urlpath.join(unit.shard.folder, path))  # of a killed run that had successes
+    atomic.remove_all(urlpath.join(unit.shard.folder, name))
     commit(unit.rows.folder, unit.shard.name, {"successes": 0})

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace import files
+from headrace import atomic, files, urlpath
 from headrace.config import canonical_json
 from headrace.curation.build.card.about import ABOUT_NAME
 from headrace.curation.build.labels import CLASSES, LABELS, classes_digest
@@ -43,14 +43,14 @@ def classes_left(dataset: str, facts: Mapping[str, Any], gone: Mapping[str, Coll
 
 def _recipe_names_them(dataset: str) -> bool:
     try:
-        about = json.loads(files.read_bytes(files.join(dataset, ABOUT_NAME)))
+        about = json.loads(files.read_bytes(urlpath.join(dataset, ABOUT_NAME)))
         return bool(about["build"]["labels"]["classes"])
     except (OSError, ValueError, KeyError, TypeError):
         return False  # with a damaged card rather a name too few than one that had to go
 
 
 def _numbers(dataset: str, shard: str, gone: Collection[str]) -> set[int]:
-    with open_parquet(files.join(dataset, "shards", f"{shard}.parquet")) as file:
+    with open_parquet(urlpath.join(dataset, "shards", f"{shard}.parquet")) as file:
         columns = [name for name in ("label", LABELS.name) if name in file.schema.names]
         table = file.read(["key", *columns])
     left = table.filter(pc.invert(pc.is_in(table["key"], value_set=pa.array(sorted(gone), table["key"].type))))
@@ -80,5 +80,5 @@ def drop_class_names(job_url: str, datasets: Collection[str]) -> None:
         for facts in named:
             del facts["classes"]
         if named:
-            url = files.join(forgotten_folder(job_url), "requests", f"{name}.json")
-            files.write_atomic(url, (canonical_json(data) + "\n").encode())
+            url = urlpath.join(forgotten_folder(job_url), "requests", f"{name}.json")
+            atomic.write_atomic(url, (canonical_json(data) + "\n").encode())

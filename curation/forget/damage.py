@@ -10,7 +10,7 @@ from functools import partial
 
 import pyarrow as pa
 
-from headrace import files
+from headrace import files, urlpath
 from headrace.curation.forget.find import index_url
 from headrace.curation.forget.request import DatasetPlan
 from headrace.curation.job import Job
@@ -42,7 +42,7 @@ def of_raw() -> contextlib.AbstractContextManager[None]:
 
 def of_shard(dataset: str, shard: str) -> contextlib.AbstractContextManager[None]:
     """Say it of a file of a dataset's shard."""
-    record = files.join(dataset, "commits", f"{shard}.json")
+    record = urlpath.join(dataset, "commits", f"{shard}.json")
     return ways_on(f"put back the file as it was, or give the whole shard up: remove {record}")
 
 
@@ -66,7 +66,7 @@ def check_files(job: Job, datasets: Mapping[str, DatasetPlan], raw: Iterable[str
         dataset = job.dataset_named(name)
         checks.append(partial(_check_dataset, dataset))
         for shard in plan.shards:
-            tables = [files.join(job.build_failures(name), f"{shard}.parquet")] if shard in plan.failures else []
+            tables = [urlpath.join(job.build_failures(name), f"{shard}.parquet")] if shard in plan.failures else []
             samples = shard in plan.gone or shard in plan.captions
             checks.append(partial(_check_shard, dataset, shard, samples=samples, tables=tables))
     with ThreadPoolExecutor(NUM_READERS) as readers:
@@ -75,21 +75,21 @@ def check_files(job: Job, datasets: Mapping[str, DatasetPlan], raw: Iterable[str
 
 
 def _check_raw(job: Job, shard: str) -> None:
-    parent = files.join(job.url, "annotations")
-    folders = [files.join(parent, name) for name in files.list_names(parent)]
+    parent = urlpath.join(job.url, "annotations")
+    folders = [urlpath.join(parent, name) for name in files.list_names(parent)]
     with of_raw():
         for folder in (job.raw, *(folder for folder in folders if is_committed(folder, shard))):
             read_commit(folder, shard)
-            _check_table(files.join(folder, f"{shard}.parquet"))
-        _check_table(files.join(job.raw, "images", f"{shard}.parquet"))
-        tar = files.join(job.raw, f"{shard}.tar")
+            _check_table(urlpath.join(folder, f"{shard}.parquet"))
+        _check_table(urlpath.join(job.raw, "images", f"{shard}.parquet"))
+        tar = urlpath.join(job.raw, f"{shard}.tar")
         if files.exists(tar):
             scan_tar(tar)
 
 
 def _check_dataset(dataset: str) -> None:
     with of_dataset(dataset):
-        if files.exists(files.join(dataset, "dataset.json")):
+        if files.exists(urlpath.join(dataset, "dataset.json")):
             open_dataset(dataset)
         read_versions(dataset)
     check_records(dataset)
@@ -114,7 +114,7 @@ def _check_shard(dataset: str, shard: str, *, samples: bool, tables: Iterable[st
             _read(url)
         if samples:
             table = _read(index_url(dataset, shard))
-            image_places(files.join(dataset, "shards", f"{shard}.tar"), table["key"].to_pylist())
+            image_places(urlpath.join(dataset, "shards", f"{shard}.tar"), table["key"].to_pylist())
 
 
 def _check_table(url: str) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace import files
+from headrace import atomic, files, urlpath
 from headrace.curation.build.captions import CAPTION_OF, CAPTIONS, CAPTIONS_OF, all_captions, says_something
 from headrace.curation.build.card.about import write_card_again
 from headrace.curation.build.inputs import load_raw_shard
@@ -61,7 +61,7 @@ def rewrite_dataset(job: Job, name: str, request: Request) -> Iterator[str]:
         ]
         with of_dataset(url):
             forgotten.keep_version(url, request.name, facts=plan.facts, date=request.date, samples=samples)
-        files.remove(files.join(url, SUMMARY_NAME))
+        atomic.remove(urlpath.join(url, SUMMARY_NAME))
     for shard in plan.shards:
         with of_shard(url, shard):
             has_failures = shard in plan.failures and is_committed(url, shard)
@@ -88,10 +88,10 @@ def finish_again(url: str, facts: Mapping[str, Any]) -> None:
 
 def _rewrite_shard(job: Job, name: str, shard: str, request: Request, failures: Mapping[str, Any] | None) -> None:
     url, plan = job.dataset_named(name), request.datasets[name]
-    index, tar = index_url(url, shard), files.join(url, "shards", f"{shard}.tar")
+    index, tar = index_url(url, shard), urlpath.join(url, "shards", f"{shard}.tar")
     if not is_committed(url, shard):  # a killed run found nothing left of it
-        files.remove(tar)
-        files.remove(index)
+        atomic.remove(tar)
+        atomic.remove(index)
         return
     gone = {one.key for one in plan.gone.get(shard, ())}
     record = read_commit(url, shard)
@@ -100,8 +100,8 @@ def _rewrite_shard(job: Job, name: str, shard: str, request: Request, failures: 
         left = table.filter(pc.invert(pc.is_in(table["key"], value_set=pa.array(sorted(gone), pa.string()))))
         if not left.num_rows:
             remove_commit(url, shard)
-            files.remove(tar)
-            files.remove(index)
+            atomic.remove(tar)
+            atomic.remove(index)
             return
         captions = _left_captions(job, url, plan.captions.get(shard, {}), left, set(request.uids))
         record |= write_shard_files(url, shard, _samples(tar, left, captions), left.schema)
@@ -185,10 +185,10 @@ def _facts(job: Job, explained: Explained | None, place: tuple[str, ...]) -> dic
 
 def _without_failures(job: Job, name: str, shard: str, request: Request) -> dict[str, Any]:
     """Take rows out of the failures of an output shard; return what its commit record says of them."""
-    url = files.join(job.build_failures(name), f"{shard}.parquet")
+    url = urlpath.join(job.build_failures(name), f"{shard}.parquet")
     table = read_table(url)
     rows = RowSet((raw, key) for raw, keys in request.rows.items() for key in keys)
     left = table.filter(pc.invert(rows.mask(table)))
     data = parquet_bytes(left)
-    files.write_atomic(url, data)
+    atomic.write_atomic(url, data)
     return {"num_failed": left.num_rows, "failures_sha256": hashlib.sha256(data).hexdigest()}

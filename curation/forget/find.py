@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace import files
+from headrace import files, urlpath
 from headrace.curation.job import Job
 from headrace.curation.ledger import CAPTION_COLUMNS, Ledger, list_ledgers
 from headrace.curation.raw.img2dataset import adopted
@@ -155,7 +155,7 @@ def _in_list(job: Job, mask: Masker, found: Found) -> None:
 
 def spilled_tables(job: Job) -> Iterator[str]:
     """Yield the tables of the list as fetch has spilled it, and of its retries."""
-    for url in _tables_in(files.join(job.url, "input")):
+    for url in _tables_in(urlpath.join(job.url, "input")):
         with open_parquet(url) as file:
             named = set(PLACE) <= set(file.schema.names)
         if named:
@@ -165,9 +165,9 @@ def spilled_tables(job: Job) -> Iterator[str]:
 def _tables_in(url: str, depth: int = 4) -> Iterator[str]:
     for name in files.list_names(url):
         if name.endswith(".parquet"):
-            yield files.join(url, name)
+            yield urlpath.join(url, name)
         elif "." not in name and depth:
-            yield from _tables_in(files.join(url, name), depth - 1)
+            yield from _tables_in(urlpath.join(url, name), depth - 1)
 
 
 def ledger_groups(ledger: Ledger, columns: Iterable[str]) -> Iterator[pa.Table]:
@@ -237,7 +237,7 @@ def _index_hits(dataset: str, shard: str, mask: Masker) -> list[tuple[int, dict[
 
 def index_url(dataset: str, shard: str) -> str:
     """Return where the index of a shard of a dataset lies."""
-    return files.join(dataset, "shards", f"{shard}.parquet")
+    return urlpath.join(dataset, "shards", f"{shard}.parquet")
 
 
 def _mapped(function: Any, names: list[str]) -> Iterator[tuple[str, Any]]:

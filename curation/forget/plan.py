@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace import files
+from headrace import files, urlpath
 from headrace.curation.datasets import built_from
 from headrace.curation.forget.classes import classes_left
 from headrace.curation.forget.find import (
@@ -152,7 +152,7 @@ def _failures(job: Job, name: str, found: Found) -> tuple[str, ...]:
     folder, rows = job.build_failures(name), RowSet(found.rows)
     named = []
     for file in files.list_names(folder, ".parquet"):
-        table = read_table(files.join(folder, file))
+        table = read_table(urlpath.join(folder, file))
         if pc.any(rows.mask(table), min_count=0).as_py():
             named.append(file.removesuffix(".parquet"))
     return tuple(named)
@@ -160,11 +160,11 @@ def _failures(job: Job, name: str, found: Found) -> tuple[str, ...]:
 
 def _facts(dataset: str) -> dict[str, Any] | None:
     try:
-        return dict(json.loads(files.read_bytes(files.join(dataset, SUMMARY_NAME))))
+        return dict(json.loads(files.read_bytes(urlpath.join(dataset, SUMMARY_NAME))))
     except FileNotFoundError:
         return None
 
 
 def ledger_of(job: Job, folder: str) -> Ledger:
     """Return the ledger of a folder's name; of the empty one that of schema 1."""
-    return Ledger(files.join(job.ledgers, folder) if folder else job.ledgers)
+    return Ledger(urlpath.join(job.ledgers, folder) if folder else job.ledgers)

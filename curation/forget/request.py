@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from headrace import files
+from headrace import atomic, files, urlpath
 from headrace.config import build_config, canonical_json
 from headrace.curation.forgotten import SCHEMA, forgotten_folder, read_request, requests_in, sha256_of_text
 
@@ -79,9 +79,9 @@ class Request:
 
     def write(self, job_url: str) -> None:
         """Write it: from here on it counts. Raises ValueError if another driver wrote one of that number."""
-        url = files.join(forgotten_folder(job_url), "requests", f"{self.name}.json")
+        url = urlpath.join(forgotten_folder(job_url), "requests", f"{self.name}.json")
         data = (canonical_json(asdict(self)) + "\n").encode()
-        if not files.put_if_absent(url, data) and files.read_bytes(url) != data:
+        if not atomic.put_if_absent(url, data) and files.read_bytes(url) != data:
             raise ValueError(f"{url} was written by another process; run the command again")
 
 

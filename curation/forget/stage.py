@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from headrace import files
+from headrace import atomic, files, urlpath
 from headrace.curation.datasets import shown_name
 from headrace.curation.forget.classes import drop_class_names
 from headrace.curation.forget.damage import check_files, of_raw, ways_on
@@ -157,7 +157,7 @@ def _held(job: Job, found: Found, request: Request, options: ForgetOptions) -> I
     if found.unread:
         yield f"perhaps raw shards that cannot be read: {', '.join(sorted(found.unread))}"
     for name in sorted({"", *files.list_names(job.datasets)} - set(dataset_names(job))):
-        if files.list_names(files.join(job.dataset_named(name), "shards"), ".tar"):
+        if files.list_names(urlpath.join(job.dataset_named(name), "shards"), ".tar"):
             yield f"perhaps {shown_name(name)}, of which no shard was finished: build it to its end, or remove it"
     if options.dataset is not None:
         others = [name for name in dataset_names(job) if name != options.dataset]
@@ -205,8 +205,8 @@ def _apply(job: Job, request: Request, on_progress: OnProgress) -> None:
 
 def _remove_leftovers(job: Job) -> None:
     """Remove what killed writers have left anywhere in the job: it may hold what is to be forgotten."""
-    if files.is_local(job.url):
-        for path in files.local_path(job.url).rglob(".*.tmp"):
+    if urlpath.is_local(job.url):
+        for path in urlpath.local_path(job.url).rglob(".*.tmp"):
             path.unlink(missing_ok=True)
 
 
@@ -225,8 +225,8 @@ def _steps(job: Job, request: Request, raw: list[str]) -> Iterator[Callable[[], 
     yield partial(drop_class_names, job.url, [job.dataset_named(name) for name in request.datasets])
     if request.rows or request.datasets or request.listed:
         # Reports hold pictures and texts, logs may name a URL.
-        for folder in (job.report, job.logs, files.join(job.ledgers, "kept")):
-            yield partial(files.remove_all, folder)
+        for folder in (job.report, job.logs, urlpath.join(job.ledgers, "kept")):
+            yield partial(atomic.remove_all, folder)
 
 
 def _purge(job: Job, shard: str, keys: tuple[str, ...]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace import files
+from headrace import atomic, files, urlpath
 from headrace.curation.forget.damage import of_ledger
 from headrace.curation.forget.find import PLACE, RowSet, dataset_names, spilled_tables
 from headrace.curation.forget.plan import ledger_of
@@ -41,7 +41,7 @@ _COUNTS = ("count", "successes", "failed_to_download", "status_dict")
 def revise_ledger(job: Job, folder: str, request: Request) -> None:
     """Take the rows out of a ledger, which keeps its name: no other row's verdict or place changes."""
     ledger = ledger_of(job, folder)
-    files.remove(ledger.summary)
+    atomic.remove(ledger.summary)
     rows = RowSet((shard, key) for shard, keys in request.rows.items() for key in keys)
     if not files.exists(ledger.table):
         log.warning("%s is not there any more: nothing of it is revised", ledger.table)
@@ -49,7 +49,7 @@ def revise_ledger(job: Job, folder: str, request: Request) -> None:
     with of_ledger(ledger):
         _rewrite_groups(ledger.table, lambda table: _revised(table, rows, request.new_uids))
     summary = {**request.ledgers[folder], "ledger_sha256": files.sha256_of(ledger.table)}
-    files.write_atomic(ledger.summary, (json.dumps(summary, indent=1, sort_keys=True) + "\n").encode())
+    atomic.write_atomic(ledger.summary, (json.dumps(summary, indent=1, sort_keys=True) + "\n").encode())
 
 
 def _revised(table: pa.Table, rows: RowSet, new_uids: dict[str, str]) -> pa.Table:
@@ -105,14 +105,14 @@ def _renamed(column: pa.ChunkedArray, new_uids: dict[str, str]) -> pa.ChunkedArr
 
 def _rewrite_groups(url: str, change: Callable[[pa.Table], pa.Table]) -> None:
     """Rewrite a table row group by row group, cut as it was."""
-    with open_parquet(url) as file, files.atomic_file(url) as path:
+    with open_parquet(url) as file, atomic.atomic_file(url) as path:
         groups = (change(file.read(groups=[group])) for group in range(len(file.group_rows)))
         write_groups(path, file.schema, groups)
 
 
 def purge_raw(job: Job, shard: str, keys: tuple[str, ...]) -> None:
     """Take images, captions and URLs of rows out of a raw shard; the rows stay as failures of class `forgotten`."""
-    url = files.join(job.raw, f"{shard}.parquet")
+    url = urlpath.join(job.raw, f"{shard}.parquet")
     tar = _images_without(job.raw, shard, keys)
     if not files.exists(url):  # it was removed once the dataset was built
         return
@@ -124,13 +124,13 @@ def purge_raw(job: Job, shard: str, keys: tuple[str, ...]) -> None:
     table = ParquetReader(found, url).read()
     hit = pc.is_in(table["key"], value_set=pa.array(keys, table["key"].type))
     data = parquet_bytes(without_names(table, hit.to_pylist(), kept=KEPT_OF_RAW))
-    files.write_atomic(url, data)
+    atomic.write_atomic(url, data)
     counts = _counts(ParquetReader(data, url).read(["status", "error_class"]), record)
-    stats_url = files.join(job.raw, f"{shard}_stats.json")
+    stats_url = urlpath.join(job.raw, f"{shard}_stats.json")
     if files.exists(stats_url):
         stats = json.loads(files.read_bytes(stats_url))
         text = json.dumps(stats | {name: counts[name] for name in _COUNTS if name in stats}, sort_keys=True, indent=4)
-        files.write_atomic(stats_url, (text + "\n").encode())
+        atomic.write_atomic(stats_url, (text + "\n").encode())
     digest = hashlib.sha256(data).hexdigest()
     sums = {"table": {"bytes": len(data), "sha256": digest}, "tar": tar or record.get("tar")}
     sums = sums if "schema" in record else {}
@@ -154,21 +154,21 @@ def _counts(table: pa.Table, record: dict[str, Any]) -> dict[str, Any]:
 def _images_without(folder: str, shard: str, keys: tuple[str, ...]) -> dict[str, Any] | None:
     """Take images out of a raw shard, in whichever form fetch has written them; return size and sum of a tar."""
     of_keys = tuple(f"{key}." for key in keys)
-    for name in files.list_names(files.join(folder, shard)):
+    for name in files.list_names(urlpath.join(folder, shard)):
         if name.startswith(of_keys):
-            files.remove(files.join(folder, shard, name))
-    images = files.join(folder, "images", f"{shard}.parquet")
+            atomic.remove(urlpath.join(folder, shard, name))
+    images = urlpath.join(folder, "images", f"{shard}.parquet")
     if files.exists(images):
         gone = pa.array(keys, pa.string())
         _rewrite_groups(images, lambda table: table.filter(pc.invert(pc.is_in(table["key"], value_set=gone))))
-    tar = files.join(folder, f"{shard}.tar")
+    tar = urlpath.join(folder, f"{shard}.tar")
     return _tar_without(tar, set(keys)) if files.exists(tar) else None
 
 
 def _tar_without(url: str, keys: set[str]) -> dict[str, Any]:
     """Rewrite a raw tar without the members of keys; return its size and sum."""
     samples = _samples(url, keys)
-    with files.atomic_file(url) as path, ShardWriter(path) as writer:
+    with atomic.atomic_file(url) as path, ShardWriter(path) as writer:
         for key, spans in samples:
             payloads = read_payloads(url, list(spans.values()))
             writer.write(key, dict(zip(spans, payloads, strict=True)))
@@ -187,19 +187,19 @@ def _samples(url: str, keys: set[str]) -> list[tuple[str, dict[str, tuple[int, i
 
 def purge_annotations(job: Job, shard: str, keys: tuple[str, ...]) -> None:
     """Take rows out of every annotator's table of a raw shard."""
-    parent = files.join(job.url, "annotations")
+    parent = urlpath.join(job.url, "annotations")
     for name in files.list_names(parent):
-        folder = files.join(parent, name)
+        folder = urlpath.join(parent, name)
         if not is_committed(folder, shard):
             continue
-        url, record = files.join(folder, f"{shard}.parquet"), read_commit(folder, shard)
+        url, record = urlpath.join(folder, f"{shard}.parquet"), read_commit(folder, shard)
         if not files.exists(url):
             continue
         table = ParquetReader(files.read_bytes(url), url).read()
         hit = pc.is_in(table["key"], value_set=pa.array(keys, table["key"].type))
         left = table.filter(pc.invert(hit))
         data = parquet_bytes(left)
-        files.write_atomic(url, data)
+        atomic.write_atomic(url, data)
         sums = {"bytes": len(data), "rows": left.num_rows, "sha256": hashlib.sha256(data).hexdigest()}
         replace_commit(folder, shard, {**record, **sums, BEGUN: record.get(BEGUN, record["sha256"])})
 
@@ -239,24 +239,24 @@ def remove_unfinished(job: Job, *, raw: bool) -> None:
     """
     for name in dataset_names(job):
         dataset = job.dataset_named(name)
-        _remove_uncommitted(dataset, files.join(dataset, "shards"))
+        _remove_uncommitted(dataset, urlpath.join(dataset, "shards"))
         _remove_uncommitted(dataset, job.build_failures(name))
     if raw and adopted(job) is None:
-        for folder in (job.raw, files.join(job.raw, "images")):
+        for folder in (job.raw, urlpath.join(job.raw, "images")):
             _remove_uncommitted(job.raw, folder)
         for name in sorted(set(files.list_names(job.raw)).difference(committed(job.raw))):
             if name.isdecimal():  # a folder of images
-                files.remove_all(files.join(job.raw, name))
+                atomic.remove_all(urlpath.join(job.raw, name))
     if raw:
-        for name in files.list_names(files.join(job.url, "annotations")):
-            folder = files.join(job.url, "annotations", name)
+        for name in files.list_names(urlpath.join(job.url, "annotations")):
+            folder = urlpath.join(job.url, "annotations", name)
             _remove_uncommitted(folder, folder)
-    folders = (files.join(job.ledgers, name) for name in files.list_names(job.ledgers) if "." not in name)
+    folders = (urlpath.join(job.ledgers, name) for name in files.list_names(job.ledgers) if "." not in name)
     for ledger in map(Ledger, (job.ledgers, *folders)):
         if not files.exists(ledger.summary):
-            files.remove(ledger.table)
+            atomic.remove(ledger.table)
     remove_leftovers(job.ledgers)
-    files.remove_all(job.spool)  # none of before a take-down goes on
+    atomic.remove_all(job.spool)  # none of before a take-down goes on
 
 
 def _remove_uncommitted(unit_folder: str, folder: str) -> None:
@@ -264,7 +264,7 @@ def _remove_uncommitted(unit_folder: str, folder: str) -> None:
     for name in files.list_names(folder):
         unit, _, suffix = name.partition(".")
         if suffix in ("tar", "parquet") and unit not in done:
-            files.remove(files.join(folder, name))
+            atomic.remove(urlpath.join(folder, name))
 
 
 def own_raw_shards(job: Job, request: Request) -> list[str]:

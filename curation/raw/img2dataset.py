@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace import files
+from headrace import atomic, files, urlpath
 from headrace.config import canonical_json
 from headrace.curation.job import Job
 from headrace.curation.raw.record import RECORD_SCHEMA, Recorded, parse_record, read_json
@@ -76,7 +76,7 @@ class Adopted:
         advice = "put back the file that this job began with, or give the new one a job folder of its own"
         if self.records is None:
             return Recorded(place=self.url, advice=advice, folder=self.url, own=False)
-        place = files.join(self.records, f"{shard}.json")
+        place = urlpath.join(self.records, f"{shard}.json")
         return parse_record(read_json(place), place=place, advice=advice, folder=self.url, own=False)
 
 
@@ -92,7 +92,7 @@ def adopt_raw(job: Job, url: str) -> list[str]:
             for _ in readers.map(partial(_record, job, url), shards):
                 pass
         record = {"schema": RECORD_SCHEMA, "shards": shards, "url": url}
-        files.put_if_absent(files.join(job.raw, FOREIGN), (canonical_json(record) + "\n").encode())
+        atomic.put_if_absent(urlpath.join(job.raw, FOREIGN), (canonical_json(record) + "\n").encode())
         log.info("%s: took over %s raw shards of %s", job.raw, len(shards), url)
     return check_adoptable(job, url)
 
@@ -122,24 +122,26 @@ def _record(job: Job, url: str, shard: str) -> None:
         "count": table.num_rows,
         "successes": _successes(table),
         "table": {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
-        "tar": {"bytes": files.size_of(files.join(url, f"{shard}.tar"))},
+        "tar": {"bytes": files.size_of(urlpath.join(url, f"{shard}.tar"))},
     }
     # Written over, as a killed run may have recorded other files before the job began with them.
-    files.write_atomic(files.join(job.raw, FOREIGN_RECORDS, f"{shard}.json"), (canonical_json(record) + "\n").encode())
+    atomic.write_atomic(
+        urlpath.join(job.raw, FOREIGN_RECORDS, f"{shard}.json"), (canonical_json(record) + "\n").encode()
+    )
 
 
 def recorded_foreign_table(url: str, shard: str) -> pa.Table:
     """Return the table of a finished shard with our columns. Raises ShardError where its stats say otherwise."""
-    return foreign_table(_checked(url, shard)[1], files.join(url, f"{shard}.parquet"))
+    return foreign_table(_checked(url, shard)[1], urlpath.join(url, f"{shard}.parquet"))
 
 
 def _checked(url: str, shard: str) -> tuple[bytes, pa.Table]:
     """Return the bytes and the table of one shard; its rows and images are those that its stats tell of."""
-    table_url = files.join(url, f"{shard}.parquet")
+    table_url = urlpath.join(url, f"{shard}.parquet")
     data = files.read_bytes(table_url)
     table = ParquetReader(data, table_url).read()
     foreign_table(table, table_url)
-    stats_url = files.join(url, f"{shard}_stats.json")
+    stats_url = urlpath.join(url, f"{shard}_stats.json")
     stats = _stats(stats_url)
     for name, found in (("count", table.num_rows), ("successes", _successes(table))):
         counted = stats.get(name, found)
@@ -212,7 +214,7 @@ def foreign_table(table: pa.Table, url: str) -> pa.Table:
 
 def _filled(name: str, table: pa.Table, url: str) -> Any:
     own: dict[str, Callable[[], Any]] = {
-        "input_file": lambda: pa.repeat(pa.scalar(files.basename(url)), table.num_rows),
+        "input_file": lambda: pa.repeat(pa.scalar(urlpath.basename(url)), table.num_rows),
         "input_row": lambda: pa.array(range(table.num_rows), pa.int64()),
         "error_class": lambda: pa.array(_classes(table), pa.string()),
     }
@@ -247,7 +249,7 @@ def foreign_error_class(status: str, message: str) -> str:
 def adopted(job: Job) -> Adopted | None:
     """Return the raw shards that this job uses instead of its own; None if it fetched. Raises ValueError if damaged."""
     try:
-        return _adopted(job) if files.is_local(job.raw) else _adopted_elsewhere(job)
+        return _adopted(job) if urlpath.is_local(job.raw) else _adopted_elsewhere(job)
     except FileNotFoundError:
         return None
 
@@ -259,10 +261,10 @@ def _adopted_elsewhere(job: Job) -> Adopted:
 
 
 def _adopted(job: Job) -> Adopted:
-    place = files.join(job.raw, FOREIGN)
+    place = urlpath.join(job.raw, FOREIGN)
     try:
         record = json.loads(files.read_bytes(place))
-        records = None if record.get("schema") is None else files.join(job.raw, FOREIGN_RECORDS)
+        records = None if record.get("schema") is None else urlpath.join(job.raw, FOREIGN_RECORDS)
         return Adopted(str(record["url"]), tuple(sorted(str(name) for name in record["shards"])), records)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{place}: damaged: {error}; restore it, or begin again in another job folder") from error

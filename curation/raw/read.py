@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 
 import pyarrow as pa
 
-from headrace import files
+from headrace import files, urlpath
 from headrace.curation.job import Job
 from headrace.curation.raw.img2dataset import adopted, foreign_table
 from headrace.curation.raw.record import (
@@ -59,7 +59,7 @@ def read_raw(job: Job, shard: str, columns: Collection[str] | None = None) -> pa
     Raises ShardError if it is not what was finished.
     """
     recorded = recorded_of(job, shard)
-    url = files.join(recorded.folder, f"{shard}.parquet")
+    url = urlpath.join(recorded.folder, f"{shard}.parquet")
     try:
         data = files.read_bytes(url)
     except FileNotFoundError as error:
@@ -84,7 +84,7 @@ def recorded_of(job: Job, shard: str) -> Recorded:
 
     A job has shards of its own or of others, never both: only where it has none is it asked whose it took.
     """
-    place = files.join(job.raw, "commits", f"{shard}.json")
+    place = urlpath.join(job.raw, "commits", f"{shard}.json")
     advice = f"put the file back, or remove {place} and run `headrace fetch` again"
     try:
         record = read_commit(job.raw, shard)
@@ -103,7 +103,7 @@ def raw_tar_url(job: Job, shard: str) -> str:
 
 def tar_of(recorded: Recorded, shard: str) -> str:
     """Return the URL of the tar of a raw shard of which this was recorded."""
-    return files.join(recorded.folder, f"{shard}.tar")
+    return urlpath.join(recorded.folder, f"{shard}.tar")
 
 
 def check_raw_tar(job: Job, shard: str) -> Recorded:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from headrace import files
+from headrace import files, urlpath
 from headrace.curation.job import Job
 from headrace.curation.raw.record import read_json
 
@@ -36,7 +36,7 @@ class Segment:
 
 def plan_url(job_url: str) -> str:
     """Return where a job's plan is."""
-    return files.join(job_url, "input", "plan.json")
+    return urlpath.join(job_url, "input", "plan.json")
 
 
 def read_segments(job: Job) -> tuple[Segment, ...]:

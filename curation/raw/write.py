@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace import files
+from headrace import atomic, files, urlpath
 from headrace.config import canonical_json
 from headrace.curation.raw.record import RECORD_SCHEMA
 from headrace.curation.raw.schema import (
@@ -109,10 +109,10 @@ def write_raw_shard(
     tar = _WRITERS[shard.output_format](shard, table, _samples(table, outcomes, payload))
     data = parquet_bytes(table)
     shard.fence.check()
-    files.write_atomic(files.join(shard.folder, f"{shard.name}.parquet"), data)
+    atomic.write_atomic(urlpath.join(shard.folder, f"{shard.name}.parquet"), data)
     stats = _stats(outcomes)
-    files.write_atomic(
-        files.join(shard.folder, f"{shard.name}_stats.json"),
+    atomic.write_atomic(
+        urlpath.join(shard.folder, f"{shard.name}_stats.json"),
         (json.dumps(stats, sort_keys=True, indent=4) + "\n").encode(),
     )
     sums = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -132,7 +132,7 @@ def _samples(table: pa.Table, outcomes: Sequence[Outcome], payload: Callable[[Ou
 
 
 def _write_tar(shard: RawShard, _table: pa.Table, samples: Samples) -> dict[str, Any]:
-    with files.atomic_file(files.join(shard.folder, f"{shard.name}.tar")) as path:
+    with atomic.atomic_file(urlpath.join(shard.folder, f"{shard.name}.tar")) as path:
         with ShardWriter(path) as writer:
             for record, image_format, image in samples:
                 writer.write(record["key"], _members(record, image_format, image))
@@ -142,14 +142,14 @@ def _write_tar(shard: RawShard, _table: pa.Table, samples: Samples) -> dict[str,
 
 def _write_files(shard: RawShard, _table: pa.Table, samples: Samples) -> dict[str, Any]:
     """Write the members that a tar would hold as files of `raw/00000/`."""
-    folder = files.join(shard.folder, shard.name)
+    folder = urlpath.join(shard.folder, shard.name)
     shard.fence.check()
-    files.remove_all(folder)  # of a killed run, which may have had others
+    atomic.remove_all(folder)  # of a killed run, which may have had others
     num_bytes, digest = 0, hashlib.sha256()
     for record, image_format, image in samples:
         for extension, data in _members(record, image_format, image).items():
             shard.fence.check()
-            files.write_atomic(files.join(folder, f"{record['key']}.{extension}"), data)
+            atomic.write_atomic(urlpath.join(folder, f"{record['key']}.{extension}"), data)
             num_bytes += len(data)
             digest.update(hashlib.sha256(data).digest())
     return {"bytes": num_bytes, "sha256": digest.hexdigest()}
@@ -159,7 +159,7 @@ def _write_images(shard: RawShard, table: pa.Table, samples: Samples) -> dict[st
     """Write `raw/images/00000.parquet`: the rows with an image, and the image in the column `image`."""
     schema = pa.schema([("image", pa.binary()), *table.schema])
     rows = table.filter(pc.equal(table["status"], "success"))
-    url = files.join(shard.folder, "images", f"{shard.name}.parquet")
+    url = urlpath.join(shard.folder, "images", f"{shard.name}.parquet")
 
     def groups() -> Iterator[pa.Table]:
         start = 0
@@ -168,7 +168,7 @@ def _write_images(shard: RawShard, table: pa.Table, samples: Samples) -> dict[st
             yield pa.table([pa.array(held, pa.binary()), *part.columns], schema=schema)
             start += len(held)
 
-    with files.atomic_file(url) as path:
+    with atomic.atomic_file(url) as path:
         write_groups(path, schema, groups())
         shard.fence.check()
         return {"bytes": path.stat().st_size, "sha256": files.sha256_of(str(path))}

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from headrace import files
+from headrace import files, urlpath
 from headrace.curation.annotate.annotators import known_annotators
 from headrace.curation.job import Job
 from headrace.curation.ledger import Decision, ledger_by_shard
@@ -240,7 +240,7 @@ def build_failures(job: Job, dataset: str) -> dict[str, Any]:
     reasons = Counts()
     rows: list[dict[str, Any]] = []
     for name in files.list_names(job.build_failures(dataset), ".parquet"):
-        table = read_table(files.join(job.build_failures(dataset), name))
+        table = read_table(urlpath.join(job.build_failures(dataset), name))
         reasons.add(table["reason"])
         if len(rows) < MAX_FAILURES:
             rows.extend(table.slice(0, MAX_FAILURES - len(rows)).to_pylist())

@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from headrace import files
+from headrace import atomic, files, urlpath
 from headrace.config import canonical_json
 from headrace.curation.annotate.annotators import remarks_of
 from headrace.curation.datasets import Explained
@@ -67,7 +67,7 @@ class ShownRecipe:
 
 def plan_report(out: str) -> list[str]:
     """Return what `run_report` would do."""
-    return [f"write {files.join(out, 'report.html')} and report.json"]
+    return [f"write {urlpath.join(out, 'report.html')} and report.json"]
 
 
 def run_report(
@@ -127,7 +127,7 @@ def report_dataset(url: str, config: ReportConfig, out: str, *, index_dir: str |
 
 def open_any(url: str, *, index_dir: str | None = None) -> Dataset:
     """Open a dataset, or tars that have no index: those are indexed first, into `index_dir` or the user's cache."""
-    if names_tars(url) or not files.exists(files.join(index_dir or url, SUMMARY_NAME)):
+    if names_tars(url) or not files.exists(urlpath.join(index_dir or url, SUMMARY_NAME)):
         return open_tars(url, index_dir=index_dir or "")
     return open_dataset(url, index_dir=index_dir)
 
@@ -288,7 +288,7 @@ def _hosts(numbers: Numbers) -> list[dict[str, Any]]:
 
 def built_dataset(explained: Explained) -> Dataset | None:
     url = explained.dataset_url
-    return open_dataset(url) if url is not None and files.exists(files.join(url, "dataset.json")) else None
+    return open_dataset(url) if url is not None and files.exists(urlpath.join(url, "dataset.json")) else None
 
 
 def _write(out: str, report: dict[str, Any], galleries: Galleries, recipe_text: str) -> ReportSummary:
@@ -316,11 +316,11 @@ def _write(out: str, report: dict[str, Any], galleries: Galleries, recipe_text: 
         "dropped": {name: _uids(items) for name, items in galleries.dropped.items()},
     }
     report["dropped_rows"] = galleries.dropped_rows
-    files.remove_leftovers(out)
-    html, numbers = files.join(out, "report.html"), files.join(out, "report.json")
+    atomic.remove_leftovers(out)
+    html, numbers = urlpath.join(out, "report.html"), urlpath.join(out, "report.json")
     text = json.dumps(json.loads(canonical_json(report)), indent=1, sort_keys=True, ensure_ascii=True)
-    files.write_atomic(numbers, (text + "\n").encode())
-    files.write_atomic(html, render(report, galleries, recipe_text))
+    atomic.write_atomic(numbers, (text + "\n").encode())
+    atomic.write_atomic(html, render(report, galleries, recipe_text))
     return ReportSummary(
         html=html,
         json=numbers,

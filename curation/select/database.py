@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from headrace import files
+from headrace import atomic, urlpath
 from headrace.curation.select.expression import first_line, text_literal
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def open_database(ledger_url: str, limits: Limits) -> Iterator[duckdb.DuckDBPyCo
     The folder lies beside the ledger (in the system's temporary folder if the job is remote, or if its path is one
     that DuckDB cannot open). Raises ValueError if the memory is too small, OSError if the disk is.
     """
-    beside = files.local_path(files.join(ledger_url, WORK_FOLDER)) if files.is_local(ledger_url) else None
+    beside = urlpath.local_path(urlpath.join(ledger_url, WORK_FOLDER)) if urlpath.is_local(ledger_url) else None
     if beside is not None and not _PATTERN.search(str(beside)):
         folder = beside
         folder.mkdir(parents=True)
@@ -102,9 +102,9 @@ def _explained(error: duckdb.Error, folder: Path, limits: Limits) -> Exception:
 
 def remove_leftovers(ledger_url: str) -> None:
     """Remove what a killed run left beside the ledger."""
-    files.remove_leftovers(ledger_url)
-    if files.is_local(ledger_url):
-        shutil.rmtree(files.local_path(files.join(ledger_url, WORK_FOLDER)), ignore_errors=True)
+    atomic.remove_leftovers(ledger_url)
+    if urlpath.is_local(ledger_url):
+        shutil.rmtree(urlpath.local_path(urlpath.join(ledger_url, WORK_FOLDER)), ignore_errors=True)
 
 
 def _connect(folder: Path, limits: Limits) -> duckdb.DuckDBPyConnection:
@@ -161,7 +161,7 @@ def work_folder(connection: duckdb.DuckDBPyConnection) -> Path:
 
 def shares_folder(connection: duckdb.DuckDBPyConnection, ledger_url: str) -> bool:
     """Return whether the work folder lies beside the ledger, where all that share the job can read it."""
-    return files.is_local(ledger_url) and work_folder(connection).is_relative_to(files.local_path(ledger_url))
+    return urlpath.is_local(ledger_url) and work_folder(connection).is_relative_to(urlpath.local_path(ledger_url))
 
 
 def insert(connection: duckdb.DuckDBPyConnection, name: str, table: pa.Table) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace import files
+from headrace import atomic, files, urlpath
 from headrace.curation.annotate.annotators.hashes import Hashes, image_hashes
 from headrace.shards.heartbeat import beat
 from headrace.shards.images.decode import decode_rgb
@@ -88,10 +88,10 @@ def hash_evaluation_set(
 
     Raises ValueError if there is no image, or more than 1 % do not decode.
     """
-    units = evaluation_units(evaluation, files.join(folder, evaluation.name))
-    files.remove_leftovers(files.join(folder, evaluation.name))
-    for name in files.list_names(files.join(folder, evaluation.name), ".parquet")[len(units) :]:
-        files.remove(files.join(folder, evaluation.name, name))
+    units = evaluation_units(evaluation, urlpath.join(folder, evaluation.name))
+    atomic.remove_leftovers(urlpath.join(folder, evaluation.name))
+    for name in files.list_names(urlpath.join(folder, evaluation.name), ".parquet")[len(units) :]:
+        atomic.remove(urlpath.join(folder, evaluation.name, name))
     small = sum(len(unit.parts) for unit in units) <= INLINE_IMAGES and len(units) == 1
     run_units(hash_unit, units, EngineConfig(executor="inline") if small else engine, on_progress)
     table = pa.concat_tables([SCHEMA.empty_table(), *(_read(unit.out) for unit in units)]).combine_chunks()
@@ -180,7 +180,7 @@ def evaluation_units(evaluation: EvaluationSet, folder: str) -> list[HashUnit]:
         groups[-1].append(part)
         room -= size
     return [
-        HashUnit(f"{evaluation.name}/{number:05d}", tuple(parts), files.join(folder, f"{number:05d}.parquet"))
+        HashUnit(f"{evaluation.name}/{number:05d}", tuple(parts), urlpath.join(folder, f"{number:05d}.parquet"))
         for number, parts in enumerate(groups)
     ]
 
@@ -197,21 +197,21 @@ def find_parts(url: str) -> Iterator[Part]:
         yield from _tar_parts(url)
     elif url.endswith(".parquet"):
         yield from _parquet_parts(url)
-    elif files.exists(files.join(url, "dataset.json")) and files.list_names(files.join(url, "shards"), ".tar"):
-        for name in files.list_names(files.join(url, "shards"), ".tar"):
-            yield from _tar_parts(files.join(url, "shards", name))
+    elif files.exists(urlpath.join(url, "dataset.json")) and files.list_names(urlpath.join(url, "shards"), ".tar"):
+        for name in files.list_names(urlpath.join(url, "shards"), ".tar"):
+            yield from _tar_parts(urlpath.join(url, "shards", name))
     elif files.list_names(url, ".tar"):
         for name in files.list_names(url, ".tar"):
-            yield from _tar_parts(files.join(url, name))
+            yield from _tar_parts(urlpath.join(url, name))
     elif files.list_names(url, ".parquet"):
         for name in files.list_names(url, ".parquet"):
-            yield from _parquet_parts(files.join(url, name))
+            yield from _parquet_parts(urlpath.join(url, name))
     else:
         yield from _folder_parts(url)
 
 
 def _tar_parts(url: str) -> Iterator[Part]:
-    shard = files.basename(url)
+    shard = urlpath.basename(url)
     images = [member for member in scan_tar(url, allow_missing_end=True) if names_image(member.name)]
     for start in range(0, len(images), IMAGES_PER_UNIT):
         some = images[start : start + IMAGES_PER_UNIT]
@@ -228,13 +228,13 @@ def _parquet_parts(url: str) -> Iterator[Part]:
 
 def _folder_parts(url: str) -> Iterator[Part]:
     if not files.is_folder(url):
-        if names_image(files.basename(url)):
-            yield Part(url, (files.basename(url),))
+        if names_image(urlpath.basename(url)):
+            yield Part(url, (urlpath.basename(url),))
         return
     # As `headrace import --follow-links` lists it: links are followed, as image folders are often made of them.
     folder = open_folder(url, follow_links=True)
     for name in filter(names_image, folder.paths):
-        yield Part(files.join(url, name), (name,))
+        yield Part(urlpath.join(url, name), (name,))
 
 
 def read_part(part: Part) -> Iterator[tuple[str, bytes]]:
@@ -263,7 +263,7 @@ def _read_row_group(part: Part) -> Iterator[tuple[str, bytes]]:
     with open_parquet(part.url) as file:
         column = _image_column(file.schema, part.url)
         values = file.read([column], groups=[part.row_group])[column]
-    name = files.basename(part.url)
+    name = urlpath.basename(part.url)
     for row, value in enumerate(values.to_pylist()):
         data = value.get("bytes") if isinstance(value, dict) else value
         yield f"{name}/{part.row_group}/{row}", data or b""

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from headrace import files
+from headrace import atomic, files, urlpath
 from headrace.curation.annotate.annotator import digest
 from headrace.curation.annotate.annotators.copy_embedding import CopyEmbedding, CopyEmbeddingConfig, descriptor
 from headrace.curation.annotate.annotators.hash_variants import crop, turn
@@ -133,9 +133,9 @@ def with_fact(
 
     Raises ValueError if the images changed meanwhile.
     """
-    place = files.join(folder, evaluation.name, fact.name)
+    place = urlpath.join(folder, evaluation.name, fact.name)
     units = [FactUnit(unit.name, unit.parts, unit.out, fact) for unit in evaluation_units(evaluation, place)]
-    files.remove_leftovers(place)
+    atomic.remove_leftovers(place)
     small = len(units) == 1 and table.num_rows <= INLINE_IMAGES // 10
     run_units(fact_unit, units, EngineConfig(executor="inline") if small else engine, on_progress)
     schema = _schema(fact)

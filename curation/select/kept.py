@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from headrace import files
+from headrace import atomic, files, urlpath
 from headrace.curation.ledger import NAME_LETTERS
 from headrace.shards.parquet import read_table, write_parquet
 
@@ -57,10 +57,10 @@ class Kept:
             log.warning("%s is not kept for the next run: %s", url, error)
             return
         stamps = files.stamps_in(self.url)
-        others = [name for name in stamps if name.startswith(f"{kind}-") and name != files.basename(url)]
+        others = [name for name in stamps if name.startswith(f"{kind}-") and name != urlpath.basename(url)]
         others.sort(key=lambda name: (stamps[name][1], name))
         for name in others[: max(0, len(others) + 1 - MOST_OF_A_KIND)]:
-            files.remove(files.join(self.url, name))
+            atomic.remove(urlpath.join(self.url, name))
 
     def _url(self, kind: str, digest: str) -> str:
-        return files.join(self.url, f"{kind}-{digest[:NAME_LETTERS]}.parquet")
+        return urlpath.join(self.url, f"{kind}-{digest[:NAME_LETTERS]}.parquet")

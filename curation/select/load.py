@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace import files
+from headrace import files, urlpath
 from headrace.curation.annotate.annotators import known_annotators
 from headrace.curation.annotate.annotators.hash_variants import CUT_COLUMNS, MIRRORED_COLUMNS
 from headrace.curation.annotate.tables import begun_sha256, open_annotation
@@ -75,7 +75,7 @@ class Inputs:
         """
         found = {f"raw/{shard}": _raw_sha256(self.job, shard) for shard in self.shards}
         for annotation in self.annotations:
-            folder = files.basename(annotation.url)
+            folder = urlpath.basename(annotation.url)
             with _naming_the_stage("annotate"):
                 found |= {f"{folder}/{shard}": begun_sha256(annotation.url, shard) for shard in self.shards}
         return found
@@ -107,7 +107,7 @@ def _raw_sha256(job: Job, shard: str) -> str:
     if known is not None:
         return known
     with _naming_the_stage("fetch"):
-        return hashlib.sha256(files.read_bytes(files.join(recorded.folder, f"{shard}.parquet"))).hexdigest()
+        return hashlib.sha256(files.read_bytes(urlpath.join(recorded.folder, f"{shard}.parquet"))).hexdigest()
 
 
 def _raw_rows(job: Job, shard: str) -> int:
@@ -290,7 +290,7 @@ def _joined(inputs: Inputs, shard: str, wanted: pa.Schema) -> pa.Table:
         keys = raw["key"].filter(pa.array(succeeded)).combine_chunks()
         if not annotated["key"].combine_chunks().cast(keys.type).equals(keys):
             raise ValueError(
-                f"{files.join(annotation.url, shard)}.parquet does not hold the rows of raw shard {shard}; "
+                f"{urlpath.join(annotation.url, shard)}.parquet does not hold the rows of raw shard {shard}; "
                 "remove that file and run `headrace annotate` again"
             )
         columns |= {name: annotated[name].combine_chunks().take(place) for name in names}

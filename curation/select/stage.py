@@ -13,7 +13,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from headrace import files
+from headrace import atomic, files, urlpath
 from headrace.config import config_to_dict
 from headrace.curation.annotate.annotators import column_hints
 from headrace.curation.forgotten import tombstones_digest
@@ -115,7 +115,7 @@ def select_rows(
     columns = check_selection(inputs, selection)
     remove_leftovers(inputs.job.ledgers)
     for name in files.list_names(inputs.job.ledgers):
-        files.remove_leftovers(files.join(inputs.job.ledgers, name))
+        atomic.remove_leftovers(urlpath.join(inputs.job.ledgers, name))
     tables = _evaluation_tables(inputs, selection.steps, engine, on_progress)
     sizes = inputs.sizes()
     digests = _digests(inputs, selection, tables, sum(sizes), limits)
@@ -128,7 +128,7 @@ def select_rows(
     with open_database(inputs.job.ledgers, limits) as connection:
         if engine.executor == "ray" and not shares_folder(connection, inputs.job.ledgers):
             engine = EngineConfig(workers=engine.workers)  # other machines could not read the work folder
-        kept = Kept(files.join(inputs.job.ledgers, KEPT_FOLDER))
+        kept = Kept(urlpath.join(inputs.job.ledgers, KEPT_FOLDER))
         run = Run(
             *(inputs, selection, sizes, connection, limits, engine, kept, tables),
             hints=column_hints(),
@@ -186,7 +186,7 @@ def check_columns(steps: Sequence[Step], schema: pa.Schema, untyped: Sequence[st
 def _evaluation_tables(
     inputs: Inputs, steps: Sequence[Step], engine: EngineConfig, on_progress: OnProgress
 ) -> EvaluationTables:
-    folder = files.join(inputs.job.ledgers, "evaluation")
+    folder = urlpath.join(inputs.job.ledgers, "evaluation")
     return {
         step.name: {item.name: _evaluation_table(step, item, folder, engine, on_progress) for item in sets}
         for step in steps
@@ -270,7 +270,7 @@ def _write(rows: LedgerRows, selection: Selection, digest: str, funnel: Sequence
     inputs = rows.inputs
     ledger = ledger_named(inputs.job, digest)
     sha256 = write_ledger(ledger, rows.tables(), rows.schema)
-    annotations = {item.name: files.basename(item.url) for item in inputs.annotations}
+    annotations = {item.name: urlpath.basename(item.url) for item in inputs.annotations}
     summary = LedgerSummary(
         schema=MERGED_SCHEMA_VERSION if rows.merges else SCHEMA_VERSION,
         decided_by=decision_digest(selection, annotations),

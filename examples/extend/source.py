@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from headrace import files
+from headrace import urlpath
 from headrace.shards.images.formats import names_image
 from headrace.shards.imports.source import Input, Leftover, too_large
 
@@ -53,14 +53,14 @@ class ZipSource:
         """Return the inputs at these places."""
         labels = {name: number for number, name in enumerate(self.classes)}
         chosen = [self.members[position] for position in positions]
-        path = str(files.local_path(self.url))
+        path = str(urlpath.local_path(self.url))
         return ZipUnit(path, tuple((name, size, labels.get(name.rpartition("/")[0])) for name, size in chosen))
 
 
 def open_zip(url: str) -> ZipSource:
     """Return the inputs of a zip file. Raises ValueError if it is none."""
     try:
-        with zipfile.ZipFile(files.local_path(url)) as archive:
+        with zipfile.ZipFile(urlpath.local_path(url)) as archive:
             members = tuple((item.filename, item.file_size) for item in archive.infolist() if not item.is_dir())
     except zipfile.BadZipFile as error:
         raise ValueError(f"{url}: not a zip file: {error}") from error

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from headrace.atomic import write_atomic
 from headrace.examples.studies import jobs
-from headrace.files import write_atomic
 from headrace.train.config import load_run
 from headrace.train.steady.alarms import DIP, LEAST_LINES, SPIKE, AlarmConfig
 

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from headrace.atomic import write_atomic
 from headrace.cli import app
-from headrace.files import write_atomic
 from headrace.shards.parquet import write_parquet
 
 Groups = Mapping[str, Sequence["Job"]]

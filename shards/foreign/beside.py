@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-from headrace import files
+from headrace import urlpath
 from headrace.shards.columns import is_text, kind_of, value_type
 from headrace.shards.members import Facts, facts_of
 from headrace.shards.parquet import read_table
@@ -37,7 +37,7 @@ def read_beside(tar_url: str) -> Mapping[str, Facts]:
     for row in table.select(_plain(table.schema)).to_pylist():
         key = row.pop(_KEY)
         if isinstance(key, str) and key not in found:
-            found[key] = facts_of(row, where=files.basename(url))
+            found[key] = facts_of(row, where=urlpath.basename(url))
     return found
 
 

@@ -7,7 +7,7 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 
-from headrace import files
+from headrace import files, urlpath
 from headrace.globs import matching, split_real_folders
 from headrace.web import is_http
 
@@ -29,7 +29,7 @@ def expand_files(url: str, suffix: str) -> list[str]:
     if files.exists(url):
         if url.endswith(suffix) and not _is_folder(url):
             return [url]
-        return [files.join(url, name) for name in files.list_names(url, suffix=suffix)]
+        return [urlpath.join(url, name) for name in files.list_names(url, suffix=suffix)]
     folders, pattern = split_real_folders(url, _is_folder)
     spelled = [f"{folders}{name}" for name in spell_out(pattern)]
     if len(spelled) > 1:
@@ -37,18 +37,18 @@ def expand_files(url: str, suffix: str) -> list[str]:
     if any(letter in url for letter in "*?["):
         return [name for name in matching(url) if name.endswith(suffix)]
     # A server may list a folder that it does not say exists.
-    return [] if url.endswith(suffix) else [files.join(url, name) for name in files.list_names(url, suffix=suffix)]
+    return [] if url.endswith(suffix) else [urlpath.join(url, name) for name in files.list_names(url, suffix=suffix)]
 
 
 def _expand_http(url: str, suffix: str) -> list[str]:
     spelled = list(spell_out(url))
     if len(spelled) > 1:
         return _all_of(url, spelled, suffix)
-    if files.basename(url).endswith(suffix) and "*" not in url:
+    if urlpath.basename(url).endswith(suffix) and "*" not in url:
         return [url]  # without asking: reading it says what is the matter
     if any(letter in url for letter in "*[") and not files.exists(url):
-        return [name for name in matching(url) if files.basename(name).endswith(suffix)]
-    return [files.join(url, name) for name in files.list_names(url, suffix=suffix)]
+        return [name for name in matching(url) if urlpath.basename(name).endswith(suffix)]
+    return [urlpath.join(url, name) for name in files.list_names(url, suffix=suffix)]
 
 
 def spell_out(pattern: str) -> Iterator[str]:
@@ -93,7 +93,7 @@ def _all_of(pattern: str, spelled: Sequence[str], suffix: str) -> list[str]:
 
 
 def _is_folder(url: str) -> bool:
-    return files.is_local(url) and files.local_path(url).is_dir()
+    return urlpath.is_local(url) and urlpath.local_path(url).is_dir()
 
 
 def find_tars(urls: Sequence[str]) -> dict[str, list[str]]:
@@ -105,13 +105,13 @@ def find_tars(urls: Sequence[str]) -> dict[str, list[str]]:
             refuse_compressed(url)
             raise ValueError(f"{url}: no .tar there")
         for tar in tars:
-            found.setdefault(files.parent(tar), set()).add(files.basename(tar))
+            found.setdefault(urlpath.parent(tar), set()).add(urlpath.basename(tar))
     return {folder: sorted(names) for folder, names in sorted(found.items())}
 
 
 def compressed_tars(url: str) -> list[str]:
     """Return the compressed tars that `url` names, or that lie in the folder that it names."""
-    name = files.basename(url)
+    name = urlpath.basename(url)
     if name.endswith(COMPRESSED):
         return [found for suffix in COMPRESSED if name.endswith(suffix) for found in expand_files(url, suffix)]
     if name.endswith((".tar", ".parquet")) or (is_http(url) and not files.is_folder(url)):
@@ -123,7 +123,7 @@ def refuse_compressed(url: str) -> None:
     """Raise ValueError if `url` names compressed tars, or a folder of them."""
     found = compressed_tars(url)
     if found:
-        names = ", ".join(map(files.basename, found[:_SHOWN]))
+        names = ", ".join(map(urlpath.basename, found[:_SHOWN]))
         raise ValueError(
             f"{url}: {len(found)} compressed tars ({names}{', ...' if len(found) > _SHOWN else ''}); "
             "a shard must be a plain .tar to be read by ranges: unpack them, for example with gunzip"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from headrace import files
+from headrace import urlpath
 from headrace.config import config_to_dict
 from headrace.lease import only_writer
 from headrace.shards.dataset import fast_not_held, layout_of
@@ -94,14 +94,14 @@ def index_folder(
     _check_not_ours(folder)
     base = config.index_dir or folder
     if engine.executor != "inline":
-        files.check_shared(folder, base)
-    work = [TarUnit(files.join(folder, tar), base, config.group, config.fast, config.rebuild) for tar in tars]
+        urlpath.check_shared(folder, base)
+    work = [TarUnit(urlpath.join(folder, tar), base, config.group, config.fast, config.rebuild) for tar in tars]
     log.info("%s: index of %d tars begins", folder, len(tars))
     with only_writer(base):
         records = run_units(index_tar, work, engine, on_progress)
         _check_whole(records)
         repaired = tuple(record.pop("repaired") for record in records if "repaired" in record)
-        _check_unused(folder, records, config.max_unused, files.join(base, INDEX_FOLDER, REJECTS_FOLDER))
+        _check_unused(folder, records, config.max_unused, urlpath.join(base, INDEX_FOLDER, REJECTS_FOLDER))
         agreement = agree_on(records)
         records = _settle(work, records, agreement, engine)
         clear_leftovers(base, INDEX_FOLDER, f"{INDEX_FOLDER}/commits", f"{INDEX_FOLDER}/{REJECTS_FOLDER}")
@@ -192,7 +192,7 @@ def _summary(
         columns=tuple(agreement.columns),
         classes=agreement.classes,
         unnumbered=agreement.unnumbered,
-        rejects=files.join(base, INDEX_FOLDER, REJECTS_FOLDER) if some else None,
+        rejects=urlpath.join(base, INDEX_FOLDER, REJECTS_FOLDER) if some else None,
     )
 
 

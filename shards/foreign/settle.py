@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from headrace import files
+from headrace import urlpath
 from headrace.config import canonical_json
 from headrace.shards.columns import TYPES, agree, cast_column
 from headrace.shards.errors import ShardError
@@ -77,7 +77,7 @@ def settle_index(unit: SettleUnit) -> dict[str, Any]:
         if "damage" in record:
             raise ShardError(record["damage"])
     folder = unit.tar.folder
-    table = read_index(files.join(folder, f"{record['name']}.parquet"))
+    table = read_index(urlpath.join(folder, f"{record['name']}.parquet"))
     settled = table.select(INDEX_SCHEMA.names)
     if LABEL_TEXT in table.column_names and record["classes"]:
         settled = _number(settled, table[LABEL_TEXT], agreement.classes)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from headrace import files
+from headrace import atomic, files, urlpath
 from headrace.config import canonical_json
 from headrace.shards.dataset import Dataset, ReadBytes, foreign_commit_name, open_dataset
 from headrace.shards.foreign.find import COMPRESSED, find_tars
@@ -39,12 +39,12 @@ Stamps = Mapping[str, Sequence[int | str]]
 
 def names_tars(url: str) -> bool:
     """True if `url` names a tar, or tars by a pattern, and not the folder of a dataset."""
-    return files.basename(url).endswith((".tar", *COMPRESSED))  # the latter to be told why they are not read
+    return urlpath.basename(url).endswith((".tar", *COMPRESSED))  # the latter to be told why they are not read
 
 
 def default_index_dir(url: str) -> str:
     """Return where the index of the tars at `url` is kept on this machine: in the user's cache folder."""
-    place = str(files.local_path(url)) if files.is_local(url) else without_secrets(url)
+    place = str(urlpath.local_path(url)) if urlpath.is_local(url) else without_secrets(url)
     root = user_cache()
     if root is None:
         raise ValueError(
@@ -67,12 +67,12 @@ def open_tars(url: str, *, index_dir: str = "", fast: bool = False, read: ReadBy
         )
     ((folder, tars),) = found.items()
     base = index_dir or default_index_dir(url)
-    if not files.is_local(base):
+    if not urlpath.is_local(base):
         raise ValueError(f"index_dir of tars without an index must be a local folder, got {base}")
     with _alone(base):
         stamps = _stamps_of(folder, tars)
         changed = _forget_changed(base, folder, stamps)
-        dataset = None if changed or not files.exists(files.join(base, SUMMARY_NAME)) else _open(folder, base, read)
+        dataset = None if changed or not files.exists(urlpath.join(base, SUMMARY_NAME)) else _open(folder, base, read)
         if dataset is None or (dataset.not_held and not fast):
             _index(url, folder, tars, IndexConfig(index_dir=base, fast=fast))
             dataset = _open(folder, base, read)
@@ -110,12 +110,14 @@ def _forget_changed(base: str, folder: str, stamps: Stamps) -> bool:
         if stamps.get(name) == before.get(name):
             continue
         if name in before and name in stamps:
-            log.warning("%s has changed since it was indexed: it is indexed again", files.join(folder, name))
-        commits = files.join(base, INDEX_FOLDER, "commits")
-        files.remove(files.join(commits, f"{foreign_commit_name(shard_name(name))}.json"))
+            log.warning("%s has changed since it was indexed: it is indexed again", urlpath.join(folder, name))
+        commits = urlpath.join(base, INDEX_FOLDER, "commits")
+        atomic.remove(urlpath.join(commits, f"{foreign_commit_name(shard_name(name))}.json"))
     # In this order: a kill in between leaves no manifest of what was, and stamps only of what will be indexed.
-    files.remove(files.join(base, SUMMARY_NAME))
-    files.write_atomic(files.join(base, STAMPS_NAME), canonical_json({"version": VERSION, "stamps": stamps}).encode())
+    atomic.remove(urlpath.join(base, SUMMARY_NAME))
+    atomic.write_atomic(
+        urlpath.join(base, STAMPS_NAME), canonical_json({"version": VERSION, "stamps": stamps}).encode()
+    )
     return True
 
 
@@ -124,7 +126,7 @@ def _stamps_of(folder: str, tars: Sequence[str]) -> Stamps:
     # Where nothing can be listed (http), or a name is a link to elsewhere.
     asked = [name for name in tars if name not in listed]
     with ThreadPoolExecutor(STAMPS_AT_ONCE, thread_name_prefix="headrace-stamps") as pool:
-        listed |= zip(asked, pool.map(files.stamp_of, [files.join(folder, name) for name in asked]), strict=True)
+        listed |= zip(asked, pool.map(files.stamp_of, [urlpath.join(folder, name) for name in asked]), strict=True)
     return {name: list(listed[name]) for name in tars}
 
 
@@ -134,7 +136,7 @@ def _read_stamps(base: str) -> Stamps | None:
     None where there was no opening: what `headrace index` made is taken as it takes it itself, by size.
     """
     try:
-        held = json.loads(files.read_bytes(files.join(base, STAMPS_NAME)))
+        held = json.loads(files.read_bytes(urlpath.join(base, STAMPS_NAME)))
         stamps = held["stamps"] if held["version"] == VERSION else {}
     except FileNotFoundError:
         return None
@@ -146,7 +148,7 @@ def _read_stamps(base: str) -> Stamps | None:
 @contextlib.contextmanager
 def _alone(base: str) -> Iterator[None]:
     """Be the one process that looks after the index in `base`; the kernel ends the lock with the process."""
-    folder = files.local_path(files.join(base, INDEX_FOLDER))
+    folder = urlpath.local_path(urlpath.join(base, INDEX_FOLDER))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

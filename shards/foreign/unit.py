@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from headrace import files
+from headrace import atomic, files, urlpath
 from headrace.config import config_to_dict
 from headrace.shards.columns import TYPES
 from headrace.shards.commit import RECORD_FIELDS, commit, read_commit
@@ -75,7 +75,7 @@ class TarUnit:
     @property
     def folder(self) -> str:
         """Where the indexes of all tars lie."""
-        return files.join(self.base, INDEX_FOLDER)
+        return urlpath.join(self.base, INDEX_FOLDER)
 
     @property
     def name(self) -> str:
@@ -109,15 +109,15 @@ def index_tar(unit: TarUnit) -> dict[str, Any]:
 def replace_index(folder: str, record: dict[str, Any], table: pa.Table, rejects: pa.Table | None = None) -> None:
     """Write an index, put its sum into `record` and commit that; a kill in between leaves an index without record."""
     name = foreign_commit_name(record["name"])
-    files.remove(files.join(folder, "commits", f"{name}.json"))
+    atomic.remove(urlpath.join(folder, "commits", f"{name}.json"))
     if rejects is not None:
-        url = files.join(folder, REJECTS_FOLDER, f"{record['name']}.parquet")
+        url = urlpath.join(folder, REJECTS_FOLDER, f"{record['name']}.parquet")
         if rejects.num_rows:
-            files.write_atomic(url, parquet_bytes(rejects))
+            atomic.write_atomic(url, parquet_bytes(rejects))
         else:
-            files.remove(url)
+            atomic.remove(url)
     data = parquet_bytes(table)
-    files.write_atomic(files.join(folder, f"{record['name']}.parquet"), data)
+    atomic.write_atomic(urlpath.join(folder, f"{record['name']}.parquet"), data)
     record["index_sha256"] = hashlib.sha256(data).hexdigest()
     commit(folder, name, record)
 
@@ -203,7 +203,7 @@ def _check_parts(record: Mapping[str, Any]) -> None:
 
 def _what_is_wrong(unit: TarUnit, record: Mapping[str, Any]) -> str | None:
     """Compare an index with its record."""
-    url = files.join(unit.folder, f"{unit.shard}.parquet")
+    url = urlpath.join(unit.folder, f"{unit.shard}.parquet")
     try:
         data = files.read_bytes(url)
     except FileNotFoundError:
@@ -220,6 +220,6 @@ def _what_is_wrong(unit: TarUnit, record: Mapping[str, Any]) -> str | None:
     more = sorted(set(table.column_names) - set(INDEX_SCHEMA.names))
     if more != sorted(record["columns"]) or not set(record["own_columns"]) <= set(more):
         return "the index has other columns than its record says"
-    if record["num_rejects"] and not files.exists(files.join(unit.folder, REJECTS_FOLDER, f"{unit.shard}.parquet")):
+    if record["num_rejects"] and not files.exists(urlpath.join(unit.folder, REJECTS_FOLDER, f"{unit.shard}.parquet")):
         return "its list of rejects is missing"
     return None

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from headrace import files
+from headrace import files, urlpath
 from headrace.shards.columns import agree, type_of
 from headrace.shards.imports.metadata import TABLE_NAMES, read_metadata
 from headrace.shards.imports.source import Input, Leftover, fit, free_name, too_large
@@ -106,7 +106,7 @@ class FolderSource:
             path = self.paths[position]
             name = _shown(path)
             label = labels.get(name.split("/", 1)[0]) if "/" in name else None
-            url, size = files.join(self.url, path), self.sizes[position]
+            url, size = urlpath.join(self.url, path), self.sizes[position]
             chosen.append(FolderFile(name, url, size, label, self.facts.get(path)))
         return FolderUnit(tuple(chosen), self.columns)
 
@@ -125,8 +125,8 @@ def open_folder(url: str, *, follow_links: bool = False, with_metadata: bool = F
 
     `follow_links` also reads what links outside the folder lead to.
     """
-    if files.is_local(url):
-        listing = _list_local(files.local_path(url), follow_links)
+    if urlpath.is_local(url):
+        listing = _list_local(urlpath.local_path(url), follow_links)
     else:
         listing = (_Entry(path, size) for path, size in files.walk_remote(url))
     entries = sorted((_hidden(entry) for entry in listing), key=lambda entry: entry.path)
@@ -148,7 +148,7 @@ def open_folder(url: str, *, follow_links: bool = False, with_metadata: bool = F
 
 
 def _is_table(entry: _Entry) -> bool:
-    return entry.reason is None and entry.size >= 0 and files.basename(entry.path) in TABLE_NAMES
+    return entry.reason is None and entry.size >= 0 and urlpath.basename(entry.path) in TABLE_NAMES
 
 
 def _with_tables(source: FolderSource, tables: Sequence[str]) -> FolderSource:
@@ -158,13 +158,13 @@ def _with_tables(source: FolderSource, tables: Sequence[str]) -> FolderSource:
     # The table nearest to a file wins, as with Hugging Face.
     for table in sorted(tables, key=lambda path: (-path.count("/"), path)):
         folder = table.rpartition("/")[0]
-        for name, row in read_metadata(files.join(source.url, table)):
+        for name, row in read_metadata(urlpath.join(source.url, table)):
             path = f"{folder}/{name}" if folder else name
             if path not in known or path in facts:
                 reason = "row-twice" if path in facts else "row-without-file"
                 left.append(Leftover(_shown(name), reason, f"in {_shown(table)}"))
             else:
-                facts[path] = facts_of(row, where=files.basename(table))
+                facts[path] = facts_of(row, where=urlpath.basename(table))
     names = {one.values[LABEL_TEXT] for one in facts.values() if LABEL_TEXT in one.values}
     numbered = any("label" in one.values for one in facts.values())
     classes = tuple(sorted(names)) if names and not numbered else (() if numbered else source.classes)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from headrace import files
+from headrace import files, urlpath
 from headrace.shards.columns import is_text, kind_of, value_type
 from headrace.shards.imports.huggingface import class_names
 from headrace.shards.imports.source import Input, Leftover, fit, free_name
@@ -65,7 +65,7 @@ class ParquetUnit:
             row = start
             for batch in _rows(url, start, stop, self.columns.names()):
                 for record in _records(batch):
-                    yield self._input(f"{files.basename(url)}:{row}", record, labels)
+                    yield self._input(f"{urlpath.basename(url)}:{row}", record, labels)
                     row += 1
 
     def _input(self, name: str, record: dict[str, Any], labels: Mapping[str, int]) -> Input:
@@ -132,7 +132,7 @@ class ParquetSource:
 
     def identity(self) -> Iterator[Any]:
         """Yield name, rows and bytes of each file, and the columns that are read."""
-        yield from ([files.basename(url), num_rows, num_bytes] for url, num_rows, num_bytes in self.files)
+        yield from ([urlpath.basename(url), num_rows, num_bytes] for url, num_rows, num_bytes in self.files)
         yield [self.chosen.names(), dict(self.columns), list(self.classes)]
 
     def unit(self, positions: Sequence[int]) -> ParquetUnit:

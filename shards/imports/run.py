@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from headrace import files
+from headrace import atomic, files, urlpath
 from headrace.config import canonical_json, config_to_dict
 from headrace.lease import only_writer
 from headrace.shards.columns import TYPES
@@ -141,7 +141,7 @@ def _open(source: str, config: ImportConfig) -> Source:
         urls = expand_files(source, suffix)
         if suffix == ".parquet":
             # The table beside the images of a folder is no list of images.
-            urls = [url for url in urls if files.basename(url) not in TABLE_NAMES or url == source]
+            urls = [url for url in urls if urlpath.basename(url) not in TABLE_NAMES or url == source]
         if urls and suffix == ".tar":
             tars = open_tars(urls, config.group)
             return replace(tars, leftovers=(*tars.leftovers, *_others(source, urls)))
@@ -158,8 +158,8 @@ def _open(source: str, config: ImportConfig) -> Source:
 
 def _others(url: str, read: Sequence[str]) -> tuple[Leftover, ...]:
     """Name what else lies in a folder of which the tars, or the parquet files, are read."""
-    names = set(map(files.basename, read))
-    if names == {files.basename(url)}:
+    names = set(map(urlpath.basename, read))
+    if names == {urlpath.basename(url)}:
         return ()
     beside = {f"{name.removesuffix('.tar')}.parquet" for name in names} | {SUMMARY_NAME, MANIFEST_NAME, INDEX_FOLDER}
     return tuple(
@@ -185,7 +185,7 @@ def import_images(
     if not source.num_inputs:
         raise ValueError(f"{source.url}: nothing in it to import")
     if engine.executor != "inline":
-        files.check_shared(out, source.url)
+        urlpath.check_shared(out, source.url)
     with only_writer(out):
         digest = _own(source, out, config)
         num_units = -(-source.num_inputs // config.samples_per_shard)
@@ -206,9 +206,9 @@ def import_images(
 
 
 def _lies_inside(url: str, folder: str) -> bool:
-    if files.is_local(url) and files.is_local(folder):
-        return files.local_path(url).resolve().is_relative_to(files.local_path(folder).resolve())
-    return files.join(url, "").startswith(files.join(folder, ""))
+    if urlpath.is_local(url) and urlpath.is_local(folder):
+        return urlpath.local_path(url).resolve().is_relative_to(urlpath.local_path(folder).resolve())
+    return urlpath.join(url, "").startswith(urlpath.join(folder, ""))
 
 
 def _spool(source: Source, out: str, config: ImportConfig, engine: EngineConfig) -> Spool | None:
@@ -246,10 +246,10 @@ def _own(source: Source, out: str, config: ImportConfig) -> str:
         "settings": config_to_dict(config),
     }
     text = (canonical_json(job) + "\n").encode()
-    url = files.join(out, JOB_NAME)
-    if not files.exists(url) and files.exists(files.join(out, SUMMARY_NAME)):
+    url = urlpath.join(out, JOB_NAME)
+    if not files.exists(url) and files.exists(urlpath.join(out, SUMMARY_NAME)):
         raise ValueError(f"{out} is already a dataset that was not imported; choose another folder")
-    if not files.put_if_absent(url, text) and files.read_bytes(url) != text:
+    if not atomic.put_if_absent(url, text) and files.read_bytes(url) != text:
         raise ValueError(f"{out} was begun from other inputs or with other settings ({url}); choose another folder")
     return hashlib.sha256(text).hexdigest()
 
@@ -326,7 +326,7 @@ def _finish(source: Source, out: str, digest: str) -> ImportSummary:
         for item in source.leftovers
     ]
     table = pa.Table.from_pylist([*rejects, *left], schema=REJECTS_SCHEMA)
-    write_parquet(files.join(out, REJECTS_NAME), table)
+    write_parquet(urlpath.join(out, REJECTS_NAME), table)
     counts = Counter(row["reason"] for row in rejects if not row["imported"])
     summary = ImportSummary(
         num_inputs=source.num_inputs,

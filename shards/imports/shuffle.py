@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace import files
+from headrace import atomic, files, urlpath
 from headrace.shards.imports.source import Input, Source, SourceUnit
 from headrace.shards.permutation import make_key, permute
 from headrace.shards.units import EngineConfig, run_units
@@ -56,7 +56,7 @@ class Spool:
     def files(self) -> tuple[str, ...]:
         """The files of the spool."""
         count = -(-self.num_inputs // INPUTS_PER_FILE)
-        return tuple(files.join(self.out, _FOLDER, f"{number:06d}") for number in range(count))
+        return tuple(urlpath.join(self.out, _FOLDER, f"{number:06d}") for number in range(count))
 
     def fill(self, source: Source, engine: EngineConfig) -> None:
         """Read the source forwards once; what an earlier, killed run spread is kept."""
@@ -75,10 +75,10 @@ class Spool:
     def remove(self) -> None:
         """Remove the files."""
         for url in self.files:
-            files.remove(url)
-        files.remove_leftovers(files.join(self.out, _FOLDER))
-        if files.is_local(self.out) and files.exists(files.join(self.out, _FOLDER)):
-            files.local_path(files.join(self.out, _FOLDER)).rmdir()
+            atomic.remove(url)
+        atomic.remove_leftovers(urlpath.join(self.out, _FOLDER))
+        if urlpath.is_local(self.out) and files.exists(urlpath.join(self.out, _FOLDER)):
+            urlpath.local_path(urlpath.join(self.out, _FOLDER)).rmdir()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ def _spread(fill: _Fill) -> None:
     spool, lines = fill.spool, dict[int, list[str]]()
     run = np.arange(fill.first, min(fill.first + INPUTS_PER_FILE, spool.num_inputs), dtype=np.int64)
     places = places_of(run, spool.num_inputs, spool.seed).tolist()
-    with files.atomic_file(fill.url) as path, path.open("wb") as file:
+    with atomic.atomic_file(fill.url) as path, path.open("wb") as file:
         for place, item in zip(places, fill.inputs.read(), strict=True):
             offset, size = file.tell(), None if item.image is None else len(item.image)
             file.write(item.image or b"")

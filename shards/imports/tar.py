@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from headrace import files
+from headrace import urlpath
 from headrace.shards.columns import agree, type_of
 from headrace.shards.foreign.beside import read_beside
 from headrace.shards.group import GroupConfig, Grouped, SampleMembers, group_members
@@ -117,12 +117,12 @@ class TarSource:
     @property
     def random_access(self) -> bool:
         """A jump on a server costs a request."""
-        return all(files.is_local(url) for url, _ in self.tars)
+        return all(urlpath.is_local(url) for url, _ in self.tars)
 
     def identity(self) -> Iterator[Any]:
         """Yield each tar's name and each input's name and members."""
         for url, inputs in self.tars:
-            yield files.basename(url)
+            yield urlpath.basename(url)
             for item in inputs:
                 places = [[kind, member.offset, member.size] for kind, member in _placed(item.sample)]
                 yield [item.name, item.label, places]
@@ -208,7 +208,7 @@ def _leftovers(tar: _Scanned) -> Iterator[Leftover]:
     skipped = (*inputs, *(() if tar.is_webdataset else ("ambiguous-image", "other-text")))
     for item in tar.grouped.unused:
         if item.reason not in skipped:
-            yield Leftover(item.member.name, item.reason, f"in {files.basename(tar.url)}")
+            yield Leftover(item.member.name, item.reason, f"in {urlpath.basename(tar.url)}")
 
 
 def _remarks(scanned: Sequence[_Scanned], columns: Mapping[str, str]) -> Iterator[str]:

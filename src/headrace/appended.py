@@ -8,7 +8,7 @@ import logging
 import os
 from pathlib import Path
 
-from headrace.files import is_full_disk
+from headrace.atomic import is_full_disk
 
 MAX_WAITING_BYTES = 64 << 20
 

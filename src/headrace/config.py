@@ -1,153 +1,27 @@
 """Strict YAML -> frozen dataclasses, with dotted overrides.
 
-A user writes one YAML file; it becomes typed, frozen dataclasses once, here. Unknown keys, wrong types, duplicate
-keys and YAML aliases are refused with the path of the offending key. `1e-3` is a number and `off` is a string (YAML
-1.2 core schema), unlike PyYAML's default.
+A user writes one YAML file; it becomes typed, frozen dataclasses once, here. Unknown keys and wrong types are refused
+with the path of the offending key; `headrace.strict_yaml` refuses what is no plain YAML.
 """
 
 import dataclasses
 import json
 import re
 import typing
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError, create_model
-from pydantic_core import CoreSchema, core_schema
+from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 
-from headrace.text import did_you_mean, known_words, printable
+from headrace.config_types import bare, dataclasses_in, mark_of, tags_of
+from headrace.overrides import apply_overrides
+from headrace.strict_yaml import read_mapping
+from headrace.text import did_you_mean, known_words
 from headrace.text import shown as quoted
 
-MAX_CONFIG_BYTES = 1 << 20
-# Letters of a name in a list of them.
-MAX_WORD = 40
-
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class OneOf:
-    """Marks a field that holds one of several config dataclasses, told apart by the value of its key `tag`.
-
-    The table is read when a config is first loaded, so that extensions may add to it:
-    `objective: Annotated[ObjectiveConfig, OneOf("kind", objective_configs)]`.
-    """
-
-    tag: str
-    """The key that names the choice: a `Literal` field with one value in each dataclass."""
-    table: Callable[[], Mapping[str, type]]
-    """Returns value of `tag` -> dataclass."""
-    default: str | None = None
-    """The choice where a user leaves `tag` out; None = it must be given."""
-
-    def __get_pydantic_core_schema__(self, _source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        choices = {name: handler.generate_schema(choice) for name, choice in self.table().items()}
-        if self.default is None:
-            return core_schema.tagged_union_schema(choices, discriminator=self.tag)
-
-        def choose(data: Any) -> Any:
-            return data.get(self.tag, self.default) if isinstance(data, dict) else getattr(data, self.tag, None)
-
-        # Pydantic shows the function's name where it would show the key: `_explain_one` reads it there.
-        choose.__name__ = self.tag
-        return core_schema.tagged_union_schema(choices, discriminator=choose)
-
-
-@dataclass(frozen=True, slots=True)
-class Extended:
-    """Marks a field whose dataclass is made when a config is first loaded, as extensions add keys to it:
-    `annotate: Annotated[AnnotateConfig, Extended(annotate_config_type)]`.
-    """
-
-    make: Callable[[], type]
-    """Returns the dataclass. A field's `metadata["text"]` is its text in the reference."""
-
-    def __get_pydantic_core_schema__(self, _source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return handler.generate_schema(self.make())
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2 scalars, no aliases (they can expand without bound) and no duplicate keys."""
-
-    # PyYAML keeps this table on the class; types-PyYAML says instance.
-    yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [
-            (tag, regexp)
-            for tag, regexp in pairs
-            if tag.rsplit(":", 1)[-1] not in ("bool", "float", "int", "timestamp")
-        ]
-        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-    # What JSON has; !!set, !!binary, !!timestamp and the like are refused as any unknown tag.
-    yaml_constructors = {  # noqa: RUF012
-        tag: constructor
-        for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
-        if tag is None or tag.rsplit(":", 1)[-1] in ("null", "bool", "int", "float", "str", "seq", "map")
-    }
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            mark = self.current_event.start_mark if self.current_event else parent.start_mark
-            raise ValueError(f"line {mark.line + 1}: YAML aliases are not accepted; write the value out")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            key = str(key) if type(key) is int else key
-            if not isinstance(key, str):
-                raise ValueError(f"line {key_node.start_mark.line + 1}: keys must be strings, got {key!r}")
-            if key in seen:
-                raise ValueError(f"line {key_node.start_mark.line + 1}: key {key!r} is given twice")
-            seen.add(key)
-        mapping = super().construct_mapping(node, deep=deep)
-        # JSON has no other keys; what is no name of a key is refused where the config is built.
-        return {str(key) if type(key) is int else key: value for key, value in mapping.items()}
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$", re.IGNORECASE), list("tTfF"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|nan)$", re.IGNORECASE),
-    list("-+.0123456789"),
-)
-# PyYAML reads 010 as octal 8; YAML 1.2 and every reader of a config mean ten.
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
-
-
-def parse_yaml(text: str) -> Any:
-    """Parse one YAML document. Raises ValueError with the line of the fault."""
-    if len(text.encode()) > MAX_CONFIG_BYTES:
-        raise ValueError(f"config is over {MAX_CONFIG_BYTES} bytes")
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ValueError(f"{where}not valid YAML: {getattr(error, 'problem', None) or error}") from error
-    except RecursionError:
-        raise ValueError("nested too deep") from None
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """Read the YAML mapping in a file. Raises ValueError naming the file."""
-    try:
-        data = parse_yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: expected a mapping at the top, got {type(data).__name__}")
-    return data
 
 
 def load_config(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
@@ -161,90 +35,6 @@ def load_config(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -
         return build_config(cls, apply_overrides(data, overrides, cls))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str], cls: type[Any] | None = None) -> dict[str, Any]:
-    """Return a copy of `data` with each `a.b.0.c=value` set; the value is a YAML scalar or flow collection.
-
-    In a list, a number is a place; a word is the one item of that `name`, or else of that tag (as `cls` says which key
-    is the tag). Raises ValueError for a word that fits no item, or several.
-    """
-    result = json.loads(json.dumps(data))
-    for override in overrides:
-        name, equals, text = override.partition("=")
-        if not equals or not name:
-            raise ValueError(f"override {override!r} is not of the form key.path=value")
-        parts = name.split(".")
-        target: Any = result
-        annotation: Any = cls
-        for depth, part in enumerate(parts[:-1]):
-            target = _descend(target, part, ".".join(parts[: depth + 1]), annotation)
-            annotation = _type_under(annotation, part)
-        value = parse_yaml(text) if text else ""
-        if isinstance(target, list):
-            target[_list_index(target, parts[-1], name, annotation)] = value
-        else:
-            target[parts[-1]] = value
-    return typing.cast(dict[str, Any], result)
-
-
-def _descend(target: Any, part: str, where: str, annotation: Any) -> Any:
-    if isinstance(target, list):
-        found = target[_list_index(target, part, where, annotation)]
-    else:
-        if target.get(part) is None:
-            target[part] = {}
-        found = target[part]
-    if not isinstance(found, dict | list):
-        raise ValueError(f"override: {where} is a single value, it has no keys")
-    return found
-
-
-def _list_index(target: list[Any], part: str, where: str, annotation: Any) -> int:
-    if part.isdecimal() and int(part) < len(target):
-        return int(part)
-    mark = _mark(_item_type(annotation))
-    keys = ("name", mark.tag) if mark is not None else ("name",)
-    named = {number: item for number, item in enumerate(target) if isinstance(item, dict)}
-    for key in keys:
-        found = [number for number, item in named.items() if item.get(key) == part]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise ValueError(
-                f"override: {where}: {part!r} may be {_listed(target, found, keys)}; write its number or its name"
-            )
-    if not named:
-        raise ValueError(
-            f"override: {where}: the list has {len(target)} items, {part!r} is not one of 0..{len(target) - 1}; "
-            f"to make it longer give all of it: {'.'.join(where.split('.')[:-1])}=[...]"
-        )
-    raise ValueError(f"override: {where}: no item is {part!r}; there are {_listed(target, list(named), keys)}")
-
-
-def _listed(items: list[Any], numbers: Sequence[int], keys: Sequence[str]) -> str:
-    """Return `0 (its name), 1 (its tag), ...`."""
-    words = [next((str(items[number][key]) for key in keys if key in items[number]), "no name") for number in numbers]
-    return printable(", ".join(f"{number} ({word[:MAX_WORD]})" for number, word in zip(numbers, words, strict=True)))
-
-
-def _type_under(annotation: Any, part: str) -> Any:
-    """Return the type of what lies under a key of a config, or under a place of a list; None where it is not known."""
-    item = _item_type(annotation)
-    if item is not None:
-        return item
-    for choice in _dataclasses_in(annotation):
-        hints = typing.get_type_hints(choice, include_extras=True)
-        if part in hints:
-            return hints[part]
-    return None
-
-
-def _item_type(annotation: Any) -> Any:
-    bare = _bare(annotation)
-    if typing.get_origin(bare) not in (tuple, list):
-        return None
-    return next(arg for arg in typing.get_args(bare) if arg is not Ellipsis)
 
 
 def build_config(cls: type[T], data: Mapping[str, Any]) -> T:
@@ -277,7 +67,7 @@ def _with_keys_moved(data: Mapping[str, Any], moved: Mapping[str, str]) -> Mappi
 
 def _written_out(annotation: Any, data: Any) -> Any:
     """Return `data` with what is short for other keys as those keys, in every config of it."""
-    choices = _dataclasses_in(annotation)
+    choices = dataclasses_in(annotation)
     if not isinstance(data, dict) or len(choices) != 1:
         return data
     hints = typing.get_type_hints(choices[0], include_extras=True)
@@ -357,47 +147,16 @@ def _walk(cls: Any, location: Sequence[Any]) -> tuple[Any, list[str]]:
     """
     owner, shown, annotation = (cls if dataclasses.is_dataclass(cls) else None), [], cls
     for part in location:
-        choices = _dataclasses_in(annotation)
-        tagged = [choice for choice in choices if part in _tags(choice)]
-        if isinstance(part, str) and tagged and (len(choices) > 1 or _mark(annotation)):
+        choices = dataclasses_in(annotation)
+        tagged = [choice for choice in choices if part in tags_of(choice)]
+        if isinstance(part, str) and tagged and (len(choices) > 1 or mark_of(annotation)):
             owner = annotation = tagged[0]
             continue
         shown.append(str(part))
         if isinstance(part, int):
-            annotation = next((arg for arg in typing.get_args(_bare(annotation)) if arg is not Ellipsis), None)
+            annotation = next((arg for arg in typing.get_args(bare(annotation)) if arg is not Ellipsis), None)
             continue
         owner = choices[0] if len(choices) == 1 else owner
         hints = typing.get_type_hints(owner, include_extras=True) if owner is not None else {}
         annotation = hints.get(part)
     return owner, shown
-
-
-def _bare(annotation: Any) -> Any:
-    while typing.get_origin(annotation) is typing.Annotated:
-        annotation = typing.get_args(annotation)[0]
-    return annotation
-
-
-def _mark(annotation: Any) -> OneOf | None:
-    return next((mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, OneOf)), None)
-
-
-def _dataclasses_in(annotation: Any) -> list[Any]:
-    for mark in getattr(annotation, "__metadata__", ()):
-        if isinstance(mark, OneOf):
-            return list(mark.table().values())
-        if isinstance(mark, Extended):
-            return [mark.make()]
-    annotation = _bare(annotation)
-    if dataclasses.is_dataclass(annotation):
-        return [annotation]
-    if typing.get_origin(annotation) in (tuple, list, dict):
-        return []
-    return [found for arg in typing.get_args(annotation) for found in _dataclasses_in(arg)]
-
-
-def _tags(choice: Any) -> set[Any]:
-    hints = typing.get_type_hints(choice)
-    return {
-        value for hint in hints.values() if typing.get_origin(hint) is typing.Literal for value in typing.get_args(hint)
-    }

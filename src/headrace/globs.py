@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from urllib.parse import unquote
 
-from headrace import files
+from headrace import files, stores, urlpath
 from headrace.web import is_http
 
 
@@ -19,10 +19,10 @@ def matching(url: str) -> list[str]:
         return [url]
     if is_http(url):
         return _matching_http(url)
-    fs, path = files.open_fs(url)
+    fs, path = stores.open_fs(url)
     real, pattern = split_real_folders(path, fs.isdir)
     found = [str(name) for name in fs.glob(re.sub(r"[*?[]", r"[\g<0>]", real) + pattern)]
-    return sorted(found if files.is_local(url) else [str(fs.unstrip_protocol(name)) for name in found])
+    return sorted(found if urlpath.is_local(url) else [str(fs.unstrip_protocol(name)) for name in found])
 
 
 def split_real_folders(path: str, is_folder: Callable[[str], bool]) -> tuple[str, str]:
@@ -42,4 +42,4 @@ def _matching_http(url: str) -> list[str]:
     if not re.search(r"[*\[]", name):
         return []
     names = fnmatch.filter(files.list_names(folder + mark + query), unquote(name))
-    return [files.join(folder + mark + query, found) for found in names]
+    return [urlpath.join(folder + mark + query, found) for found in names]

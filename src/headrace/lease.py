@@ -27,7 +27,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from headrace import files
+from headrace import atomic, files, urlpath
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ class Lease:
         self._thread.join()
         found = holder_of(self._url)
         if found is not None and found.token == self._holder.token:
-            files.remove(self._url)
+            atomic.remove(self._url)
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):
@@ -159,7 +159,7 @@ class Lease:
                         # The command line raises SystemExit in its main thread; without a handler nothing happens.
                         _thread.interrupt_main(signal.SIGTERM)
                         return
-                    files.write_atomic(self._url, _record(self._holder))
+                    atomic.write_atomic(self._url, _record(self._holder))
             except OSError as error:  # the next beat may come through
                 log.info("%s: no sign of life could be written: %s", self._url, error)
 
@@ -210,14 +210,14 @@ def only_writer(folder: str) -> Iterator[None]:
     Of a local folder the kernel holds the lock, so it ends with the process however that ends. In a remote one lies
     `WRITER` while it is written; a writer that is silent for ten minutes has lost it, and removing the file breaks it.
     """
-    if not files.is_local(folder):
-        url = files.join(folder, WRITER)
+    if not urlpath.is_local(folder):
+        url = urlpath.join(folder, WRITER)
         with held(url, what=f"{folder} is being written", advice=f"wait until that ends, or remove {url}") as lease:
             yield
             lease.check()
         return
-    files.local_path(folder).mkdir(parents=True, exist_ok=True)
-    handle = os.open(files.local_path(folder), os.O_RDONLY)
+    urlpath.local_path(folder).mkdir(parents=True, exist_ok=True)
+    handle = os.open(urlpath.local_path(folder), os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -292,8 +292,8 @@ def _claim(url: str, mine: Holder, *, what: str, advice: str, take_over: bool) -
             if found is None:
                 return
             if take_over or found.is_dead or found == silent:
-                if files.is_local(url) and found.host == mine.host:
-                    files.write_atomic(url, _record(mine))
+                if urlpath.is_local(url) and found.host == mine.host:
+                    atomic.write_atomic(url, _record(mine))
                 else:
                     _replace(url, found, mine, what=what, advice=advice)
                     _settle(url, mine, what=what, advice=advice)
@@ -316,8 +316,8 @@ def _put_or_find(url: str, mine: Holder, *, what: str, advice: str) -> Holder | 
     """Put the record; return who holds the place instead, None if this process does."""
     found = None
     while found is None:  # it may end between the two looks
-        if files.put_if_absent(url, _record(mine)):
-            if not files.is_local(url):
+        if atomic.put_if_absent(url, _record(mine)):
+            if not urlpath.is_local(url):
                 _settle(url, mine, what=what, advice=advice)
             log.info("%s by process %d on %s now", what, mine.process, mine.host)
             return None
@@ -338,7 +338,7 @@ def _check(url: str, found: Holder, *, what: str, advice: str) -> None:
 def _replace(url: str, gone: Holder, mine: Holder, *, what: str, advice: str) -> None:
     """Replace a record without locks: who puts the mark for this one holder may, and looks once more."""
     mark = f"{url}.{gone.token or 'old'}"
-    if not files.put_if_absent(mark, _record(mine)):
+    if not atomic.put_if_absent(mark, _record(mine)):
         other = holder_of(mark)
         if other is not None and other.token != mine.token and not (other.is_dead or other.seems_silent):
             raise HeldError(f"{what} by {other} in a moment, which takes it from {gone}; {advice}")
@@ -346,9 +346,9 @@ def _replace(url: str, gone: Holder, mine: Holder, *, what: str, advice: str) ->
         found = holder_of(url)
         if found is not None and found.token != gone.token:
             raise HeldError(f"{what} by {found}; {advice}")
-        files.write_atomic(url, _record(mine))
+        atomic.write_atomic(url, _record(mine))
     finally:
-        files.remove(mark)
+        atomic.remove(mark)
 
 
 def _settle(url: str, mine: Holder, *, what: str, advice: str) -> None:
@@ -362,10 +362,10 @@ def _settle(url: str, mine: Holder, *, what: str, advice: str) -> None:
 @contextlib.contextmanager
 def _one_at_a_time(url: str) -> Iterator[None]:
     """Serialise claims of this host in a local folder, as two may find the same dead holder at once."""
-    if not files.is_local(url):
+    if not urlpath.is_local(url):
         yield
         return
-    folder = files.local_path(url).parent
+    folder = urlpath.local_path(url).parent
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:

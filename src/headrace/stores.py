@@ -19,6 +19,12 @@ CONNECTIONS = 64
 CONNECT_SECONDS = 20.0
 
 
+def open_fs(url: str) -> tuple[Any, str]:
+    """Return (filesystem, path inside it). A string without a scheme is a local path."""
+    fs, path = fsspec.core.url_to_fs(url)
+    return fs, str(path)
+
+
 def open_store(url: str, patience: Patience) -> tuple[Any, str]:
     """Return (file system, path inside it) to read `url` with; its own retries are off where it lets them be."""
     fs, path = fsspec.core.url_to_fs(url)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace import files
+from headrace import atomic
 from headrace.curation.job import PARTS, Job, check_job, own_job, write_recipe
 
 
@@ -88,7 +88,7 @@ def test_a_damaged_owner_is_named_and_may_be_replaced(tmp_path: Path, text: str)
 
 def test_an_owner_that_ends_between_two_looks_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "owner.json").write_text("{}")
-    put = files.put_if_absent
+    put = atomic.put_if_absent
 
     def put_then_end(url: str, data: bytes) -> bool:
         put_it = put(url, data)
@@ -96,7 +96,7 @@ def test_an_owner_that_ends_between_two_looks_is_none(tmp_path: Path, monkeypatc
             (tmp_path / "owner.json").unlink()
         return put_it
 
-    monkeypatch.setattr(files, "put_if_absent", put_then_end)
+    monkeypatch.setattr(atomic, "put_if_absent", put_then_end)
     with own_job(Job(str(tmp_path))):
         assert json.loads((tmp_path / "owner.json").read_text())["process"] == os.getpid()
 

@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from headrace.config import build_config, load_config, parse_yaml
+from headrace.config import build_config, load_config
 from headrace.pipeline import Labels, Mixture, Source, open_stream
 from headrace.pipeline import labels as labels_module
 from headrace.pipeline.labels import LabelMap, read_map
 from headrace.shards.write import Sample, finish_dataset, write_shard
+from headrace.strict_yaml import parse_yaml
 
 CLASSES = ["ant", "bee", "cow"]
 SCHEMA = pa.schema([("kind", pa.string()), ("score", pa.float64()), ("flag", pa.bool_())])

@@ -10,9 +10,10 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from headrace.config import build_config, parse_yaml
+from headrace.config import build_config
 from headrace.pipeline import Mixture
 from headrace.shards.write import Sample, finish_dataset, write_shard
+from headrace.strict_yaml import parse_yaml
 
 PAGE = Path(__file__).parents[2] / "docs" / "samples.md"
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)

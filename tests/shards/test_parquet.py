@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace import files
+from headrace import atomic
 from headrace.shards.parquet import (
     BUFFER_BYTES,
     ParquetReader,
@@ -77,7 +77,7 @@ def test_any_place_is_read_alike(
 ) -> None:
     monkeypatch.setattr("headrace.shards.parquet.WHOLE_BYTES", whole_bytes)
     url = f"{scheme}{tmp_path}/table.parquet"
-    files.write_atomic(url, parquet())
+    atomic.write_atomic(url, parquet())
     assert read_table(url).equals(TABLE)
     assert read_table(url, ["name"]).column_names == ["name"]
     with open_parquet(url) as file:
@@ -142,7 +142,7 @@ def test_what_is_damaged_is_named(tmp_path: Path) -> None:
     for data in (b"", b"PAR1", whole[:-20], b"<html></html>", bytes(broken)):
         (tmp_path / "bad.parquet").write_bytes(data)
         for url in (str(tmp_path / "bad.parquet"), "memory://bad.parquet"):
-            files.write_atomic(url, data)
+            atomic.write_atomic(url, data)
             with pytest.raises(ValueError, match=r"bad\.parquet: (not a parquet file|damaged parquet): "):
                 read_table(url)
 

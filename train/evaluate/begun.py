@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from headrace.config import read_mapping
+from headrace.strict_yaml import read_mapping
 
 log = logging.getLogger(__name__)
 

@@ -26,8 +26,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from headrace.atomic import atomic_file, remove_leftovers, write_atomic
 from headrace.config import canonical_json
-from headrace.files import atomic_file, remove_leftovers, sha256_of, write_atomic
+from headrace.files import sha256_of
 from headrace.lease import only_writer
 from headrace.train.evaluate.features import FeaturesConfig, as_half, iterate_features, num_wanted, open_pass
 from headrace.train.evaluate.trunk import FrozenTrunk

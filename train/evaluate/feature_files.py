@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from headrace.files import remove_leftovers, write_atomic
+from headrace.atomic import remove_leftovers, write_atomic
 from headrace.lease import only_writer
 from headrace.pipeline.augment.config import INTERPOLATIONS, Interpolation
 from headrace.shards.columns import with_own_values

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from headrace.files import atomic_file
+from headrace.atomic import atomic_file
 from headrace.shards.parquet import open_parquet, read_table, write_groups, write_parquet
 
 METADATA = b"headrace.features"

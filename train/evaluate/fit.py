@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
-from headrace.files import atomic_file
+from headrace.atomic import atomic_file
 from headrace.train.evaluate.labels import Labels
 from headrace.train.evaluate.probe_config import ProbeConfig
 from headrace.train.models.heads import Probes

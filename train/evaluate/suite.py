@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from headrace import files
-from headrace.config import build_config, canonical_json, read_mapping
-from headrace.files import write_atomic
+from headrace.atomic import write_atomic
+from headrace.config import build_config, canonical_json
 from headrace.shards.dataset import open_dataset
+from headrace.strict_yaml import read_mapping
 from headrace.text import one_line, printable
 from headrace.train.evaluate.probe_config import ProbeConfig, protocol
 from headrace.train.evaluate.probes import probe, probe_kind, probe_labels

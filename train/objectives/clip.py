@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headrace.files import atomic_file
+from headrace.atomic import atomic_file
 from headrace.pipeline import Batch
 from headrace.train.evaluate.matching import PairPass
 from headrace.train.models.clip_shapes import CLIP_MODELS, ClipModelConfig, named_shape

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headrace.config import OneOf
+from headrace.config_types import OneOf
 from headrace.pipeline import Batch
 from headrace.train.models.batch_norm import BatchNorm
 from headrace.train.models.class_heads import AttentiveHead, MeanHead

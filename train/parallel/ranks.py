@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed.rendezvous import rendezvous
 
-from headrace.files import is_full_disk
+from headrace.atomic import is_full_disk
 from headrace.train.parallel.presence import Phase, Presence
 from headrace.train.parallel.signals import StopRequest
 

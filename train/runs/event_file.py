@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.appended import AppendedFile
-from headrace.files import write_atomic
+from headrace.atomic import write_atomic
 
 PATTERN = "events.out.tfevents.*.headrace"
 EVENTS = ("train", "validation", "gradients", "monitor")

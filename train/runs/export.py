@@ -8,8 +8,8 @@ import dataclasses
 import logging
 from pathlib import Path
 
+from headrace.atomic import atomic_file
 from headrace.config import canonical_json
-from headrace.files import atomic_file
 from headrace.train.config import RunConfig, published_dict
 from headrace.train.objectives.objective import Objective, released_names
 from headrace.train.runs.tensor_files import CONFIG_KEY

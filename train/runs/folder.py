@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from headrace.files import is_full_disk, write_atomic
+from headrace.atomic import is_full_disk, write_atomic
 from headrace.pipeline import Batch
 from headrace.train.config import RunConfig, public_dict
 from headrace.train.parallel.ranks import Ranks

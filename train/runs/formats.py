@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headrace.atomic import atomic_file, write_atomic
 from headrace.config import canonical_json
-from headrace.files import atomic_file, write_atomic
 from headrace.text import known_words
 from headrace.train.config import published
 from headrace.train.models.encoder import EncoderShape

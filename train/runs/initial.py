@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headrace.files import write_atomic
+from headrace.atomic import write_atomic
 from headrace.train.models.lora import is_lora
 from headrace.train.models.positions import resampled
 from headrace.train.objectives.objective import Objective, names_in_trunk, released_names

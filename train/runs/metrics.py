@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.appended import AppendedFile
-from headrace.files import write_atomic
+from headrace.atomic import write_atomic
 from headrace.train.runs.event_file import EventFile
 
 Metrics = dict[str, Any]

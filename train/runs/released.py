@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from headrace.files import atomic_file, write_atomic
+from headrace.atomic import atomic_file, write_atomic
 from headrace.train.models.encoder import Encoder
 from headrace.train.models.heads import AttentiveProbes
 from headrace.train.models.vit import VitConfig

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headrace.atomic import write_atomic
 from headrace.config import build_config, canonical_json, config_to_dict, load_config
-from headrace.files import write_atomic
 from headrace.train.config import RunConfig, first_difference, load_run, public_dict
 from headrace.train.evaluate.probe_config import ProbeConfig
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headrace.files import is_full_disk
+from headrace.atomic import is_full_disk
 from headrace.train.runs.tensors import numbered
 from headrace.train.steady.bad_steps import Skipped, skipped_from_dict, skipped_to_dict
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from headrace.files import write_atomic
+from headrace.atomic import write_atomic
 from headrace.pipeline import Batch, Mixture, open_stream
 from headrace.pipeline.augment.config import Interpolation
 from headrace.pipeline.augment.crop import Window

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from headrace import files
+from headrace import atomic, files, urlpath
 from headrace.lease import only_writer
 from headrace.shards.commit import is_committed
 from headrace.shards.dataset import open_dataset
@@ -64,7 +64,7 @@ class Lot(Protocol):
 
 def is_dataset(url: str) -> bool:
     """True if `url` is a dataset already, with an index."""
-    return files.exists(files.join(url, SUMMARY_NAME))
+    return files.exists(urlpath.join(url, SUMMARY_NAME))
 
 
 def pack(lot: Lot, folder: Path) -> str:
@@ -129,8 +129,8 @@ def _begin(lot: Lot, folder: Path) -> None:
     if begun not in (None, lot.digest):
         log.info("%s: an unfinished packing of other files is thrown away", folder)
         for name in ("shards", "commits"):
-            files.remove_all(str(folder / name))
-    files.write_atomic(str(marker), json.dumps({"digest": lot.digest}).encode())
+            atomic.remove_all(str(folder / name))
+    atomic.write_atomic(str(marker), json.dumps({"digest": lot.digest}).encode())
 
 
 def _read_ahead(lot: Lot, numbers: range) -> Iterator[Sample]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from headrace import files
+from headrace import files, urlpath
 from headrace.config import canonical_json
 from headrace.shards.foreign.find import expand_files
 from headrace.shards.group import split_name
@@ -186,10 +186,10 @@ def _of_tars(url: str) -> tuple[str, list[Pair], list[str]]:
         for key, parts in members.items():
             pair = _paired(key, parts)
             if pair is None:
-                alone.append(f"{files.basename(tar)}:{key}")
+                alone.append(f"{urlpath.basename(tar)}:{key}")
             else:
                 pairs.append(
-                    pair if len(tars) == 1 else Pair(f"{files.basename(tar)[:-4]}/{key}", pair.image, pair.mask)
+                    pair if len(tars) == 1 else Pair(f"{urlpath.basename(tar)[:-4]}/{key}", pair.image, pair.mask)
                 )
     return url, pairs, alone
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from headrace import files
+from headrace import files, urlpath
 from headrace.shards.dataset import FAST_COLUMNS, open_dataset
 from headrace.shards.images.header import read_header
 from headrace.shards.manifest import SUMMARY_NAME
@@ -40,7 +40,7 @@ def num_classes_of(url: str) -> int:
 
 def categories_of(url: str) -> list[int]:
     """Return COCO's id of each class of a packed dataset. Raises ValueError if it has none."""
-    where = files.join(url, SUMMARY_NAME)
+    where = urlpath.join(url, SUMMARY_NAME)
     found = json.loads(files.read_bytes(where)).get("categories")
     if not isinstance(found, list) or not all(type(number) is int for number in found):
         raise ValueError(f"{where}: categories must be the ids of a COCO json, got {shown(found)}; pack it again")

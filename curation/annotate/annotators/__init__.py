@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 
-from headrace import files
+from headrace import files, urlpath
 from headrace.curation.annotate.annotator import Annotator
 from headrace.curation.annotate.annotators.aesthetic import Aesthetic
 from headrace.curation.annotate.annotators.c2pa import C2pa
@@ -76,7 +76,7 @@ def remarks_of(folders: Mapping[str, str]) -> list[str]:
     said = []
     for name, kind in known_annotators().items():
         try:
-            made = json.loads(files.read_bytes(files.join(folders[name], "annotator.json")))
+            made = json.loads(files.read_bytes(urlpath.join(folders[name], "annotator.json")))
         except (KeyError, FileNotFoundError):
             continue
         said.append(kind.remark(made.get("settings", {})))

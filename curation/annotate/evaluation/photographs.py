@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headrace import files
+from headrace import files, urlpath
 from headrace.curation.annotate.annotator import Pixels
 from headrace.curation.annotate.decode import decode
 from headrace.curation.annotate.evaluation.known_boxes import Marked
@@ -56,10 +56,10 @@ def _of_tar(url: str) -> dict[str, tuple[int, int] | str]:
 
 def _of_folder(url: str, marked: Mapping[str, Marked] | None) -> dict[str, tuple[int, int] | str]:
     if marked is not None:
-        return {name: files.join(url, name) for name in marked if files.exists(files.join(url, name))}
-    if not files.is_local(url):
-        return {name: files.join(url, name) for name, _ in files.walk_remote(url) if names_image(name)}
-    root = files.local_path(url)
+        return {name: urlpath.join(url, name) for name in marked if files.exists(urlpath.join(url, name))}
+    if not urlpath.is_local(url):
+        return {name: urlpath.join(url, name) for name, _ in files.walk_remote(url) if names_image(name)}
+    root = urlpath.local_path(url)
     paths = [path for path in root.rglob("*") if path.is_file() and names_image(path.name)]
     return {path.relative_to(root).as_posix(): str(path) for path in paths}
 

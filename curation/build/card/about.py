@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from headrace import files
+from headrace import atomic, files, urlpath
 from headrace.config import canonical_json, config_to_dict
 from headrace.curation.annotate.annotators import remarks_of
 from headrace.curation.build.card.croissant import croissant
@@ -49,7 +49,7 @@ def write_card(dataset_url: str, about: Mapping[str, Any]) -> None:
         README_NAME: readme(about, numbers),
     }
     for name, text in written.items():
-        files.write_atomic(files.join(dataset_url, name), text.encode())
+        atomic.write_atomic(urlpath.join(dataset_url, name), text.encode())
 
 
 def about_dataset(decision: Decision, recipe: Mapping[str, Any], *, classes: tuple[str, ...]) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def ledger_facts(summary: LedgerSummary) -> dict[str, Any]:
 def write_card_again(dataset_url: str, summary: LedgerSummary | None, classes: Sequence[str]) -> None:
     """Write the card of a dataset again after a take-down; nothing happens where it has none."""
     try:
-        about = json.loads(files.read_bytes(files.join(dataset_url, ABOUT_NAME)))
+        about = json.loads(files.read_bytes(urlpath.join(dataset_url, ABOUT_NAME)))
     except FileNotFoundError:
         return
     except ValueError as error:
@@ -101,7 +101,7 @@ def write_card_again(dataset_url: str, summary: LedgerSummary | None, classes: S
 def _annotator(name: str, folder: str) -> dict[str, Any] | None:
     """Return name, version and the sha256 of each model file of an annotator; None if its folder does not say."""
     try:
-        made = json.loads(files.read_bytes(files.join(folder, "annotator.json")))
+        made = json.loads(files.read_bytes(urlpath.join(folder, "annotator.json")))
     except (FileNotFoundError, ValueError):
         return None
     models = made.get("files") or {}
@@ -134,7 +134,7 @@ def _numbers(dataset_url: str) -> dict[str, Any]:
     manifest = manifest_bytes(records)
     columns: list[tuple[str, pa.DataType]] = []
     if names:
-        with open_parquet(files.join(dataset_url, "shards", f"{names[0]}.parquet")) as file:
+        with open_parquet(urlpath.join(dataset_url, "shards", f"{names[0]}.parquet")) as file:
             columns = [(field.name, field.type) for field in file.schema]
     return {
         "num_shards": len(records),
@@ -151,6 +151,6 @@ def _numbers(dataset_url: str) -> dict[str, Any]:
 
 def _taken_down(dataset_url: str) -> dict[str, int]:
     """Return how often samples were taken down since the dataset was built, and how many."""
-    folder = files.join(dataset_url, FORGOTTEN_FOLDER)
-    records = [json.loads(files.read_bytes(files.join(folder, name))) for name in files.list_names(folder, ".json")]
+    folder = urlpath.join(dataset_url, FORGOTTEN_FOLDER)
+    records = [json.loads(files.read_bytes(urlpath.join(folder, name))) for name in files.list_names(folder, ".json")]
     return {"times": len(records), "samples": sum(len(one["samples"]) for one in records)}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from headrace import files
+from headrace import files, urlpath
 from headrace.text import shown
 
 DEFAULTS: Mapping[str, Any] = {
@@ -88,7 +88,7 @@ def recipe_data(arguments: str) -> tuple[dict[str, Any], dict[str, str]]:
 def parse_flags(arguments: str) -> dict[str, Any]:
     """Return the flags that are given, as Fire reads them: `--a=1`, `--a 1`, `--a`, `--noa`, and the list by place."""
     words = shlex.split(arguments)
-    if words and files.basename(words[0]) == "img2dataset":
+    if words and urlpath.basename(words[0]) == "img2dataset":
         words = words[1:]
     found: dict[str, Any] = {}
     while words:
@@ -138,7 +138,7 @@ def _lists(mapped: Mapped, value: Any) -> None:
     if not isinstance(value, str) or not value:
         raise ValueError("--from-img2dataset: url_list is missing: name the list of URLs")
     suffix = str(mapped.flags["input_format"])
-    mapped.input["urls"] = [files.join(value, f"*.{suffix}") if files.is_folder(value) else value]
+    mapped.input["urls"] = [urlpath.join(value, f"*.{suffix}") if files.is_folder(value) else value]
 
 
 def _input_format(mapped: Mapped, value: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from headrace import files
+from headrace import files, stores, urlpath
 from headrace.curation.fetch.config import InputConfig
 from headrace.curation.fetch.lists.carried import is_plain_text
 from headrace.curation.fetch.lists.columns import check_columns
@@ -73,14 +73,14 @@ def _expand(entry: str, list_format: str) -> list[str]:
         return [entry]  # `?` and `*` may stand in a query
     found = []
     for url in matching(entry):
-        fs, path = files.open_fs(url)
+        fs, path = stores.open_fs(url)
         if not fs.isdir(path):
-            found.append(path if files.is_local(url) else url)
+            found.append(path if urlpath.is_local(url) else url)
         elif url == entry:
             names = [str(name) for name in fs.ls(path, detail=False) if not fs.isdir(name)]
             known = [name for name in names if list_format != "auto" or _suffix_format(name)]
-            found += known if files.is_local(entry) else [str(fs.unstrip_protocol(name)) for name in known]
-    found = sorted(name for name in found if not files.basename(name).startswith("."))
+            found += known if urlpath.is_local(entry) else [str(fs.unstrip_protocol(name)) for name in known]
+    found = sorted(name for name in found if not urlpath.basename(name).startswith("."))
     if not found:
         raise ValueError(f"input.urls: {entry}: no such list, or no file of a known format ({', '.join(FORMATS)})")
     return found
@@ -93,7 +93,7 @@ def lists_are_text(config: InputConfig) -> bool:
 
 
 def _plain_name(url: str) -> str:
-    return files.basename(url.partition("?")[0] if "://" in url else url).lower()
+    return urlpath.basename(url.partition("?")[0] if "://" in url else url).lower()
 
 
 def _suffix_format(url: str) -> str | None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from headrace import files
+from headrace import atomic, files
 from headrace.config import canonical_json, config_to_dict
 from headrace.curation.fetch.config import RESIZING, FetchConfig, InputConfig
 from headrace.curation.fetch.lists.inputs import ListFile, fingerprint, list_files
@@ -86,7 +86,7 @@ class Plan:
             "seed": self.seed,
             "segments": segments,
         }
-        files.write_atomic(url, (canonical_json(record) + "\n").encode())
+        atomic.write_atomic(url, (canonical_json(record) + "\n").encode())
 
     @property
     def places(self) -> tuple[Segment, ...]:

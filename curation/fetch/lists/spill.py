@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace import files
+from headrace import atomic, files, urlpath
 from headrace.config import canonical_json
 from headrace.curation.fetch.config import FetchConfig, InputConfig
 from headrace.curation.fetch.lists.plan import READER, Agreed, Plan, PlannedSegment, agree, planned_file
@@ -41,7 +41,7 @@ class SpilledList:
 
     def run_url(self, number: int) -> str:
         """Return the URL of one run."""
-        return files.join(self.folder, f"{number:05d}.parquet")
+        return urlpath.join(self.folder, f"{number:05d}.parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,8 @@ def spill(
     `next_shard` is the first number that no raw shard outside of the list has. Raises ValueError if a list that was
     planned is not what it was.
     """
-    plan_url = files.join(folder, "plan.json")
-    files.remove_leftovers(folder)
+    plan_url = urlpath.join(folder, "plan.json")
+    atomic.remove_leftovers(folder)
     agreed = agree(config, plan_url, seed=seed, fetch=fetch)
     found = None
     if agreed.new:
@@ -112,7 +112,7 @@ def _with_segment(agreed: Agreed, found: Scan, first_shard: int) -> Agreed:
 
 def _schema(agreed: Agreed, config: InputConfig, folder: str) -> pa.Schema:
     """Return the schema of the first segment, which all others take over."""
-    first = files.join(_runs_folder(folder, 0), "00000.parquet")
+    first = urlpath.join(_runs_folder(folder, 0), "00000.parquet")
     if not files.exists(first):
         return scan(agreed.segments[0], config).schema
     with open_parquet(first) as run:
@@ -121,11 +121,11 @@ def _schema(agreed: Agreed, config: InputConfig, folder: str) -> pa.Schema:
 
 def _runs_folder(folder: str, segment: int) -> str:
     """Return where the runs of a segment are; what is recorded of its lists lies beside that folder."""
-    return files.join(_segment_folder(folder, segment), "runs")
+    return urlpath.join(_segment_folder(folder, segment), "runs")
 
 
 def _segment_folder(folder: str, segment: int) -> str:
-    return files.join(folder, "segments", f"{segment:05d}") if segment else folder
+    return urlpath.join(folder, "segments", f"{segment:05d}") if segment else folder
 
 
 def _spill_segment(
@@ -142,14 +142,14 @@ def _spill_segment(
     `scanned` is there if its lists were scanned just now, `schema` is that of the first segment for all others.
     """
     segment, lists = agreed.plan.segments[number], agreed.segments[number]
-    folder = files.parent(rows.folder)
+    folder = urlpath.parent(rows.folder)
     if segment.reader != READER:
         raise ValueError(
             f"{rows.folder}: an older headrace began this job, which cut this list into other rows, and some of "
             "its runs are missing; give the list a new job folder, or finish this fetch with the older version"
         )
-    files.remove_leftovers(folder)
-    files.remove_leftovers(rows.folder)
+    atomic.remove_leftovers(folder)
+    atomic.remove_leftovers(rows.folder)
     found = scanned or scan(lists, config)
     if found.rows != tuple(file.rows for file in segment.files):
         told = sum(file.rows for file in segment.files)
@@ -165,7 +165,7 @@ def check_begun(config: InputConfig, folder: str, *, seed: int, fetch: FetchConf
 
     Nothing is written.
     """
-    agreed = agree(config, files.join(folder, "plan.json"), seed=seed, fetch=fetch)
+    agreed = agree(config, urlpath.join(folder, "plan.json"), seed=seed, fetch=fetch)
     for file in agreed.new:
         if file.start_row:
             check_seam(file, agreed.plan, config)
@@ -195,7 +195,7 @@ def _write_runs(
     for number, run in enumerate(_cut(blocks)):
         if number == spilled.num_runs - 1:  # all rows are read; before the run that ends this work
             _write_tally(spilled.folder, tally)
-        if files.basename(spilled.run_url(number)) not in done:
+        if urlpath.basename(spilled.run_url(number)) not in done:
             place = permute(np.arange(start, start + run.num_rows, dtype=np.int64), spilled.num_rows, key)
             table = run.add_column(0, "place", pa.array(place)).sort_by("place")
             write_parquet(spilled.run_url(number), table, group_rows=group)
@@ -206,7 +206,7 @@ def _write_tally(runs_folder: str, tally: Tally) -> None:
     for title, counts in (("not fetched", tally.rejected), ("not taken as they stand", tally.repaired)):
         for reason, odd in counts.items():
             log.warning("input.urls: %d rows %s: %s; first: %s", odd.rows, title, reason, odd.first)
-    files.write_atomic(_tally_url(runs_folder), (canonical_json(asdict(tally)) + "\n").encode())
+    atomic.write_atomic(_tally_url(runs_folder), (canonical_json(asdict(tally)) + "\n").encode())
 
 
 def read_tally(runs_folder: str) -> Tally:
@@ -222,7 +222,7 @@ def read_tally(runs_folder: str) -> Tally:
 
 
 def _tally_url(runs_folder: str) -> str:
-    return files.join(files.parent(runs_folder), "lists.json")
+    return urlpath.join(urlpath.parent(runs_folder), "lists.json")
 
 
 def _cut(blocks: Iterator[pa.Table]) -> Iterator[pa.Table]:

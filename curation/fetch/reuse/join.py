@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace import files
+from headrace import atomic, files, urlpath
 from headrace.config import canonical_json
 from headrace.curation.fetch.lists.spill import SpilledList, read_range
 from headrace.curation.fetch.reuse.index import UrlIndex, digests_of
@@ -79,7 +79,7 @@ def join_reuse(
 
 
 def _is_joined(folder: str, told: dict[str, Any]) -> bool:
-    url = files.join(folder, RECORD)
+    url = urlpath.join(folder, RECORD)
     if not files.exists(url):
         return False
     record = read_json(url)
@@ -96,20 +96,20 @@ def _look_up(rows: Sequence[SpilledList], folders: Sequence[str], sources: list[
             log.info("%s: %d raw shards read for reuse", source.name, len(source.shards))
         known = index.sort()
         for item, folder in zip(rows, folders, strict=True):
-            files.remove(files.join(folder, RECORD))
+            atomic.remove(urlpath.join(folder, RECORD))
             hits = sum(_join_run(item, number, folder, index, sources) for number in range(item.num_runs))
             log.info("%d of %d rows take what %d URLs have already", hits, item.num_rows, known)
             record = {**told, "hits": hits}
-            files.write_atomic(files.join(folder, RECORD), (canonical_json(record) + "\n").encode())
+            atomic.write_atomic(urlpath.join(folder, RECORD), (canonical_json(record) + "\n").encode())
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
 
 def _room(folder: str) -> Path:
     """Return an empty folder on this machine for the index: beside the hits, or where temporary files go."""
-    if not files.is_local(folder):
+    if not urlpath.is_local(folder):
         return Path(tempfile.mkdtemp(prefix="headrace-reuse-"))
-    path = files.local_path(folder).with_suffix(".tmp")
+    path = urlpath.local_path(folder).with_suffix(".tmp")
     shutil.rmtree(path, ignore_errors=True)  # of a killed run
     path.mkdir(parents=True)
     return path
@@ -121,7 +121,7 @@ def _join_run(rows: SpilledList, number: int, folder: str, index: UrlIndex, sour
     table = table.filter(pc.and_(pc.is_null(table["problem"]), pc.is_valid(table["url"])))
     found, places = index.find(digests_of(table["url"].to_pylist()))
     hits = _hits(table["place"].take(pa.array(found)), places, sources)
-    write_parquet(files.join(folder, files.basename(rows.run_url(number))), hits, group_rows=GROUP_ROWS)
+    write_parquet(urlpath.join(folder, urlpath.basename(rows.run_url(number))), hits, group_rows=GROUP_ROWS)
     return int(hits.num_rows)
 
 
@@ -153,7 +153,7 @@ def add_hits(table: pa.Table, rows: SpilledList, reuse: Reuse | None) -> pa.Tabl
     texts: list[str | None] = [None] * table.num_rows
     first = table.column("place")[0].as_py()
     for number in range(rows.num_runs):
-        with open_parquet(files.join(reuse.folder, files.basename(rows.run_url(number)))) as run:
+        with open_parquet(urlpath.join(reuse.folder, urlpath.basename(rows.run_url(number)))) as run:
             for hit in read_range(run, first, first + table.num_rows).to_pylist():
                 row = hit.pop("place") - first
                 texts[row] = _text(hit, reuse)
@@ -162,5 +162,5 @@ def add_hits(table: pa.Table, rows: SpilledList, reuse: Reuse | None) -> pa.Tabl
 
 def _text(hit: dict[str, Any], reuse: Reuse) -> str:
     source, shard, key = hit.pop("source"), hit.pop("shard"), hit.pop("key")
-    place = {"tar": files.join(reuse.tars[source], f"{shard}.tar"), "ours": reuse.ours[source]}
+    place = {"tar": urlpath.join(reuse.tars[source], f"{shard}.tar"), "ours": reuse.ours[source]}
     return canonical_json({**hit, **place, "origin": f"{reuse.names[source]}#{key}"})

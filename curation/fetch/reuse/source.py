@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from headrace import files
+from headrace import files, urlpath
 from headrace.curation.job import Job
 from headrace.curation.raw.img2dataset import adopted, foreign_shards, recorded_foreign_table
 from headrace.curation.raw.read import check_raw_tar, read_raw
@@ -70,7 +70,7 @@ class Source:
 
     def tar_url(self, shard: str) -> str:
         """Return where the images of one shard are."""
-        return files.join(self.tars, f"{shard}.tar")
+        return urlpath.join(self.tars, f"{shard}.tar")
 
 
 def open_source(entry: str, *, own_job: str) -> Source:
@@ -79,12 +79,12 @@ def open_source(entry: str, *, own_job: str) -> Source:
     if entry.rstrip("/") == own_job.rstrip("/"):
         raise ValueError(f"input.reuse: {name} is this job itself; name earlier jobs only")
     job = Job(entry)
-    if files.exists(files.join(entry, "job.json")) or files.exists(files.join(job.raw, "commits")):
+    if files.exists(urlpath.join(entry, "job.json")) or files.exists(urlpath.join(job.raw, "commits")):
         foreign = adopted(job)
         shards = tuple(committed(job.raw)) if foreign is None else foreign.shards
         if not shards:
             raise ValueError(f"input.reuse: the job {name} has no finished raw shard; leave it out")
-        if shards and not files.exists(files.join(job.raw, f"{shards[0]}.tar")) and foreign is None:
+        if shards and not files.exists(urlpath.join(job.raw, f"{shards[0]}.tar")) and foreign is None:
             raise ValueError(
                 f"input.reuse: the images of the job {name} lie in no tars (fetch.output_format); leave it out"
             )

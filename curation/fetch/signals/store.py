@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from headrace import files
+from headrace import atomic, files, urlpath
 from headrace.config import canonical_json
 
 SCHEMA = 1
@@ -61,11 +61,11 @@ class PermissionStore:
             "documents": {path: asdict(document) for path, document in documents.items()},
         }
         data = (canonical_json(record) + "\n").encode("utf-8", "replace")
-        if not files.put_if_absent(self._place(origin), data):
+        if not atomic.put_if_absent(self._place(origin), data):
             known = self.load(origin)
             if known.keys() >= documents.keys():
                 return known
-            files.write_atomic(self._place(origin), data)
+            atomic.write_atomic(self._place(origin), data)
         return documents
 
     def now(self) -> str:
@@ -74,7 +74,7 @@ class PermissionStore:
 
     def _place(self, origin: str) -> str:
         digest = hashlib.sha256(origin.encode()).hexdigest()
-        return files.join(self._folder or ".", digest[:2], f"{digest[2:34]}.json")
+        return urlpath.join(self._folder or ".", digest[:2], f"{digest[2:34]}.json")
 
 
 def _seconds(stamp: str) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from headrace import files
+from headrace import atomic, urlpath
 from headrace.config import canonical_json
 from headrace.curation.report.compare.overlap import overlaps
 from headrace.curation.report.compare.render import render
@@ -50,11 +50,11 @@ def compare(sides: tuple[Side, Side], config: ReportConfig, out: str) -> Compare
         "domains": _domains(sides),
         "overlap": overlaps(sides, config.rows),
     }
-    files.remove_leftovers(out)
-    html, data = files.join(out, "compare.html"), files.join(out, "compare.json")
+    atomic.remove_leftovers(out)
+    html, data = urlpath.join(out, "compare.html"), urlpath.join(out, "compare.json")
     text = json.dumps(json.loads(canonical_json(report)), indent=1, sort_keys=True, ensure_ascii=True)
-    files.write_atomic(data, (text + "\n").encode())
-    files.write_atomic(html, render(report))
+    atomic.write_atomic(data, (text + "\n").encode())
+    atomic.write_atomic(html, render(report))
     return CompareSummary(html=html, json=data, facts=report["facts"], overlap=report["overlap"]["by"])
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from headrace import files
+from headrace import atomic, files, urlpath
 from headrace.curation.ledger import Decision, ledger_by_shard
 from headrace.curation.raw.read import read_raw
 from headrace.curation.report.compare.side import Side
@@ -92,7 +92,7 @@ def write_atlas(url: str, side: Side, config: ReportConfig) -> AtlasSummary:
             num_rows += len(block.rows)
 
     schema = _schema(names, with_neighbours=found is not None)
-    with files.atomic_file(url) as path:
+    with atomic.atomic_file(url) as path:
         write_groups(path, schema, tables(schema))
     log.info("%s: %d rows, %d pictures", url, num_rows, num_pictures)
     return AtlasSummary(
@@ -117,7 +117,7 @@ def _vector_column(side: Side) -> str | None:
     found = []
     for folder in side.explained.decision.annotation_folders().values():
         for name in files.list_names(folder, ".parquet")[:1]:
-            with open_parquet(files.join(folder, name)) as file:
+            with open_parquet(urlpath.join(folder, name)) as file:
                 found += [item.name for item in file.schema if _is_vector(item)]
     return min(found, key=lambda name: (name not in PREFERRED, name != PREFERRED[0], name), default=None)
 
@@ -173,7 +173,7 @@ def _vectors(folders: dict[str, str], shard: str, column: str | None, keys: pa.C
     if column is None:
         return None
     for folder in folders.values():
-        url = files.join(folder, f"{shard}.parquet")
+        url = urlpath.join(folder, f"{shard}.parquet")
         with open_parquet(url) as file:
             if column not in file.schema.names:
                 continue

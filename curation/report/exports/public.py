@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace import files
+from headrace import atomic, files, urlpath
 from headrace.config import canonical_json
 from headrace.curation.job import Job
 from headrace.curation.report.compare.side import Side
@@ -141,10 +141,10 @@ def _languages(counts: Mapping[str, int]) -> list[list[Any]]:
 def _period(job: Job) -> list[str] | None:
     """Return the first and the last month of fetching, by the job's logs; None if they are gone."""
     months = []
-    folder = files.join(job.url, "logs")
+    folder = urlpath.join(job.url, "logs")
     for name in files.list_names(folder, ".log"):
         if name.startswith("fetch-"):
-            lines = files.read_bytes(files.join(folder, name)).decode("utf-8", "replace").splitlines()
+            lines = files.read_bytes(urlpath.join(folder, name)).decode("utf-8", "replace").splitlines()
             months += [_MONTH.match(text) for text in (name.removeprefix("fetch-"), *lines[:1], *lines[-1:])]
     found = sorted(f"{month['year']}-{month['month']}" for month in months if month is not None)
     return [found[0], found[-1]] if found else None
@@ -196,7 +196,7 @@ def write_public(url: str, summary: Mapping[str, Any]) -> None:
     """Write the summary as JSON or HTML, as the file's name says. Raises ValueError for another name."""
     check_public_name(url)
     text = json.dumps(json.loads(canonical_json(summary)), indent=1, sort_keys=True) + "\n"
-    files.write_atomic(url, text.encode() if url.endswith(".json") else _render(summary))
+    atomic.write_atomic(url, text.encode() if url.endswith(".json") else _render(summary))
 
 
 def _render(summary: Mapping[str, Any]) -> bytes:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from headrace import files
+from headrace import files, urlpath
 from headrace.curation.ledger import Decision, StepSummary, ledger_by_shard
 from headrace.curation.report.shown.beyond import MAX_HASHES, WORDS, Indices, Near, Words, just_beyond
 from headrace.curation.report.shown.pairs import COLUMNS
@@ -75,7 +75,7 @@ def _kept_hashes(decision: Decision, min_quality: int, only: tuple[str, ...]) ->
     start = 0
     for shard, rows in ledger_by_shard(decision.ledger, ["uid", "raw_shard", "key", "kept"]):
         kept = rows.filter(pc.fill_null(rows["kept"], False))
-        url = files.join(folder, f"{shard}.parquet")
+        url = urlpath.join(folder, f"{shard}.parquet")
         with open_parquet(url) as file:
             names = [name for name in (only or ALL_HASH_COLUMNS) if name in file.schema.names]
             quality = QUALITY in file.schema.names
@@ -106,9 +106,9 @@ def _evaluation_hashes(decision: Decision, step: Step, min_quality: int) -> tupl
     words, owners, names = [np.zeros((0, WORDS), np.uint64)], [np.zeros(0, np.int64)], [pa.array([], pa.string())]
     start = 0
     for item in step.evaluation_sets():
-        folder = files.join(decision.job.ledgers, "evaluation", item.name)
+        folder = urlpath.join(decision.job.ledgers, "evaluation", item.name)
         for part in files.list_names(folder, ".parquet"):
-            table = read_table(files.join(folder, part))
+            table = read_table(urlpath.join(folder, part))
             good = pc.fill_null(table["quality"], -1).to_numpy() >= min_quality
             for variant in (name for name in (*VARIANTS, *CENTRE_VARIANTS) if name in table.column_names):
                 present = np.flatnonzero(good & pc.is_valid(table[variant]).to_numpy())

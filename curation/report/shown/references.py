@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace import files
+from headrace import urlpath
 from headrace.curation.blur import blur_boxes
 from headrace.curation.report.pictures import Thumbnail, thumbnail
 from headrace.curation.select.evaluation import EvaluationSet, Part, find_parts, read_part
@@ -47,7 +47,7 @@ def reference_pictures(
 def _read(url: str, wanted: set[str]) -> Iterable[tuple[str, bytes]]:
     for part in find_parts(url):
         if part.row_group >= 0:
-            prefix = f"{files.basename(part.url)}/{part.row_group}/"
+            prefix = f"{urlpath.basename(part.url)}/{part.row_group}/"
             if any(name.startswith(prefix) for name in wanted):
                 yield from ((name, data) for name, data in read_part(part) if name in wanted)
         elif part.spans:

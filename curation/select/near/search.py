@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from headrace import files
+from headrace import atomic, files
 from headrace.curation.ledger import digest_of
 from headrace.curation.select.hamming import WORDS, Words, largest_run, linked_pairs
 from headrace.curation.select.kept import Kept
@@ -172,7 +172,7 @@ def search_table(unit: TableUnit) -> int:
         for left, right in pairs:
             gathered.add(pack(nodes[left], nodes[right]))
         beat(rows=block.size)
-    with files.atomic_file(unit.out) as path, path.open("wb") as file:
+    with atomic.atomic_file(unit.out) as path, path.open("wb") as file:
         np.save(file, gathered.settle())
     return largest
 

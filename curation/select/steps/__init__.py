@@ -6,7 +6,8 @@ Every step drops rows of what the steps before it kept; `fetch` and `decode` com
 from collections.abc import Sequence
 from typing import Annotated
 
-from headrace.config import OneOf, build_config
+from headrace.config import build_config
+from headrace.config_types import OneOf
 from headrace.curation.ledger import StepSummary
 from headrace.curation.select.step import Step, UnknownStep
 from headrace.curation.select.steps.blocked import Blocked

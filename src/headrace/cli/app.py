@@ -129,7 +129,7 @@ def _run() -> None:
     try:
         sys.exit(app(prog_name="headrace", standalone_mode=False))
     except (ValueError, OSError) as error:
-        from headrace.files import is_full_disk
+        from headrace.atomic import is_full_disk
 
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         if isinstance(error, OSError) and is_full_disk(error) and "make room" not in str(error):

@@ -48,7 +48,7 @@ def faces_command(
     """
     import json as json_module
 
-    from headrace import files
+    from headrace import atomic
     from headrace.curation.annotate.evaluation.tally import evaluate
 
     asked = _asked(detectors or (), recipe)
@@ -63,7 +63,7 @@ def faces_command(
     if not next(iter(facts["detectors"].values()))["images"]:  # type: ignore[attr-defined]
         raise ValueError(f"{images}: no image could be read")
     if out:
-        files.write_atomic(out, (json_module.dumps(facts, indent=1) + "\n").encode())
+        atomic.write_atomic(out, (json_module.dumps(facts, indent=1) + "\n").encode())
     if json:
         say_json("faces", facts)
     else:
@@ -72,7 +72,7 @@ def faces_command(
 
 def _asked(specs: "list[str] | tuple[str, ...]", recipe: str) -> "dict[str, FacesConfig]":
     """Return name -> config. Raises ValueError for a detector that is not known or whose file is not there."""
-    from headrace import files
+    from headrace import urlpath
     from headrace.curation.annotate.annotators.faces import FaceBoxes, FacesConfig
     from headrace.curation.recipe import load_recipe
 
@@ -83,7 +83,7 @@ def _asked(specs: "list[str] | tuple[str, ...]", recipe: str) -> "dict[str, Face
         faces: object = getattr(load_recipe(recipe).annotate, "faces", None)
         if not isinstance(faces, FacesConfig):
             raise ValueError(f"{recipe}: annotate.faces is null; nothing to evaluate")
-        asked[f"recipe {files.basename(recipe)}"] = faces
+        asked[f"recipe {urlpath.basename(recipe)}"] = faces
     asked = asked or {"centerface": FacesConfig()}
     for config in asked.values():
         FaceBoxes(config).files()

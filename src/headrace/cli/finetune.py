@@ -235,7 +235,8 @@ def _run(config: "RunConfig", options: "FinetuneOptions", test: str, truth: Any,
 
 
 def _config(options: Any, overrides: list[str]) -> "RunConfig":
-    from headrace.config import apply_overrides, build_config
+    from headrace.config import build_config
+    from headrace.overrides import apply_overrides
     from headrace.train.config import RunConfig
     from headrace.train.evaluate.begun import as_begun
     from headrace.train.evaluate.recipes import finetune_run
@@ -254,7 +255,7 @@ def _reading(config: "RunConfig") -> dict[str, Any]:
 def _write(config: "RunConfig", path: Path) -> None:
     import yaml
 
-    from headrace.files import write_atomic
+    from headrace.atomic import write_atomic
     from headrace.train.config import public_dict
 
     if path.exists():
@@ -265,7 +266,7 @@ def _write(config: "RunConfig", path: Path) -> None:
 
 
 def _write_result(path: Path, facts: dict[str, Any]) -> None:
-    from headrace.files import write_atomic
+    from headrace.atomic import write_atomic
 
     write_atomic(str(path), f"{json_module.dumps(facts, indent=1, allow_nan=False)}\n".encode())
 

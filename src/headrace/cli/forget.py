@@ -75,9 +75,9 @@ def forget_command(
 
 
 def _check_job(url: str) -> None:
-    from headrace import files
+    from headrace import files, urlpath
 
-    if not files.exists(files.join(url, "job.json")):
+    if not files.exists(urlpath.join(url, "job.json")):
         raise ValueError(f"{url} is no job (no job.json there); give the folder that the recipe names as `job`")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from headrace import files
+from headrace import atomic, urlpath
 
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_-]+")
 
@@ -25,7 +25,7 @@ class MixtureFile:
 
     def write(self) -> None:
         """Write it, or leave it where it is there already."""
-        files.write_atomic(str(self.path), self.text.encode())
+        atomic.write_atomic(str(self.path), self.text.encode())
 
 
 def mixture_file(path: str, dataset: str, others: Sequence[str], *, name: str) -> MixtureFile:
@@ -45,7 +45,7 @@ def mixture_file(path: str, dataset: str, others: Sequence[str], *, name: str) -
         _check_is_there(url)
     sources: list[dict[str, Any]] = []
     for url, share in [(dataset, left), *given]:
-        called = name if url == dataset and not sources else files.basename(url.rstrip("/"))
+        called = name if url == dataset and not sources else urlpath.basename(url.rstrip("/"))
         source = {"name": _unused(called, sources), "url": _absolute(url), "weight": share}
         sources.append(source if given else {key: value for key, value in source.items() if key != "weight"})
     checked = build_config(Mixture, {"sources": sources})
@@ -71,12 +71,12 @@ def _other(text: str) -> tuple[str, float]:
 
 def _check_is_there(url: str) -> None:
     """Raise ValueError if a local dataset that a mixture is to name is not there."""
-    if files.is_local(url) and not Path(files.local_path(url)).exists():
+    if urlpath.is_local(url) and not Path(urlpath.local_path(url)).exists():
         raise ValueError(f"--with {url}: there is no such dataset; index or import it first, or mend the path")
 
 
 def _absolute(url: str) -> str:
-    return str(Path(files.local_path(url)).absolute()) if files.is_local(url) else url
+    return str(Path(urlpath.local_path(url)).absolute()) if urlpath.is_local(url) else url
 
 
 def _unused(name: str, sources: Sequence[dict[str, Any]]) -> str:

@@ -180,7 +180,7 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
 def _run(
     checkpoint: str, config: "ProbeConfig", *, target: Path, device: str, export: Path | None, cache: Path | None
 ) -> None:
-    from headrace.files import write_atomic
+    from headrace.atomic import write_atomic
     from headrace.train.evaluate.probes import probe
 
     with leaving_lost_ranks():

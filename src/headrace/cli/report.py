@@ -99,7 +99,7 @@ def _report(
     json: bool,
     dry_run: bool,
 ) -> None:
-    from headrace import files
+    from headrace import urlpath
     from headrace.curation.datasets import explain_dataset
     from headrace.curation.job import Job
     from headrace.curation.report.stage import report_dataset
@@ -120,7 +120,7 @@ def _report(
     folder = out or (TARS_FOLDER if tars else report_folder(job, dataset if asked is None else asked.build.dataset))
     if dry_run:
         lines = [f"report: write {url}" for url in exports.values()]
-        say_plan("report", [f"report: write {files.join(folder, 'report.html')} and report.json", *lines], json=json)
+        say_plan("report", [f"report: write {urlpath.join(folder, 'report.html')} and report.json", *lines], json=json)
         return
     explained = _explain(job, asked, dataset=dataset, ledger=ledger) if is_job else None
     with show_progress("report") as on_progress:
@@ -141,19 +141,19 @@ def _recipe(target: str) -> "Recipe | None":
 
 
 def _is_job(job: "Job") -> bool:
-    from headrace import files
+    from headrace import files, urlpath
 
-    return files.exists(files.join(job.url, "job.json")) or files.exists(files.join(job.url, "ledger"))
+    return files.exists(urlpath.join(job.url, "job.json")) or files.exists(urlpath.join(job.url, "ledger"))
 
 
 def _are_tars(target: str, index_dir: str | None) -> bool:
-    from headrace import files
+    from headrace import files, urlpath
     from headrace.shards.foreign.find import compressed_tars, expand_files
     from headrace.shards.foreign.unindexed import names_tars
 
     if names_tars(target):
         return True
-    if files.exists(files.join(index_dir or target, "dataset.json")):
+    if files.exists(urlpath.join(index_dir or target, "dataset.json")):
         return False
     return bool(expand_files(target, ".tar") or compressed_tars(target))
 
@@ -173,9 +173,9 @@ def _changed(config: "ReportConfig", **changes: Any) -> "ReportConfig":
 
 
 def _check_dataset(target: str, index_dir: str) -> None:
-    from headrace import files
+    from headrace import files, urlpath
 
-    if not files.exists(files.join(index_dir, "dataset.json")):
+    if not files.exists(urlpath.join(index_dir, "dataset.json")):
         raise ValueError(
             f"{target} is neither a job (no job.json), nor an indexed dataset (no dataset.json), nor a folder of tars; "
             "give the folder that the recipe names as `job`, a dataset, or tars"
@@ -200,12 +200,12 @@ def _following(target: str, explained: "Explained | None", index_dir: str | None
 
 
 def _compare(targets: list[str], config: "ReportConfig", out: str, *, json: bool, dry_run: bool) -> None:
-    from headrace import files
+    from headrace import urlpath
     from headrace.curation.report.compare.stage import compare
 
     first, second = (_side(target) for target in targets)
     if dry_run:
-        say_plan("report", [f"report: write {files.join(out, 'compare.html')} and compare.json"], json=json)
+        say_plan("report", [f"report: write {urlpath.join(out, 'compare.html')} and compare.json"], json=json)
         return
     with show_progress("report"):
         summary = compare((first, second), config, out)

@@ -41,13 +41,13 @@ def run_report_command(
 
     Example: headrace run-report runs/a runs/b --out compared.html --traces 10
     """
-    from headrace import files
+    from headrace import atomic
     from headrace.train.runs.report import read_runs, remarkable, render, summaries
 
     found = read_runs(runs)
     steps = remarkable(found)
     pages, traced = _trace(found, steps[:traces], out) if traces else ({}, [])
-    files.write_atomic(out, render(found, title=title, pages=pages))
+    atomic.write_atomic(out, render(found, title=title, pages=pages))
     rows = summaries(found)
     if json:
         say_json("run-report", {"page": out, "runs": rows, "traces": traced})
@@ -70,7 +70,7 @@ def _trace(
     runs: "list[Run]", steps: "list[Remarkable]", out: str
 ) -> "tuple[dict[Remarkable, Link], list[dict[str, Any]]]":
     """Write a page for each step; return the links to them, and what became of each."""
-    from headrace import files
+    from headrace import urlpath
     from headrace.page.html import Link
     from headrace.trace.pages import write_step_pages
 
@@ -81,7 +81,7 @@ def _trace(
         for number, run in enumerate(runs):
             own = [step for name, step in steps if name == run.folder]
             names = {step: f"{number}-{_file_name(run.name)}-step-{step}.html" for step in own}
-            pages = {step: files.join(folder, name) for step, name in names.items()}
+            pages = {step: urlpath.join(folder, name) for step, name in names.items()}
             why = write_step_pages(run.folder, pages, pictures=PICTURES) if pages else {}
             for step in own:
                 page = None if why[step] else pages[step]

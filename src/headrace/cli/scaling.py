@@ -35,7 +35,7 @@ def scaling_command(
 
     Example: headrace scaling sweeps/simmim --out simmim.html
     """
-    from headrace import files
+    from headrace import atomic
     from headrace.train.scaling.analysis import analyse
     from headrace.train.scaling.collect import collect, read_table, runs_in
     from headrace.train.scaling.page import render
@@ -44,7 +44,7 @@ def scaling_command(
         raise ValueError("give folders of runs, or --table FILE.csv; see headrace scaling --help")
     rows = collect(runs, accuracy=accuracy) if runs else read_table(Path(table))
     found = analyse(rows, hold_out=hold_out)
-    files.write_atomic(out, render(found, title="Scaling"))
+    atomic.write_atomic(out, render(found, title="Scaling"))
     if json:
         say_json("scaling", {"page": out, "objectives": [_facts(one) for one in found]})
         return

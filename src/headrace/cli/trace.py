@@ -45,7 +45,7 @@ def trace_command(
     """
     from dataclasses import asdict
 
-    from headrace import files
+    from headrace import atomic
     from headrace.trace.history import open_history
     from headrace.trace.lookup import open_sources
     from headrace.trace.page import render
@@ -63,7 +63,7 @@ def trace_command(
     place = out or ("" if json else _default_name(traced))
     if place:
         data = render(traced, name=target, global_batch=history.global_batch, num_views=len(opened.views))
-        files.write_atomic(place, data)
+        atomic.write_atomic(place, data)
     if json:
         facts = {name: value for name, value in asdict(traced).items() if name != "pictures"}
         say_json("trace", {"target": target, **facts, "page": place or None, "pictures": len(traced.pictures)})

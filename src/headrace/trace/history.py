@@ -16,9 +16,11 @@ from typing import Any
 
 import yaml
 
-from headrace.config import apply_overrides, build_config, read_mapping
+from headrace.config import build_config
+from headrace.overrides import apply_overrides
 from headrace.pipeline.mixture import Mixture
 from headrace.pipeline.seen import FILE, last_trained_step, read_record, skipped_steps
+from headrace.strict_yaml import read_mapping
 from headrace.text import one_line, shown
 from headrace.train.steady.changes import mixture_with
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from headrace import files
+from headrace import files, urlpath
 from headrace.curation.datasets import Explained, built_from, explain_ledger
 from headrace.curation.job import Job
 from headrace.curation.ledger import rows_of_keys
@@ -46,7 +46,7 @@ def origin_of(dataset: Dataset, jobs: Sequence[str] = ()) -> Origin:
     digest = built_from(dataset.url)
     if digest is not None:
         return _curated(where, digest, [*_parents(dataset.url), *jobs])
-    imported = _read_json(files.join(dataset.url, JOB_NAME))
+    imported = _read_json(urlpath.join(dataset.url, JOB_NAME))
     if imported is not None:
         kind, count = imported.get("kind", "images"), imported.get("num_inputs", "?")
         text = f"{where}: imported from {count} inputs ({kind}); no ledger tells of them"
@@ -71,10 +71,10 @@ def _curated(where: str, digest: str, jobs: Sequence[str]) -> Origin:
 
 def _parents(dataset_url: str) -> list[str]:
     """Return the job that a dataset lies in, by the names of the folders."""
-    parent = files.parent(dataset_url)
-    if files.basename(dataset_url) == "dataset":
+    parent = urlpath.parent(dataset_url)
+    if urlpath.basename(dataset_url) == "dataset":
         return [parent]
-    return [files.parent(parent)] if files.basename(parent) == "datasets" else []
+    return [urlpath.parent(parent)] if urlpath.basename(parent) == "datasets" else []
 
 
 def _read_json(url: str) -> dict[str, Any] | None:

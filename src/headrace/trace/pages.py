@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 
-from headrace import files
+from headrace import atomic
 from headrace.text import one_line
 from headrace.trace.history import open_history
 from headrace.trace.lookup import open_sources
@@ -30,7 +30,7 @@ def write_step_pages(run: str, pages: Mapping[int, str], *, pictures: int) -> di
         try:
             traced = trace_step(opened, replacements, history.positions(step), pictures=pictures)
             page = render(traced, name=run, global_batch=history.global_batch, num_views=len(opened.views))
-            files.write_atomic(place, page)
+            atomic.write_atomic(place, page)
             found[step] = ""
         except (ValueError, OSError) as error:
             found[step] = one_line(str(error))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace import files
+from headrace import urlpath
 from headrace.pipeline.seen import digest_of, row_hashes, text_of
 from headrace.trace.history import Recorded
 from headrace.trace.lookup import Opened
@@ -261,10 +261,10 @@ _TEXTS = ("key", "shard", "reason", "message", "replaced_by")
 
 
 def _sample(line: Mapping[str, Any]) -> tuple[Any, ...]:
-    return files.basename(line["shard"]), line["key"], line.get("offset")
+    return urlpath.basename(line["shard"]), line["key"], line.get("offset")
 
 
 def _story(lines: Sequence[Mapping[str, Any]]) -> tuple[int, Story]:
     own = lines[0]
-    shard = files.basename(own["shard"])
+    shard = urlpath.basename(own["shard"])
     return own["position"], Story(own["key"], shard, own["reason"], own["message"], len(lines), own["replaced_by"])

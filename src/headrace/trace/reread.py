@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from headrace import files
+from headrace import urlpath
 from headrace.shards.progress import OnProgress, Progress, no_progress
 from headrace.trace.lookup import Opened
 from headrace.trace.redraw import Redrawn, open_redrawer
@@ -26,4 +26,4 @@ def read_steps_again(
 
 def _story(one: Redrawn) -> Story:
     own = one.damaged[0]
-    return Story(own.key, files.basename(own.shard), own.reason, own.message, len(one.damaged), one.key)
+    return Story(own.key, urlpath.basename(own.shard), own.reason, own.message, len(one.damaged), one.key)

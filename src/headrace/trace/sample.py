@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from headrace import files
+from headrace import files, urlpath
 from headrace.pipeline.mixture import Mixture, Source
 from headrace.shards.foreign.unindexed import names_tars
 from headrace.shards.imports.source import SOURCE_COLUMN
@@ -20,7 +20,7 @@ FACTS = ("key", "uid", "url", "caption", "label", "offset", "size", "width", "he
 
 def is_dataset(url: str, index_dir: str = "") -> bool:
     """True if `url` names a dataset with an index, or tars, and not the folder of a job."""
-    return names_tars(url) or files.exists(files.join(index_dir or url, SUMMARY_NAME))
+    return names_tars(url) or files.exists(urlpath.join(index_dir or url, SUMMARY_NAME))
 
 
 def open_one(url: str, index_dir: str = "") -> Opened:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import pyarrow as pa
 from pyarrow import csv
 
-from headrace import files
+from headrace import atomic
 from headrace.shards.parquet import write_groups
 
 SUFFIXES = (".parquet", ".csv")
@@ -20,7 +20,7 @@ def check_table_name(url: str) -> None:
 def write_tables(url: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
     """Write tables of one schema to a file of any fsspec URL, one of them in memory at a time."""
     check_table_name(url)
-    with files.atomic_file(url) as path:
+    with atomic.atomic_file(url) as path:
         if url.endswith(".parquet"):
             write_groups(path, schema, (table for table in tables if table.num_rows))
             return

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from headrace import files
+from headrace import files, urlpath
 from headrace.config import build_config
 from headrace.curation import stages
 from headrace.curation.fetch.config import FetchConfig, InputConfig
@@ -93,7 +93,7 @@ def test_whose_the_raw_shards_are_is_asked_once_however_many_there_are(
     read = files.read_bytes
 
     def counted(url: str) -> bytes:
-        asked.append(files.basename(url))
+        asked.append(urlpath.basename(url))
         return read(url)
 
     monkeypatch.setattr(files, "read_bytes", counted)

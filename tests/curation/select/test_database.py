@@ -7,8 +7,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from headrace.atomic import is_full_disk
 from headrace.curation.select.database import WORK_FOLDER, Limits, open_database
-from headrace.files import is_full_disk
 
 # A disk that takes no more: a limit on the size of a file is the same to DuckDB.
 PROGRAM = """

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from headrace.config import OneOf
+from headrace.config_types import OneOf
 from headrace.pipeline import Batch, MapFunction, Mixture
 from headrace.train.models.batch_norm import BatchNorm
 from headrace.train.models.encoder import FeatureMaps, TunableEncoder
