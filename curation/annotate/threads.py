@@ -15,8 +15,9 @@ from queue import Queue
 from threading import Event, Thread
 from typing import TypeVar
 
-import cv2
 from threadpoolctl import threadpool_limits
+
+from headrace.shards.images.opencv import one_opencv_thread
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -31,9 +32,7 @@ def one_thread_each(*, torch: bool) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         # Of two threads over products as small as ours one only spins: 16 ms of CPU an image instead of 2.
         stack.enter_context(threadpool_limits(1, user_api="blas"))
-        before = cv2.getNumThreads()
-        cv2.setNumThreads(1)
-        stack.callback(cv2.setNumThreads, before)
+        stack.enter_context(one_opencv_thread())
         if torch:
             from headrace.curation.annotate.annotators.clip_model import one_torch_thread
 

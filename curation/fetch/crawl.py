@@ -72,14 +72,10 @@ def _one_thread_an_image(config: FetchConfig) -> Iterator[None]:
     if config.resize == "none":
         yield
         return
-    import cv2  # few fetches need it
+    from headrace.shards.images.opencv import one_opencv_thread  # few fetches need OpenCV
 
-    before = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
+    with one_opencv_thread():
         yield
-    finally:
-        cv2.setNumThreads(before)
 
 
 def _raise_file_limit(config: FetchConfig) -> None:

@@ -1,6 +1,5 @@
 """Promises of captions that are merged: ledger, dataset, `why` and take-downs hold all, each with its row."""
 
-import hashlib
 import io
 import json
 import shutil
@@ -11,11 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from headrace.cli.why import why_command
 from headrace.curation.annotate.config import annotate_config
@@ -28,7 +25,6 @@ from headrace.curation.forget.stage import ForgetOptions, ForgetSummary, run_for
 from headrace.curation.job import Job, own_job
 from headrace.curation.ledger import latest_decision
 from headrace.curation.raw.schema import uid_of
-from headrace.curation.raw.write import Outcome, RawShard, write_raw_shard
 from headrace.curation.recipe import Recipe, recipe_text
 from headrace.curation.report.config import ReportConfig
 from headrace.curation.report.galleries import Shown
@@ -39,9 +35,9 @@ from headrace.curation.select.steps.near_duplicates import NearDuplicates
 from headrace.curation.stages import annotate, build, report, select
 from headrace.curation.why import HeldCaption, explain
 from headrace.shards.dataset import open_dataset
-from headrace.shards.images.header import read_header
 from headrace.shards.units import EngineConfig
 from headrace.shards.verify import verify_dataset
+from tests.curation.listed_pictures import draw, write_listed
 
 # Two groups and a picture alone. Of the first one two rows have the same bytes; the best of the second has no caption.
 ROWS = (
@@ -59,32 +55,14 @@ BETTER = "a villa of brick"
 HOUSE, SHIP, ALONE = "http://a.test/1.png", "http://b.test/1.png", "http://c.test/1.png"
 
 
-def _picture(seed: int, side: int) -> bytes:
-    coarse = np.random.default_rng(seed).integers(0, 256, (9, 9, 3), np.uint8)
-    whole = Image.fromarray(coarse).resize((256, 256), Image.Resampling.BICUBIC)
-    sink = io.BytesIO()
-    whole.resize((side, side)).save(sink, "PNG")
-    return sink.getvalue()
-
-
 def _write_raw(job: Job) -> None:
-    images = [_picture(seed, side) for _, _, seed, side in ROWS]
-    rows = pa.table(
-        {
-            "url": [row[0] for row in ROWS],
-            "caption": pa.array([row[1] for row in ROWS], pa.string()),
-            "captions": pa.array([["carried"]] * len(ROWS), pa.list_(pa.string())),
-            "better": pa.array([BETTER, *[None] * (len(ROWS) - 1)], pa.string()),
-            "input_file": ["list.csv"] * len(ROWS),
-            "input_row": list(range(len(ROWS))),
-        }
-    )
-    outcomes = []
-    for number, data in enumerate(images):
-        header, sha256 = read_header(data), hashlib.sha256(data).hexdigest()
-        outcomes.append(Outcome(header=header, original=header, sha256=sha256, offset=number, size=len(data)))
-    Path(job.raw).mkdir(parents=True)
-    write_raw_shard(RawShard(job.raw, 0, 100), rows, outcomes, lambda outcome: images[outcome.offset])
+    columns = {
+        "url": [row[0] for row in ROWS],
+        "caption": pa.array([row[1] for row in ROWS], pa.string()),
+        "captions": pa.array([["carried"]] * len(ROWS), pa.list_(pa.string())),
+        "better": pa.array([BETTER, *[None] * (len(ROWS) - 1)], pa.string()),
+    }
+    write_listed(job, [draw(seed, side=side) for _, _, seed, side in ROWS], columns)
 
 
 def _selected(job: Job, *, most: int = 16) -> Recipe:

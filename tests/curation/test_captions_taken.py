@@ -9,11 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from headrace.cli.why import why_command
 from headrace.curation.annotate.config import annotate_config
@@ -22,54 +20,25 @@ from headrace.curation.fetch.config import InputConfig
 from headrace.curation.job import Job
 from headrace.curation.ledger import latest_decision, list_ledgers
 from headrace.curation.raw.schema import uid_of
-from headrace.curation.raw.write import Outcome, RawShard, write_raw_shard
 from headrace.curation.recipe import Recipe
 from headrace.curation.select.rank import Captions
 from headrace.curation.select.steps import NearDuplicates, Rule
 from headrace.curation.stages import annotate, build, report, select
 from headrace.curation.why import explain
 from headrace.shards.dataset import open_dataset
-from headrace.shards.images.header import read_header
 from headrace.shards.units import EngineConfig
 from headrace.shards.verify import verify_dataset
+from tests.curation.listed_pictures import draw, write_listed
 
 TAKEN = "a red house, two trees"
 OTHER = "a boat"
 URLS = ("http://a.test/original.png", "http://b.test/copy.jpg", "http://c.test/boat.png")
 
 
-def _picture(seed: int) -> Image.Image:
-    coarse = np.random.default_rng(seed).integers(0, 256, (9, 9, 3), np.uint8)
-    return Image.fromarray(coarse).resize((256, 256), Image.Resampling.BICUBIC)
-
-
-def _encode(image: Image.Image, image_format: str) -> bytes:
-    sink = io.BytesIO()
-    image.save(sink, image_format)
-    return sink.getvalue()
-
-
 def _write_raw(job: Job) -> None:
     """Write an original without a caption, a smaller copy of it with one, and another picture."""
-    images = [
-        _encode(_picture(1), "PNG"),
-        _encode(_picture(1).resize((128, 128)), "JPEG"),
-        _encode(_picture(2), "PNG"),
-    ]
-    rows = pa.table(
-        {
-            "url": URLS,
-            "caption": pa.array([None, TAKEN, OTHER], pa.string()),
-            "input_file": ["list.csv"] * 3,
-            "input_row": [0, 1, 2],
-        }
-    )
-    outcomes = []
-    for number, data in enumerate(images):
-        header, sha256 = read_header(data), hashlib.sha256(data).hexdigest()
-        outcomes.append(Outcome(header=header, original=header, sha256=sha256, offset=number, size=len(data)))
-    Path(job.raw).mkdir(parents=True)
-    write_raw_shard(RawShard(job.raw, 0, 100), rows, outcomes, lambda outcome: images[outcome.offset])
+    images = [draw(1), draw(1, side=128, image_format="JPEG"), draw(2)]
+    write_listed(job, images, {"url": URLS, "caption": pa.array([None, TAKEN, OTHER], pa.string())})
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from headrace.config import config_to_dict
 from headrace.shards.dataset import FAST_COLUMNS, open_dataset
+from headrace.text import known_words
 from headrace.train.evaluate.labels import MAX_CLASSES, read_dataset_labels
 from headrace.train.models.backbones import BackboneConfig
 from headrace.train.models.encoder import FeatureMaps
@@ -233,17 +234,17 @@ class FinetuneOptions:
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
-            raise ValueError(f"--task: unknown {self.task!r}; known: {', '.join(TASKS)}")
+            raise ValueError(f"--task: unknown {self.task!r}; {known_words(self.task, TASKS)}")
         if self.recipe and self.recipe not in RECIPES:
-            raise ValueError(f"--recipe: unknown {self.recipe!r}; known: {', '.join(RECIPES)}")
+            raise ValueError(f"--recipe: unknown {self.recipe!r}; {known_words(self.recipe, RECIPES)}")
         if KIND_OF[self.chosen.task] != KIND_OF[self.task]:
             fitting = [name for name, recipe in RECIPES.items() if KIND_OF[recipe.task] == KIND_OF[self.task]]
             raise ValueError(f"--recipe {self.recipe} is not for --task {self.task}; those are: {', '.join(fitting)}")
         for name in ("epochs", "global_batch", "image_size", "num_classes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.mask_sizes not in get_args(OtherSizes):
-            raise ValueError(f"--mask-sizes: unknown {self.mask_sizes!r}; known: {', '.join(get_args(OtherSizes))}")
+        if self.mask_sizes not in (sizes := get_args(OtherSizes)):
+            raise ValueError(f"--mask-sizes: unknown {self.mask_sizes!r}; {known_words(self.mask_sizes, sizes)}")
         if self.balance != "none" and KIND_OF[self.task] != "finetune":
             raise ValueError(f"--balance is for --task longtail and classify, not {self.task}")
 

@@ -14,8 +14,8 @@ from headrace.curation.annotate.annotator import AnnotationBatch, Annotator, Col
 from headrace.curation.annotate.detectors.boxes import Found
 from headrace.curation.annotate.detectors.onnx import OnnxModel, open_onnx
 from headrace.curation.annotate.detectors.regions import Output, Triple, regions_of, square
-from headrace.curation.annotate.detectors.search import one_thread
 from headrace.curation.models.folder import model_url
+from headrace.shards.images.opencv import one_opencv_thread
 
 MAX_IMAGE_SIZE = 4096
 KEY = "annotate.regions.model"
@@ -108,7 +108,7 @@ def find_regions(pixels: Pixels, config: RegionsConfig) -> Found:
     Raises ValueError if the model does not load, or has other outputs than the config says.
     """
     model = _model(config.model)
-    with one_thread():
+    with one_opencv_thread():
         given, scale = square(pixels, config.image_size, config.mean, config.std)
         found = regions_of(
             model,

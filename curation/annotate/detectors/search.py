@@ -1,7 +1,5 @@
 """Search an image for faces: at a size that detectors were made for, on one thread, with models opened once."""
 
-import contextlib
-from collections.abc import Iterator
 from functools import cache, partial
 from typing import Protocol
 
@@ -13,6 +11,7 @@ from headrace.curation.annotate.detectors.boxes import Found, nothing
 from headrace.curation.annotate.detectors.config import DetectorConfig, file_of
 from headrace.curation.annotate.detectors.onnx import Network, open_onnx
 from headrace.curation.annotate.detectors.opencv import open_opencv
+from headrace.shards.images.opencv import one_opencv_thread
 
 # The long side of what is searched: YuNet and CenterFace were trained at 640 to 800, and find faces from 10 pixels on.
 MIN_LONG_SIDE = 640
@@ -40,7 +39,7 @@ def search(pixels: Pixels, config: DetectorConfig, *, enlarged: bool = True) -> 
     if min(size) < MIN_SHORT_SIDE:
         return nothing(scored=config.detector != "haar")
     searched = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    with one_thread():
+    with one_opencv_thread():
         return open_detector(config)(searched).as_fractions(size)
 
 
@@ -58,14 +57,3 @@ def open_detector(config: DetectorConfig) -> Find:
         return partial(scrfd.find, open_onnx(url, KEY), min_score=lowest, nms_overlap=overlap)
     network: Network = open_opencv(url, KEY) if config.run_by == "opencv" else open_onnx(url, KEY, free_shapes=True)
     return partial(centerface.find, network, min_score=lowest, nms_overlap=overlap)
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Run OpenCV on one thread: the engine runs a process for each core."""
-    before = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(before)

@@ -139,6 +139,8 @@ def test_mistakes_are_one_line(trained: Path, tmp_path: Path, pictures: str, oth
     for words, message in (
         ([trained, *data], "--out is missing"),
         ([trained, *data, *out, "--recipe", "magic"], "--recipe: unknown 'magic'; known: mae-base, mae-large, simmim"),
+        ([trained, *data, *out, "--recipe", "mae-bas"], "unknown 'mae-bas'; did you mean 'mae-base'? known: mae-base"),
+        ([trained, *data, *out, "--task", "segmnt"], "--task: unknown 'segmnt'; did you mean 'segment'? known: "),
         ([trained, *data, *out, "--metric", "top9"], "metric: unknown 'top9'"),
         ([tmp_path / "none", *data, *out], "neither a run folder"),
         ([trained, *data, *out, "--classes", "2"], "label 2 of sample 1: the head has classes 0..1"),
