@@ -52,7 +52,7 @@ def test_a_put_that_s3_refuses_is_tried_again_or_came_second(
                 raise error
 
     store = Store()
-    monkeypatch.setattr(files, "open_store", lambda *_: (store, "a"))
+    monkeypatch.setattr(atomic, "open_store", lambda *_: (store, "a"))
     assert atomic.put_if_absent("s3://bucket/a", b"x") == expected
     assert store.puts == 1 + expected
 
