@@ -13,6 +13,8 @@ from headrace.curation.select.load import CAPTION_CODE
 from headrace.curation.select.step import Bench
 
 MAX_CAPTIONS = 1000
+USUAL_CAPTIONS = 16
+"""What `max_captions` is where a recipe does not say it."""
 MERGED_FIELDS = (pa.field("place", pa.int64()), pa.field("code", pa.binary()))
 """What `captions_merged` has besides `__row` and `source`."""
 
@@ -23,10 +25,18 @@ def create_captions(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute("CREATE TABLE merged (__row BIGINT, source BIGINT, code BLOB, place BIGINT)")
 
 
-def check_most(most: int) -> None:
-    """Raise ValueError for a `max_captions` that makes no sense."""
+def check_most(most: int, captions: str, step: str) -> None:
+    """Raise ValueError for a `max_captions` that makes no sense, or would have no effect.
+
+    The usual number is allowed everywhere: a job's `recipe.yaml` writes every key out.
+    """
     if not 2 <= most <= MAX_CAPTIONS:
         raise ValueError(f"max_captions must be 2 to {MAX_CAPTIONS}, got {most}")
+    if captions != "merge" and most != USUAL_CAPTIONS:
+        raise ValueError(
+            f"step {step!r}: max_captions is {most} and captions is {captions}, with which it has no effect; say "
+            "captions: merge, or leave max_captions out"
+        )
 
 
 def name_members(bench: Bench, query: str) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from headrace.config import config_to_dict
-from headrace.curation.select.captions import check_most, merge_captions, name_members
+from headrace.curation.select.captions import USUAL_CAPTIONS, check_most, merge_captions, name_members
 from headrace.curation.select.cluster import ClusterConfig, assign_clusters
 from headrace.curation.select.database import count, insert, read_batches
 from headrace.curation.select.expression import Checker, quoted
@@ -79,8 +79,9 @@ class EmbeddingDuplicates(Step):
     """`fill`: where the best row has no caption, it takes that of the next best with one; `longest`: the longest of its
     group; `best_score`: that of the best clip_score; `own`: never another row's; `merge`: as `fill`, and it holds all
     different captions of its group, its own first."""
-    max_captions: int = 16
-    """With `captions: merge`: captions that a row holds at most; the summary counts those that were cut."""
+    max_captions: int = USUAL_CAPTIONS
+    """With `captions: merge`: captions that a row holds at most; the summary counts those that were cut. With another
+    `captions` a number of its own is refused."""
     exact_rows: int = 50_000
     """Up to so many rows every pair is compared."""
     lists: int = 2
@@ -101,7 +102,7 @@ class EmbeddingDuplicates(Step):
         return self.captions == "merge"
 
     def __post_init__(self) -> None:
-        check_most(self.max_captions)
+        check_most(self.max_captions, self.captions, self.name)
         if not 0 < self.threshold <= 1:
             raise ValueError(f"threshold must be a cosine above 0 and at most 1, got {self.threshold}")
         if self.exact_rows < 0 or self.lists < 1:

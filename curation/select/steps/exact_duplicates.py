@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from headrace.config import config_to_dict
-from headrace.curation.select.captions import check_most, merge_captions, name_members
+from headrace.curation.select.captions import USUAL_CAPTIONS, check_most, merge_captions, name_members
 from headrace.curation.select.database import count
 from headrace.curation.select.expression import Checker
 from headrace.curation.select.rank import Captions, Ranking, caption_columns, check_captions, given_order, without_idle
@@ -31,13 +31,14 @@ class ExactDuplicates(Step):
     `best_score`: the caption of the best clip_score first; `own`: captions do not count. The bytes are the same, so
     whichever row is kept keeps its own caption. `merge`: as `fill`, and it holds all different captions of its group.
     """
-    max_captions: int = 16
-    """With `captions: merge`: captions that a row holds at most; the summary counts those that were cut."""
+    max_captions: int = USUAL_CAPTIONS
+    """With `captions: merge`: captions that a row holds at most; the summary counts those that were cut. With another
+    `captions` a number of its own is refused."""
 
     links: ClassVar[Links] = "copies"
 
     def __post_init__(self) -> None:
-        check_most(self.max_captions)
+        check_most(self.max_captions, self.captions, self.name)
 
     def settings(self) -> dict[str, Any]:
         return without_idle(config_to_dict(self))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from headrace.config import config_to_dict
 from headrace.curation.annotate.annotators.hash_variants import CUT_COLUMNS, MIRRORED_COLUMNS
-from headrace.curation.select.captions import check_most, merge_captions, name_members
+from headrace.curation.select.captions import USUAL_CAPTIONS, check_most, merge_captions, name_members
 from headrace.curation.select.centre import create_centred
 from headrace.curation.select.database import insert, read_batches
 from headrace.curation.select.expression import Checker
@@ -94,8 +94,9 @@ class NearDuplicates(Step):
     """`fill`: where the best row has no caption, it takes that of the next best with one; `longest`: the longest of its
     group; `best_score`: that of the best clip_score; `own`: never another row's; `merge`: as `fill`, and it holds all
     different captions of its group, its own first."""
-    max_captions: int = 16
-    """With `captions: merge`: captions that a row holds at most; the summary counts those that were cut."""
+    max_captions: int = USUAL_CAPTIONS
+    """With `captions: merge`: captions that a row holds at most; the summary counts those that were cut. With another
+    `captions` a number of its own is refused."""
     chains: Chains = "join"
     """`join`: of all that is linked the best row is kept, however far a row is from it; `cut`: a row is dropped only
     for one within `distance` of it, so a chain of pictures cannot swallow another picture."""
@@ -106,7 +107,7 @@ class NearDuplicates(Step):
     comparisons."""
 
     def __post_init__(self) -> None:
-        check_most(self.max_captions)
+        check_most(self.max_captions, self.captions, self.name)
         if not 0 <= self.distance <= MAX_NEAR_DISTANCE:
             raise ValueError(f"distance must be 0 to {MAX_NEAR_DISTANCE} of 256 bits, got {self.distance}")
         if len(set(self.hashes)) != len(self.hashes):

@@ -10,14 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from select_jobs import ledger, make_row, run, write_job
 
+from headrace.config import build_config
 from headrace.curation.captions import caption_code
+from headrace.curation.ledger import digest_of
 from headrace.curation.select import run as run_module
 from headrace.curation.select import shuffle
 from headrace.curation.select.captions import create_captions, hand_over, merge_captions
 from headrace.curation.select.database import Limits, insert
 from headrace.curation.select.load import CAPTION_CODE
 from headrace.curation.select.step import Bench
-from headrace.curation.select.steps import check_steps
+from headrace.curation.select.steps import STEPS, check_steps
 from headrace.curation.select.steps.exact_duplicates import ExactDuplicates
 from headrace.curation.select.steps.near_duplicates import NearDuplicates
 from headrace.curation.select.steps.rule import Rule
@@ -108,6 +110,21 @@ def test_settings_that_make_no_sense_are_refused_and_the_idle_ones_change_no_led
     for step in (ExactDuplicates(), NearDuplicates()):
         assert "max_captions" not in {**step.decides_by(), **step.settings()}
     assert ExactDuplicates(captions="merge").decides_by()["max_captions"] == 16
+
+
+@pytest.mark.parametrize("step", ["exact_duplicates", "near_duplicates", "embedding_duplicates"])
+def test_a_number_of_captions_without_merging_them_is_refused_in_one_line(step: str) -> None:
+    pairs: dict[str, object] = {"step": step, "name": "mine"}
+    pairs |= {"embedding": "clip_embedding", "threshold": 0.9} if step == "embedding_duplicates" else {}
+    message = r"step 'mine': max_captions is 8 and captions is fill, .*no effect; say captions: merge, or leave"
+    with pytest.raises(ValueError, match=message) as caught:
+        build_config(STEPS[step], {**pairs, "max_captions": 8})
+    assert "\n" not in str(caught.value)
+    # As recipe.yaml of a job has it, every key written out: the same recipe, of the same digest.
+    written = build_config(STEPS[step], {**pairs, "captions": "fill", "max_captions": 16})
+    assert written == build_config(STEPS[step], pairs)
+    assert digest_of(written.decides_by()) == digest_of(build_config(STEPS[step], pairs).decides_by())
+    assert build_config(STEPS[step], {**pairs, "captions": "merge", "max_captions": 8}).max_captions == 8
 
 
 def test_a_step_that_is_recalled_or_solved_in_buckets_merges_as_if_it_had_run(
