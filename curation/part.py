@@ -9,6 +9,7 @@ other compares, so a part of another N, recipe or input is refused. Parts tell e
     parts/STAGE/I.done      part I is done
 
 `check_merge` names the parts that are missing; what finishes the stage is the stage itself, which finds all units done.
+A part that runs again after that finds nothing to do, and leaves no plan behind: the others would never come.
 """
 
 import json
@@ -102,6 +103,9 @@ def run_part(
         if not take_over:
             check_no_part_runs(job, but_stage=stage)
         prepared = _agree(job, stage, divided, part, recipe)
+        if prepared is None:
+            units = len(part.mine(divided.units()))
+            return PartSummary(part=str(part), units=units, done_before=units, was_done=True)
         kept = divided.starts_over and not prepared
         mine, done = part.mine(divided.units()), divided.done()
         before = len(done.intersection(mine))
@@ -117,7 +121,7 @@ def run_part(
 
 
 def check_merge(job: Job, stage: str, divided: Divided, *, recipe: str) -> None:
-    """Raise ValueError that names the parts that are not done; where there never were parts, if any unit is left."""
+    """Raise ValueError that names the parts that are not done, if any unit is left, or there is none."""
     folder = _folder(job, stage)
     plan = _read_plan(folder)
     if plan is None:
@@ -131,6 +135,8 @@ def check_merge(job: Job, stage: str, divided: Divided, *, recipe: str) -> None:
             )
         return
     _check_recipe(job, stage, plan, recipe)
+    if _is_whole(divided):  # a part that came late has begun anew what others had finished
+        return
     names = set(files.list_names(folder))
     missing = [number for number in range(1, plan.parts + 1) if f"{number}{DONE_SUFFIX}" not in names]
     if missing:
@@ -162,10 +168,16 @@ def _check_all_there(job: Job, stage: str, left: set[str]) -> None:
         )
 
 
-def _agree(job: Job, stage: str, divided: Divided, part: Part, recipe: str) -> bool:
+def _is_whole(divided: Divided) -> bool:
+    """True if every unit is done, and there is one."""
+    units = divided.units()
+    return bool(units) and divided.done().issuperset(units)
+
+
+def _agree(job: Job, stage: str, divided: Divided, part: Part, recipe: str) -> bool | None:
     """Prepare the stage and write the plan, or wait until another part has, and compare; True if this one prepared it.
 
-    Raises ValueError.
+    None if nothing is left to divide. Raises ValueError.
     """
     folder, prepared = _folder(job, stage), False
     while (plan := _read_plan(folder)) is None:
@@ -173,12 +185,16 @@ def _agree(job: Job, stage: str, divided: Divided, part: Part, recipe: str) -> b
             with held(urlpath.join(folder, "prepare.json"), what="prepared", advice=""):
                 if _read_plan(folder) is None:
                     divided.prepare()
+                    if _is_whole(divided):
+                        break
                     told = {**_told(divided.units()), "starts_over": divided.starts_over}
                     _write_plan(folder, _Plan(parts=part.of, recipe=recipe, **told))
                     prepared = True
         except HeldError:
             log.info("part %s of %s waits until another part has prepared it", part, stage)
             time.sleep(LOOK_SECONDS)
+    if plan is None:
+        return None
     if plan.parts != part.of:
         raise ValueError(
             f"{job.url}: {stage} is divided into {plan.parts} parts, not {part.of}; go on with --part I/{plan.parts}, "

@@ -163,9 +163,39 @@ def test_parts_start_over_together_once_or_say_why_not(tmp_path: Path) -> None:
     assert _run(job, divided, "2/2") == "part 2/2 is done already; nothing was done again"
     assert (tmp_path / "prepared").read_text() == "x"
     forget_parts(job, "fetch")
+    (tmp_path / "out" / "u0").unlink()
     _run(job, divided, "1/2")
     with pytest.raises(ValueError, match=r"were begun without --start-over.*finish them without it, or run the whole"):
         _run(job, over, "2/2")
+
+
+def test_a_part_that_runs_again_after_the_merge_is_told_so_and_no_merge_waits_for_the_others(tmp_path: Path) -> None:
+    job, divided = Job(str(tmp_path / "job")), _divided(tmp_path)
+    for part in ("1/2", "2/2"):
+        _run(job, divided, part)
+    for again in ("1/2", "3/4"):  # be it of another N
+        with own_job(job):
+            check_merge(job, "fetch", divided, recipe="r")
+            forget_parts(job, "fetch")
+        assert _run(job, divided, again) == f"part {again} is done already; nothing was done again"
+        assert not (tmp_path / "job/parts/fetch/plan.json").exists()
+    with own_job(job):
+        check_merge(job, "fetch", divided, recipe="r")
+    assert {path.read_text() for path in (tmp_path / "out").iterdir()} == {"x"}
+
+
+def test_a_merge_asks_for_no_part_where_every_unit_is_done(tmp_path: Path) -> None:
+    job, divided = Job(str(tmp_path / "job")), _divided(tmp_path)
+    for part in ("1/2", "2/2"):
+        _run(job, divided, part)
+    forget_parts(job, "fetch")
+    # As a late part of an older version leaves it: a plan, and itself alone.
+    (tmp_path / "out" / "u0").unlink()
+    assert _run(job, divided, "1/2") == "part 1/2 is done: 4 units, 3 of them before"
+    check_merge(job, "fetch", divided, recipe="r")
+    (tmp_path / "out" / "u1").unlink()
+    with pytest.raises(ValueError, match="1 of 2 parts of fetch are not done: part 2 has not run"):
+        check_merge(job, "fetch", divided, recipe="r")
 
 
 @pytest.mark.parametrize("by", ["another of its number", "a driver of the whole job"])
