@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from headrace import atomic, files, urlpath
 from headrace.config import canonical_json
 from headrace.curation.job import Job
+from headrace.lease import NO_FENCE, Fence
 from headrace.shards.parquet import open_parquet, write_groups
 
 # 2 has the last two columns; of a ledger of 1 they count as null. 3 is written only where captions were merged: it has
@@ -102,6 +103,11 @@ class LedgerSummary:
     def merges_captions(self) -> bool:
         """True if its rows may hold several captions."""
         return self.schema >= MERGED_SCHEMA_VERSION
+
+    @property
+    def moves_captions(self) -> bool:
+        """True if a row may have the caption of another."""
+        return self.merges_captions or any(step.details.get("captions_taken") for step in self.steps)
 
     def __str__(self) -> str:
         share = f" ({100 * self.kept / self.rows:.1f} %)" if self.rows else ""
@@ -298,14 +304,25 @@ def held_captions(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(json.loads(facts)["caption"], uid) for facts, uid in pairs]
 
 
-def write_ledger(ledger: Ledger, tables: Iterable[pa.Table], schema: pa.Schema = LEDGER_SCHEMA) -> str:
+def caption_sources(row: Mapping[str, Any]) -> set[str]:
+    """Return the uids of the rows whose captions a row of a ledger, or of an index, has; its own may be among them."""
+    held = [row.get(name) for name in CAPTION_COLUMNS]
+    return {uid for one in held for uid in ([one] if isinstance(one, str) else one or ())}
+
+
+def write_ledger(
+    ledger: Ledger, tables: Iterable[pa.Table], schema: pa.Schema = LEDGER_SCHEMA, *, fence: Fence = NO_FENCE
+) -> str:
     """Write the table; return its sha256. There is no summary until `write_summary`.
 
-    Each table becomes one row group, so the caller must cut them the same way every time.
+    Each table becomes one row group, so the caller must cut them the same way every time. Raises OSError if another
+    process writes the job by now, as `fence` tells.
     """
+    fence.check()
     atomic.remove(ledger.summary)
     with atomic.atomic_file(ledger.table) as path:
         write_groups(path, schema, tables)
+        fence.check()
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 

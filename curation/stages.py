@@ -12,11 +12,12 @@ import yaml
 from headrace import files, urlpath
 from headrace.config import build_config, config_to_dict
 from headrace.curation.datasets import Explained, dataset_of
-from headrace.curation.job import Job
+from headrace.curation.job import Job, fence_of_owner
 from headrace.curation.ledger import Decision, LedgerSummary, digest_of, latest_decision
 from headrace.curation.part import Divided
 from headrace.curation.recipe import Recipe
 from headrace.curation.report.config import ReportConfig
+from headrace.lease import NO_FENCE, Fence
 from headrace.shards.units import OnProgress, no_progress
 from headrace.strict_yaml import parse_yaml
 from headrace.text import without_secrets
@@ -133,8 +134,10 @@ def plan_build(recipe: Recipe, *, start_over: bool = False, select_first: bool =
 
 def report(recipe: Recipe, *, on_progress: OnProgress = no_progress) -> "ReportSummary":
     """Write the report of the recipe's job."""
-    out = report_folder(Job(recipe.job), recipe.build.dataset)
-    return report_job(explain_recipe(recipe), recipe.report, out, on_progress=on_progress)
+    job = Job(recipe.job)
+    fence = fence_of_owner(job)
+    out = report_folder(job, recipe.build.dataset)
+    return report_job(explain_recipe(recipe), recipe.report, out, on_progress=on_progress, fence=fence)
 
 
 def plan_report(recipe: Recipe) -> list[str]:
@@ -197,9 +200,17 @@ PLAN: Mapping[str, Callable[..., list[str]]] = {
 
 
 def report_job(
-    explained: Explained, config: ReportConfig, out: str, *, on_progress: OnProgress = no_progress
+    explained: Explained,
+    config: ReportConfig,
+    out: str,
+    *,
+    on_progress: OnProgress = no_progress,
+    fence: Fence = NO_FENCE,
 ) -> "ReportSummary":
-    """Write the report of a ledger and its dataset into the folder `out`, with the recipe that lies in the job."""
+    """Write the report of a ledger and its dataset into the folder `out`, with the recipe that lies in the job.
+
+    Who owns the job gives its `fence`; who only reads it has none.
+    """
     from headrace.curation.report.stage import run_report
 
     return run_report(
@@ -209,6 +220,7 @@ def report_job(
         recipe=_shown_recipe(explained.decision),
         find_faces=_find_faces(explained.decision.job),
         on_progress=on_progress,
+        fence=fence,
     )
 
 

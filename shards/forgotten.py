@@ -1,14 +1,14 @@
 """The versions that a dataset had before samples were taken down, as far as a run must know that has read them.
 
 `DATASET/forgotten/NNNNN.parquet` is the manifest as it was, `NNNNN.json` says which samples went, by place, key and
-digests. The samples are gone: with it, numbers of samples can be counted as they were, and rows of an index stand where
-they stood, those of the forgotten without anything but their key.
+digests, and which had the caption of a row that went. The samples are gone: with it, numbers of samples can be counted
+as they were, and rows of an index stand where they stood, those of the forgotten without anything but their key.
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,16 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldCaption:
+    """A sample that had the caption of a row that is gone, and the digests of that row."""
+
+    shard: str
+    key: str
+    url: str | None
+    uid: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Version:
     """A dataset before one take-down."""
 
@@ -45,9 +55,19 @@ class Version:
     """As the user gave it, or empty."""
     shards: Shards
     samples: tuple[Sample, ...]
+    captions: tuple[HeldCaption, ...] = ()
+    """None in records of older versions."""
 
 
-def keep_version(dataset_url: str, name: str, *, facts: Mapping[str, Any], date: str, samples: list[Sample]) -> None:
+def keep_version(
+    dataset_url: str,
+    name: str,
+    *,
+    facts: Mapping[str, Any],
+    date: str,
+    samples: Sequence[Sample],
+    captions: Sequence[HeldCaption] = (),
+) -> None:
     """Write what must be known of a dataset before its shards are rewritten; `facts` are its dataset.json.
 
     What is there already stays: a rewriting that was killed had the manifest of before. Names of classes are left out,
@@ -62,6 +82,7 @@ def keep_version(dataset_url: str, name: str, *, facts: Mapping[str, Any], date:
         "date": date,
         "facts": {name: value for name, value in facts.items() if name != CLASSES},
         "samples": [dataclasses.astuple(one) for one in samples],
+        **({"captions": [dataclasses.astuple(one) for one in captions]} if captions else {}),
     }
     atomic.write_atomic(urlpath.join(folder, f"{name}.json"), (canonical_json(data) + "\n").encode())
 
@@ -90,7 +111,12 @@ def _read(folder: str, name: str) -> Version:
             raise ValueError(f"schema {data['schema']}, this headrace reads {SCHEMA}")
         facts, manifest = data["facts"], urlpath.join(folder, f"{name}.parquet")
         shards = parse_manifest(files.read_bytes(manifest), manifest, facts, facts["layout"])
-        return Version(name, str(data["date"]), shards, tuple(Sample(*one) for one in data["samples"]))
+        samples, captions = data["samples"], data.get("captions", ())
+        return Version(
+            *(name, str(data["date"]), shards),
+            tuple(Sample(*one) for one in samples),
+            tuple(HeldCaption(*one) for one in captions),
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise ShardError(f"not the record of a take-down: {error}", shard=url) from error
 
@@ -129,6 +155,28 @@ def forgotten_samples(dataset: Dataset) -> Iterator[tuple[int, Sample, str]]:
             for one in version.samples:
                 if one.shard == shard and one.key in places:
                     yield starts[shard] + places[one.key], one, version.name
+
+
+def forgotten_captions(dataset: Dataset) -> Iterator[tuple[int, HeldCaption]]:
+    """Yield (number in the concatenated index, row) of samples that had the caption of a row that is gone.
+
+    Of a dataset as it was: only of take-downs since then.
+    """
+    if dataset.undo is None:
+        return
+    starts = dict(zip((one.name for one in dataset.shards), _starts(dataset.shards), strict=True))
+    for version in read_versions(dataset.url):
+        for shard in sorted({one.shard for one in version.captions}):
+            number = dataset.shards.number_of(shard)
+            if number is None:
+                continue
+            keys = dataset.index_part(number, FAST_COLUMNS)[0]["key"].to_pylist()
+            places = {key: row for row, key in enumerate(keys)}
+            for one in version.captions:
+                if one.shard == shard and one.key in places:
+                    yield starts[shard] + places[one.key], one
+        if version.shards.digest() == dataset.shards.digest():
+            return
 
 
 def _starts(shards: Shards) -> list[int]:

@@ -17,6 +17,7 @@ from headrace.config import canonical_json
 from headrace.curation.build.card.about import ABOUT_NAME
 from headrace.curation.build.labels import CLASSES, LABELS, classes_digest
 from headrace.curation.forgotten import forgotten_folder, open_requests, read_request, requests_in
+from headrace.lease import Fence
 from headrace.shards.commit import committed, read_commit, replace_commit
 from headrace.shards.forgotten import without_classes
 from headrace.shards.parquet import open_parquet
@@ -61,18 +62,20 @@ def _numbers(dataset: str, shard: str, gone: Collection[str]) -> set[int]:
     return found
 
 
-def record_classes(dataset: str, classes: Sequence[str]) -> None:
+def record_classes(dataset: str, classes: Sequence[str], *, fence: Fence) -> None:
     """Say in the record of each shard that its labels count these classes: build goes on with no others."""
     digest = classes_digest(classes)
     for shard in committed(dataset):
         record = read_commit(dataset, shard)
         if record.get(CLASSES, digest) != digest:
+            fence.check()
             replace_commit(dataset, shard, {**record, CLASSES: digest})
 
 
-def drop_class_names(job_url: str, datasets: Collection[str]) -> None:
+def drop_class_names(job_url: str, datasets: Collection[str], *, fence: Fence) -> None:
     """Take the names of classes out of what earlier take-downs have kept: a name that stayed then may go now."""
     for dataset in datasets:
+        fence.check()
         without_classes(dataset)
     for name in sorted(set(requests_in(job_url)).difference(open_requests(job_url))):
         data = read_request(job_url, name)
@@ -81,4 +84,5 @@ def drop_class_names(job_url: str, datasets: Collection[str]) -> None:
             del facts["classes"]
         if named:
             url = urlpath.join(forgotten_folder(job_url), "requests", f"{name}.json")
+            fence.check()
             atomic.write_atomic(url, (canonical_json(data) + "\n").encode())

@@ -28,6 +28,7 @@ from headrace.curation.forget.request import Request, hex_of
 from headrace.curation.job import Job
 from headrace.curation.ledger import rows_of_keys
 from headrace.curation.select.load import caption_columns
+from headrace.lease import Fence
 from headrace.shards import forgotten
 from headrace.shards.commit import (
     SHARD_FIELDS,
@@ -47,7 +48,7 @@ log = logging.getLogger(__name__)
 _NOT_FACTS = ("schema", "manifest_sha256", "num_shards", "num_samples", "num_bytes")
 
 
-def rewrite_dataset(job: Job, name: str, request: Request) -> Iterator[str]:
+def rewrite_dataset(job: Job, name: str, request: Request, *, fence: Fence) -> Iterator[str]:
     """Take the samples out of one dataset; yields the name of each shard that is done."""
     url, plan = job.dataset_named(name), request.datasets[name]
     if not committed(url) and not files.exists(url):
@@ -59,14 +60,17 @@ def rewrite_dataset(job: Job, name: str, request: Request) -> Iterator[str]:
             for shard, gone in sorted(plan.gone.items())
             for one in gone
         ]
+        captions = [forgotten.HeldCaption(one.shard, one.key, one.url, one.uid) for one in plan.held]
+        fence.check()
         with of_dataset(url):
-            forgotten.keep_version(url, request.name, facts=plan.facts, date=request.date, samples=samples)
+            forgotten.keep_version(
+                url, request.name, facts=plan.facts, date=request.date, samples=samples, captions=captions
+            )
+        fence.check()
         atomic.remove(urlpath.join(url, SUMMARY_NAME))
     for shard in plan.shards:
         with of_shard(url, shard):
-            has_failures = shard in plan.failures and is_committed(url, shard)
-            failures = _without_failures(job, name, shard, request) if has_failures else None
-            _rewrite_shard(job, name, shard, request, failures)
+            _rewrite_shard(job, name, shard, request, fence=fence)
         yield shard
     if plan.facts is not None:
         check_records(url)
@@ -75,8 +79,10 @@ def rewrite_dataset(job: Job, name: str, request: Request) -> Iterator[str]:
         classes = plan.facts.get("classes") or ()
         with of_dataset(url):
             if classes:
-                record_classes(url, classes)
+                record_classes(url, classes, fence=fence)
+            fence.check()
             write_card_again(url, summary, classes)
+            fence.check()
             finish_again(url, plan.facts)
 
 
@@ -86,26 +92,30 @@ def finish_again(url: str, facts: Mapping[str, Any]) -> None:
     write_manifest(url, records, {name: value for name, value in facts.items() if name not in _NOT_FACTS})
 
 
-def _rewrite_shard(job: Job, name: str, shard: str, request: Request, failures: Mapping[str, Any] | None) -> None:
+def _rewrite_shard(job: Job, name: str, shard: str, request: Request, *, fence: Fence) -> None:
     url, plan = job.dataset_named(name), request.datasets[name]
     index, tar = index_url(url, shard), urlpath.join(url, "shards", f"{shard}.tar")
     if not is_committed(url, shard):  # a killed run found nothing left of it
+        fence.check()
         atomic.remove(tar)
         atomic.remove(index)
         return
+    failures = _without_failures(job, name, shard, request, fence=fence) if shard in plan.failures else {}
     gone = {one.key for one in plan.gone.get(shard, ())}
     record = read_commit(url, shard)
     if gone or shard in plan.captions:
         table = ParquetReader(files.read_bytes(index), index).read()
         left = table.filter(pc.invert(pc.is_in(table["key"], value_set=pa.array(sorted(gone), pa.string()))))
         if not left.num_rows:
+            fence.check()
             remove_commit(url, shard)
             atomic.remove(tar)
             atomic.remove(index)
             return
         captions = _left_captions(job, url, plan.captions.get(shard, {}), left, set(request.uids))
-        record |= write_shard_files(url, shard, _samples(tar, left, captions), left.schema)
-    replace_commit(url, shard, {**record, **(failures or {})})
+        record |= write_shard_files(url, shard, _samples(tar, left, captions), left.schema, fence=fence)
+    fence.check()
+    replace_commit(url, shard, {**record, **failures})
 
 
 def _samples(tar: str, table: pa.Table, changed: Mapping[str, Mapping[str, Any]]) -> Iterator[Sample]:
@@ -183,12 +193,13 @@ def _facts(job: Job, explained: Explained | None, place: tuple[str, ...]) -> dic
         return {}
 
 
-def _without_failures(job: Job, name: str, shard: str, request: Request) -> dict[str, Any]:
+def _without_failures(job: Job, name: str, shard: str, request: Request, *, fence: Fence) -> dict[str, Any]:
     """Take rows out of the failures of an output shard; return what its commit record says of them."""
     url = urlpath.join(job.build_failures(name), f"{shard}.parquet")
     table = read_table(url)
     rows = RowSet((raw, key) for raw, keys in request.rows.items() for key in keys)
     left = table.filter(pc.invert(rows.mask(table)))
     data = parquet_bytes(left)
+    fence.check()
     atomic.write_atomic(url, data)
     return {"num_failed": left.num_rows, "failures_sha256": hashlib.sha256(data).hexdigest()}

@@ -18,10 +18,10 @@ from headrace.curation.forget.find import (
     ledger_groups,
     takes_captions_of,
 )
-from headrace.curation.forget.request import DatasetPlan, Gone, Request, digests_of, hex_of, next_name
+from headrace.curation.forget.request import DatasetPlan, Gone, HeldCaption, Request, digests_of, hex_of, next_name
 from headrace.curation.forgotten import FORGOTTEN, nameless_uid
 from headrace.curation.job import Job
-from headrace.curation.ledger import CAPTION_COLUMNS, Ledger, dataset_key, list_ledgers
+from headrace.curation.ledger import CAPTION_COLUMNS, Ledger, caption_sources, dataset_key, list_ledgers
 from headrace.shards.commit import committed
 from headrace.shards.manifest import SUMMARY_NAME
 from headrace.shards.parquet import open_parquet, read_table
@@ -127,25 +127,31 @@ def _dataset_plan(job: Job, name: str, found: Found, taken: dict[str, Taken]) ->
     }
     captions: dict[str, dict[str, tuple[str, ...]]] = {}
     own = taken.get(built_from(url) or "", {})
-    for shard, key in captions_taken(url, found):
+    urls = {facts["uid"]: facts["url"] for facts in found.known() if facts.get("uid") and facts.get("url")}
+    held: list[HeldCaption] = []
+    for shard, key, uids in captions_taken(url, found):
+        held += [HeldCaption(shard=shard, key=key, url=hex_of(urls.get(uid)), uid=hex_of(uid)) for uid in uids]
         if key not in {one.key for one in gone.get(shard, ())}:
             captions.setdefault(shard, {})[key] = own.get((shard, key), ())
     facts = _facts(url)
     if facts and facts.get("classes"):
         facts["classes"] = classes_left(url, facts, {shard: [one.key for one in ones] for shard, ones in gone.items()})
-    return DatasetPlan(facts=facts, gone=gone, captions=captions, failures=_failures(job, name, found))
+    return DatasetPlan(
+        facts=facts, gone=gone, captions=captions, held=tuple(held), failures=_failures(job, name, found)
+    )
 
 
-def captions_taken(dataset: str, found: Found) -> Iterator[tuple[str, str]]:
-    """Yield (shard, key) of samples that have the caption of a forgotten row."""
+def captions_taken(dataset: str, found: Found) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield (shard, key, uids of the others) of samples that have the caption of a forgotten row, perhaps their own."""
     uids = pa.array(sorted(found.texts.uids), pa.string())
     for shard in committed(dataset):
         with open_parquet(index_url(dataset, shard)) as file:
             names = [name for name in CAPTION_COLUMNS if name in file.schema.names]
             if not names:
                 return
-            table = file.read(["key", *names])
-        yield from ((shard, key) for key in table.filter(takes_captions_of(table, uids))["key"].to_pylist())
+            table = file.read(["key", "uid", *names])
+        for row in table.filter(takes_captions_of(table, uids)).to_pylist():
+            yield shard, row["key"], sorted((caption_sources(row) & found.texts.uids) - {row["uid"]})
 
 
 def _failures(job: Job, name: str, found: Found) -> tuple[str, ...]:

@@ -24,6 +24,17 @@ class Gone:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class HeldCaption:
+    """A sample of a dataset that had the caption of a row that was taken down; digests as in `Gone`."""
+
+    shard: str
+    key: str
+    url: str | None
+    """Of the row, not of the sample; so the next."""
+    uid: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetPlan:
     """What of one dataset is rewritten."""
 
@@ -33,6 +44,8 @@ class DatasetPlan:
     """By shard."""
     captions: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
     """By shard and key: samples that had the caption of a forgotten row, and (raw shard, key) of their own."""
+    held: tuple[HeldCaption, ...] = ()
+    """Which sample had whose caption, samples that went themselves among them. Not in requests of older versions."""
     failures: tuple[str, ...] = ()
     """Shards whose failures name forgotten rows."""
 

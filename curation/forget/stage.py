@@ -27,8 +27,9 @@ from headrace.curation.forget.tables import (
     revise_ledger,
 )
 from headrace.curation.forgotten import forgotten_folder, open_requests, read_tombstones
-from headrace.curation.job import Job
+from headrace.curation.job import Job, fence_of_owner
 from headrace.curation.raw.img2dataset import adopted
+from headrace.lease import Fence
 from headrace.shards.commit import commit
 from headrace.shards.progress import OnProgress, Progress, no_progress
 
@@ -170,28 +171,33 @@ def _held(job: Job, found: Found, request: Request, options: ForgetOptions) -> I
 def run_forget(
     job: Job, asked: Texts, options: ForgetOptions, *, on_progress: OnProgress = no_progress
 ) -> ForgetSummary:
-    """Finish take-downs that were killed, then forget what is asked for. The caller owns the job."""
+    """Finish take-downs that were killed, then forget what is asked for. The caller owns the job.
+
+    Raises OSError once another process owns it.
+    """
+    fence = fence_of_owner(job)
     _remove_leftovers(job)
     finished = tuple(open_requests(job.url))
     for name in finished:
-        _apply(job, load_request(job.url, name), on_progress)
+        _apply(job, load_request(job.url, name), on_progress, fence)
     if not asked.size():
         return ForgetSummary(job=job.url, request="", finished=finished)
     summary, request = plan_forget(job, asked, options)
     if request is None:
         return ForgetSummary(job=job.url, request="", finished=finished)
+    fence.check()
     request.write(job.url)
-    _apply(job, request, on_progress)
+    _apply(job, request, on_progress, fence)
     return replace(summary, finished=finished)
 
 
-def _apply(job: Job, request: Request, on_progress: OnProgress) -> None:
+def _apply(job: Job, request: Request, on_progress: OnProgress, fence: Fence) -> None:
     """Rewrite whatever holds the rows of a request, then commit it."""
     total = sum(len(plan.shards) for plan in request.datasets.values()) + len(request.ledgers)
     raw = own_raw_shards(job, request) if request.purge else []
     total += len(raw)
     try:
-        for done, step in enumerate(_steps(job, request, raw), 1):
+        for done, step in enumerate(_steps(job, request, raw, fence), 1):
             step()
             on_progress(Progress(done=min(done, total), total=total, noun="files"))
     except ValueError as error:
@@ -199,6 +205,7 @@ def _apply(job: Job, request: Request, on_progress: OnProgress) -> None:
             f"take-down {request.name} is not finished: {error}; then run: headrace forget {job.url}"
         ) from error
     counts = {"rows": request.num_rows, "samples": request.num_samples, "raw_shards": len(raw)}
+    fence.check()
     commit(forgotten_folder(job.url), request.name, counts)
     log.info("take-down %s: %d rows, %d samples", request.name, request.num_rows, request.num_samples)
 
@@ -210,34 +217,39 @@ def _remove_leftovers(job: Job) -> None:
             path.unlink(missing_ok=True)
 
 
-def _steps(job: Job, request: Request, raw: list[str]) -> Iterator[Callable[[], object]]:
+def _steps(job: Job, request: Request, raw: list[str], fence: Fence) -> Iterator[Callable[[], object]]:
     """Yield what is to be done, in order: ledgers first, as the cards of datasets tell what they hold."""
     for ledger in request.ledgers:
-        yield partial(revise_ledger, job, ledger, request)
+        yield partial(revise_ledger, job, ledger, request, fence=fence)
     for name in request.datasets:
-        for _ in rewrite_dataset(job, name, request):
+        for _ in rewrite_dataset(job, name, request, fence=fence):
             yield int
     for shard in raw:
-        yield partial(_purge, job, shard, request.rows[shard])
+        yield partial(_purge, job, shard, request.rows[shard], fence)
     if request.purge and request.listed:
-        yield partial(_purge_lists, job, request)
-    yield partial(remove_unfinished, job, raw=request.purge)
-    yield partial(drop_class_names, job.url, [job.dataset_named(name) for name in request.datasets])
+        yield partial(_purge_lists, job, request, fence)
+    yield partial(remove_unfinished, job, raw=request.purge, fence=fence)
+    yield partial(drop_class_names, job.url, [job.dataset_named(name) for name in request.datasets], fence=fence)
     if request.rows or request.datasets or request.listed:
         # Reports hold pictures and texts, logs may name a URL.
         for folder in (job.report, job.logs, urlpath.join(job.ledgers, "kept")):
-            yield partial(atomic.remove_all, folder)
+            yield partial(_remove_all, folder, fence)
 
 
-def _purge(job: Job, shard: str, keys: tuple[str, ...]) -> None:
+def _remove_all(folder: str, fence: Fence) -> None:
+    fence.check()
+    atomic.remove_all(folder)
+
+
+def _purge(job: Job, shard: str, keys: tuple[str, ...], fence: Fence) -> None:
     with of_raw():
-        purge_raw(job, shard, keys)
-        purge_annotations(job, shard, keys)
+        purge_raw(job, shard, keys, fence=fence)
+        purge_annotations(job, shard, keys, fence=fence)
 
 
-def _purge_lists(job: Job, request: Request) -> None:
+def _purge_lists(job: Job, request: Request, fence: Fence) -> None:
     with ways_on("put back the file as it was, or remove it"):
-        purge_lists(job, request)
+        purge_lists(job, request, fence=fence)
 
 
 def texts_of(*, urls: tuple[str, ...], uids: tuple[str, ...], images: tuple[str, ...]) -> Texts:

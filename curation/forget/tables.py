@@ -25,6 +25,7 @@ from headrace.curation.ledger import MERGED_FIELDS, Ledger
 from headrace.curation.raw.img2dataset import adopted
 from headrace.curation.raw.record import BEGUN
 from headrace.curation.select.database import remove_leftovers
+from headrace.lease import Fence
 from headrace.shards.commit import committed, is_committed, read_commit, replace_commit
 from headrace.shards.parquet import ParquetReader, open_parquet, parquet_bytes, write_groups
 from headrace.shards.payloads import read_payloads
@@ -38,17 +39,19 @@ MERGED_NAMES = tuple(field.name for field in MERGED_FIELDS)
 _COUNTS = ("count", "successes", "failed_to_download", "status_dict")
 
 
-def revise_ledger(job: Job, folder: str, request: Request) -> None:
+def revise_ledger(job: Job, folder: str, request: Request, *, fence: Fence) -> None:
     """Take the rows out of a ledger, which keeps its name: no other row's verdict or place changes."""
     ledger = ledger_of(job, folder)
+    fence.check()
     atomic.remove(ledger.summary)
     rows = RowSet((shard, key) for shard, keys in request.rows.items() for key in keys)
     if not files.exists(ledger.table):
         log.warning("%s is not there any more: nothing of it is revised", ledger.table)
         return
     with of_ledger(ledger):
-        _rewrite_groups(ledger.table, lambda table: _revised(table, rows, request.new_uids))
+        _rewrite_groups(ledger.table, lambda table: _revised(table, rows, request.new_uids), fence=fence)
     summary = {**request.ledgers[folder], "ledger_sha256": files.sha256_of(ledger.table)}
+    fence.check()
     atomic.write_atomic(ledger.summary, (json.dumps(summary, indent=1, sort_keys=True) + "\n").encode())
 
 
@@ -103,38 +106,43 @@ def _renamed(column: pa.ChunkedArray, new_uids: dict[str, str]) -> pa.ChunkedArr
     return pa.chunked_array([pa.array([new.get(uid) for uid in column.to_pylist()], pa.string())])
 
 
-def _rewrite_groups(url: str, change: Callable[[pa.Table], pa.Table]) -> None:
+def _rewrite_groups(url: str, change: Callable[[pa.Table], pa.Table], *, fence: Fence) -> None:
     """Rewrite a table row group by row group, cut as it was."""
     with open_parquet(url) as file, atomic.atomic_file(url) as path:
         groups = (change(file.read(groups=[group])) for group in range(len(file.group_rows)))
         write_groups(path, file.schema, groups)
+        fence.check()
 
 
-def purge_raw(job: Job, shard: str, keys: tuple[str, ...]) -> None:
+def purge_raw(job: Job, shard: str, keys: tuple[str, ...], *, fence: Fence) -> None:
     """Take images, captions and URLs of rows out of a raw shard; the rows stay as failures of class `forgotten`."""
     url = urlpath.join(job.raw, f"{shard}.parquet")
-    tar = _images_without(job.raw, shard, keys)
+    tar = _images_without(job.raw, shard, keys, fence=fence)
     if not files.exists(url):  # it was removed once the dataset was built
         return
     found, record = files.read_bytes(url), read_commit(job.raw, shard)
     before = record.get(BEGUN) or record.get("table", {}).get("sha256")
     if before is None:  # a job of before there were sums: this one is needed once the table is another
         before = hashlib.sha256(found).hexdigest()
+        fence.check()
         replace_commit(job.raw, shard, {**record, BEGUN: before})
     table = ParquetReader(found, url).read()
     hit = pc.is_in(table["key"], value_set=pa.array(keys, table["key"].type))
     data = parquet_bytes(without_names(table, hit.to_pylist(), kept=KEPT_OF_RAW))
+    fence.check()
     atomic.write_atomic(url, data)
     counts = _counts(ParquetReader(data, url).read(["status", "error_class"]), record)
     stats_url = urlpath.join(job.raw, f"{shard}_stats.json")
     if files.exists(stats_url):
         stats = json.loads(files.read_bytes(stats_url))
         text = json.dumps(stats | {name: counts[name] for name in _COUNTS if name in stats}, sort_keys=True, indent=4)
+        fence.check()
         atomic.write_atomic(stats_url, (text + "\n").encode())
     digest = hashlib.sha256(data).hexdigest()
     sums = {"table": {"bytes": len(data), "sha256": digest}, "tar": tar or record.get("tar")}
     sums = sums if "schema" in record else {}
     known = {name: counts[name] for name in _COUNTS if name in record}
+    fence.check()
     replace_commit(job.raw, shard, {**record, **known, **sums, BEGUN: before})
 
 
@@ -151,27 +159,32 @@ def _counts(table: pa.Table, record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _images_without(folder: str, shard: str, keys: tuple[str, ...]) -> dict[str, Any] | None:
+def _images_without(folder: str, shard: str, keys: tuple[str, ...], *, fence: Fence) -> dict[str, Any] | None:
     """Take images out of a raw shard, in whichever form fetch has written them; return size and sum of a tar."""
     of_keys = tuple(f"{key}." for key in keys)
     for name in files.list_names(urlpath.join(folder, shard)):
         if name.startswith(of_keys):
+            fence.check()
             atomic.remove(urlpath.join(folder, shard, name))
     images = urlpath.join(folder, "images", f"{shard}.parquet")
     if files.exists(images):
         gone = pa.array(keys, pa.string())
-        _rewrite_groups(images, lambda table: table.filter(pc.invert(pc.is_in(table["key"], value_set=gone))))
+        _rewrite_groups(
+            images, lambda table: table.filter(pc.invert(pc.is_in(table["key"], value_set=gone))), fence=fence
+        )
     tar = urlpath.join(folder, f"{shard}.tar")
-    return _tar_without(tar, set(keys)) if files.exists(tar) else None
+    return _tar_without(tar, set(keys), fence=fence) if files.exists(tar) else None
 
 
-def _tar_without(url: str, keys: set[str]) -> dict[str, Any]:
+def _tar_without(url: str, keys: set[str], *, fence: Fence) -> dict[str, Any]:
     """Rewrite a raw tar without the members of keys; return its size and sum."""
     samples = _samples(url, keys)
-    with atomic.atomic_file(url) as path, ShardWriter(path) as writer:
-        for key, spans in samples:
-            payloads = read_payloads(url, list(spans.values()))
-            writer.write(key, dict(zip(spans, payloads, strict=True)))
+    with atomic.atomic_file(url) as path:
+        with ShardWriter(path) as writer:
+            for key, spans in samples:
+                payloads = read_payloads(url, list(spans.values()))
+                writer.write(key, dict(zip(spans, payloads, strict=True)))
+        fence.check()
     return {"bytes": writer.num_bytes, "sha256": writer.sha256}
 
 
@@ -185,7 +198,7 @@ def _samples(url: str, keys: set[str]) -> list[tuple[str, dict[str, tuple[int, i
     return list(found.items())
 
 
-def purge_annotations(job: Job, shard: str, keys: tuple[str, ...]) -> None:
+def purge_annotations(job: Job, shard: str, keys: tuple[str, ...], *, fence: Fence) -> None:
     """Take rows out of every annotator's table of a raw shard."""
     parent = urlpath.join(job.url, "annotations")
     for name in files.list_names(parent):
@@ -199,12 +212,14 @@ def purge_annotations(job: Job, shard: str, keys: tuple[str, ...]) -> None:
         hit = pc.is_in(table["key"], value_set=pa.array(keys, table["key"].type))
         left = table.filter(pc.invert(hit))
         data = parquet_bytes(left)
+        fence.check()
         atomic.write_atomic(url, data)
         sums = {"bytes": len(data), "rows": left.num_rows, "sha256": hashlib.sha256(data).hexdigest()}
+        fence.check()
         replace_commit(folder, shard, {**record, **sums, BEGUN: record.get(BEGUN, record["sha256"])})
 
 
-def purge_lists(job: Job, request: Request) -> None:
+def purge_lists(job: Job, request: Request, *, fence: Fence) -> None:
     """Take the rows out of the list as fetch has spilled it, and out of its retries."""
     places = set(request.listed)
     for url in spilled_tables(job):
@@ -212,7 +227,7 @@ def purge_lists(job: Job, request: Request) -> None:
             groups = range(len(file.group_rows))
             holds = any(any(_hits(file.read(list(PLACE), groups=[group]), places)) for group in groups)
         if holds:
-            _rewrite_groups(url, lambda table: _unlisted(table, places))
+            _rewrite_groups(url, lambda table: _unlisted(table, places), fence=fence)
 
 
 def _hits(table: pa.Table, places: set[tuple[str, int]]) -> list[bool]:
@@ -232,38 +247,43 @@ def _unlisted(table: pa.Table, places: set[tuple[str, int]]) -> pa.Table:
     return pa.table(columns, schema=table.schema)
 
 
-def remove_unfinished(job: Job, *, raw: bool) -> None:
+def remove_unfinished(job: Job, *, raw: bool, fence: Fence) -> None:
     """Remove what killed stages left and never committed: it may hold the rows, and the next run makes it again.
 
     A dataset without a commit may be somebody else's, and raw shards that a job adopted are: they stay.
     """
     for name in dataset_names(job):
         dataset = job.dataset_named(name)
-        _remove_uncommitted(dataset, urlpath.join(dataset, "shards"))
-        _remove_uncommitted(dataset, job.build_failures(name))
+        _remove_uncommitted(dataset, urlpath.join(dataset, "shards"), fence=fence)
+        _remove_uncommitted(dataset, job.build_failures(name), fence=fence)
     if raw and adopted(job) is None:
         for folder in (job.raw, urlpath.join(job.raw, "images")):
-            _remove_uncommitted(job.raw, folder)
+            _remove_uncommitted(job.raw, folder, fence=fence)
         for name in sorted(set(files.list_names(job.raw)).difference(committed(job.raw))):
             if name.isdecimal():  # a folder of images
+                fence.check()
                 atomic.remove_all(urlpath.join(job.raw, name))
     if raw:
         for name in files.list_names(urlpath.join(job.url, "annotations")):
             folder = urlpath.join(job.url, "annotations", name)
-            _remove_uncommitted(folder, folder)
+            _remove_uncommitted(folder, folder, fence=fence)
     folders = (urlpath.join(job.ledgers, name) for name in files.list_names(job.ledgers) if "." not in name)
     for ledger in map(Ledger, (job.ledgers, *folders)):
         if not files.exists(ledger.summary):
+            fence.check()
             atomic.remove(ledger.table)
+    fence.check()
     remove_leftovers(job.ledgers)
+    fence.check()
     atomic.remove_all(job.spool)  # none of before a take-down goes on
 
 
-def _remove_uncommitted(unit_folder: str, folder: str) -> None:
+def _remove_uncommitted(unit_folder: str, folder: str, *, fence: Fence) -> None:
     done = set(committed(unit_folder))
     for name in files.list_names(folder):
         unit, _, suffix = name.partition(".")
         if suffix in ("tar", "parquet") and unit not in done:
+            fence.check()
             atomic.remove(urlpath.join(folder, name))
 
 

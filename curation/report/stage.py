@@ -27,6 +27,7 @@ from headrace.curation.report.render import render
 from headrace.curation.report.shown.references import FindFaces
 from headrace.curation.report.values import cuts_of
 from headrace.curation.select.steps import step_of
+from headrace.lease import NO_FENCE, Fence
 from headrace.shards.dataset import Dataset, open_dataset
 from headrace.shards.foreign.unindexed import names_tars, open_tars
 from headrace.shards.manifest import SUMMARY_NAME
@@ -78,10 +79,12 @@ def run_report(
     recipe: ShownRecipe,
     find_faces: FindFaces | None = None,
     on_progress: OnProgress = no_progress,
+    fence: Fence = NO_FENCE,
 ) -> ReportSummary:
     """Write the report of a ledger, and of the dataset that is built from it, into the folder `out`.
 
-    `find_faces` looks for faces in pictures of evaluation sets, which no annotator has seen.
+    `find_faces` looks for faces in pictures of evaluation sets, which no annotator has seen. Raises OSError if another
+    process owns the job by now, as `fence` tells.
     """
     on_progress(Progress(done=0, total=1, noun="reports"))
     decision = explained.decision
@@ -99,7 +102,7 @@ def run_report(
             "No pictures: a picture is shown only where its face boxes are known (annotate.faces) and blurred. For "
             "data that holds no people: report.pictures: all."
         )
-    summary = _write(out, report, galleries, recipe.text)
+    summary = _write(out, report, galleries, recipe.text, fence)
     on_progress(Progress(done=1, total=1, noun="reports"))
     return summary
 
@@ -291,7 +294,9 @@ def built_dataset(explained: Explained) -> Dataset | None:
     return open_dataset(url) if url is not None and files.exists(urlpath.join(url, "dataset.json")) else None
 
 
-def _write(out: str, report: dict[str, Any], galleries: Galleries, recipe_text: str) -> ReportSummary:
+def _write(
+    out: str, report: dict[str, Any], galleries: Galleries, recipe_text: str, fence: Fence = NO_FENCE
+) -> ReportSummary:
     report["galleries"] = {
         "cuts": [
             {"step": name, "threshold": threshold, "kept": _uids(near), "dropped": _uids(under)}
@@ -316,11 +321,14 @@ def _write(out: str, report: dict[str, Any], galleries: Galleries, recipe_text: 
         "dropped": {name: _uids(items) for name, items in galleries.dropped.items()},
     }
     report["dropped_rows"] = galleries.dropped_rows
-    atomic.remove_leftovers(out)
     html, numbers = urlpath.join(out, "report.html"), urlpath.join(out, "report.json")
     text = json.dumps(json.loads(canonical_json(report)), indent=1, sort_keys=True, ensure_ascii=True)
+    page = render(report, galleries, recipe_text)
+    fence.check()
+    atomic.remove_leftovers(out)
     atomic.write_atomic(numbers, (text + "\n").encode())
-    atomic.write_atomic(html, render(report, galleries, recipe_text))
+    fence.check()
+    atomic.write_atomic(html, page)
     return ReportSummary(
         html=html,
         json=numbers,

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from headrace import atomic, files, urlpath
 from headrace.curation.annotate.annotators.hashes import Hashes, image_hashes
+from headrace.lease import NO_FENCE, Fence
 from headrace.shards.heartbeat import beat
 from headrace.shards.images.decode import decode_rgb
 from headrace.shards.images.formats import names_image
@@ -79,16 +80,23 @@ class HashUnit:
     name: str
     parts: tuple[Part, ...]
     out: str
+    fence: Fence = NO_FENCE
+    """Asked before the table is put in its place."""
 
 
 def hash_evaluation_set(
-    evaluation: EvaluationSet, folder: str, engine: EngineConfig, on_progress: OnProgress = no_progress
+    evaluation: EvaluationSet,
+    folder: str,
+    engine: EngineConfig,
+    on_progress: OnProgress = no_progress,
+    *,
+    fence: Fence = NO_FENCE,
 ) -> pa.Table:
     """Return the table of `SCHEMA`, one row an image in the order of names; it is also left under `folder`.
 
     Raises ValueError if there is no image, or more than 1 % do not decode.
     """
-    units = evaluation_units(evaluation, urlpath.join(folder, evaluation.name))
+    units = [replace(unit, fence=fence) for unit in evaluation_units(evaluation, urlpath.join(folder, evaluation.name))]
     atomic.remove_leftovers(urlpath.join(folder, evaluation.name))
     for name in files.list_names(urlpath.join(folder, evaluation.name), ".parquet")[len(units) :]:
         atomic.remove(urlpath.join(folder, evaluation.name, name))
@@ -142,6 +150,7 @@ def hash_unit(unit: HashUnit) -> None:
             sha256 = hashlib.sha256(data).hexdigest()
             rows.append({**(known.get(sha256) or _hash(data)), "name": name, "sha256": sha256})
             beat(images=1)
+    unit.fence.check()
     write_parquet(unit.out, pa.Table.from_pylist(rows, SCHEMA))
 
 

@@ -28,6 +28,7 @@ from headrace.curation.select.evaluation import (
     evaluation_units,
     read_part,
 )
+from headrace.lease import NO_FENCE, Fence
 from headrace.shards.heartbeat import beat
 from headrace.shards.images.decode import decode_rgb
 from headrace.shards.parquet import read_table, write_parquet
@@ -119,6 +120,8 @@ class FactUnit:
     parts: tuple[Part, ...]
     out: str
     fact: Fact
+    fence: Fence = NO_FENCE
+    """Asked before the table is put in its place."""
 
 
 def with_fact(
@@ -128,13 +131,15 @@ def with_fact(
     folder: str,
     engine: EngineConfig,
     on_progress: OnProgress = no_progress,
+    *,
+    fence: Fence = NO_FENCE,
 ) -> pa.Table:
     """Return a table of hashes with the columns of a fact, which is kept under `folder`.
 
     Raises ValueError if the images changed meanwhile.
     """
     place = urlpath.join(folder, evaluation.name, fact.name)
-    units = [FactUnit(unit.name, unit.parts, unit.out, fact) for unit in evaluation_units(evaluation, place)]
+    units = [FactUnit(unit.name, unit.parts, unit.out, fact, fence) for unit in evaluation_units(evaluation, place)]
     atomic.remove_leftovers(place)
     small = len(units) == 1 and table.num_rows <= INLINE_IMAGES // 10
     run_units(fact_unit, units, EngineConfig(executor="inline") if small else engine, on_progress)
@@ -156,6 +161,7 @@ def fact_unit(unit: FactUnit) -> None:
             sha256 = hashlib.sha256(data).hexdigest()
             rows.append({**(known.get(sha256) or _of(data, unit.fact)), "name": name, "sha256": sha256})
             beat(images=1)
+    unit.fence.check()
     write_parquet(unit.out, pa.Table.from_pylist(rows, _schema(unit.fact)))
 
 

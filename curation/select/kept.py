@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from headrace import atomic, files, urlpath
 from headrace.curation.ledger import NAME_LETTERS
+from headrace.lease import NO_FENCE, Fence
 from headrace.shards.parquet import read_table, write_parquet
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,8 @@ class Kept:
     """The results kept in one folder."""
 
     url: str
+    fence: Fence = NO_FENCE
+    """Asked before a result is put in its place."""
 
     def find(self, kind: str, digest: str) -> tuple[pa.Table, dict[str, Any]] | None:
         """Return a table and the facts that were put with it; None if it is not there, or damaged."""
@@ -51,6 +54,7 @@ class Kept:
         """
         text = json.dumps({"digest": digest, **facts}, sort_keys=True)
         url = self._url(kind, digest)
+        self.fence.check()
         try:
             write_parquet(url, table.replace_schema_metadata({_FACTS: text.encode()}))
         except OSError as error:

@@ -17,7 +17,7 @@ from headrace import atomic, files, urlpath
 from headrace.config import config_to_dict
 from headrace.curation.annotate.annotators import column_hints
 from headrace.curation.forgotten import tombstones_digest
-from headrace.curation.job import Job
+from headrace.curation.job import Job, fence_of_owner
 from headrace.curation.ledger import (
     MERGED_SCHEMA_VERSION,
     SCHEMA_VERSION,
@@ -45,6 +45,7 @@ from headrace.curation.select.run import EvaluationTables, Run, Selection, prepa
 from headrace.curation.select.step import Step
 from headrace.curation.select.steps import check_steps
 from headrace.curation.select.write import LedgerRows
+from headrace.lease import Fence
 from headrace.shards.units import EngineConfig, OnProgress, no_progress
 
 __all__ = [
@@ -109,26 +110,30 @@ def select_rows(
 ) -> LedgerSummary:
     """Write the ledger of a job; nothing is done if one is there that follows from the same inputs.
 
-    Raises ValueError for a step that does not fit the columns, before any row is read.
+    Raises ValueError for a step that does not fit the columns, before any row is read, and OSError once another process
+    owns the job.
     """
+    fence = fence_of_owner(inputs.job)
     check_steps(selection.steps)
     columns = check_selection(inputs, selection)
+    fence.check()
     remove_leftovers(inputs.job.ledgers)
     for name in files.list_names(inputs.job.ledgers):
         atomic.remove_leftovers(urlpath.join(inputs.job.ledgers, name))
-    tables = _evaluation_tables(inputs, selection.steps, engine, on_progress)
+    tables = _evaluation_tables(inputs, selection.steps, engine, on_progress, fence)
     sizes = inputs.sizes()
     digests = _digests(inputs, selection, tables, sum(sizes), limits)
     found = (find_decision(inputs.job, name) for name in (digests.ledger, *digests.older))
     decision = next(filter(None, found), None)
     if decision is not None:
-        decision = _measured_again(decision, selection.steps, tables, columns)
+        decision = _measured_again(decision, selection.steps, tables, columns, fence)
+        fence.check()
         set_latest(decision)
         return decision.summary
     with open_database(inputs.job.ledgers, limits) as connection:
         if engine.executor == "ray" and not shares_folder(connection, inputs.job.ledgers):
             engine = EngineConfig(workers=engine.workers)  # other machines could not read the work folder
-        kept = Kept(urlpath.join(inputs.job.ledgers, KEPT_FOLDER))
+        kept = Kept(urlpath.join(inputs.job.ledgers, KEPT_FOLDER), fence)
         run = Run(
             *(inputs, selection, sizes, connection, limits, engine, kept, tables),
             hints=column_hints(),
@@ -136,13 +141,13 @@ def select_rows(
             on_progress=on_progress,
         )
         rows, funnel = run.decide()
-        summary = _write(rows, selection, digests.ledger, funnel)
+        summary = _write(rows, selection, digests.ledger, funnel, fence)
         run.end(1)
         return summary
 
 
 def _measured_again(
-    decision: Decision, steps: Sequence[Step], tables: EvaluationTables, columns: Sequence[str]
+    decision: Decision, steps: Sequence[Step], tables: EvaluationTables, columns: Sequence[str], fence: Fence
 ) -> Decision:
     """Return a ledger that is there with what its summary measures as it is asked for now; no verdict changes."""
     asked = {step.name: step for step in steps if step.summary_settings}
@@ -160,6 +165,7 @@ def _measured_again(
     if lines == list(decision.summary.steps):
         return decision
     summary = replace(decision.summary, steps=lines)
+    fence.check()
     write_summary(decision.ledger, summary)
     return replace(decision, summary=summary)
 
@@ -184,22 +190,22 @@ def check_columns(steps: Sequence[Step], schema: pa.Schema, untyped: Sequence[st
 
 
 def _evaluation_tables(
-    inputs: Inputs, steps: Sequence[Step], engine: EngineConfig, on_progress: OnProgress
+    inputs: Inputs, steps: Sequence[Step], engine: EngineConfig, on_progress: OnProgress, fence: Fence
 ) -> EvaluationTables:
     folder = urlpath.join(inputs.job.ledgers, "evaluation")
     return {
-        step.name: {item.name: _evaluation_table(step, item, folder, engine, on_progress) for item in sets}
+        step.name: {item.name: _evaluation_table(step, item, folder, engine, on_progress, fence) for item in sets}
         for step in steps
         if (sets := step.evaluation_sets())
     }
 
 
 def _evaluation_table(
-    step: Step, evaluation: EvaluationSet, folder: str, engine: EngineConfig, on_progress: OnProgress
+    step: Step, evaluation: EvaluationSet, folder: str, engine: EngineConfig, on_progress: OnProgress, fence: Fence
 ) -> pa.Table:
-    table = hash_evaluation_set(evaluation, folder, engine, on_progress)
+    table = hash_evaluation_set(evaluation, folder, engine, on_progress, fence=fence)
     for fact in step.evaluation_facts():
-        table = with_fact(table, evaluation, fact, folder, engine, on_progress)
+        table = with_fact(table, evaluation, fact, folder, engine, on_progress, fence=fence)
     return table
 
 
@@ -266,10 +272,12 @@ def decision_digest(selection: Selection, annotations: Mapping[str, str]) -> str
     return digest_of({"steps": steps, "placement": selection.placement.settings(), "annotations": dict(annotations)})
 
 
-def _write(rows: LedgerRows, selection: Selection, digest: str, funnel: Sequence[StepSummary]) -> LedgerSummary:
+def _write(
+    rows: LedgerRows, selection: Selection, digest: str, funnel: Sequence[StepSummary], fence: Fence
+) -> LedgerSummary:
     inputs = rows.inputs
     ledger = ledger_named(inputs.job, digest)
-    sha256 = write_ledger(ledger, rows.tables(), rows.schema)
+    sha256 = write_ledger(ledger, rows.tables(), rows.schema, fence=fence)
     annotations = {item.name: urlpath.basename(item.url) for item in inputs.annotations}
     summary = LedgerSummary(
         schema=MERGED_SCHEMA_VERSION if rows.merges else SCHEMA_VERSION,
@@ -284,6 +292,8 @@ def _write(rows: LedgerRows, selection: Selection, digest: str, funnel: Sequence
         annotations=annotations,
         steps=list(funnel),
     )
+    fence.check()
     write_summary(ledger, summary)
+    fence.check()
     set_latest(Decision(inputs.job, ledger, summary))
     return summary

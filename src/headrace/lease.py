@@ -8,8 +8,8 @@ replace it. A folder may be shared by hosts that share no locks (NFS), so a hold
 bucket: by a second put-if-absent and, as not every store keeps that promise between two writers of one moment, by
 another look a second later.
 What a lease guards must still be safe when it is broken: a holder that was only asleep wakes up again, and goes on
-until its next sign of life is due. Then a command ends as by SIGTERM; until then what fetch, annotate and build put in
-its place asks their `Fence` first.
+until its next sign of life is due. Then a command ends as by SIGTERM; until then what stages and take-downs put in its
+place asks their `Fence` first.
 """
 
 import _thread

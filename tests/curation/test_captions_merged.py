@@ -1,5 +1,6 @@
 """Promises of captions that are merged: ledger, dataset, `why` and take-downs hold all, each with its row."""
 
+import hashlib
 import io
 import json
 import shutil
@@ -13,8 +14,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
+from headrace.cli.app import main
 from headrace.cli.why import why_command
+from headrace.config import config_to_dict
 from headrace.curation.annotate.config import annotate_config
 from headrace.curation.build.config import BuildConfig
 from headrace.curation.build.inputs import load_raw_shard
@@ -34,6 +38,7 @@ from headrace.curation.select.steps.exact_duplicates import ExactDuplicates
 from headrace.curation.select.steps.near_duplicates import NearDuplicates
 from headrace.curation.stages import annotate, build, report, select
 from headrace.curation.why import HeldCaption, explain
+from headrace.pipeline import Mixture, Source, open_stream
 from headrace.shards.dataset import open_dataset
 from headrace.shards.units import EngineConfig
 from headrace.shards.verify import verify_dataset
@@ -168,6 +173,62 @@ def test_a_sample_holds_all_captions_of_its_group_and_readers_of_one_the_first(
     assert f"une maison (of row {_uids(3)[0]})" in " ".join(capsys.readouterr().out.split())
     fields = json.loads(Path(job.dataset, "croissant.json").read_text())["recordSet"][0]["field"]
     assert {field["name"]: field.get("isArray") for field in fields}["captions"] is True
+
+
+def _trained(dataset: str, out: Path, steps: int = 6) -> dict[str, list[int]]:
+    """Do steps of one sample as a trainer does and leave a run folder; return the steps that each key was in."""
+    source = Source(name="web", url=dataset, chunk_samples=1, shuffle_window=2)
+    mixture = Mixture(
+        seed=5, lanes=1, image_size=16, sources=(source,), index_cache="none", decode_threads=1, io_threads=1
+    )
+    data = {"out": str(out), "global_batch": 1, "mixture": config_to_dict(mixture)}
+    folder = out / "checkpoints" / f"{steps:08d}"
+    folder.mkdir(parents=True)
+    (out / "run.yaml").write_text(yaml.safe_dump(data))
+    seen: dict[str, list[int]] = {}
+    with open_stream(mixture, global_batch=1) as stream:
+        for step in range(1, steps + 1):
+            seen.setdefault(next(stream).key[0], []).append(step)
+        state = {"step": steps, "stream": stream.state_dict(), "config": data}
+    (folder / "state.json").write_text(json.dumps(state))
+    (out / "metrics.jsonl").write_text(json.dumps({"event": "train", "step": steps}) + "\n")
+    return seen
+
+
+def test_audit_finds_the_samples_that_held_the_caption_of_a_dropped_row_by_its_url(
+    built: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = _copied(built, tmp_path)
+    job, dropped = Job(recipe.job), ROWS[3][0]
+    key, (uid,) = _index(job)[HOUSE]["key"], _uids(3)
+    seen = _trained(job.dataset, tmp_path / "before")
+
+    def audited(run: str, *asked: str) -> list[tuple[str, str, int | None]]:
+        monkeypatch.setattr(sys, "argv", ["headrace", "audit", str(tmp_path / run), *asked, "--json", "-q"])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert not stopped.value.code, stopped.value.code
+        rows = json.loads(capsys.readouterr().out)["rows"]
+        return [(row["asked"], row["key"], row["step"]) for row in rows]
+
+    wanted = [(dropped, key, step) for step in seen[key]]
+    assert audited("before", "--url", dropped) == wanted
+    assert audited("before", "--url", HOUSE) == [(HOUSE, key, step) for step in seen[key]]
+    _forget(recipe, dropped)
+    _forget(recipe, ROWS[1][0])  # a later take-down does not hide the first
+    assert audited("before", "--url", dropped) == wanted
+    assert audited("before", "--uid", uid) == [(uid, key, step) for step in seen[key]]
+    _trained(job.dataset, tmp_path / "after")
+    assert audited("after", "--url", dropped) == []
+
+    record = Path(job.dataset, "forgotten", "00000.json")
+    told = json.loads(record.read_text())
+    digests = [hashlib.sha256(text.encode()).hexdigest() for text in (dropped, uid)]
+    assert told.pop("captions") == [["00000", key, *digests]]
+    assert _holders(job, dropped, uid) == []
+    record.write_text(json.dumps(told))  # as an older headrace wrote it
+    assert audited("before", "--url", dropped) == []
+    assert audited("before", "--url", HOUSE) == [(HOUSE, key, step) for step in seen[key]]
 
 
 def test_the_report_shows_and_counts_them_all(built: Recipe, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from headrace.cli.app import main
 from headrace.cli.stages import run_stages
+from headrace.curation import stages
 from headrace.curation.recipe import Recipe, recipe_text
 
 MakeJob = Callable[..., Recipe]
@@ -45,6 +46,32 @@ def test_a_refused_run_leaves_the_recipe_of_the_last_stage_that_finished(
         assert Path(recipe.job, "recipe.yaml").read_bytes() == kept
     assert run("build", tmp_path / "r.yaml", "build.jpeg_quality=70", "--start-over")[0] == 0
     assert "jpeg_quality: 70" in Path(recipe.job, "recipe.yaml").read_text()
+
+
+def test_a_part_that_runs_again_after_the_merge_does_nothing_and_the_next_merge_ends(
+    make_job: MakeJob, run: Run, tmp_path: Path
+) -> None:
+    recipe = make_job()
+    (tmp_path / "r.yaml").write_text(recipe_text(recipe))
+    for options in (("--part", "1/2"), ("--part", "2/2"), ("--merge",)):
+        assert run("build", tmp_path / "r.yaml", *options)[0] == 0
+    built = {path: path.read_bytes() for path in Path(recipe.job, "dataset").rglob("*") if path.is_file()}
+    code, text = run("build", tmp_path / "r.yaml", "--part", "1/2")
+    assert (code, "part 1/2 is done already; nothing was done again" in text) == (0, True)
+    assert run("build", tmp_path / "r.yaml", "--merge")[0] == 0
+    assert {path: path.read_bytes() for path in Path(recipe.job, "dataset").rglob("*") if path.is_file()} == built
+    assert not Path(recipe.job, "parts").exists()
+
+
+def test_a_stage_whose_job_was_taken_over_and_given_back_leaves_no_recipe(
+    make_job: MakeJob, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_job()
+    (tmp_path / "r.yaml").write_text(recipe_text(recipe))
+    monkeypatch.setitem(stages.RUN, "build", lambda *_, **__: Path(recipe.job, "owner.json").unlink())
+    code, text = run("build", tmp_path / "r.yaml")
+    assert (code, "owner.json: another process took this over" in text) == (1, True)
+    assert not Path(recipe.job, "recipe.yaml").exists()
 
 
 def test_a_dry_run_of_curate_foresees_that_it_needs_start_over(make_job: MakeJob, run: Run, tmp_path: Path) -> None:

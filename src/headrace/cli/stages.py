@@ -56,7 +56,7 @@ def run_stages(
     further arguments of the run functions, by stage. With `part` (I/N) one part of the one stage is done, with `merge`
     it is finished once all parts are.
     """
-    from headrace.curation.job import Job, check_job, own_job, write_recipe
+    from headrace.curation.job import Job, check_job, fence_of_owner, own_job, write_recipe
     from headrace.curation.logs import stage_log
     from headrace.curation.needs import check_names, check_needs, check_recipe
     from headrace.curation.part import check_merge, forget_parts
@@ -92,7 +92,9 @@ def run_stages(
         return
     done = []
     with own_job(Job(recipe.job), take_over=take_over) as job:
+        fence = fence_of_owner(job)
         for name in names:
+            fence.check()  # one that slept between two stages may find the job taken over, and given back
             further = (options or {}).get(name, {})
             if merge:
                 divided = DIVIDE[name](recipe, **further)
@@ -100,6 +102,7 @@ def run_stages(
                 further = {}  # the parts have started over
             with stage_log(job, name), show_progress(name) as on_progress:
                 summary = RUN[name](recipe, on_progress=on_progress, **further)
+            fence.check()
             forget_parts(job, name)
             write_recipe(job, recipe_text(recipe))
             done.append(facts_of(name, summary))

@@ -138,7 +138,7 @@ def test_a_killed_take_down_stops_every_other_stage_until_it_is_finished(
     run_build(recipe)
     url = next(iter(index(recipe).values()))["url"]
 
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(stage, "revise_ledger", stop)
