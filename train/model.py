@@ -106,7 +106,7 @@ def refuse_splitting(objective: Objective, config: RunConfig, *, world_size: int
 
 
 def refuse_data(objective: Objective, config: RunConfig) -> None:
-    """Raise ValueError if the run's views, batch or average are not for this objective."""
+    """Raise ValueError if the run's views, batch, lanes or average are not for this objective."""
     kind = config.objective.kind
     if keeps_average(config) and not objective.averages:
         raise ValueError(
@@ -116,6 +116,7 @@ def refuse_data(objective: Objective, config: RunConfig) -> None:
     try:
         sides = [view.image_size for view in planned_views(config.mixture)]
         objective.expect_views(sides, global_batch=config.global_batch)
+        objective.expect_lanes(config.mixture.lanes, global_batch=config.global_batch)
     except ValueError as error:
         raise ValueError(f"objective {kind}: {error}") from error
 

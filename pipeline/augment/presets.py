@@ -70,11 +70,13 @@ def preset_views(name: str, *, image_size: int = 224, **changes: Any) -> tuple[V
 
 
 def written_out(mixture: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a mixture's plain data with its `preset`, if that is one, as `augment` and `views`.
+    """Return a mixture's plain data with its `preset`, if that is one, as `augment` and `views`; null is none.
 
     Raises ValueError if the file gives views and the preset has several.
     """
     data = dict(mixture)
+    if data.get("preset", "") is None:  # as other keys are unset
+        del data["preset"]
     name, changes, side = data.get("preset"), data.get("augment", {}), data.get("image_size", _SWAV_SIDE)
     if not isinstance(name, str) or name not in PRESETS or not isinstance(changes, dict) or not isinstance(side, int):
         return data  # what is wrong with it is said where it is checked

@@ -185,6 +185,7 @@ def test_steps_are_shown_off_a_terminal_and_logged_where_asked(run: Run, run_fil
     ] == [
         "step 1/3",
         "step 2/3",
+        "step 3/3",
     ]
 
 

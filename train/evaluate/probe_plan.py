@@ -15,7 +15,7 @@ from headrace.train.evaluate.features import FeaturesConfig, check_features
 from headrace.train.evaluate.fit import PART_BYTES
 from headrace.train.evaluate.probe_config import ProbeConfig
 from headrace.train.evaluate.probes import FITTED, POOLED, choose_place, feature_layers, probe_kind
-from headrace.train.evaluate.trunk import FrozenTrunk, open_trunk, read_layers, trunk_of
+from headrace.train.evaluate.trunk import END, FrozenTrunk, open_trunk, read_layers, trunk_of
 from headrace.train.evaluate.trunk_feed import WINDOW_BYTES
 from headrace.train.models.encoder import Encoder
 from headrace.train.objectives.aim import AimConfig
@@ -82,7 +82,8 @@ def plan_probe(
         pooled=config.head in POOLED,
         memory_bytes=2**63,  # what does not fit into memory goes through the trunk in every epoch
     )
-    lines = [f"probe {planned.name}: mean of blocks {', '.join(map(str, layers))} of width {trunk.width}"]
+    read = "the end of the encoder" if layers == END else f"mean of blocks {', '.join(map(str, layers))}"
+    lines = [f"probe {planned.name}: {read} of width {trunk.width}"]
     counts = []
     for use, url, given, samples in (
         ("fit on", config.train, facts.train_images, config.samples),
@@ -165,13 +166,13 @@ def _images_per_second(planned: PlannedModel, config: ProbeConfig, facts: PlanFa
 
 def measured_rate(trunk: FrozenTrunk, config: ProbeConfig) -> float:
     """Return the images a second that the trunk takes, over some seconds."""
-    layers = read_layers(config.layers, trunk.encoder)
+    layers, pooled = read_layers(config.layers, trunk.encoder), config.head in POOLED
     side, batch = trunk.image_size, config.images_per_forward
     images = np.zeros((batch, side, side, 3), np.uint8)
-    trunk.means(images[:1], [layers])  # what is made once is not measured
+    trunk.means(images[:1], [layers], pooled=pooled)  # what is made once is not measured
     began, done = time.perf_counter(), 0
     while time.perf_counter() - began < MEASURED_SECONDS:
-        trunk.means(images, [layers])
+        trunk.means(images, [layers], pooled=pooled)
         done += batch
         if trunk.device.type == "cuda":
             torch.cuda.synchronize()

@@ -25,7 +25,7 @@ from headrace.train.models.class_heads import AttentiveHead, MeanHead
 from headrace.train.models.encoder import TunableEncoder
 from headrace.train.models.lora import LoraConfig, add_lora, merge_lora
 from headrace.train.objectives.balance import Balance, class_weights, log_shares
-from headrace.train.objectives.mixing import MixConfig, draw_mixes, mix, partners
+from headrace.train.objectives.mixing import ONE_A_LANE, MixConfig, draw_mixes, mix, partners
 from headrace.train.objectives.objective import Columns, Objective, ObjectiveConfig, RowError
 from headrace.train.objectives.supervised import NO_LABEL, read_labels
 from headrace.train.objectives.tuned import kept_branches, pretrained_configs
@@ -236,6 +236,10 @@ class Finetune(Objective):
         class_B = np.full(len(labels.known_B), NO_LABEL, np.int64)
         class_B[labels.row_N] = labels.class_N
         return class_B
+
+    def expect_lanes(self, lanes: int, *, global_batch: int) -> None:
+        if self.config.mix.mixes and global_batch < 2 * lanes:
+            raise ValueError(ONE_A_LANE)
 
     def _mixed(self, batch: Batch, class_B: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64], NDArray[np.float64]]:
         """Return normalised images, the partners' classes, and what share of each label is the picture's own."""

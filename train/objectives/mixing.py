@@ -25,6 +25,11 @@ from headrace.train.pixels import on_device
 TABLE = 1 << 16
 DRAWS = 5
 
+ONE_A_LANE = (
+    "mixup and CutMix pair pictures of one lane, and a lane gives one picture a step: lower mixture.lanes to at most "
+    "half of global_batch, or leave objective.mix out"
+)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MixConfig:
@@ -71,10 +76,7 @@ def partners(lane_B: NDArray[np.int64], position_B: NDArray[np.int64], seed: int
     order = np.argsort(lane_B, kind="stable")
     lanes, first, size = np.unique(lane_B[order], return_index=True, return_counts=True)
     if int(size.min()) < 2:
-        raise ValueError(
-            "mixup and CutMix pair pictures of one lane, and a lane gives one picture a step: lower mixture.lanes to "
-            "at most half of global_batch, or leave objective.mix out"
-        )
+        raise ValueError(ONE_A_LANE)
     # Of one lane, whoever comes first in the step decides: no rank need know where the step begins.
     leader = position_B[order[first]]
     turn = 1 + (mix_keys(make_key(seed, "mix partners"), leader) % (size - 1).astype(np.uint64)).astype(np.int64)

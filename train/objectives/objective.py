@@ -129,6 +129,9 @@ class Objective(nn.Module):
     def check_files(self) -> None:
         """Raise ValueError if a file that the config names is not what it says."""
 
+    def expect_lanes(self, lanes: int, *, global_batch: int) -> None:
+        """Raise ValueError if the lanes of a run give this objective too few pictures a step each."""
+
     def expect_views(self, sides: Sequence[int], *, global_batch: int) -> None:
         """Take note of the sides in pixels of a picture's views. Raises ValueError if the loss cannot be of these."""
 

@@ -34,15 +34,11 @@ def plan_run(config: RunConfig) -> list[str]:
     check_out(config)
     with torch.device("meta"):
         objective = build_objective(config.objective, image_size=config.mixture.image_size, seed=config.seed)
-    refuse_splitting(objective, config, world_size=1)
-    refuse_data(objective, config)
-    config.optimizer.build(objective)  # refuses names of parameters and depths that the model has not
-    objective.check_files()
-    lines, missing = _model_lines(config, objective), []
-    try:
-        lines += _data_lines(config, objective)
-    except (ValueError, FileNotFoundError) as error:
-        missing.append(str(error) + "".join(f" ({note})" for note in getattr(error, "__notes__", ())))
+    _check_model(config, objective)
+    lines = _model_lines(config, objective)
+    data, why = _data(config, objective)
+    lines += data
+    missing = [why] if why else []
     try:
         lines += cost_lines(config, objective)
     except PlanError as error:
@@ -56,6 +52,30 @@ def plan_run(config: RunConfig) -> list[str]:
     if missing:
         raise PlanError("; ".join(missing), lines)
     return lines
+
+
+def why_refused(config: RunConfig, objective: Objective) -> str:
+    """Return what of its model, batch or data `train` would refuse before the first step; empty if nothing."""
+    try:
+        _check_model(config, objective)
+    except (ValueError, FileNotFoundError) as error:
+        return str(error)
+    return _data(config, objective)[1]
+
+
+def _check_model(config: RunConfig, objective: Objective) -> None:
+    refuse_splitting(objective, config, world_size=1)
+    refuse_data(objective, config)
+    config.optimizer.build(objective)  # refuses names of parameters and depths that the model has not
+    objective.check_files()
+
+
+def _data(config: RunConfig, objective: Objective) -> tuple[list[str], str]:
+    """Return what the data give, and else why they cannot be used."""
+    try:
+        return _data_lines(config, objective), ""
+    except (ValueError, FileNotFoundError) as error:
+        return [], str(error) + "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
 
 
 def _trained(objective: Objective) -> str:

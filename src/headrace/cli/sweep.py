@@ -67,7 +67,9 @@ def sweep_command(
         return
     chosen = parse_part(part).mine(runs)
     if dry_run:
-        say_plan("sweep", _plan(chosen), json=json)
+        refused: dict[str, str] = {}
+        say_plan("sweep", _plan(chosen, refused), json=json)
+        _raise_refused(refused, len(chosen))
         return
     done = [run for run in chosen if is_finished(run)]
     waiting = [run for run in chosen if run not in done]
@@ -110,23 +112,38 @@ def _do_one(run: "SweepRun", *, json: bool) -> None:
     end_training(result)
 
 
-def _plan(runs: "Sequence[SweepRun]") -> Iterator[str]:
+def _plan(runs: "Sequence[SweepRun]", refused: dict[str, str]) -> Iterator[str]:
+    """Yield what each run takes; `refused` gets those that would end before their first step, with the reason."""
     import torch
 
     from headrace.train.objectives.build import build_objective
+    from headrace.train.runs.plan import why_refused
     from headrace.train.scaling.sweep import is_finished
 
     total = 0.0
     for run in runs:
         config = run.config
-        with torch.device("meta"):
-            objective = build_objective(config.objective, image_size=config.mixture.image_size, seed=config.seed)
+        try:
+            with torch.device("meta"):
+                objective = build_objective(config.objective, image_size=config.mixture.image_size, seed=config.seed)
+        except ValueError as error:
+            refused[run.name] = str(error)
+            yield f"{run.name}: refused: {error}"
+            continue
         flops = objective.train_flops_per_image * config.total_steps * config.global_batch
         size = sum(parameter.numel() for parameter in objective.parameters())
         state = "finished" if is_finished(run) else "to do"
-        total += 0.0 if state == "finished" else flops
+        if state == "to do" and (why := why_refused(config, objective)):
+            refused[run.name] = why
+            state = f"refused: {why}"
+        total += flops if state == "to do" else 0.0
         yield f"{run.name}: {size:,} parameters, {config.total_steps:,} steps, {flops:.3g} FLOPs, {state}"
     yield f"{len(runs)} runs; to do: {total:.3g} FLOPs, and the probes"
+
+
+def _raise_refused(refused: dict[str, str], num_runs: int) -> None:
+    for name, why in refused.items():  # the first
+        raise ValueError(f"{len(refused)} of {num_runs} runs would be refused; {name}: {why}")
 
 
 def _do_all(runs: "Sequence[SweepRun]", command: Sequence[str], processes: int, outcome: _Outcome) -> None:

@@ -127,7 +127,7 @@ def _top1_of(line: dict[str, Any]) -> str:
 
 
 def _changes_of(line: dict[str, Any]) -> str:
-    return ", ".join(f"{path} {was} -> {now}" for path, (was, now) in line["changes"].items())
+    return ", ".join(f"{path} {was} -> {now}" for path, (was, now) in line["changes"].items() if was != now)
 
 
 def _show(result: "TrainResult") -> None:
@@ -197,7 +197,7 @@ def _progress(steps: int, *, json: bool) -> Iterator[Callable[[dict[str, Any]], 
             if line["data_bound_by"] not in (None, "compute"):
                 text += f" ({line['data_bound_by']})"
             progress.update(task, completed=line["step"], description=text)
-            if not drawn and line["step"] < steps:  # the last word is on stdout
+            if not drawn:
                 typer.echo(f"step {line['step']}/{steps}: {text}", err=True)
 
         yield show

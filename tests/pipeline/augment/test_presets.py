@@ -105,6 +105,8 @@ def test_overrides_and_runs_take_presets(tmp_path: Path) -> None:
     }
     run = {**rest, "mixture": {**BASE, "preset": "aim"}}
     assert build_config(RunConfig, run).mixture == Mixture(sources=SOURCES, preset="aim")
+    unset = {**rest, "mixture": {**BASE, "preset": None}}
+    assert build_config(RunConfig, unset).mixture == Mixture(sources=SOURCES)
     with pytest.raises(ValueError, match=r"mixture\.preset: swav gives the views: leave `views` out"):
         build_config(RunConfig, {**run, "mixture": {**BASE, "preset": "swav", "views": [{"count": 2}]}})
 

@@ -60,6 +60,16 @@ def test_weights_at_hand_are_measured(trained: Path, pictures: str, monkeypatch:
     assert "(measured here, on cpu)" in line_of(plan_probe(trained, config, device="cpu"), "time: ")
 
 
+def test_the_end_of_an_encoder_is_measured_and_named(
+    trained: Path, pictures: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.train.evaluate.probe_plan.MEASURED_SECONDS", 0.01)
+    config = ProbeConfig(train=pictures, test=pictures, images_per_forward=4, **protocol("moco_v3"))
+    lines = plan_probe(trained, config, device="cpu")
+    assert lines[0].endswith(": the end of the encoder of width 16")
+    assert "(measured here, on cpu)" in line_of(lines, "time: ")
+
+
 def test_what_is_not_named_is_asked_for() -> None:
     with pytest.raises(ValueError, match="or say --train-images and --test-images"):
         plan_probe("aim-7B", AIM)

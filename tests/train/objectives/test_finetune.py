@@ -25,6 +25,7 @@ from headrace.train.objectives.finetune import PARTNER, Finetune, FinetuneConfig
 from headrace.train.objectives.mixing import MixConfig, draw_mixes
 from headrace.train.objectives.objective import RowError
 from headrace.train.runs.metrics import read_metrics
+from headrace.train.runs.plan import plan_run
 from headrace.train.runs.weights import read_model, read_weights
 
 AIM: dict[str, Any] = {
@@ -143,6 +144,14 @@ def test_every_trained_parameter_gets_a_gradient_also_where_no_picture_counts(
     assert [name for name, p in trained.items() if p.grad is None] == []
     if "lora" in changes:
         assert {name.split(".")[0] for name in trained if not is_lora(name)} == {"classifier"}
+
+
+def test_a_lane_without_a_partner_is_refused_before_the_run_has_a_folder(run_file: Callable[..., Path]) -> None:
+    config = load_run(run_file(objective=EVERYTHING), ["mixture.lanes=16"])
+    for start in (train, plan_run):
+        with pytest.raises(ValueError, match=r"lower mixture\.lanes to at most half of global_batch"):
+            start(config)
+    assert not Path(config.out).exists()
 
 
 def test_what_cannot_be_is_refused(make_batch: Callable[..., Batch]) -> None:

@@ -150,6 +150,24 @@ def test_a_bad_sweep_is_refused_before_any_run(sweep_file: Callable[..., Path], 
     assert not (path.parent / "sweep").exists()
 
 
+def test_a_plan_names_the_runs_that_would_be_refused_and_writes_nothing(
+    sweep_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    axis = {
+        "few": ["mixture.sources.0.fraction=0.02"],  # two of 96 pictures
+        "odd": ["objective.width=18", "objective.heads=4"],
+        "right": ["steps=5"],
+    }
+    planned = CliRunner().invoke(app, ["sweep", str(sweep_file(axes={"data": axis})), "--dry-run"])
+    few, odd, right, last = planned.stdout.splitlines()
+    assert re.search(r"refused: source '\w+' has 2 samples for 4 lanes; set lanes to 2", few)
+    assert odd.startswith("odd: refused: ")
+    assert right.endswith(" FLOPs, to do")
+    assert last.startswith("3 runs; to do: ")
+    assert str(planned.exception).startswith("2 of 3 runs would be refused; few: source ")
+    assert not (tmp_path / "sweep").exists()
+
+
 @pytest.mark.full
 def test_a_killed_sweep_goes_on_and_ends_the_same(sweep_file: Callable[..., Path], tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
