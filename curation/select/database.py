@@ -116,8 +116,34 @@ def _connect(folder: Path, limits: Limits) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect(str(folder / "select.duckdb"), config=_CLOSED | config)
     # The parts of the rows, and what it spills: nothing else can be opened.
     connection.execute(f"SET allowed_directories = [{text_literal(f'{folder}/')}]")
+    if _knows(connection, _CHANGEABLE):
+        connection.execute(f"SET {_CHANGEABLE} = ['memory_limit']")  # no expression of a recipe can, see Checker
     _lock_down(connection)
     return connection
+
+
+@contextlib.contextmanager
+def held_down(connection: duckdb.DuckDBPyConnection, limits: Limits, memory_bytes: int) -> Iterator[None]:
+    """Let the database hold no more than `memory_bytes` inside: others are at work, and it is not.
+
+    DuckDB before 2.0 has no setting that a locked configuration lets change: there it keeps what it holds.
+    """
+    if not _knows(connection, _CHANGEABLE):
+        yield
+        return
+    connection.execute(f"SET memory_limit = '{memory_bytes // 1024}KiB'")
+    try:
+        yield
+    finally:
+        connection.execute(f"SET memory_limit = '{limits.memory_bytes // 1024}KiB'")
+
+
+_CHANGEABLE = "allowed_configs"
+"""The setting that names what may be changed even so."""
+
+
+def _knows(connection: duckdb.DuckDBPyConnection, setting: str) -> bool:
+    return bool(connection.execute("SELECT 1 FROM duckdb_settings() WHERE name = ?", [setting]).fetchall())
 
 
 _CLOSED = {

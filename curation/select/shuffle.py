@@ -17,7 +17,16 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from headrace.curation.select.database import READ_ROWS, Limits, count, insert, open_memory, read_batches, take_parquet
+from headrace.curation.select.database import (
+    READ_ROWS,
+    Limits,
+    count,
+    held_down,
+    insert,
+    open_memory,
+    read_batches,
+    take_parquet,
+)
 from headrace.curation.select.here import HerePart
 from headrace.curation.select.step import VERDICT_SCHEMA, Bench
 from headrace.shards.heartbeat import beat
@@ -70,7 +79,7 @@ def solve_groups(bench: Bench, solve: Solve, *, judged: bool, row_bytes: int = 1
     num_rows = count(bench.connection, f"SELECT count(*) FROM ({_GROUPED})")
     # The database fails where it sorts wide rows of more bytes than its memory, with a folder to spill to as without.
     fit, fit_bucket = (
-        limits.memory_bytes // (2 * row_bytes) for limits in (bench.limits, _share(bench.limits, bench.engine))
+        limits.memory_bytes // (2 * row_bytes) for limits in (bench.limits, _share(bench.limits, bench.engine)[1])
     )
     bits = bits_for(num_rows, min(JUDGED_ROWS if judged else ALONE_ROWS, fit), min(BUCKET_ROWS, fit_bucket))
     if bench.parts is None or not bits:
@@ -133,7 +142,7 @@ class _Solved:
 
 def _solve_buckets(bench: Bench, code: str, solve: Solve, bits: int, labels: Path | None) -> dict[str, Any]:
     assert bench.parts is not None
-    limits = _share(bench.limits, bench.engine)
+    engine, limits = _share(bench.limits, bench.engine)
     spread = [
         SpreadUnit(
             name=f"rows of part {here.number} by bucket",
@@ -147,7 +156,19 @@ def _solve_buckets(bench: Bench, code: str, solve: Solve, bits: int, labels: Pat
         for here in bench.parts.parts(bench.connection)
     ]
     log.info("rows are cut into %d buckets by %s", 1 << bits, code)
-    written = run_units(spread_part, spread, bench.engine)
+    with held_down(bench.connection, bench.limits, limits.memory_bytes):
+        buckets, solved = _solve_apart(bench, spread, solve, engine)
+    take_parquet(bench.connection, "verdict", [unit.out for unit in buckets if unit.spread])
+    for name in sorted({name for result in solved for name in result.handed}):
+        take_parquet(bench.connection, name, [_handed(unit, name) for unit in buckets if unit.spread])
+    return _of_all([result.counts for result in solved if result.counts is not None])
+
+
+def _solve_apart(
+    bench: Bench, spread: Sequence[SpreadUnit], solve: Solve, engine: EngineConfig
+) -> tuple[list[BucketUnit], list[_Solved]]:
+    bits, limits = spread[0].bits, spread[0].limits
+    written = run_units(spread_part, spread, engine)
     buckets = [
         BucketUnit(
             name=f"bucket {bucket + 1} of {1 << bits}",
@@ -161,13 +182,10 @@ def _solve_buckets(bench: Bench, code: str, solve: Solve, bits: int, labels: Pat
         )
         for bucket in range(1 << bits)
     ]
-    solved = run_units(solve_bucket, buckets, bench.engine)
+    solved = run_units(solve_bucket, buckets, engine)
     for unit in spread:
         unit.out.unlink()
-    take_parquet(bench.connection, "verdict", [unit.out for unit in buckets if unit.spread])
-    for name in sorted({name for result in solved for name in result.handed}):
-        take_parquet(bench.connection, name, [_handed(unit, name) for unit in buckets if unit.spread])
-    return _of_all([result.counts for result in solved if result.counts is not None])
+    return buckets, solved
 
 
 def _of_all(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -178,10 +196,16 @@ def _of_all(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _share(limits: Limits, engine: EngineConfig) -> Limits:
-    """Return the limits of one of the databases at work at a time. The driver's keeps what it has, idle meanwhile."""
+def _share(limits: Limits, engine: EngineConfig) -> tuple[EngineConfig, Limits]:
+    """Return where units run, and the limits of each of their databases: with the driver's they keep to the memory.
+
+    On this machine no more work at a time than have `MIN_MEMORY_BYTES` each; one always does.
+    """
     workers = 1 if engine.executor == "inline" else engine.workers or len(os.sched_getaffinity(0))
-    return replace(limits, memory_bytes=max(MIN_MEMORY_BYTES, limits.memory_bytes // (workers + 1)))
+    if engine.executor == "local":
+        workers = max(1, min(workers, limits.memory_bytes // MIN_MEMORY_BYTES - 1))
+        engine = replace(engine, workers=workers)
+    return engine, replace(limits, memory_bytes=max(MIN_MEMORY_BYTES, limits.memory_bytes // (workers + 1)))
 
 
 def spread_part(unit: SpreadUnit) -> dict[int, int]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -33,6 +34,7 @@ from headrace.curation.select.steps import (
     SelectStep,
 )
 from headrace.shards.parquet import write_parquet
+from headrace.shards.units import EngineConfig
 
 ORDER = ("clip_score desc", "image_width asc")
 # Captions and best copies change hands before the steps that look at them again.
@@ -154,3 +156,37 @@ def test_embeddings_of_more_bytes_than_the_memory_are_cut_into_more_buckets(
         found = ready.run(Bench(connection, limits, size, size, {}, parts=here))
         assert found.details == {"groups": size // 2, "largest_group": 2, "most_dropped_for_one": 1}
         assert count(connection, "SELECT count(*) FROM verdict WHERE __row % 2 = 1 AND value > 0.99") == size // 2
+
+
+def test_units_and_the_idle_database_share_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shuffle, "ALONE_ROWS", 0)
+    memory, mib, seen = "SELECT current_setting('memory_limit')", 1 << 20, set()
+    limits = Limits(memory_bytes=400 << 20, threads=1)
+    with open_database(str(tmp_path / "ledger"), limits) as connection:
+        connection.execute("CREATE TABLE captions (__row BIGINT)")
+        file = work_folder(connection) / "rows.parquet"
+        write_parquet(str(file), pa.table({"__row": np.arange(9), "key": np.arange(9)}))
+
+        def watched(_: object, units: Sequence[Any], engine: EngineConfig) -> list[Any]:
+            held = connection.execute(memory).fetchall()[0][0]
+            seen.add((held, *(unit.limits.memory_bytes // mib for unit in units), engine.workers))
+            if len(units) > 1:
+                return [shuffle._Solved({}, ()) for _ in units]
+            units[0].out.touch()
+            return [{}]
+
+        monkeypatch.setattr(shuffle, "run_units", watched)
+        monkeypatch.setattr(shuffle, "take_parquet", lambda *_: None)
+        here = PartedHere([0, 9], [file], np.ones(9, bool), ("key",))
+        for workers in (3, 30):
+            bench = Bench(connection, limits, 9, 9, {}, EngineConfig(workers=workers), parts=here)
+            shuffle.solve_by_key(bench, "key", lambda _: {})
+            assert connection.execute(memory).fetchall() == [("400.0 MiB",)]
+    lowered = duckdb_lowers_a_locked_limit()
+    assert seen == {("100.0 MiB" if lowered else "400.0 MiB", *[100] * units, 3) for units in (1, 2)} | {
+        ("66.6 MiB" if lowered else "400.0 MiB", *[66] * units, 5) for units in (1, 2)
+    }
+
+
+def duckdb_lowers_a_locked_limit() -> bool:
+    return bool(duckdb.execute("SELECT 1 FROM duckdb_settings() WHERE name = 'allowed_configs'").fetchall())
