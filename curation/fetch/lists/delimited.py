@@ -28,6 +28,7 @@ HEADER_AGAIN = "the header again"
 FEWER_CELLS = "fewer cells than the header has: the rest is missing"
 EMPTY_CELLS = "empty cells beyond the header's, left out"
 BLANK = "empty lines, no rows"
+EMPTY_FILE = "empty files, without even a header: no rows"
 LETTER_QUOTE = "quotes that do not pair, taken as letters"
 INNER_QUOTE = "single quotes inside a quoted cell, taken as letters"
 BACKSLASH = "quotes after a backslash, taken as quotes inside the cell"
@@ -65,8 +66,11 @@ class _Reader:
         self._delimiter, self._strict = delimiter, StrictRows(delimiter)
 
     def blocks(self) -> Iterator[Block]:
-        """Read the header, then yield the rows."""
+        """Read the header, then yield the rows; there are none without a header."""
         header, self._header_text = self._read_header()
+        if not header:
+            self._tally.repair(EMPTY_FILE, self._name)
+            return
         self._width = len(header)
         self._first = self._number + 1
         exact, names = header, trimmed(header)
@@ -116,12 +120,12 @@ class _Reader:
         self._pushed.extendleft(reversed(lines))
 
     def _read_header(self) -> tuple[list[str], str]:
-        """Return the cells of the first line that is not empty, and that line."""
+        """Return the cells of the first line that is not empty, and that line; no cells where there is none."""
         while True:
             try:
                 line = self._next()
             except StopIteration:
-                raise ValueError(f"{self._list_url}: empty, expected a line with the names of the columns") from None
+                return [], ""
             text = "" if line is None else line.rstrip(LINE_ENDS)
             if line is None:
                 raise ValueError(f"{self._list_url}: the first line, with the names of the columns: {TOO_LONG}")

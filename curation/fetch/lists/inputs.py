@@ -7,6 +7,7 @@ the folder that all lists share, so outputs do not depend on where that folder s
 import contextlib
 import hashlib
 import io
+import logging
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -34,10 +35,15 @@ from headrace.curation.fetch.lists.records import read_json_array, read_json_lin
 from headrace.curation.fetch.lists.rows import BLOCK_ROWS, Block, Tally
 from headrace.globs import matching
 from headrace.shards.parquet import BUFFER_BYTES, ParquetReader
-from headrace.text import one_line, without_secrets
+from headrace.text import one_line, shown, without_secrets
 
 FORMATS = ("txt", "csv", "tsv", "json", "jsonl", "parquet")
 HASHED_BYTES = 1 << 26
+MAX_NAMES_SHOWN = 5
+
+log = logging.getLogger(__name__)
+
+_ADVICE = "a glob such as FOLDER/**/*.parquet names what lies deeper, input.format the format of odd names"
 
 _SUFFIXES = {**{f".{name}": name for name in FORMATS}, ".ndjson": "jsonl"}
 
@@ -71,19 +77,39 @@ def list_files(config: InputConfig) -> tuple[ListFile, ...]:
 def _expand(entry: str, list_format: str) -> list[str]:
     if entry.startswith(("http://", "https://")):
         return [entry]  # `?` and `*` may stand in a query
-    found = []
+    found, left_out = list[str](), list[str]()
     for url in matching(entry):
         fs, path = stores.open_fs(url)
         if not fs.isdir(path):
             found.append(path if urlpath.is_local(url) else url)
         elif url == entry:
-            names = [str(name) for name in fs.ls(path, detail=False) if not fs.isdir(name)]
-            known = [name for name in names if list_format != "auto" or _suffix_format(name)]
+            known, left_out = _lists_of(fs, path, list_format)
             found += known if urlpath.is_local(entry) else [str(fs.unstrip_protocol(name)) for name in known]
     found = sorted(name for name in found if not urlpath.basename(name).startswith("."))
+    told = f"{_listed(left_out)} in it ({_ADVICE})" if left_out else ""
     if not found:
-        raise ValueError(f"input.urls: {entry}: no such list, or no file of a known format ({', '.join(FORMATS)})")
+        known_formats = f"no file of a known format ({', '.join(FORMATS)})"
+        raise ValueError(f"input.urls: {entry}: no such list, or {known_formats}{'; there is ' if told else ''}{told}")
+    if told:
+        log.warning("input.urls: %s: not read: %s", without_secrets(entry), told)
     return found
+
+
+def _lists_of(fs: Any, folder: str, list_format: str) -> tuple[list[str], list[str]]:
+    """Return the lists of a folder, and what else lies there; the notes of writers (`_SUCCESS`, `.x.crc`) are none."""
+    known, left_out = list[str](), list[str]()
+    for name in sorted(map(str, fs.ls(folder, detail=False))):
+        is_folder = fs.isdir(name)
+        if not is_folder and (list_format != "auto" or _suffix_format(name)):
+            known.append(name)
+        elif not urlpath.basename(name).startswith((".", "_")):
+            left_out.append(f"{urlpath.basename(name.rstrip('/'))}{'/' if is_folder else ''}")
+    return known, left_out
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
+    return ", ".join(map(shown, names[:MAX_NAMES_SHOWN])) + more
 
 
 def lists_are_text(config: InputConfig) -> bool:

@@ -1,6 +1,7 @@
 """Csv and tsv: a stray quote costs at most its own row, every line is accounted for, and valid csv reads as written."""
 
 import csv
+import gzip
 import io
 import re
 import tempfile
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from list_reading import counts, pairs, read_text
+from list_reading import counts, pairs, read_and_count, read_text
 
 from headrace.curation.fetch.lists import delimited
+from headrace.curation.fetch.lists.delimited import EMPTY_FILE
 from headrace.curation.fetch.lists.lines import TOO_LONG
 
 
@@ -297,3 +299,14 @@ def test_a_tsv_is_split_at_tabs_and_nothing_else(table: list[list[str]]) -> None
 def test_a_header_that_is_one_cell_is_shown_as_the_columns_it_seems_to_hold(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"its columns: id, Image URL, Alt \(if ';' separates them\); set input.url"):
         read_text(tmp_path, "l.csv", f"id;Image URL;Alt\n1;{url(0)};a\n", url_column="link")
+
+
+@pytest.mark.parametrize("name", ["b.csv", "b.tsv", "b.csv.gz"])
+@pytest.mark.parametrize("text", ["", "\ufeff", "\r\n\n"])
+def test_an_empty_part_among_lists_has_no_rows_and_is_counted(tmp_path: Path, name: str, text: str) -> None:
+    first, part = tmp_path / "a.csv", tmp_path / name
+    first.write_text("url,caption\nhttp://a/,x\n")
+    part.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    rows, tally = read_and_count((str(first), str(part)))
+    assert pairs(rows) == [("http://a/", "x")]
+    assert counts(tally) == {EMPTY_FILE: 1}

@@ -160,7 +160,7 @@ def test_a_parquet_list_whose_columns_cannot_be_text_or_told_apart_is_refused(tm
     ("name", "data"),
     [
         ("l.parquet", b"not parquet"),
-        ("l.csv", b""),
+        ("l.parquet", b""),
         ("l.json", b"{"),
         ("l.json", b'{"url": "x"}'),
         ("l.csv.gz", b"not gzip"),
@@ -190,6 +190,26 @@ def test_folders_and_globs_give_their_lists_in_order(tmp_path: Path) -> None:
         list_files(InputConfig(urls=(both[0], f"{tmp_path}/*.txt")))
     with pytest.raises(ValueError, match=r"input\.format"):
         list_files(InputConfig(urls=(str(tmp_path / "lists" / "notes.md"),)))
+
+
+def test_what_lies_in_a_folder_of_lists_and_is_none_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lists = tmp_path / "lists"
+    (lists / "lang=en").mkdir(parents=True)
+    write(lists / "lang=en" / "part-0.parquet", RECORDS)
+    for name in ("b.csv.lz4", "part-00000", "_SUCCESS", ".part-00000.crc"):
+        (lists / name).write_text("x")
+    config = InputConfig(urls=(str(lists),))
+    with pytest.raises(ValueError, match=r"no file of a known format.*'b\.csv\.lz4', 'lang=en/', 'part-00000' in it"):
+        list_files(config)
+    write(lists / "a.txt", RECORDS)
+    assert [file.name for file in list_files(config)] == ["a.txt"]
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "not read: 'b.csv.lz4', 'lang=en/', 'part-00000' in it" in told
+    assert "SUCCESS" not in told
+    assert "crc" not in told
+    caplog.clear()
+    assert [file.name for file in list_files(InputConfig(urls=(f"{lists}/**/*.parquet",)))] == ["part-0.parquet"]
+    assert not caplog.records
 
 
 def test_types_that_do_not_go_together_are_an_error(tmp_path: Path) -> None:
