@@ -13,6 +13,7 @@ from headrace.web import is_http
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 MAX_BRACES = 1_000_000
+NAME_THEM = "tars end in .tar, and FOLDER/*/*.tar names those that lie deeper"
 _SHOWN = 5
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -103,10 +104,32 @@ def find_tars(urls: Sequence[str]) -> dict[str, list[str]]:
         tars = expand_files(url, ".tar")
         if not tars:
             refuse_compressed(url)
-            raise ValueError(f"{url}: no .tar there")
+            others = passed_over(url)
+            raise ValueError(f"{url}: no .tar there" + (f"; there is {listed(others)}: {NAME_THEM}" if others else ""))
         for tar in tars:
             found.setdefault(urlpath.parent(tar), set()).add(urlpath.basename(tar))
     return {folder: sorted(names) for folder, names in sorted(found.items())}
+
+
+def passed_over(url: str) -> list[str]:
+    """Return what in a local folder may have been meant and is not read: `A.TAR`, and folders that hold tars."""
+    if not _is_folder(url):
+        return []
+    found = []
+    for path in sorted(urlpath.local_path(url).iterdir()):
+        if path.name.startswith((".", "_")):
+            continue
+        if path.is_dir():
+            if files.list_names(str(path), suffix=".tar"):
+                found.append(f"{path.name}/")
+        elif path.name.lower().endswith((".tar", *COMPRESSED)) and not path.name.endswith((".tar", *COMPRESSED)):
+            found.append(path.name)
+    return found
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first names of several, and how many there are."""
+    return ", ".join(names[:_SHOWN]) + (f", ... ({len(names)})" if len(names) > _SHOWN else "")
 
 
 def compressed_tars(url: str) -> list[str]:

@@ -89,7 +89,8 @@ def index_folder(
 ) -> IndexSummary:
     """Index the named tars of one folder and write its manifest.
 
-    Raises ShardError if a tar is damaged, or more is left over than `max_unused` allows.
+    Raises ShardError if a tar is damaged, if more is left over than `max_unused` allows, or if there is no sample,
+    unless it allows that too.
     """
     _check_not_ours(folder)
     base = config.index_dir or folder
@@ -102,6 +103,8 @@ def index_folder(
         _check_whole(records)
         repaired = tuple(record.pop("repaired") for record in records if "repaired" in record)
         _check_unused(folder, records, config.max_unused, urlpath.join(base, INDEX_FOLDER, REJECTS_FOLDER))
+        if config.max_unused < 1:
+            _check_any(folder, records, urlpath.join(base, INDEX_FOLDER, REJECTS_FOLDER))
         agreement = agree_on(records)
         records = _settle(work, records, agreement, engine)
         clear_leftovers(base, INDEX_FOLDER, f"{INDEX_FOLDER}/commits", f"{INDEX_FOLDER}/{REJECTS_FOLDER}")
@@ -130,6 +133,18 @@ def _check_unused(folder: str, records: Sequence[dict[str, Any]], max_unused: fl
         max_unused,
         where=f"{folder}: {_reasons(records)}, named in {rejects}",
         remedy=CHOOSE_MEMBERS,
+    )
+
+
+def _check_any(folder: str, records: Sequence[dict[str, Any]], rejects: str) -> None:
+    """Raise ShardError if no tar holds a sample: there is nothing to stream, whatever the reasons."""
+    if any(record["num_samples"] for record in records):
+        return
+    reasons = _reasons(records)
+    told = f"{reasons}, named in {rejects}" if reasons else "no files in them"
+    raise ShardError(
+        f"{folder}: no sample in {len(records)} tars: {told}; an image is named KEY.jpg, KEY.png, ... "
+        "(--max-unused 1 allows it)"
     )
 
 

@@ -107,6 +107,28 @@ def png() -> bytes:
     return sink.getvalue()
 
 
+def test_tars_without_any_sample_are_no_dataset(run: Run, tmp_path: Path, png: bytes) -> None:
+    _write(tmp_path / "a.tar", ["0001", "0002"], png)
+    (tmp_path / "b.tar").write_bytes(bytes(10240))
+    code, text = run("index", tmp_path, "--executor", "inline")
+    assert (code, text.count("\n")) == (1, 0)
+    assert text.startswith(f"headrace: {tmp_path}: no sample in 2 tars: 2 no-key, named in {tmp_path}/index/rejects")
+    assert not (tmp_path / "dataset.json").exists()
+    _write(tmp_path / "c.tar", ["0001.png"], png)  # an empty tar beside others is none the worse
+    code, text = run("index", tmp_path, "--executor", "inline")
+    assert (code, open_dataset(str(tmp_path)).num_samples) == (0, 1)
+
+
+def test_what_of_a_folder_is_not_indexed_is_said(run: Run, tars: Path) -> None:
+    (tars / "C.TAR").write_bytes((tars / "a.tar").read_bytes())
+    (tars / "more").mkdir()
+    (tars / "more" / "d.tar").write_bytes((tars / "a.tar").read_bytes())
+    for options in (["--dry-run"], []):
+        code, text = run("index", tars, "--executor", "inline", *options)
+        assert code == 0
+        assert f"not indexed: {tars}/C.TAR, {tars}/more/; " in text
+
+
 def test_where_all_members_went_is_said(run: Run, tmp_path: Path, png: bytes) -> None:
     names = ["p.000.png", "p.001.png", "p.001.txt", "p.000.npy", "._p.000.png", "p.000.cls"]
     _write(tmp_path / "a.tar", names, png)
