@@ -142,7 +142,7 @@ def group_members(members: Iterable[TarMember], config: GroupConfig = BY_RULE) -
         else:
             unused.append(UnusedMember(member, reason))
     by_webdataset = _drafts(named, "first-dot", [])
-    several = [images for draft in by_webdataset if len(images := _images(draft)) > 1]
+    several = [draft for draft in by_webdataset if len(_images(draft)) > 1]
     rule = config.keys
     if rule == "auto":
         rule = "last-dot" if config.image is None and _names_hold_dots(several) else "first-dot"
@@ -202,12 +202,14 @@ def _images(draft: _Draft) -> list[str]:
     return [extension for extension in draft.members if is_image_extension(extension)]
 
 
-def _names_hold_dots(several: Sequence[Sequence[str]]) -> bool:
+def _names_hold_dots(drafts: Sequence[_Draft]) -> bool:
     """Tell files with dots in their names from several images of one sample, by the samples that would hold several.
 
     Images of one sample bear the same extensions in sample after sample (`left.jpg`, `right.jpg`); the tails of file
-    names differ (`05.png`, `06.png`), or are numbers.
+    names differ (`05.png`, `06.png`), or are numbers. Of a single sample nothing repeats: then they are files if each
+    image has a caption of its own (`st. john.jpg`, `st. john.txt`, `st. mary.jpg`, `st. mary.txt`).
     """
+    several = [_images(draft) for draft in drafts]
     parts = [extension.rpartition(".")[0] for images in several for extension in images]
     dotted = [part for part in parts if part]
     if not dotted:
@@ -215,9 +217,16 @@ def _names_hold_dots(several: Sequence[Sequence[str]]) -> bool:
     if all(re.fullmatch(r"[\d_-]+", part) for part in dotted):
         return True
     if len(several) == 1:
-        return any(letter.isdigit() for part in dotted for letter in part)
+        return any(letter.isdigit() for part in dotted for letter in part) or _have_own_captions(drafts[0])
     distinct = {extension for images in several for extension in images}
     return 2 * sum(len(images) for images in several) <= len(several) * len(distinct)
+
+
+def _have_own_captions(draft: _Draft) -> bool:
+    """True if each image of a sample has a caption of the same name."""
+    parts = {extension.rpartition(".")[0] for extension in _images(draft)}
+    texts = [extension.rpartition(".") for extension in draft.members]
+    return parts <= {part for part, _, last in texts if TEXT_KINDS.get(last) == "caption"}
 
 
 def _settle(draft: _Draft, wanted: str | None, unused: list[UnusedMember], not_read: "Counter[str]") -> SampleMembers:
