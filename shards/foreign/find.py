@@ -104,14 +104,14 @@ def find_tars(urls: Sequence[str]) -> dict[str, list[str]]:
         tars = expand_files(url, ".tar")
         if not tars:
             refuse_compressed(url)
-            others = passed_over(url)
+            others = overlooked(url)
             raise ValueError(f"{url}: no .tar there" + (f"; there is {listed(others)}: {NAME_THEM}" if others else ""))
         for tar in tars:
             found.setdefault(urlpath.parent(tar), set()).add(urlpath.basename(tar))
     return {folder: sorted(names) for folder, names in sorted(found.items())}
 
 
-def passed_over(url: str) -> list[str]:
+def overlooked(url: str) -> list[str]:
     """Return what in a local folder may have been meant and is not read: `A.TAR`, and folders that hold tars."""
     if not _is_folder(url):
         return []

@@ -69,7 +69,7 @@ def index_command(
         return
     if columns:
         raise ValueError("--columns is what --cache keeps: give --cache too, or leave it out")
-    from headrace.shards.foreign.find import NAME_THEM, compressed_tars, find_tars, passed_over
+    from headrace.shards.foreign.find import NAME_THEM, compressed_tars, find_tars, overlooked
     from headrace.shards.foreign.index import IndexConfig
     from headrace.shards.group import GroupConfig
 
@@ -85,7 +85,7 @@ def index_command(
     )
     engine = engine_config(executor, workers, ray_address)
     compressed = [name for url in urls for name in compressed_tars(url)]
-    others = [f"{url.rstrip('/')}/{name}" for url in urls for name in passed_over(url)]
+    others = [f"{url.rstrip('/')}/{name}" for url in urls for name in overlooked(url)]
     remarks = [f"not indexed, compressed: {_listed(compressed)}; unpack them"] if compressed else []
     remarks += [f"not indexed: {_listed(others)}; {NAME_THEM}"] if others else []
     if dry_run:

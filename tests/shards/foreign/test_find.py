@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace.shards.foreign.find import expand_files, find_tars, passed_over, refuse_compressed, spell_out
+from headrace.shards.foreign.find import expand_files, find_tars, overlooked, refuse_compressed, spell_out
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_tars_in_another_case_or_deeper_are_named_not_passed_over_in_silence(tmp
     (tmp_path / "empty").mkdir()
     for name in ("B.TAR", "c.tar.GZ", "part-1/d.tar", "notes.txt"):
         (tmp_path / name).write_bytes(b"x")
-    assert passed_over(str(tmp_path)) == ["B.TAR", "c.tar.GZ", "part-1/"]
+    assert overlooked(str(tmp_path)) == ["B.TAR", "c.tar.GZ", "part-1/"]
     with pytest.raises(ValueError, match=r"no \.tar there; there is B\.TAR, c\.tar\.GZ, part-1/: .*FOLDER/\*/\*\.tar"):
         find_tars([str(tmp_path)])
     assert find_tars([f"{tmp_path}/*/*.tar"]) == {f"{tmp_path}/part-1": ["d.tar"]}
-    assert passed_over(f"{tmp_path}/part-1/d.tar") == []
+    assert overlooked(f"{tmp_path}/part-1/d.tar") == []
