@@ -110,7 +110,7 @@ def measure(folder: Path, num_rows: int, memory_gb: float, threads: int) -> dict
         "rows": num_rows,
         "seconds": round(marks[-1][1], 1),
         "cpu_seconds": round(marks[-1][2], 1),
-        "phases": phases(marks, summary.steps),
+        "phases": phases(marks, summary.steps, watch.samples),
         "peak_memory_mb": {name: size >> 20 for name, size in watch.peaks.items()},
         "near_duplicates": summary.steps[5].details | {"dropped": summary.steps[5].dropped},
         "recall_of_planted_pairs": recall(folder),
@@ -119,8 +119,10 @@ def measure(folder: Path, num_rows: int, memory_gb: float, threads: int) -> dict
     }
 
 
-def phases(marks: list[tuple[int, float, float]], steps: list[Any]) -> dict[str, dict[str, float]]:
-    """Return wall and processor seconds of the parts of a run, from the times at which so much was done."""
+def phases(
+    marks: list[tuple[int, float, float]], steps: list[Any], memory: list[tuple[float, int]]
+) -> dict[str, dict[str, float]]:
+    """Return seconds and peak memory of the parts of a run, from the times at which so much was done."""
     total = marks[-1][0]
     later = [step.name for step in steps[4:]]
     ends = {"identities": 0, "rules, part by part": total - 1 - len(later)}
@@ -129,7 +131,8 @@ def phases(marks: list[tuple[int, float, float]], steps: list[Any]) -> dict[str,
     for name, end in ends.items():
         # What is written after the last step is told with as much done as at its end.
         _, wall, cpu = next(mark for mark in (reversed(marks) if not end else marks) if mark[0] == end)
-        found[name] = {"wall": round(wall - last[0], 1), "cpu": round(cpu - last[1], 1)}
+        peak = max((size for at, size in memory if last[0] <= at < wall), default=0)
+        found[name] = {"wall": round(wall - last[0], 1), "cpu": round(cpu - last[1], 1), "memory_mb": peak >> 20}
         last = wall, cpu
     return found
 
@@ -159,6 +162,8 @@ class Watch(threading.Thread):
     def __init__(self, ledgers: Path) -> None:
         super().__init__(daemon=True)
         self.peaks = {"own": 0, "with_mapped_files": 0, "work_folder": 0, "spill": 0}
+        self.samples: list[tuple[float, int]] = []
+        """Seconds since the start, and bytes that the processes had for themselves."""
         self._ledgers = ledgers
         self._stopped = threading.Event()
 
@@ -171,6 +176,7 @@ class Watch(threading.Thread):
         self.join()
 
     def run(self) -> None:
+        start = time.perf_counter()
         while not self._stopped.wait(WATCH_SECONDS):
             own = mapped = 0
             for process in (os.getpid(), *children()):
@@ -181,6 +187,7 @@ class Watch(threading.Thread):
                 sizes = {line.split()[0]: int(line.split()[1]) << 10 for line in lines[1:]}
                 own += sizes["Anonymous:"]
                 mapped += sizes["Pss:"]
+            self.samples.append((time.perf_counter() - start, own))
             work = list((self._ledgers / ".work").rglob("*"))
             found = {"own": own, "with_mapped_files": mapped, "work_folder": 0, "spill": 0}
             for path in work:
