@@ -18,7 +18,7 @@ from headrace.train.parallel.precision import uses_bf16
 from headrace.train.parallel.ranks import Ranks
 from headrace.train.parallel.strategy import Strategy, hand_out, layout_of, spread, without_weights
 from headrace.train.runs.initial import initial_weights
-from headrace.train.steady.changes import keeps_average
+from headrace.train.steady.changes import keeps_average, planned_mixture
 from headrace.train.steady.start import bytes_of_training
 
 log = logging.getLogger(__name__)
@@ -113,10 +113,12 @@ def refuse_data(objective: Objective, config: RunConfig) -> None:
             f"objective {kind} has BatchNorm, whose statistics are those of the weights and not of their average: "
             "leave `ema` out"
         )
+    mixture, end = planned_mixture(config), config.total_steps * config.global_batch
+    most_lanes = max([mixture.lanes, *(segment.lanes for segment in mixture.segments if segment.start < end)])
     try:
         sides = [view.image_size for view in planned_views(config.mixture)]
         objective.expect_views(sides, global_batch=config.global_batch)
-        objective.expect_lanes(config.mixture.lanes, global_batch=config.global_batch)
+        objective.expect_lanes(most_lanes, global_batch=config.global_batch)
     except ValueError as error:
         raise ValueError(f"objective {kind}: {error}") from error
 

@@ -13,7 +13,7 @@ import pytest
 import simplejpeg
 import yaml
 
-from headrace.cli.train import _show
+from headrace.cli.train import NOTICES, _show
 from headrace.shards.write import Sample, finish_dataset, write_shard
 from headrace.train.loop import TrainResult
 
@@ -187,6 +187,12 @@ def test_steps_are_shown_off_a_terminal_and_logged_where_asked(run: Run, run_fil
         "step 2/3",
         "step 3/3",
     ]
+
+
+def test_a_planned_change_of_what_holds_already_is_said_as_such() -> None:
+    same, other = {"optimizer.lr": (0.1, 0.1)}, {"clip_grad_norm": (None, 1.0)}
+    assert NOTICES["change"]({"step": 4, "changes": same}) == "step 4: optimizer.lr as before"
+    assert NOTICES["change"]({"step": 4, "changes": {**same, **other}}) == "step 4: clip_grad_norm None -> 1.0"
 
 
 def test_a_quiet_run_says_how_it_ended_and_nothing_else(run: Run, run_file: Path, tmp_path: Path) -> None:

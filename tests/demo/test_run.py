@@ -4,6 +4,7 @@ import json
 import secrets
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,25 @@ HEADRACE = (sys.executable, "-c", "from headrace.cli.app import main; main()")
 def test_a_command_that_takes_too_long_is_named_with_its_last_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "COMMAND_SECONDS", 0.001)  # no process begins so fast
-    with pytest.raises(ValueError, match=r"headrace steps took over .* it said last: .*where less else runs"):
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\necho first words; echo last words; touch {tmp_path}/said; exec sleep 3600\n")
+    program.chmod(0o755)
+    real = subprocess.Popen
+
+    class OnceSaid(real):
+        def communicate(self, *arguments: Any, **options: Any) -> Any:
+            until = time.monotonic() + 300
+            while not (tmp_path / "said").exists():
+                assert time.monotonic() < until
+                time.sleep(0.02)
+            return super().communicate(*arguments, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", OnceSaid)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(run, "COMMAND_SECONDS", 0.001)
+    with pytest.raises(
+        ValueError, match=r"headrace steps took over .* said last: first words \| last words \(all of it"
+    ):
         run._headrace(tmp_path, "steps")
 
 

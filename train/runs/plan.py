@@ -58,8 +58,9 @@ def why_refused(config: RunConfig, objective: Objective) -> str:
     """Return what of its model, batch or data `train` would refuse before the first step; empty if nothing."""
     try:
         _check_model(config, objective)
+        _model_lines(config, objective)  # refuses weights to begin from that are not there, or of another model
     except (ValueError, FileNotFoundError) as error:
-        return str(error)
+        return _told(error)
     return _data(config, objective)[1]
 
 
@@ -75,7 +76,11 @@ def _data(config: RunConfig, objective: Objective) -> tuple[list[str], str]:
     try:
         return _data_lines(config, objective), ""
     except (ValueError, FileNotFoundError) as error:
-        return [], str(error) + "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        return [], _told(error)
+
+
+def _told(error: Exception) -> str:
+    return str(error) + "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
 
 
 def _trained(objective: Objective) -> str:

@@ -127,7 +127,8 @@ def _top1_of(line: dict[str, Any]) -> str:
 
 
 def _changes_of(line: dict[str, Any]) -> str:
-    return ", ".join(f"{path} {was} -> {now}" for path, (was, now) in line["changes"].items() if was != now)
+    made = [f"{path} {was} -> {now}" for path, (was, now) in line["changes"].items() if was != now]
+    return ", ".join(made) or f"{', '.join(line['changes'])} as before"
 
 
 def _show(result: "TrainResult") -> None:

@@ -147,11 +147,14 @@ def test_every_trained_parameter_gets_a_gradient_also_where_no_picture_counts(
 
 
 def test_a_lane_without_a_partner_is_refused_before_the_run_has_a_folder(run_file: Callable[..., Path]) -> None:
-    config = load_run(run_file(objective=EVERYTHING), ["mixture.lanes=16"])
-    for start in (train, plan_run):
-        with pytest.raises(ValueError, match=r"lower mixture\.lanes to at most half of global_batch"):
-            start(config)
-    assert not Path(config.out).exists()
+    for change in ({}, {"changes_at": {3: {"mixture.lanes": 16}}}):
+        config = load_run(run_file(objective=EVERYTHING, **change), [] if change else ["mixture.lanes=16"])
+        for start in (train, plan_run):
+            with pytest.raises(ValueError, match=r"lower mixture\.lanes to at most half of global_batch"):
+                start(config)
+        assert not Path(config.out).exists()
+    # A segment behind the last step never begins.
+    plan_run(load_run(run_file(objective=EVERYTHING), ["mixture.segments=[{start: 16000, lanes: 16}]"]))
 
 
 def test_what_cannot_be_is_refused(make_batch: Callable[..., Batch]) -> None:

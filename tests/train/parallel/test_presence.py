@@ -85,10 +85,11 @@ class Hanging:
     """A store whose keeper was stopped."""
 
     def __init__(self) -> None:
-        self.released = threading.Event()
+        self.released, self.answered = threading.Event(), threading.Event()
 
     def set(self, *_: Any) -> None:
         self.released.wait(300)
+        self.answered.set()
 
 
 def test_a_store_that_does_not_answer_is_its_keepers_fault(ranks: Callable[..., list[Presence]]) -> None:
@@ -133,4 +134,5 @@ def test_a_rank_that_parts_alone_leaves(ranks: Callable[..., list[Presence]]) ->
     for kept in (None, store, Broken()):
         first, _ = ranks(2, silent=(0, 1), store=kept)
         first.part(0.3)
+    assert not store.answered.is_set()
     store.released.set()

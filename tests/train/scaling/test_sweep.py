@@ -156,15 +156,17 @@ def test_a_plan_names_the_runs_that_would_be_refused_and_writes_nothing(
     axis = {
         "few": ["mixture.sources.0.fraction=0.02"],  # two of 96 pictures
         "odd": ["objective.width=18", "objective.heads=4"],
+        "begun": [f"init_from={tmp_path / 'none'}"],
         "right": ["steps=5"],
     }
     planned = CliRunner().invoke(app, ["sweep", str(sweep_file(axes={"data": axis})), "--dry-run"])
-    few, odd, right, last = planned.stdout.splitlines()
+    few, odd, begun, right, last = planned.stdout.splitlines()
     assert re.search(r"refused: source '\w+' has 2 samples for 4 lanes; set lanes to 2", few)
     assert odd.startswith("odd: refused: ")
+    assert begun.endswith(f"refused: init_from {tmp_path / 'none'}: no such file or folder")
     assert right.endswith(" FLOPs, to do")
-    assert last.startswith("3 runs; to do: ")
-    assert str(planned.exception).startswith("2 of 3 runs would be refused; few: source ")
+    assert last.startswith("4 runs; to do: ")
+    assert str(planned.exception).startswith("3 of 4 runs would be refused; few: source ")
     assert not (tmp_path / "sweep").exists()
 
 
