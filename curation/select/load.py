@@ -304,8 +304,10 @@ def _joined(inputs: Inputs, shard: str, wanted: pa.Schema) -> pa.Table:
 
 
 def _cast(column: pa.Array, field: pa.Field, shard: str) -> pa.Array:
+    """Return a column of the type, without NaN: the database holds it for larger than any number, so it would pass."""
     try:
-        return column.cast(field.type)
+        column = column.cast(field.type)
+        return pc.if_else(pc.is_nan(column), None, column) if pa.types.is_floating(field.type) else column
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ValueError(
             f"raw shard {shard}: column {field.name!r} is not {field.type} as in the first shard: {error}"

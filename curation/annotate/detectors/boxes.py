@@ -50,6 +50,18 @@ class Found:
         return self.take(np.lexsort(self.boxes.T[::-1]))
 
 
+def check_numbers(where: str, *, scores: Floats, boxes: Floats) -> None:
+    """Raise ValueError for scores that are no numbers, or boxes that are not finite: what is there would be published.
+
+    `scores`: all that the model gives; `boxes`: those that reach the least score.
+    """
+    if np.isnan(scores).any() or not np.isfinite(boxes).all():
+        raise ValueError(
+            f"{where}: gave a score that is no number, or a box that is not finite, for an image; what is in it cannot "
+            "be hidden so. Its weights are damaged, or do not fit what runs it (half floats?): take another file"
+        )
+
+
 def nothing(*, scored: bool = True) -> Found:
     """Return no boxes."""
     return Found(boxes=np.zeros((0, 4), np.float32), scores=np.zeros(0, np.float32) if scored else None)

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from headrace.curation.annotate.annotator import Pixels
-from headrace.curation.annotate.detectors.boxes import Floats, Found, best_of_overlapping, nothing
+from headrace.curation.annotate.detectors.boxes import Floats, Found, best_of_overlapping, check_numbers, nothing
 from headrace.curation.annotate.detectors.onnx import Network, shapes_of
 
 CHANNELS = (1, 2, 2, 10)
@@ -25,13 +25,17 @@ def find(model: Network, pixels: Pixels, *, min_score: float, nms_overlap: float
     padded = cv2.copyMakeBorder(pixels, 0, below, 0, right, cv2.BORDER_CONSTANT)
     outputs = model.run(np.ascontiguousarray(padded.transpose(2, 0, 1)[None], np.float32))
     stride = _stride(model, outputs, (padded.shape[0], padded.shape[1]))
-    return decode(outputs, stride, min_score=min_score, nms_overlap=nms_overlap)
+    return decode(outputs, stride, min_score=min_score, nms_overlap=nms_overlap, where=model.where)
 
 
-def decode(outputs: list[np.ndarray], stride: int, *, min_score: float, nms_overlap: float) -> Found:
-    """Return the faces that four outputs of CenterFace hold, in pixels of the padded image."""
+def decode(outputs: list[np.ndarray], stride: int, *, min_score: float, nms_overlap: float, where: str) -> Found:
+    """Return the faces that four outputs of CenterFace hold, in pixels of the padded image.
+
+    Raises ValueError, naming `where`, if some are not numbers.
+    """
     heat, scale, offset, points = (np.asarray(output[0], np.float32) for output in outputs)
     rows, columns = np.nonzero(heat[0] >= min_score)
+    check_numbers(where, scores=heat[0], boxes=np.zeros((0, 4), np.float32))
     if not len(rows):
         return nothing()
     sizes = np.exp(np.clip(scale[:, rows, columns], None, MAX_LOG_CELLS)) * stride
@@ -41,8 +45,8 @@ def decode(outputs: list[np.ndarray], stride: int, *, min_score: float, nms_over
     found = Found(
         boxes=boxes, scores=heat[0][rows, columns], landmarks=_landmarks(points[:, rows, columns], top_left, sizes)
     )
-    whole = np.isfinite(boxes).all(axis=1)
-    return best_of_overlapping(found.take(np.flatnonzero(whole)), nms_overlap)
+    check_numbers(where, scores=found.scores, boxes=boxes)
+    return best_of_overlapping(found, nms_overlap)
 
 
 def _landmarks(points: Floats, top_left: np.ndarray, sizes: np.ndarray) -> Floats:

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from headrace.curation.annotate.annotator import Pixels
-from headrace.curation.annotate.detectors.boxes import Floats, Found, best_of_overlapping
+from headrace.curation.annotate.detectors.boxes import Floats, Found, best_of_overlapping, check_numbers
 from headrace.curation.annotate.detectors.onnx import Network, shapes_of
 
 Output = Literal["boxes", "grid", "heatmap"]
@@ -48,14 +48,16 @@ def regions_of(
         rows = _of_grid(output[0].T)
     elif kind == "heatmap" and output.ndim == 4 and output.shape[:2] == (1, 1):
         rows = _of_heatmap(output[0, 0], side, min_score)
+        check_numbers(model.where, scores=output, boxes=rows)
     else:
         raise ValueError(
             f"{model.where}: its first output is {shapes_of(outputs[:1])}, which is no output of the form {kind!r}; "
             "check annotate.regions.output"
         )
-    rows = rows[np.isfinite(rows).all(axis=1) & (rows[:, 4] >= min_score)]
+    hot = rows[rows[:, 4] >= min_score]
+    check_numbers(model.where, scores=rows[:, 4], boxes=hot)
     # Classes compete too: a plate that is also a sign is hidden once.
-    found = Found(boxes=rows[:, :4], scores=rows[:, 4], labels=rows[:, 5].round().astype(np.int64))
+    found = Found(boxes=hot[:, :4], scores=hot[:, 4], labels=hot[:, 5].round().astype(np.int64))
     return best_of_overlapping(found, nms_overlap)
 
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from headrace.curation.annotate.annotator import Pixels
-from headrace.curation.annotate.detectors.boxes import Floats, Found, best_of_overlapping, nothing
+from headrace.curation.annotate.detectors.boxes import Floats, Found, best_of_overlapping, check_numbers, nothing
 from headrace.curation.annotate.detectors.onnx import OnnxModel, shapes_of
 
 STRIDES = (8, 16, 32)
@@ -30,7 +30,8 @@ def find(model: OnnxModel, pixels: Pixels, *, min_score: float, nms_overlap: flo
     padded = cv2.copyMakeBorder(pixels, 0, below, 0, right, cv2.BORDER_CONSTANT)
     normalized = (padded.astype(np.float32) - np.float32(127.5)) / np.float32(128)
     outputs = model.run(np.ascontiguousarray(normalized.transpose(2, 0, 1)[None]))
-    found = decode(_by_stride(model, outputs, height, width), width, min_score=min_score, nms_overlap=nms_overlap)
+    maps = _by_stride(model, outputs, height, width)
+    found = decode(maps, width, min_score=min_score, nms_overlap=nms_overlap, where=model.where)
     return Found(
         boxes=found.boxes / np.float32(scale),
         scores=found.scores,
@@ -38,8 +39,13 @@ def find(model: OnnxModel, pixels: Pixels, *, min_score: float, nms_overlap: flo
     )
 
 
-def decode(outputs: dict[int, dict[int, Floats]], width: int, *, min_score: float, nms_overlap: float) -> Found:
-    """Return the faces that stride -> columns -> output hold, in pixels of the padded image of this width."""
+def decode(
+    outputs: dict[int, dict[int, Floats]], width: int, *, min_score: float, nms_overlap: float, where: str
+) -> Found:
+    """Return the faces that stride -> columns -> output hold, in pixels of the padded image of this width.
+
+    Raises ValueError, naming `where`, if some are not numbers.
+    """
     boxes, scores, points = [], [], []
     for stride, maps in outputs.items():
         score = maps[SCORES][:, 0]
@@ -52,11 +58,12 @@ def decode(outputs: dict[int, dict[int, Floats]], width: int, *, min_score: floa
         if LANDMARKS in maps:
             points.append(anchors[:, None] + maps[LANDMARKS][chosen].reshape(-1, 5, 2) * stride)
     whole = np.concatenate(boxes).astype(np.float32)
+    check_numbers(where, scores=np.concatenate([maps[SCORES][:, 0] for maps in outputs.values()]), boxes=whole)
     if not len(whole):
         return nothing()
     landmarks = np.concatenate(points).astype(np.float32) if len(points) == len(outputs) else None
     found = Found(boxes=whole, scores=np.concatenate(scores).astype(np.float32), landmarks=landmarks)
-    return best_of_overlapping(found.take(np.flatnonzero(np.isfinite(whole).all(axis=1))), nms_overlap)
+    return best_of_overlapping(found, nms_overlap)
 
 
 def _input_size(model: OnnxModel, height: int, width: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from headrace import files
 from headrace.curation.annotate.annotator import Pixels
-from headrace.curation.annotate.detectors.boxes import Found, nothing
+from headrace.curation.annotate.detectors.boxes import Found, check_numbers, nothing
 from headrace.curation.annotate.detectors.onnx_file import check_weights_inside
 from headrace.text import without_secrets
 
@@ -46,6 +46,6 @@ def find(detector: Any, pixels: Pixels) -> Found:
     if found is None:
         return nothing()
     faces = np.asarray(found, np.float32)
-    faces = faces[np.isfinite(faces).all(axis=1)]
+    check_numbers("YuNet", scores=faces[:, 14], boxes=faces[:, :4])
     corners = np.concatenate([faces[:, :2], faces[:, :2] + faces[:, 2:4]], axis=1)
     return Found(boxes=corners, scores=faces[:, 14], landmarks=faces[:, 4:14].reshape(-1, 5, 2))

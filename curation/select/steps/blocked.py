@@ -1,7 +1,8 @@
 """The step `blocklist`: drop every image that `fetch.blocklist` names, by sha256, URL, host or PDQ.
 
 A recipe with a blocklist begins with it; it need not be written. What it drops stands in the ledger without its URL and
-without a uid that could be traced. An image without PDQ cannot be cleared, so it is dropped (reason `no-hash`).
+without a uid that could be traced. An image without the PDQ or sha256 that is looked for cannot be cleared, so it is
+dropped (reason `no-hash`).
 """
 
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ class Blocked(Step):
 def _judge(table: pa.Table, listed: Blocklist, nearest: NearestReference, hashes: tuple[str, ...]) -> pa.Table:
     hit = np.array([listed.has_image(digest) for digest in table["sha256"].to_pylist()], bool)
     hit |= np.array([listed.has_url(url) for url in table["url"].to_pylist()], bool)
+    summed = table["sha256"].is_valid().to_numpy() | (not len(listed.sha256))
     hashed = np.full(table.num_rows, not hashes)
     for name in hashes:
         present = np.flatnonzero(~table[word_column(name, 0)].is_null().to_numpy())
@@ -61,7 +63,7 @@ def _judge(table: pa.Table, listed: Blocklist, nearest: NearestReference, hashes
         _, index = nearest.search(np.ascontiguousarray(np.stack(columns, axis=1)))
         hashed[present] = True
         hit[present[index >= 0]] = True
-    out = np.flatnonzero(hit | ~hashed)
+    out = np.flatnonzero(hit | ~(hashed & summed))
     reasons = np.where(hit[out], BLOCKED, "no-hash")
     return pa.table(
         {

@@ -68,7 +68,8 @@ def key_of(row: Row) -> Key:
 def select(rows: Sequence[Row], steps: Sequence[SelectStep]) -> dict[Key, Verdict]:
     """Return the verdict on every input row; `rows` are raw rows in raw order."""
     chosen: dict[Key, Row] = {}
-    for row in map(dict, rows):
+    for raw in rows:
+        row = {name: None if _absent(value) else value for name, value in raw.items()}
         before = chosen.get(key_of(row))
         if before is None or (before["status"] != "success" and row["status"] == "success"):
             chosen[key_of(row)] = row
@@ -451,8 +452,7 @@ def _absent(value: Any) -> bool:
 
 
 def _greater(value: float | None, limit: float) -> bool | None:
-    # DuckDB sorts NaN above every number.
-    return None if value is None else math.isnan(value) or value > limit
+    return None if value is None else value > limit
 
 
 def _or(left: bool | None, right: bool | None) -> bool | None:

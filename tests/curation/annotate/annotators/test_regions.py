@@ -87,3 +87,30 @@ def test_another_output_than_the_recipe_says_is_one_line(tmp_path: Path) -> None
     for data in ({"model": model, "image_size": 3}, {"model": model, "std": [0, 1, 1]}, {}):
         with pytest.raises(ValueError, match=r"image_size|std|model"):
             build_config(RegionsConfig, data)
+
+
+@pytest.mark.parametrize(("place", "value"), [((0, 4), np.nan), ((2, 0), np.nan), ((2, 3), np.inf)])
+def test_a_region_that_is_not_known_ends_the_run_and_is_not_published(
+    tmp_path: Path, place: tuple[int, int], value: float
+) -> None:
+    rows = np.array(ROWS)
+    rows[place] = value
+    config = RegionsConfig(model=write_answer(tmp_path / "odd.onnx", rows))
+    with pytest.raises(ValueError, match=r"odd\.onnx: gave a score that is no number, or a box that is not finite"):
+        find_regions(np.zeros((640, 640, 3), np.uint8), config)
+
+
+def test_a_heatmap_with_a_cell_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    heat = np.zeros((1, 1, 160, 160))
+    heat[0, 0, 20, 20] = np.nan
+    config = RegionsConfig(model=write_answer(tmp_path / "odd.onnx", heat), output="heatmap")
+    with pytest.raises(ValueError, match=r"odd\.onnx: gave a score that is no number"):
+        find_regions(np.zeros((640, 640, 3), np.uint8), config)
+
+
+def test_a_box_that_scores_too_low_may_be_anything(tmp_path: Path) -> None:
+    rows = np.array([*ROWS[:3], (np.nan, 0, np.inf, 9, 0.1, 0)])
+    found = find_regions(
+        np.zeros((640, 640, 3), np.uint8), RegionsConfig(model=write_answer(tmp_path / "m.onnx", rows))
+    )
+    assert len(found.boxes) == 2

@@ -28,6 +28,15 @@ def test_boxes_and_landmarks_are_where_the_maps_say(green_centerface: Path, gree
     np.testing.assert_allclose(nose, [expected[0][0] + 0.5 * 60, expected[0][1] + 0.6 * 40], atol=1e-3)
 
 
+@pytest.mark.parametrize("odd", [{"sides": np.nan}, {"weight": np.nan}])
+def test_a_face_that_is_not_known_ends_the_run_and_is_not_published(
+    tmp_path: Path, write_centerface: Callable[..., Path], green_picture: Draw, odd: dict[str, float]
+) -> None:
+    config = FacesConfig(model=str(write_centerface(tmp_path / "odd.onnx", **odd)))
+    with pytest.raises(ValueError, match=r"odd\.onnx: gave a score that is no number, or a box that is not finite"):
+        find_faces(green_picture([(60, 80)]), config)
+
+
 @pytest.mark.parametrize("run_by", ["onnxruntime", "opencv"])
 def test_the_same_boxes_at_every_size_in_any_order(green_centerface: Path, green_picture: Draw, run_by: Any) -> None:
     config = FacesConfig(model=str(green_centerface), run_by=run_by)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from headrace.curation.annotate.annotators.faces import FacesConfig, find_faces
+from headrace.curation.annotate.detectors.scrfd import DISTANCES, SCORES, decode
 
 Draw = Callable[..., np.ndarray]
 REACH = (2.0, 3.0, 1.0, 4.0)
@@ -86,3 +87,10 @@ def test_outputs_of_another_network_are_refused_with_their_shapes(tmp_path: Path
     other = FacesConfig(model=str(write_scrfd(tmp_path / "scrfd.onnx", size=None)))
     with pytest.raises(ValueError, match=r"scrfd\.onnx: expected CenterFace's four outputs .*got \["):
         find_faces(np.zeros((64, 64, 3), np.uint8), other)
+
+
+@pytest.mark.parametrize(("score", "reach"), [(np.nan, 1.0), (0.9, np.nan)])
+def test_a_face_that_is_not_known_is_an_error(score: float, reach: float) -> None:
+    outputs = {32: {SCORES: np.array([[0.1], [score]], np.float32), DISTANCES: np.full((2, 4), reach, np.float32)}}
+    with pytest.raises(ValueError, match=r"^model: gave a score that is no number, or a box that is not finite"):
+        decode(outputs, 32, min_score=0.5, nms_overlap=0.3, where="model")

@@ -48,6 +48,16 @@ def test_what_is_listed_is_dropped_without_its_url(tmp_path: Path) -> None:
     assert run(job, [Blocked(files=listed)]).kept == summary.kept - 1
 
 
+def test_an_image_without_a_sum_cannot_be_cleared_by_sums(tmp_path: Path) -> None:
+    rows = [make_row(number) for number in range(3)]
+    rows[1]["sha256"] = None
+    job = write_job(tmp_path / "job", [rows])
+    run(job, [Blocked(files=BlocklistConfig(sha256=write(tmp_path / "sha256", "ff" * 32)))])
+    assert [row["reason"] for row in ledger(job)] == [None, "no-hash", None]
+    run(job, [Blocked(files=BlocklistConfig(urls=write(tmp_path / "urls", "00" * 32)))])
+    assert [row["reason"] for row in ledger(job)] == [None, None, None]
+
+
 def test_a_recipe_with_a_blocklist_begins_with_the_step(tmp_path: Path) -> None:
     listed = list(write(tmp_path / "pdq", "00" * 32))
     plain = {"job": "job", "unsafe_images": "off", "input": {"urls": ["list.csv"]}, "build": {"blur_faces": False}}
