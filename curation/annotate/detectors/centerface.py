@@ -45,7 +45,7 @@ def decode(outputs: list[np.ndarray], stride: int, *, min_score: float, nms_over
     found = Found(
         boxes=boxes, scores=heat[0][rows, columns], landmarks=_landmarks(points[:, rows, columns], top_left, sizes)
     )
-    check_numbers(where, scores=found.scores, boxes=boxes)
+    check_numbers(where, scores=heat[0], boxes=boxes)
     return best_of_overlapping(found, nms_overlap)
 
 
